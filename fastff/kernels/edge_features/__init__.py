@@ -1,0 +1,1 @@
+"""Edge features: radial basis times envelope and real spherical harmonics of edge vectors."""
