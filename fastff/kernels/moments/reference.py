@@ -1,0 +1,122 @@
+"""Definition of the moments of an atom's neighbourhood, and of their adjoint.
+
+Here: the sums over neighbours in plain torch on the dense neighbor layout, any device, any floating dtype; every output is
+differentiable to any order in weights and channel factors, and in geometry through the edge features.
+Not here: dispatch, Triton kernels, or what is built from the moments (:mod:`fastff.kernels.node_block.reference`).
+
+Dense neighbor layout: slot ``(i, s)`` holds the s-th neighbor of atom i; ``n_slots`` is the largest neighbor count. Empty
+slots hold a vector at the cut-off, where the radial basis and its derivative are exactly zero, so they add nothing.
+
+The moments are the atomic basis of the atomic cluster expansion (Drautz 2019, Phys. Rev. B 99, 014104, eq. 19), with a
+radial part per channel, and with a factor per neighbor that is a species constant in the first hop and a learned scalar
+message in the second.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastff.kernels.edge_features.reference import (
+    evaluate_harmonics,
+    evaluate_radial,
+    harmonics_gradient,
+)
+
+
+class EdgeGeometry(NamedTuple):
+    """What the sums over neighbours need to know of every slot, all of shape (n_atoms, n_slots, ...).
+
+    distance (.., 1) Å; unit (.., 3); basis and basis_slope (.., n_radial); harmonics (.., 16);
+    harmonics_slope (.., 16, 3), the polynomial gradient of the harmonics in the unit vector.
+    """
+
+    distance: Tensor
+    unit: Tensor
+    basis: Tensor
+    basis_slope: Tensor
+    harmonics: Tensor
+    harmonics_slope: Tensor
+
+
+def describe_edges(vectors: Tensor, cutoff: float, n_radial: int) -> EdgeGeometry:
+    """Evaluate basis, harmonics and their slopes of every slot.
+
+    Parameters
+    ----------
+    vectors : (n_atoms, n_slots, 3) tensor, Å
+    cutoff : float, Å
+    n_radial : int
+    """
+    distance = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    unit = vectors / distance
+    basis, basis_slope = evaluate_radial(distance[..., 0], cutoff, n_radial)
+    return EdgeGeometry(
+        distance, unit, basis, basis_slope, evaluate_harmonics(unit), harmonics_gradient(unit)
+    )
+
+
+def compute_moments(
+    geometry: EdgeGeometry, weights: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum radial functions times harmonics over the neighbours of every atom.
+
+    ``A[i, lm, n] = sum_s (sum_k B_k(d_is) weights[i, k, n]) factors[i, s, n] Y_lm(u_is)``
+
+    Parameters
+    ----------
+    geometry : EdgeGeometry
+    weights : (n_atoms, n_radial, n_channels) tensor
+        Radial weights of the receiver's species, or (1, n_radial, n_channels) if all atoms share them.
+    factors : (n_atoms, n_slots, n_channels) tensor
+        Species factor or scalar message of the neighbor in every slot.
+
+    Returns
+    -------
+    moments : (n_atoms, 16, n_channels) tensor
+    radial : (n_atoms, n_slots, n_channels) tensor
+        The radial part without the factors, which the adjoint needs again.
+    """
+    radial = mix_radial(geometry.basis, weights)
+    return geometry.harmonics.transpose(1, 2) @ (radial * factors), radial
+
+
+def mix_radial(basis: Tensor, weights: Tensor) -> Tensor:
+    """``sum_k basis[i, s, k] weights[i, k, n]``; one matrix product when all atoms share the weights."""
+    return basis @ (weights[0] if weights.shape[0] == 1 else weights)
+
+
+def compute_moments_adjoint(
+    geometry: EdgeGeometry,
+    weights: Tensor,
+    factors: Tensor,
+    radial: Tensor,
+    moments_gradient: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the energy in the edge vectors and in the factors, given its gradient in the moments.
+
+    Parameters
+    ----------
+    geometry, weights, factors, radial
+        As given to and returned by :func:`compute_moments`.
+    moments_gradient : (n_atoms, 16, n_channels) tensor
+        ``dE/dA``.
+
+    Returns
+    -------
+    vector_gradient : (n_atoms, n_slots, 3) tensor, eV/Å
+        ``dE/d(vectors)``.
+    factor_gradient : (n_atoms, n_slots, n_channels) tensor
+        ``dE/d(factors)``.
+    """
+    channel_gradient = geometry.harmonics @ moments_gradient
+    radial_gradient = channel_gradient * factors
+    basis_gradient = mix_radial(radial_gradient, weights.transpose(1, 2))
+    along = (basis_gradient * geometry.basis_slope).sum(dim=-1, keepdim=True)
+    harmonics_gradient_ = (radial * factors) @ moments_gradient.transpose(1, 2)
+    across = (harmonics_gradient_.unsqueeze(-2) @ geometry.harmonics_slope).squeeze(-2)
+    across = across - geometry.unit * (across * geometry.unit).sum(dim=-1, keepdim=True)
+    vector_gradient = along * geometry.unit + across / geometry.distance
+    return vector_gradient, channel_gradient * radial

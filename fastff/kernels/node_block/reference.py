@@ -1,0 +1,209 @@
+"""Definition of the node block: moments of an atom to invariants, energy and messages, and its adjoint.
+
+Here: rotation invariants up to body order four and the species-conditioned multilayer perceptron on them, with the
+analytic vector-Jacobian product written as a forward computation, so that training needs one ordinary backward pass.
+Not here: sums over neighbours (:mod:`fastff.kernels.moments.reference`), dispatch, Triton kernels.
+
+The invariants are the power spectrum and a bispectrum-like set (Drautz 2019, Phys. Rev. B 99, 014104; channel mixing
+before the products as in Batatia et al. 2022, MACE, NeurIPS, eq. 9-10).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastff.kernels.couplings import CUBIC_TRIPLES, list_cubic_terms
+
+N_COMPONENTS = 16
+"""Components lm of the moments, l <= 3."""
+
+N_INVARIANT_KINDS = 4 + len(CUBIC_TRIPLES)
+"""Invariants per mixed channel: l = 0, three power-spectrum degrees, and the cubic couplings."""
+
+
+class NodeWeights(NamedTuple):
+    """Parameters of one node block. S species, C channels, Q mixed channels, I = 8 Q + extra inputs, H hidden units.
+
+    mixing (4, C, Q): per degree l; shift, scale (I,): affine normalisation of the inputs;
+    weight1 (I, H1), bias1 (S, H1), weight2 (H1, H2), bias2 (S, H2); readout (S, H2): energy per species;
+    message (H2, M) and message_bias (S, M), or M = 0 for a block that sends nothing.
+    """
+
+    mixing: Tensor
+    shift: Tensor
+    scale: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    readout: Tensor
+    message: Tensor
+    message_bias: Tensor
+
+
+class NodeCache(NamedTuple):
+    """Intermediates of the forward computation that the adjoint reads."""
+
+    mixed: Tensor
+    products: tuple[Tensor, Tensor, Tensor]
+    slope1: Tensor
+    slope2: Tensor
+
+
+class CubicTable(NamedTuple):
+    """Monomials of all cubic invariants: indices (n_terms,) thrice, and coefficients (n_couplings, n_terms)."""
+
+    a: Tensor
+    b: Tensor
+    c: Tensor
+    coefficients: Tensor
+    scatter: Tensor
+
+
+@cache
+def build_cubic_table(dtype: torch.dtype, device: torch.device) -> CubicTable:
+    """Collect the monomials of every triple of degrees in :data:`~fastff.kernels.couplings.CUBIC_TRIPLES`."""
+    rows: list[tuple[int, int, int]] = []
+    values: list[tuple[int, int, float]] = []
+    for kind, triple in enumerate(CUBIC_TRIPLES):
+        for a, b, c, weight in list_cubic_terms(*triple):
+            values.append((kind, len(rows), weight))
+            rows.append((a, b, c))
+    index = torch.tensor(rows, dtype=torch.int64)
+    coefficients = torch.zeros(len(CUBIC_TRIPLES), len(rows), dtype=torch.float64)
+    for kind, column, weight in values:
+        coefficients[kind, column] = weight
+    scatter = torch.zeros(N_COMPONENTS, 3, len(rows), dtype=torch.float64)
+    for place in range(3):
+        scatter[index[:, place], place, torch.arange(len(rows))] = 1.0
+    scatter = scatter.reshape(N_COMPONENTS, -1)
+    exact = CubicTable(*index.T.contiguous(), coefficients.to(dtype), scatter.to(dtype))
+    return CubicTable(*(part.to(device) for part in exact))
+
+
+def mix_channels(moments: Tensor, mixing: Tensor) -> Tensor:
+    """``X[i, lm, q] = sum_n A[i, lm, n] mixing[l, n, q]``, shape (n_atoms, 16, n_mixed)."""
+    parts = moments.split((1, 3, 5, 7), dim=1)
+    return torch.cat([part @ mixing[degree] for degree, part in enumerate(parts)], dim=1)
+
+
+def compute_invariants(
+    mixed: Tensor, table: CubicTable
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """Rotation and inversion invariants of the mixed moments.
+
+    Parameters
+    ----------
+    mixed : (n_atoms, 16, n_mixed) tensor
+    table : CubicTable
+
+    Returns
+    -------
+    invariants : (n_atoms, 8 n_mixed) tensor
+        Kinds in order: l = 0; squares of l = 1, 2, 3 over 2l + 1; the cubic couplings; each with n_mixed columns.
+    products : three (n_atoms, n_terms, n_mixed) tensors
+        ``X_b X_c``, ``X_a X_c``, ``X_a X_b`` of every monomial, for the adjoint.
+    """
+    parts = mixed.split((1, 3, 5, 7), dim=1)
+    squares = [(part * part).mean(dim=1) for part in parts[1:]]
+    xa, xb, xc = (mixed.index_select(1, index) for index in (table.a, table.b, table.c))
+    products = (xb * xc, xa * xc, xa * xb)
+    cubic = table.coefficients @ (products[2] * xc)
+    return torch.cat([parts[0][:, 0], *squares, cubic.flatten(1)], dim=1), products
+
+
+def compute_invariants_adjoint(
+    gradient: Tensor, mixed: Tensor, products: tuple[Tensor, Tensor, Tensor], table: CubicTable
+) -> Tensor:
+    """Gradient in the mixed moments, (n_atoms, 16, n_mixed), given the gradient in the invariants."""
+    n_atoms, _, n_mixed = mixed.shape
+    by_kind = gradient.view(n_atoms, N_INVARIANT_KINDS, n_mixed)
+    linear = by_kind[:, :1]
+    parts = mixed.split((1, 3, 5, 7), dim=1)
+    squares = [
+        part * (by_kind[:, degree : degree + 1] * (2.0 / (2 * degree + 1)))
+        for degree, part in enumerate(parts)
+        if degree > 0
+    ]
+    per_term = table.coefficients.T @ by_kind[:, 4:]
+    spread = torch.cat([per_term * product for product in products], dim=1)
+    return torch.cat([linear, *squares], dim=1) + table.scatter @ spread
+
+
+def activate(x: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU and its derivative."""
+    gate = torch.sigmoid(x)
+    value = x * gate
+    return value, gate + value * (1.0 - gate)
+
+
+def compute_node(
+    moments: Tensor, extra: Tensor | None, species: Tensor, weights: NodeWeights, table: CubicTable
+) -> tuple[Tensor, Tensor, NodeCache]:
+    """Energy and messages of every atom from its moments.
+
+    Parameters
+    ----------
+    moments : (n_atoms, 16, n_channels) tensor
+    extra : (n_atoms, n_extra) tensor or None
+        Scalars appended to the invariants (the atom's own message, in a second hop).
+    species : (n_atoms,) int64 tensor
+        Index of each atom's species.
+    weights : NodeWeights
+    table : CubicTable
+
+    Returns
+    -------
+    energies : (n_atoms,) tensor
+        In the model's scaled unit.
+    messages : (n_atoms, n_messages) tensor
+    cache : NodeCache
+    """
+    mixed = mix_channels(moments, weights.mixing)
+    invariants, products = compute_invariants(mixed, table)
+    inputs = invariants if extra is None else torch.cat([invariants, extra], dim=1)
+    inputs = (inputs - weights.shift) * weights.scale
+    hidden1, slope1 = activate(inputs @ weights.weight1 + weights.bias1[species])
+    hidden2, slope2 = activate(hidden1 @ weights.weight2 + weights.bias2[species])
+    energies = (hidden2 * weights.readout[species]).sum(dim=1)
+    messages = hidden2 @ weights.message + weights.message_bias[species]
+    return energies, messages, NodeCache(mixed, products, slope1, slope2)
+
+
+def compute_node_adjoint(
+    cache: NodeCache,
+    message_gradient: Tensor | None,
+    species: Tensor,
+    weights: NodeWeights,
+    table: CubicTable,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the total energy in the moments and in the extra inputs.
+
+    Parameters
+    ----------
+    cache : NodeCache
+        From :func:`compute_node`.
+    message_gradient : (n_atoms, n_messages) tensor or None
+        ``dE/d(messages)``; None where nothing depends on them.
+
+    Returns
+    -------
+    moments_gradient : (n_atoms, 16, n_channels) tensor
+    extra_gradient : (n_atoms, n_extra) tensor
+    """
+    hidden2_gradient = weights.readout[species]
+    if message_gradient is not None:
+        hidden2_gradient = hidden2_gradient + message_gradient @ weights.message.T
+    hidden1_gradient = (hidden2_gradient * cache.slope2) @ weights.weight2.T
+    input_gradient = ((hidden1_gradient * cache.slope1) @ weights.weight1.T) * weights.scale
+    n_invariants = N_INVARIANT_KINDS * cache.mixed.shape[2]
+    mixed_gradient = compute_invariants_adjoint(
+        input_gradient[:, :n_invariants], cache.mixed, cache.products, table
+    )
+    return mix_channels(mixed_gradient, weights.mixing.transpose(1, 2)), input_gradient[
+        :, n_invariants:
+    ]

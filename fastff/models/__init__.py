@@ -1,0 +1,39 @@
+"""Student architectures by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fastff.errors import UsageError
+from fastff.models.base import Prediction, Student, StudentConfig
+from fastff.models.moment import MomentStudent
+
+__all__ = ["ARCHITECTURES", "Prediction", "Student", "StudentConfig", "build_student"]
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "m1": {"n_hops": 1},
+    "m2": {"n_hops": 2},
+    "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32},
+}
+"""Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""
+
+
+def configure_student(architecture: str, elements: tuple[int, ...], **sizes: Any) -> StudentConfig:  # noqa: ANN401
+    """Configuration of a named architecture with its own sizes, unless ``sizes`` says otherwise."""
+    if architecture not in ARCHITECTURES:
+        raise UsageError(
+            f"unknown student architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}"
+        )
+    own = {k: v for k, v in ARCHITECTURES[architecture].items() if k != "n_hops"}
+    return StudentConfig(architecture=architecture, elements=elements, **{**own, **sizes})
+
+
+def build_student(config: StudentConfig) -> Student:
+    """Build an untrained student; parameters come from torch's current random state."""
+    if config.architecture not in ARCHITECTURES:
+        raise UsageError(
+            f"unknown student architecture {config.architecture!r}; "
+            f"choose one of {', '.join(ARCHITECTURES)}"
+        )
+    return MomentStudent(replace(config), n_hops=ARCHITECTURES[config.architecture]["n_hops"])

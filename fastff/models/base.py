@@ -1,0 +1,210 @@
+"""What every student is: configuration, prediction, and the physics around the learned part.
+
+Here: the abstract :class:`Student`, which adds composition energies and core repulsion to the learned per-atom energies
+and turns edge gradients into forces and stress, in one place. Not here: any architecture, files, structures.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastff.errors import DataError, UnsupportedElementError
+from fastff.graph import Graph, edge_vectors
+from fastff.models.precise import PreciseBuffers
+from fastff.models.zbl import ScreenedCore
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Everything needed to build a student before its parameters are known.
+
+    Attributes
+    ----------
+    architecture : str
+        A key of ``fastff.models.ARCHITECTURES``.
+    elements : tuple of int
+        Atomic numbers known to the model, ascending.
+    cutoff : float
+        Å.
+    n_radial, n_channels, n_mixed : int
+        Radial functions, channels of the moments, channels after mixing.
+    hidden : tuple of int
+        Widths of the two hidden layers of each node block.
+    core_repulsion : bool
+        Add the ZBL screened nuclear repulsion.
+    """
+
+    architecture: str
+    elements: tuple[int, ...]
+    cutoff: float = 5.0
+    n_radial: int = 8
+    n_channels: int = 16
+    n_mixed: int = 16
+    hidden: tuple[int, int] = (64, 64)
+    core_repulsion: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "elements", tuple(sorted({int(z) for z in self.elements})))
+        object.__setattr__(self, "hidden", tuple(int(h) for h in self.hidden))
+        if not self.elements or not all(1 <= z <= 118 for z in self.elements):
+            raise DataError(f"elements {self.elements} must be atomic numbers from 1 to 118")
+        if not self.cutoff > 0.0:
+            raise DataError(f"cutoff {self.cutoff} Å must be positive")
+        sizes = (self.n_radial, self.n_channels, self.n_mixed, *self.hidden)
+        if len(self.hidden) != 2 or min(sizes) < 1:
+            raise DataError(f"sizes {sizes} must be positive, with two hidden layers")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; ``StudentConfig(**d)`` gives the configuration back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a student says of a batch.
+
+    Attributes
+    ----------
+    energy : (n_systems,) float64 tensor, eV
+    forces : (n_atoms, 3) tensor, eV/Å, ``-dE/dr``
+    stress : (n_systems, 3, 3) tensor, eV/Å^3, symmetric, positive under tension
+    energies : (n_atoms,) float64 tensor, eV, adding up to ``energy``
+    """
+
+    energy: Tensor
+    forces: Tensor
+    stress: Tensor
+    energies: Tensor
+
+
+class Student(PreciseBuffers, abc.ABC):
+    """A conservative, finite-range force field.
+
+    Energies of isolated atoms are exactly the composition energies ``E0``. Forces and stress are exact derivatives of the
+    energy; the graph through the parameters is kept (one ordinary backward trains on energy, forces and stress), the
+    graph through positions is not: forces come from an adjoint written as a forward computation.
+    """
+
+    composition_energies: Tensor
+    energy_scale: Tensor
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.header: dict[str, Any] = {}
+        n_species = len(config.elements)
+        species_of = torch.full((119,), -1, dtype=torch.int64)
+        species_of[list(config.elements)] = torch.arange(n_species)
+        self.register_buffer("species_of", species_of, persistent=False)
+        self.register_buffer("composition_energies", torch.zeros(n_species, dtype=torch.float64))
+        self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))
+        self.core = ScreenedCore(config.elements) if config.core_repulsion else None
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers that the model knows, ascending."""
+        return self.config.elements
+
+    @property
+    def cutoff(self) -> float:
+        """Cut-off radius in Å of one hop."""
+        return self.config.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    @abc.abstractmethod
+    def evaluate_edges(
+        self, vectors: Tensor, edge_index: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Learned energy of every atom and its total's gradient in the edge vectors.
+
+        Parameters
+        ----------
+        vectors : (n_edges, 3) tensor, Å
+        edge_index : (2, n_edges) int64 tensor
+            Sorted by receiver.
+        species : (n_atoms,) int64 tensor
+            Index into ``elements``.
+
+        Returns
+        -------
+        energies : (n_atoms,) tensor
+            In units of ``energy_scale``; zero for an atom without neighbours.
+        gradient : (n_edges, 3) tensor
+            ``d(sum energies)/d(vectors)``.
+        """
+
+    def find_species(self, numbers: Tensor) -> Tensor:
+        """Map atomic numbers to species indices.
+
+        Raises
+        ------
+        UnsupportedElementError
+            If any atom's element is unknown to the model.
+        """
+        species = self.species_of[numbers.clamp(0, 118)]
+        if bool((species < 0).any()):
+            raise UnsupportedElementError(describe_unknown(numbers, self.elements))
+        return species
+
+    def forward(self, graph: Graph) -> Prediction:
+        """Energy, forces and stress of every structure in ``graph``."""
+        species = self.find_species(graph.numbers)
+        vectors = edge_vectors(graph).to(self.dtype)
+        energies, gradient = self.evaluate_edges(vectors, graph.edge_index, species)
+        scale = self.energy_scale
+        energies = energies.double() * scale
+        gradient = gradient * scale.to(gradient.dtype)
+        if self.core is not None:
+            core_energies, core_gradient = self.core(vectors, graph.edge_index, species)
+            energies = energies + core_energies.double()
+            gradient = gradient + core_gradient
+        energies = energies + self.composition_energies[species]
+        return assemble_prediction(graph, vectors, energies, gradient)
+
+
+def assemble_prediction(
+    graph: Graph, vectors: Tensor, energies: Tensor, gradient: Tensor
+) -> Prediction:
+    """Turn per-atom energies and ``dE/d(edge vectors)`` into energy, forces and stress.
+
+    With ``v = r_j - r_i + S cell``: ``F_i += dE/dv``, ``F_j -= dE/dv``, and
+    ``stress = sum v (dE/dv)^T / volume``, symmetrised; the only place where these signs are written.
+    """
+    receivers, senders = graph.edge_index
+    zeros = gradient.new_zeros(graph.n_atoms, 3)
+    forces = zeros.index_add(0, receivers, gradient).index_add(0, senders, -gradient)
+    virial = gradient.new_zeros(graph.n_systems, 3, 3).index_add(
+        0, graph.batch[receivers], vectors.unsqueeze(2) * gradient.unsqueeze(1)
+    )
+    volume = torch.linalg.det(graph.cell.double()).abs().to(virial.dtype)
+    stress = 0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None]
+    energy = energies.new_zeros(graph.n_systems).index_add(0, graph.batch, energies)
+    return Prediction(energy, forces, stress, energies)
+
+
+def describe_unknown(numbers: Tensor, elements: tuple[int, ...]) -> str:
+    """One line that names the unknown elements, where they are, and what the model knows."""
+    from ase.data import chemical_symbols
+
+    known = torch.isin(numbers.cpu(), torch.tensor(elements))
+    where = (~known).nonzero().flatten().tolist()
+    symbols = sorted({chemical_symbols[int(numbers[k])] for k in where})
+    shown = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
+    return (
+        f"atoms contain {', '.join(symbols)} (indices {shown}) but the model knows only "
+        f"{', '.join(chemical_symbols[z] for z in elements)}; train a student on that element"
+    )

@@ -1,0 +1,233 @@
+"""The moment family: ``m1`` (one hop, strictly local), ``m2`` (two hops) and ``m2-l`` (two hops, wider).
+
+Here: parameters, the order of the computation, and its adjoint across hops. Not here: the sums over neighbours
+(:mod:`fastff.kernels.moments`), the node block (:mod:`fastff.kernels.node_block`), core repulsion and
+composition energies (:mod:`fastff.models.base`).
+
+Hop 1 sums radial functions times a species-pair factor times spherical harmonics into moments, couples them to invariants
+up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Hop 2 does the same with the neighbour's
+messages as factors. Cost does not grow with the number of elements.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastff.kernels.moments.reference import (
+    EdgeGeometry,
+    compute_moments,
+    compute_moments_adjoint,
+    describe_edges,
+)
+from fastff.kernels.node_block.reference import (
+    N_INVARIANT_KINDS,
+    CubicTable,
+    NodeCache,
+    NodeWeights,
+    build_cubic_table,
+    compute_invariants,
+    compute_node,
+    compute_node_adjoint,
+    mix_channels,
+)
+from fastff.models.base import Student, StudentConfig
+
+
+class DenseEdges(NamedTuple):
+    """Sorted edges laid out as (n_atoms, n_slots): where each edge goes, and each slot's sender.
+
+    slots (n_edges,) flat index; senders (n_atoms, n_slots), an empty slot naming its own row.
+    """
+
+    slots: Tensor
+    senders: Tensor
+
+
+def lay_out_edges(edge_index: Tensor, n_atoms: int) -> DenseEdges:
+    """Assign a slot of its receiver's row to every edge of a receiver-sorted list."""
+    receivers, senders = edge_index
+    counts = torch.bincount(receivers, minlength=n_atoms)
+    n_slots = max(int(counts.max()), 1)
+    first = counts.cumsum(0) - counts
+    rank = torch.arange(receivers.shape[0], device=receivers.device) - first[receivers]
+    slots = receivers * n_slots + rank
+    rows = torch.arange(n_atoms, device=receivers.device).repeat_interleave(n_slots)
+    return DenseEdges(slots, rows.index_copy(0, slots, senders).view(n_atoms, n_slots))
+
+
+class NodeBlock(nn.Module):
+    """Parameters of one node block; see :class:`~fastff.kernels.node_block.reference.NodeWeights`."""
+
+    def __init__(self, config: StudentConfig, n_extra: int, n_messages: int) -> None:
+        super().__init__()
+        n_species = len(config.elements)
+        n_inputs = N_INVARIANT_KINDS * config.n_mixed + n_extra
+        h1, h2 = config.hidden
+
+        def draw(*shape: int, fan_in: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(*shape) / math.sqrt(fan_in))
+
+        self.mixing = draw(4, config.n_channels, config.n_mixed, fan_in=config.n_channels)
+        self.register_buffer("shift", torch.zeros(n_inputs))
+        self.register_buffer("scale", torch.ones(n_inputs))
+        self.weight1 = draw(n_inputs, h1, fan_in=n_inputs)
+        self.bias1 = nn.Parameter(torch.randn(n_species, h1) * 0.1)
+        self.weight2 = draw(h1, h2, fan_in=h1)
+        self.bias2 = nn.Parameter(torch.randn(n_species, h2) * 0.1)
+        self.readout = nn.Parameter(torch.randn(1, h2).expand(n_species, h2) / math.sqrt(h2))
+        self.message = draw(h2, n_messages, fan_in=h2)
+        self.message_bias = nn.Parameter(torch.randn(n_species, n_messages))
+
+    @torch.no_grad()
+    def calibrate(self, moments: Tensor, extra: Tensor | None, table: CubicTable) -> None:
+        """Set shift and scale of the inputs from sample moments (n_atoms, 16, n_channels)."""
+        inputs, _ = compute_invariants(mix_channels(moments, self.mixing), table)
+        if extra is not None:
+            inputs = torch.cat([inputs, extra], dim=1)
+        spread = inputs.std(dim=0, correction=0)
+        floor = 0.05 * inputs.square().mean(dim=0).sqrt()
+        self.shift.copy_(inputs.mean(dim=0))
+        self.scale.copy_(1.0 / torch.maximum(spread, floor).clamp_min(1e-6))
+
+    @property
+    def weights(self) -> NodeWeights:
+        """The parameters as the kernels take them."""
+        return NodeWeights(
+            self.mixing,
+            self.shift,
+            self.scale,
+            self.weight1,
+            self.bias1,
+            self.weight2,
+            self.bias2,
+            self.readout,
+            self.message,
+            self.message_bias,
+        )
+
+
+class MomentStudent(Student):
+    """One- or two-hop moment model with an analytic adjoint. See the module docstring."""
+
+    def __init__(self, config: StudentConfig, n_hops: int) -> None:
+        super().__init__(config)
+        if n_hops not in (1, 2):
+            raise ValueError(f"n_hops {n_hops} must be 1 or 2")
+        self.n_hops = n_hops
+        n_species, n_channels = len(config.elements), config.n_channels
+        shape = (n_hops, n_species, config.n_radial, n_channels)
+        damping = torch.arange(1, config.n_radial + 1).float().rsqrt()[:, None]
+        self.radial_weights = nn.Parameter(torch.randn(shape) * damping)
+        self.pair_factors = nn.Parameter(torch.randn(n_species, n_species, n_channels))
+        self.register_buffer("moment_scale", torch.ones(n_hops))
+        last = n_hops - 1
+        self.blocks = nn.ModuleList(
+            NodeBlock(
+                config,
+                n_extra=0 if hop == 0 else n_channels,
+                n_messages=0 if hop == last else n_channels,
+            )
+            for hop in range(n_hops)
+        )
+
+    @property
+    def cubic_table(self) -> CubicTable:
+        """Monomials of the cubic invariants, on the model's device and in its dtype."""
+        return build_cubic_table(self.dtype, self.device)
+
+    def _describe(self, vectors: Tensor, dense: DenseEdges) -> EdgeGeometry:
+        """Edge geometry in the dense layout; empty slots sit at the cut-off."""
+        padding = vectors.new_tensor([self.cutoff, 0.0, 0.0])
+        padded = padding.expand(dense.senders.numel(), 3).index_copy(0, dense.slots, vectors)
+        return describe_edges(
+            padded.view(*dense.senders.shape, 3), self.cutoff, self.config.n_radial
+        )
+
+    def _gather_radial(self, hop: int, species: Tensor) -> Tensor:
+        weights = self.radial_weights[hop] * self.moment_scale[hop]
+        return weights if weights.shape[0] == 1 else weights[species]
+
+    def _compute_vacuum(self) -> list[Tensor]:
+        """Energy that each node block gives an atom of each species without neighbours."""
+        species = torch.arange(len(self.elements), device=self.device)
+        moments = self.pair_factors.new_zeros(len(species), 16, self.config.n_channels)
+        energies, messages = [], None
+        for block in self.blocks:
+            energy, messages, _ = compute_node(
+                moments, messages, species, block.weights, self.cubic_table
+            )
+            energies.append(energy)
+        return energies
+
+    def evaluate_hops(
+        self, geometry: EdgeGeometry, senders: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Energies (n_atoms,) and gradient in the slot vectors (n_atoms, n_slots, 3), both differentiable in the parameters."""
+        table = self.cubic_table
+        factors = self.pair_factors[species[:, None], species[senders]]
+        messages: Tensor | None = None
+        energies = torch.zeros_like(geometry.distance[:, 0, 0])
+        vacuum = self._compute_vacuum()
+        saved: list[tuple[Tensor, Tensor, Tensor, NodeCache]] = []
+        for hop, block in enumerate(self.blocks):
+            if messages is not None:
+                factors = messages[senders]
+            weights = self._gather_radial(hop, species)
+            moments, radial = compute_moments(geometry, weights, factors)
+            energy, messages, cache = compute_node(moments, messages, species, block.weights, table)
+            energies = energies + (energy - vacuum[hop][species])
+            saved.append((weights, factors, radial, cache))
+        gradient = torch.zeros_like(geometry.unit)
+        message_gradient: Tensor | None = None
+        for hop in reversed(range(self.n_hops)):
+            weights, factors, radial, cache = saved[hop]
+            moments_gradient, extra_gradient = compute_node_adjoint(
+                cache, message_gradient, species, self.blocks[hop].weights, table
+            )
+            vector_gradient, factor_gradient = compute_moments_adjoint(
+                geometry, weights, factors, radial, moments_gradient
+            )
+            gradient = gradient + vector_gradient
+            if hop > 0:
+                message_gradient = extra_gradient.index_add(
+                    0, senders.flatten(), factor_gradient.flatten(0, 1)
+                )
+        return energies, gradient
+
+    def evaluate_edges(
+        self, vectors: Tensor, edge_index: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`fastff.models.base.Student.evaluate_edges`."""
+        dense = lay_out_edges(edge_index, species.shape[0])
+        geometry = self._describe(vectors, dense)
+        energies, gradient = self.evaluate_hops(geometry, dense.senders, species)
+        return energies, gradient.reshape(-1, 3)[dense.slots]
+
+    @torch.no_grad()
+    def calibrate(self, vectors: Tensor, edge_index: Tensor, species: Tensor) -> None:
+        """Set the fixed normalisations from sample data, before training.
+
+        Moments are scaled so that the root mean square of the l = 0 component is one; each invariant is shifted by its mean and scaled by
+        its standard deviation, the latter bounded below by a twentieth of its root mean square, so that environments
+        far from the sample stay in a sane range.
+        """
+        dense = lay_out_edges(edge_index, species.shape[0])
+        geometry = self._describe(vectors, dense)
+        messages: Tensor | None = None
+        factors = self.pair_factors[species[:, None], species[dense.senders]]
+        for hop, block in enumerate(self.blocks):
+            if messages is not None:
+                factors = messages[dense.senders]
+            self.moment_scale[hop] = 1.0
+            weights = self._gather_radial(hop, species)
+            moments, _ = compute_moments(geometry, weights, factors)
+            size = moments[:, 0].square().mean().sqrt().clamp_min(1e-6)
+            self.moment_scale[hop] = 1.0 / size
+            block.calibrate(moments / size, messages, self.cubic_table)
+            _, messages, _ = compute_node(
+                moments / size, messages, species, block.weights, self.cubic_table
+            )

@@ -1,0 +1,25 @@
+"""Units and sign conventions, written once.
+
+Inside fastff: positions in Å, energies in eV, forces in eV/Å (``-dE/dr``), stress in eV/Å^3
+(positive under tension, ASE's sign), time in fs at public surfaces, temperature in K. Conversion factors are ASE's;
+this module only names the few that are used in more than one place.
+"""
+
+from __future__ import annotations
+
+from ase import units
+
+EV_PER_A3_TO_GPA: float = 1.0 / units.GPa
+"""Multiply a stress in eV/Å^3 by this to get GPa."""
+
+BOLTZMANN_EV_PER_K: float = units.kB
+"""Boltzmann constant in eV/K."""
+
+FEMTOSECOND: float = units.fs
+"""One femtosecond in ASE's internal time unit."""
+
+COULOMB_EV_A: float = units.Hartree * units.Bohr
+"""e^2 / (4 pi eps_0) in eV Å."""
+
+VOIGT: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+"""Matrix index of each Voigt component in ASE's order: xx, yy, zz, yz, xz, xy."""
