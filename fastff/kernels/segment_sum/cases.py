@@ -1,0 +1,91 @@
+"""Named inputs of the sum over segments, shared by tests, benchmarks and tuning.
+
+Here: :data:`CASES` and the workloads that ``fastff tune`` measures. Not here: what is checked with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastff.kernels import tuning
+from fastff.kernels.contract import Case
+
+Arguments = tuple[Any, ...]
+Builder = Callable[[torch.device, torch.dtype], Arguments]
+
+
+def _build(lengths: list[int] | int, width: tuple[int, ...], *, mean_length: int = 0) -> Builder:
+    """Builder of random values over segments of the given lengths (or of random lengths)."""
+
+    def build(device: torch.device, dtype: torch.dtype) -> Arguments:
+        generator = torch.Generator().manual_seed(0)
+        if isinstance(lengths, int):
+            counts = torch.randint(0, 2 * mean_length + 1, (lengths,), generator=generator)
+        else:
+            counts = torch.tensor(lengths, dtype=torch.int64)
+        pointers = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        values = torch.randn(int(pointers[-1]), *width, generator=generator, dtype=torch.float64)
+        return values.to(device, dtype), pointers.to(device)
+
+    return build
+
+
+def _build_strided(device: torch.device, dtype: torch.dtype) -> Arguments:
+    values, pointers = _build([3, 4, 2], (10,))(device, dtype)
+    return values[:, ::2], pointers
+
+
+def _build_transposed(device: torch.device, dtype: torch.dtype) -> Arguments:
+    values, pointers = _build([3, 3], (6,))(device, dtype)
+    return values.T, pointers
+
+
+def _build_int32(device: torch.device, dtype: torch.dtype) -> Arguments:
+    values, pointers = _build([2, 5], (4,))(device, dtype)
+    return values, pointers.to(torch.int32)
+
+
+CASES = (
+    Case("tiny", _build([2, 3], (4,))),
+    Case("one segment", _build([5], (8,))),
+    Case("one row", _build([1], (1,))),
+    Case("no rows", _build([0, 0, 0], (4,))),
+    Case("no segments", _build([], (4,))),
+    Case("no features", _build([2, 1], (0,))),
+    Case("empty segments", _build([0, 4, 0, 0, 3, 0], (5,))),
+    Case("odd sizes", _build([17, 1, 33, 16], (13,))),
+    Case("vectors", _build([7, 9], (3, 5))),
+    Case("scalars", _build([7, 9], ())),
+    Case("wide", _build([19, 2], (200,))),
+    Case("strided", _build_strided),
+    Case("transposed", _build_transposed),
+    Case("int32 pointers", _build_int32),
+    Case("production", _build(100_000, (64,), mean_length=52), production=True),
+)
+
+
+def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
+    """Both kernels at the width of a model's channels; ``widths`` has ``n_channels`` (default 64)."""
+    from fastff.kernels.segment_sum import kernels, op, reference
+
+    n_channels = widths.get("n_channels", 64)
+    values, pointers = _build(100_000, (n_channels,), mean_length=52)(device, torch.float32)
+    key = tuning.make_key(torch.float32, features=n_channels)
+
+    def reference_sum() -> Tensor:
+        return reference.segment_sum(values.double(), pointers)
+
+    yield tuning.Workload(
+        kernels.SUM_SPACE, key, lambda: op.launch_sum(values, pointers), reference_sum
+    )
+    sums, n_rows = reference_sum().float(), values.shape[0]
+    yield tuning.Workload(
+        kernels.GATHER_SPACE,
+        key,
+        lambda: op.launch_gather(sums, pointers, n_rows),
+        lambda: reference.segment_gather(sums, pointers, n_rows),
+    )

@@ -1,0 +1,330 @@
+"""Launch configurations as data: declared beside the kernels, measured on request, looked up at launch.
+
+Here: the record of a configuration, the tables (user, shipped), the look-up and the measurement that fills the user
+table. Not here: the candidates (each op's ``kernels.py``), the workloads (each op's ``cases.py``), the command
+(``fastff.cli.tune``).
+
+A look-up never measures: a miss takes the written default, because a timed choice in the middle of a run would decide
+the order of summation. Keys hold the dtype and the widths of features, never a number of atoms or edges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fastff.errors import DataError, MissingDependencyError
+from fastff.kernels.dispatch import is_interpreted
+
+TABLE_FORMAT: Final = 1
+_SHIPPED_TABLES: Final = Path(__file__).parent / "tables"
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """One way to launch a kernel: block sizes by the kernel's parameter names, warps and pipeline stages."""
+
+    blocks: Mapping[str, int]
+    num_warps: int
+    num_stages: int = 1
+
+    def to_arguments(self) -> dict[str, int]:
+        """Return the keyword arguments of a Triton launch.
+
+        Contraction to fused multiply-add is asked for by name, because its default differs between versions of Triton.
+        """
+        return {
+            **self.blocks,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what :meth:`from_dict` reads."""
+        return {
+            "blocks": dict(self.blocks),
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> LaunchConfig:
+        """Read one table entry; other fields (the time) are ignored."""
+        blocks = {str(name): int(value) for name, value in entry["blocks"].items()}
+        return cls(blocks, int(entry["num_warps"]), int(entry["num_stages"]))
+
+
+@dataclass(frozen=True)
+class LaunchSpace:
+    """What a kernel declares: its name in the tables, the written default and the candidates to measure."""
+
+    kernel: str
+    default: LaunchConfig
+    candidates: tuple[LaunchConfig, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kernel at one key, ready to be measured.
+
+    Attributes
+    ----------
+    space : LaunchSpace
+    key : str
+        From :func:`make_key`.
+    launch : callable
+        Runs the kernel through its launcher and returns its output tensor or tensors.
+    reference : callable
+        The same result from the definition, in float64.
+    tolerance : float
+        Largest accepted ``|out - ref| / |ref|`` (Frobenius norms) of a candidate.
+    """
+
+    space: LaunchSpace
+    key: str
+    launch: Callable[[], Any]
+    reference: Callable[[], Any]
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Outcome of one candidate."""
+
+    kernel: str
+    key: str
+    config: LaunchConfig
+    time_ms: float | None
+    error: float | None
+    rejected: str | None = field(default=None)
+
+
+_override: dict[str, LaunchConfig] = {}
+
+
+def make_key(dtype: torch.dtype, **widths: int) -> str:
+    """Make a table key, for example ``"float32,features=64"``."""
+    parts = [f"{name}={value}" for name, value in sorted(widths.items())]
+    return ",".join([str(dtype).removeprefix("torch."), *parts])
+
+
+def lookup(space: LaunchSpace, key: str, device: torch.device) -> LaunchConfig:
+    """Return the configuration to launch with: user table, shipped table, written default, in this order."""
+    if space.kernel in _override:
+        return _override[space.kernel]
+    if device.type != "cuda" or is_interpreted():
+        return space.default
+    arch = find_arch(device.index)
+    for table in (_load_user_table(arch), _load_shipped_table(arch)):
+        entry = table.get((space.kernel, key))
+        if entry is not None and entry.blocks.keys() == space.default.blocks.keys():
+            return entry
+    return space.default
+
+
+@contextlib.contextmanager
+def override(kernel: str, config: LaunchConfig) -> Iterator[None]:
+    """Launch ``kernel`` with ``config`` whatever the tables say; for measurements and tests."""
+    previous = _override.get(kernel)
+    _override[kernel] = config
+    try:
+        yield
+    finally:
+        del _override[kernel]
+        if previous is not None:
+            _override[kernel] = previous
+
+
+@lru_cache
+def find_arch(index: int | None = None) -> str:
+    """Return the architecture name tables are filed under: ``"sm_90"``, ``"gfx942"``."""
+    if torch.version.hip is not None:
+        return str(torch.cuda.get_device_properties(index).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
+
+
+def find_user_table(arch: str) -> Path:
+    """Return where the user's table of an architecture lives (it need not exist)."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "fastff" / "kernels" / f"{arch}.json"
+
+
+def read_table(path: Path) -> dict[tuple[str, str], LaunchConfig]:
+    """Read a table of configurations by (kernel, key).
+
+    Raises
+    ------
+    DataError
+        The file is damaged or of another format.
+    """
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != TABLE_FORMAT:
+            raise ValueError(f"format {data['format']}, expected {TABLE_FORMAT}")
+        return {
+            (kernel, key): LaunchConfig.from_dict(entry)
+            for kernel, entries in data["entries"].items()
+            for key, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} is not a table of launch configurations ({error}): delete it or run 'fastff tune' again"
+        ) from error
+
+
+def write_table(
+    path: Path, measurements: Sequence[Measurement], provenance: dict[str, Any]
+) -> None:
+    """Write the fastest accepted configuration of every (kernel, key); entries of other keys in the file are kept.
+
+    Every entry holds the provenance of its own measurement: GPU, driver, torch, triton, commit and date.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    if path.exists():
+        read_table(path)
+        entries = json.loads(path.read_text())["entries"]
+    for best in select_fastest(measurements):
+        entry = best.config.to_dict() | {
+            "time_ms": best.time_ms,
+            "error": best.error,
+            "provenance": provenance,
+        }
+        entries.setdefault(best.kernel, {})[best.key] = entry
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"format": TABLE_FORMAT, "entries": entries}, indent=1) + "\n")
+    partial.replace(path)
+    _load_user_table.cache_clear()
+
+
+def select_fastest(measurements: Sequence[Measurement]) -> list[Measurement]:
+    """Keep the fastest accepted measurement of every (kernel, key)."""
+    best: dict[tuple[str, str], Measurement] = {}
+    for one in measurements:
+        current = best.get((one.kernel, one.key))
+        if one.time_ms is not None and (
+            current is None or current.time_ms is None or one.time_ms < current.time_ms
+        ):
+            best[one.kernel, one.key] = one
+    return list(best.values())
+
+
+def measure(workload: Workload) -> list[Measurement]:
+    """Time every candidate of a workload on this GPU (median over repeats, device events).
+
+    A candidate that does not fit the GPU, or whose result is off, is rejected with the reason and not timed.
+
+    Raises
+    ------
+    MissingDependencyError
+        There is no CUDA device or no Triton.
+    """
+    if not torch.cuda.is_available():
+        raise MissingDependencyError("measuring kernels needs a CUDA device, none is visible")
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench
+
+    reference = workload.reference()
+    results = []
+    for config in (workload.space.default, *workload.space.candidates):
+        time_ms = error = rejected = None
+        with override(workload.space.kernel, config):
+            try:
+                error = find_relative_error(workload.launch(), reference)
+                if error <= workload.tolerance:
+                    time_ms = float(do_bench(workload.launch, return_mode="median"))
+                else:
+                    rejected = f"relative error {error:.1e} above {workload.tolerance:.0e}"
+            except OutOfResources as failure:
+                rejected = f"does not fit this GPU: {failure}"
+        results.append(
+            Measurement(workload.space.kernel, workload.key, config, time_ms, error, rejected)
+        )
+    return results
+
+
+def find_relative_error(output: Any, reference: Any) -> float:
+    """Largest ``|out - ref| / |ref|`` over the tensors of a result; infinite if a NaN is among them."""
+    outputs = output if isinstance(output, tuple | list) else (output,)
+    references = reference if isinstance(reference, tuple | list) else (reference,)
+    worst = 0.0
+    for one, ref in zip(outputs, references, strict=True):
+        if ref.numel() == 0:
+            continue
+        scale = float(ref.double().norm()) or 1.0
+        error = float((one.double() - ref.double()).norm()) / scale
+        worst = max(worst, float("inf") if math.isnan(error) else error)
+    return worst
+
+
+def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
+    """Describe GPU, driver, torch, triton, commit and date, for tables and benchmark results."""
+    from importlib import metadata
+
+    gpu = driver = None
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_name(device)
+        driver = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    triton = metadata.version("triton") if _has_distribution("triton") else None
+    return {
+        "gpu": gpu,
+        "driver": driver,
+        "torch": torch.__version__,
+        "triton": triton,
+        "python": platform.python_version(),
+        "fastff": metadata.version("fastff") if _has_distribution("fastff") else None,
+        "commit": _run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@lru_cache
+def _load_user_table(arch: str) -> dict[tuple[str, str], LaunchConfig]:
+    path = find_user_table(arch)
+    return read_table(path) if path.is_file() else {}
+
+
+@lru_cache
+def _load_shipped_table(arch: str) -> dict[tuple[str, str], LaunchConfig]:
+    path = _SHIPPED_TABLES / f"{arch}.json"
+    return read_table(path) if path.is_file() else {}
+
+
+def _has_distribution(name: str) -> bool:
+    from importlib import metadata
+
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _run(command: list[str]) -> str | None:
+    """First line a command prints, ``None`` if it cannot be run here."""
+    import subprocess
+
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip().splitlines()[0] if done.stdout.strip() else None
