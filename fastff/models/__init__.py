@@ -19,7 +19,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""
 
 
-def configure_student(architecture: str, elements: tuple[int, ...], **sizes: Any) -> StudentConfig:  # noqa: ANN401
+def configure_student(architecture: str, elements: tuple[int, ...], **sizes: Any) -> StudentConfig:
     """Configuration of a named architecture with its own sizes, unless ``sizes`` says otherwise."""
     if architecture not in ARCHITECTURES:
         raise UsageError(

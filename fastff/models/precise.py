@@ -18,7 +18,7 @@ class PreciseBuffers(nn.Module):
     conversion to float64.
     """
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:  # noqa: ANN401
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         exact = {
             name: value
             for name, value in self._buffers.items()

@@ -1,0 +1,88 @@
+"""Energies, forces and stress of many structures at once.
+
+Here: batching, chunking and conversion to plain arrays. Not here: models, files, ASE calculators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from ase import Atoms
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from fastff.graph import Graph, batch_graphs
+from fastff.labels import Labels
+from fastff.models import Prediction, Student
+from fastff.neighbors import atoms_to_graph
+from fastff.structures import check_structure
+
+
+@torch.inference_mode()
+def predict(
+    model: Student, structures: Sequence[Atoms], *, batch_atoms: int = 4096
+) -> list[Labels]:
+    """Evaluate a student on structures of any sizes.
+
+    Parameters
+    ----------
+    model : Student
+    structures : sequence of ase.Atoms
+        Not modified.
+    batch_atoms : int
+        Most atoms evaluated together; a larger structure is evaluated alone.
+
+    Returns
+    -------
+    list of Labels
+        In the order given. Stress is None unless a structure is periodic in all three directions.
+
+    Raises
+    ------
+    DataError
+        If a structure cannot be used, with its place in the list.
+    """
+    results: list[Labels] = []
+    for chunk in split_chunks(structures, batch_atoms):
+        for atoms in chunk:
+            check_structure(atoms)
+        graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
+        prediction = model(batch_graphs(graphs).to(model.device))
+        results.extend(split_prediction(prediction, graphs))
+    return results
+
+
+def split_chunks(structures: Sequence[Atoms], batch_atoms: int) -> Iterator[list[Atoms]]:
+    """Cut a sequence into runs of at most ``batch_atoms`` atoms, each with at least one structure."""
+    chunk: list[Atoms] = []
+    size = 0
+    for atoms in structures:
+        if chunk and size + len(atoms) > batch_atoms:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(atoms)
+        size += len(atoms)
+    if chunk:
+        yield chunk
+
+
+def split_prediction(prediction: Prediction, graphs: Sequence[Graph]) -> list[Labels]:
+    """Cut a batch's prediction into one record of float64 arrays per structure."""
+    energy = prediction.energy.double().cpu().numpy()
+    forces = prediction.forces.double().cpu().numpy()
+    stress = prediction.stress.double().cpu().numpy()
+    energies = prediction.energies.double().cpu().numpy()
+    results, start = [], 0
+    for k, graph in enumerate(graphs):
+        stop = start + graph.n_atoms
+        periodic = bool(graph.pbc.all())
+        results.append(
+            Labels(
+                energy=float(energy[k]),
+                forces=forces[start:stop].copy(),
+                stress=full_3x3_to_voigt_6_stress(stress[k]) if periodic else None,
+                energies=energies[start:stop].copy(),
+            )
+        )
+        start = stop
+    return results
