@@ -1,0 +1,150 @@
+"""Identity and soundness of labelled frames.
+
+Here: the content hash that makes a frame unique, the identity of a teacher, and the test for unusable labels.
+Not here: storing frames (:mod:`fastff.distill.store`) or judging a whole set (:mod:`fastff.distill.validate`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import ase
+import numpy as np
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+
+POSITION_RESOLUTION = 1e-6
+"""Å; structures closer than this in every coordinate have the same hash."""
+
+HASH_BYTES = 16
+
+CHARGE_KEYS = ("charge", "spin")
+"""Entries of ``atoms.info`` that change what a teacher answers."""
+
+
+def describe_teacher(teacher: Any) -> dict[str, Any]:
+    """Return a teacher's record as a JSON-able dict.
+
+    Parameters
+    ----------
+    teacher : mapping, object with ``to_dict()``, object with ``info``, or None
+        A stored record, a ``TeacherInfo`` or a ``Teacher``. None gives an empty record.
+
+    Raises
+    ------
+    DataError
+        The record holds something that JSON cannot express.
+    """
+    if teacher is None:
+        return {}
+    if hasattr(teacher, "info") and hasattr(teacher.info, "to_dict"):
+        teacher = teacher.info
+    record = dict(teacher) if isinstance(teacher, Mapping) else teacher.to_dict()
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(record))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"teacher record cannot be written as JSON: {error}") from error
+    return result
+
+
+def identify_teacher(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the entries of a teacher record that decide whether labels may be mixed.
+
+    Name, package version and the SHA-256 of the weights; where no hash is known, the name of the weights.
+    """
+    identity = {key: str(record[key]) for key in ("name", "version") if record.get(key)}
+    for key in ("weights_sha256", "weights"):
+        if record.get(key):
+            identity[key] = str(record[key])
+            break
+    return identity
+
+
+def require_same_teacher(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Raise unless two teacher records name the same teacher, version and weights.
+
+    Raises
+    ------
+    DataError
+        Names the entries that differ and both values.
+    """
+    left, right = identify_teacher(stored), identify_teacher(given)
+    differing = [key for key in sorted(left | right) if left.get(key) != right.get(key)]
+    if differing:
+        details = "; ".join(
+            f"{key} is {left.get(key, 'unknown')!r} there and {right.get(key, 'unknown')!r} now"
+            for key in differing
+        )
+        raise DataError(
+            f"{where} holds labels of another teacher: {details}. "
+            "Write to a new label file, or use the teacher that made this one."
+        )
+
+
+def hash_structure(atoms: ase.Atoms, teacher: Mapping[str, Any] | None = None) -> bytes:
+    """Return the content hash of a structure as seen by a teacher.
+
+    SHA-256 (first 16 bytes) over atomic numbers, positions and cell rounded to
+    :data:`POSITION_RESOLUTION`, periodicity, charge and spin, and the teacher's identity. The order of
+    atoms counts; velocities do not.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        The structure.
+    teacher : mapping, optional
+        Teacher record; only its identity enters.
+    """
+    digest = hashlib.sha256()
+    digest.update(np.asarray(atoms.numbers, dtype="<i8").tobytes())
+    for values in (atoms.positions, np.asarray(atoms.cell)):
+        digest.update(_round_to_bytes(values))
+    digest.update(np.asarray(atoms.pbc, dtype=np.uint8).tobytes())
+    for key in CHARGE_KEYS:
+        value = atoms.info.get(key)
+        digest.update(b"-" if value is None else f"{float(value):.6f}".encode())
+    digest.update(json.dumps(identify_teacher(teacher or {}), sort_keys=True).encode())
+    return digest.digest()[:HASH_BYTES]
+
+
+def _round_to_bytes(values: np.ndarray) -> bytes:
+    values = np.ascontiguousarray(values, dtype="<f8")
+    if not np.isfinite(values).all():
+        return values.tobytes()
+    return np.rint(values / POSITION_RESOLUTION).astype("<i8").tobytes()
+
+
+def find_label_fault(atoms: ase.Atoms, labels: Labels) -> str | None:
+    """Say why labels cannot be used, or return None if they can.
+
+    Raises
+    ------
+    DataError
+        Shapes of the labels do not fit the structure (an error of the caller, not of the teacher).
+    """
+    n_atoms = len(atoms)
+    expected = {"forces": (n_atoms, 3), "stress": (6,), "energies": (n_atoms,)}
+    for name, shape in expected.items():
+        value = getattr(labels, name)
+        if value is not None and np.shape(value) != shape:
+            raise DataError(
+                f"{name} of {atoms.get_chemical_formula()} have shape {np.shape(value)}; need {shape}"
+            )
+    if n_atoms == 0:
+        return "no atoms"
+    checks = {
+        "positions": atoms.positions,
+        "cell": np.asarray(atoms.cell),
+        "energy": labels.energy,
+        "forces": labels.forces,
+        "stress": labels.stress,
+        "per-atom energies": labels.energies,
+    }
+    for name, value in checks.items():
+        if value is not None and not np.isfinite(value).all():
+            return f"{name} not finite"
+    return None

@@ -1,0 +1,400 @@
+"""The label file: an HDF5 file of labelled frames that survives being killed at any moment.
+
+Here: :class:`LabelStore`. Not here: other file formats (:mod:`fastff.distill.formats`), the columns
+(:mod:`fastff.distill.rows`), what makes a frame unique or unusable (:mod:`fastff.distill.content`).
+
+HDF5 has no journal: a process that dies while the file's own structure is being changed can leave it unreadable.
+Hence its structure never changes in place. All arrays are contiguous and lie in space that is there before any frame
+is written. An append writes rows into free space, forces them to disk, and then writes the four counters in
+``committed``, which alone say how many rows exist; rows beyond them are leftovers of an append that was cut short and
+are erased when the file is next opened for writing. When the space is used up, a copy with twice the room replaces the
+file in one atomic rename. Closing trims unused space the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import ase
+import h5py
+import numpy as np
+
+from fastff.distill.content import (
+    describe_teacher,
+    find_label_fault,
+    hash_structure,
+    require_same_teacher,
+)
+from fastff.distill.layout import (
+    FORMAT,
+    GROUPS,
+    SCHEMA,
+    Capacity,
+    copy_rows,
+    create_layout,
+    read_rows,
+    sync_file,
+    sync_folder,
+    write_counts,
+)
+from fastff.distill.rows import compute_crc, pack_frames, unpack_frame
+from fastff.errors import DataError, UsageError
+from fastff.labels import Frame
+
+INITIAL_FRAMES = 64
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class AppendReport:
+    """What became of the frames given to :meth:`LabelStore.append`.
+
+    Attributes
+    ----------
+    added : int
+        Frames stored.
+    duplicates : int
+        Frames that were there already and were skipped.
+    quarantined : tuple of str
+        Reason for each frame that was set aside.
+    """
+
+    added: int
+    duplicates: int
+    quarantined: tuple[str, ...]
+
+
+class LabelStore:
+    """An appendable, resumable file of frames labelled by one teacher.
+
+    Parameters
+    ----------
+    path : path-like
+        The HDF5 file.
+    mode : {"r", "a", "w"}
+        Read (also while another process appends); append, creating the file if missing; or create, refusing to
+        overwrite.
+    teacher : Teacher, TeacherInfo, mapping or None
+        Who makes the labels. Stored in a new file; compared with the stored record otherwise.
+
+    Attributes
+    ----------
+    teacher : dict
+        Stored record of the teacher.
+    n_cut : int
+        Rows of an unfinished append that were found (and, when writable, erased) on opening.
+
+    Raises
+    ------
+    DataError
+        Missing, damaged, foreign or newer file; another teacher; or in use by another writer.
+
+    Examples
+    --------
+    >>> with LabelStore("labels.h5", "a", teacher=teacher) as store:  # doctest: +SKIP
+    ...     store.append(frames)
+    """
+
+    def __init__(
+        self, path: str | Path, mode: Literal["r", "a", "w"] = "r", teacher: Any = None
+    ) -> None:
+        if mode not in ("r", "a", "w"):
+            raise UsageError(f"mode of a label file is {mode!r}; use 'r', 'a' or 'w'")
+        self.path = Path(path)
+        self.writable = mode != "r"
+        exists = self.path.exists()
+        if mode == "r" and not exists:
+            raise DataError(f"{self.path}: no such label file")
+        if mode == "w" and exists:
+            raise DataError(f"{self.path} exists already; choose another name or append to it")
+        record = describe_teacher(teacher)
+        if not exists:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._replace_file(record, dict.fromkeys(GROUPS, (INITIAL_FRAMES, INITIAL_FRAMES * 64)))
+        else:
+            self._file = self._open_file()
+            if self.writable:
+                for stray in self.path.parent.glob(f".{self.path.name}.*.tmp"):
+                    stray.unlink(missing_ok=True)
+        try:
+            self.teacher = self._read_header()
+            if teacher is not None:
+                require_same_teacher(self.teacher, record, str(self.path))
+            self._counts = self._read_counts()
+            self.n_cut = self._find_leftovers()
+            self._hashes = self._read_hashes()
+        except BaseException:
+            self._file.close()
+            raise
+
+    # --- content ---
+
+    def __len__(self) -> int:
+        return self._counts["frames"][0]
+
+    @property
+    def n_quarantined(self) -> int:
+        """Number of frames set aside."""
+        return self._counts["quarantine"][0]
+
+    @property
+    def held_out(self) -> frozenset[int]:
+        """Trajectories made for testing only."""
+        flags = self.read_column("held_out").astype(bool)
+        return frozenset(int(number) for number in self.read_column("trajectory")[flags])
+
+    def hash(self, atoms: ase.Atoms) -> bytes:
+        """Return the content hash of a structure labelled by this store's teacher."""
+        return hash_structure(atoms, self.teacher)
+
+    def has(self, content: bytes | ase.Atoms) -> bool:
+        """Whether a structure (or its hash) is stored, soundly or in quarantine."""
+        key = content if isinstance(content, bytes) else self.hash(content)
+        return key in self._hashes
+
+    def find(self, atoms: ase.Atoms) -> Frame | None:
+        """Return the stored sound frame of a structure, or None."""
+        group, index = self._hashes.get(self.hash(atoms), ("quarantine", -1))
+        return self.read([index])[0] if group == "frames" else None
+
+    def read_column(self, name: str, group: str = "frames") -> np.ndarray:
+        """Return one per-frame column (see :data:`fastff.distill.rows.FRAME_COLUMNS`)."""
+        values: np.ndarray = self._frames(group)[name][: self._counts[group][0]]
+        return values
+
+    def read(self, indices: Sequence[int] | None = None) -> list[Frame]:
+        """Return the sound frames, all or those at ``indices``.
+
+        Raises
+        ------
+        DataError
+            A frame's checksum is wrong, i.e. the file was damaged after writing.
+        """
+        return [frame for frame, _ in self._read_group("frames", indices)]
+
+    def read_quarantine(self) -> list[tuple[Frame, str]]:
+        """Return the frames set aside, each with the reason."""
+        return self._read_group("quarantine", None)
+
+    # --- writing ---
+
+    def append(
+        self, frames: Sequence[Frame], *, held_out: bool = False, force_limit: float | None = None
+    ) -> AppendReport:
+        """Store frames; all of them, or none if the process dies in between.
+
+        Frames whose structure is stored already are skipped. Frames whose labels are not finite, or whose largest
+        force exceeds ``force_limit``, go to quarantine with the reason.
+
+        Parameters
+        ----------
+        frames : sequence of Frame
+            Labelled structures.
+        held_out : bool
+            Mark the frames' trajectories as made for testing only.
+        force_limit : float, optional
+            Largest accepted length of a force, eV/Å.
+
+        Raises
+        ------
+        DataError
+            Labels of the wrong shape, or the disk refuses.
+        UsageError
+            The store was opened for reading.
+        """
+        if not self.writable:
+            raise UsageError(f"{self.path} was opened for reading; open it with mode 'a' to append")
+        batches: dict[str, list[tuple[Frame, bytes, str]]] = {name: [] for name in GROUPS}
+        seen: set[bytes] = set()
+        duplicates = 0
+        for frame in frames:
+            key = self.hash(frame.atoms)
+            if key in self._hashes or key in seen:
+                duplicates += 1
+                continue
+            seen.add(key)
+            reason = find_label_fault(frame.atoms, frame.labels)
+            reason = reason or _find_outlier(frame, force_limit) or ""
+            batches["quarantine" if reason else "frames"].append((frame, key, reason))
+        if seen:
+            self._guard("write", lambda: self._write_batches(batches, held_out))
+        return AppendReport(
+            added=len(batches["frames"]),
+            duplicates=duplicates,
+            quarantined=tuple(reason for _, _, reason in batches["quarantine"]),
+        )
+
+    def close(self) -> None:
+        """Trim unused space and close the file. Closing twice is allowed."""
+        if not self._file:
+            return
+        slack = any(self._capacity(name) != self._counts[name] for name in GROUPS)
+        try:
+            if self.writable and slack:
+                self._guard("trim", lambda: self._replace_file(self.teacher, self._counts))
+        finally:
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- the file ---
+
+    def _write_batches(
+        self, batches: Mapping[str, list[tuple[Frame, bytes, str]]], held_out: bool
+    ) -> None:
+        counts = dict(self._counts)
+        for name, batch in batches.items():
+            if not batch:
+                continue
+            frames, keys, reasons = zip(*batch, strict=True)
+            first_frame, first_atom = self._counts[name]
+            frame_rows, atom_rows = pack_frames(frames, keys, reasons, held_out, first_atom)
+            end = first_frame + len(batch), first_atom + len(atom_rows["numbers"])
+            self._reserve(name, end)
+            for column, values in frame_rows.items():
+                self._frames(name)[column][first_frame : end[0]] = values
+            for column, values in atom_rows.items():
+                self._atoms(name)[column][first_atom : end[1]] = values
+            counts[name] = end
+        sync_file(self._file)
+        write_counts(self._file, counts)
+        sync_file(self._file)
+        for name, batch in batches.items():
+            for index, (_, key, _) in enumerate(batch):
+                self._hashes[key] = (name, self._counts[name][0] + index)
+        self._counts = counts
+
+    def _reserve(self, name: str, needed: tuple[int, int]) -> None:
+        capacity = {group: self._capacity(group) for group in GROUPS}
+        if all(have >= need for have, need in zip(capacity[name], needed, strict=True)):
+            return
+        capacity[name] = (2 * needed[0] + INITIAL_FRAMES, 2 * needed[1] + INITIAL_FRAMES)
+        self._replace_file(self.teacher, capacity)
+
+    def _replace_file(self, teacher: dict[str, Any], capacity: Capacity) -> None:
+        """Write a file with the given room, copy the committed rows into it, and put it in place."""
+        old: h5py.File | None = getattr(self, "_file", None)
+        counts = self._counts if old else dict.fromkeys(GROUPS, (0, 0))
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with h5py.File(temporary, "w", libver=("earliest", "v110")) as new:
+                create_layout(new, teacher, capacity)
+                if old:
+                    copy_rows(old, new, counts)
+                write_counts(new, counts)
+                sync_file(new)
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(self.path.parent)
+        self._file = self._open_file()
+        if old:
+            old.close()
+
+    def _open_file(self) -> h5py.File:
+        try:
+            return h5py.File(self.path, "r+" if self.writable else "r", locking=self.writable)
+        except BlockingIOError as error:
+            message = f"{self.path} is being written by another process; wait for it"
+            raise DataError(message) from error
+        except OSError as error:
+            raise DataError(f"{self.path} is not a readable HDF5 file: {error}") from error
+
+    def _read_header(self) -> dict[str, Any]:
+        kind = self._file.attrs.get("format")
+        if kind != FORMAT:
+            raise DataError(f"{self.path} is an HDF5 file but not a fastff label file")
+        schema = int(self._file.attrs.get("schema", 0))
+        if schema > SCHEMA:
+            raise DataError(
+                f"{self.path} has label schema {schema}; this fastff reads up to {SCHEMA}. Update fastff."
+            )
+        try:
+            record: dict[str, Any] = json.loads(self._file.attrs["teacher"])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{self.path} is damaged: its teacher record cannot be read") from error
+        return record
+
+    def _read_counts(self) -> dict[str, tuple[int, int]]:
+        committed = self._guard("read", lambda: self._file["committed"][...])
+        counts = {name: (int(a), int(b)) for name, (a, b) in zip(GROUPS, committed, strict=True)}
+        for name, pair in counts.items():
+            room = self._capacity(name)
+            if not (0 <= pair[0] <= room[0] and 0 <= pair[1] <= room[1]):
+                raise DataError(f"{self.path} is damaged: {name} counts {pair}, room for {room}")
+        return counts
+
+    def _find_leftovers(self) -> int:
+        n_cut = 0
+        for name in GROUPS:
+            column = self._frames(name)["hash"]
+            start = self._counts[name][0]
+            leftovers = int(np.any(column[start:], axis=1).sum()) if column.shape[0] > start else 0
+            if leftovers and self.writable:
+                column[start:] = 0
+            n_cut += leftovers
+        return n_cut
+
+    def _read_hashes(self) -> dict[bytes, tuple[str, int]]:
+        return {
+            row.tobytes(): (name, index)
+            for name in GROUPS
+            for index, row in enumerate(self.read_column("hash", name))
+        }
+
+    def _read_group(self, name: str, indices: Sequence[int] | None) -> list[tuple[Frame, str]]:
+        n_frames, n_atoms = self._counts[name]
+        frames = self._guard("read", lambda: read_rows(self._frames(name), slice(0, n_frames)))
+        chosen = range(n_frames) if indices is None else [int(index) for index in indices]
+        if indices is None:
+            atoms = self._guard("read", lambda: read_rows(self._atoms(name), slice(0, n_atoms)))
+        result = []
+        for index in chosen:
+            start = int(frames["first_atom"][index])
+            rows = slice(start, start + int(frames["n_atoms"][index]))
+            if indices is not None:
+                atoms = read_rows(self._atoms(name), rows)
+                rows = slice(0, rows.stop - rows.start)
+            if compute_crc(frames, atoms, index, rows) != int(frames["crc"][index]):
+                raise DataError(f"{self.path} is damaged: wrong checksum of frame {index} ({name})")
+            frame = unpack_frame(frames, atoms, index, rows)
+            result.append((frame, frames["reason"][index].decode()))
+        return result
+
+    def _frames(self, group: str) -> h5py.Group:
+        return self._file[f"{group}/frames"]
+
+    def _atoms(self, group: str) -> h5py.Group:
+        return self._file[f"{group}/atoms"]
+
+    def _capacity(self, group: str) -> tuple[int, int]:
+        return self._frames(group)["energy"].shape[0], self._atoms(group)["numbers"].shape[0]
+
+    def _guard(self, action: str, function: Callable[[], _Result]) -> _Result:
+        try:
+            return function()
+        except (OSError, KeyError) as error:
+            raise DataError(f"cannot {action} {self.path}: {error}") from error
+
+
+def _find_outlier(frame: Frame, limit: float | None) -> str | None:
+    if limit is None:
+        return None
+    largest = float(np.linalg.norm(frame.labels.forces, axis=1).max())
+    return f"force {largest:.1f} eV/Å above {limit:g}" if largest > limit else None

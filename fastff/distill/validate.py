@@ -1,0 +1,239 @@
+"""Judging a set of labelled frames before anything is trained on it.
+
+Here: :func:`validate_frames` and its report. Not here: setting single unusable frames aside, which reading and storing
+do (:func:`fastff.distill.content.find_label_fault`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from ase.geometry import find_mic
+from ase.neighborlist import neighbor_list
+
+from fastff.distill.content import find_label_fault, hash_structure
+from fastff.errors import DataError
+from fastff.labels import Frame
+
+STRESS_LIMIT = 1.0
+"""eV/Å^3 (160 GPa); larger stresses usually mean GPa, kbar or a virial."""
+CLOSE_CONTACT = 0.5
+"""Å."""
+FORCE_RATIO = 20.0
+"""A force this many times the root mean square of the set is an outlier, if also above FORCE_FLOOR."""
+FORCE_FLOOR = 15.0
+"""eV/Å."""
+SIGN_CORRELATION = 0.7
+"""Size of a correlation from which a sign or unit is called wrong."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble found in a set.
+
+    Attributes
+    ----------
+    check : str
+        What was looked for.
+    severity : {"error", "warning"}
+        Errors make training wrong; warnings deserve a look.
+    frames : tuple of int
+        Indices of the frames concerned; empty if the finding is about the whole set.
+    hint : str
+        What it probably means and what to do.
+    """
+
+    check: str
+    severity: Literal["error", "warning"]
+    frames: tuple[int, ...]
+    hint: str
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """Outcome of :func:`validate_frames`; ``str(report)`` is a table."""
+
+    n_frames: int
+    n_atoms: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that make training wrong."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    def require_sound(self) -> None:
+        """Raise if there are errors.
+
+        Raises
+        ------
+        DataError
+            Names the checks that failed.
+        """
+        if self.errors:
+            what = "; ".join(f"{finding.check}: {finding.hint}" for finding in self.errors)
+            raise DataError(f"labels failed validation: {what}")
+
+    def __str__(self) -> str:
+        lines = [f"{self.n_frames} frames, {self.n_atoms} atoms"]
+        if not self.findings:
+            return lines[0] + ": no findings"
+        width = max(len(finding.check) for finding in self.findings)
+        for finding in self.findings:
+            count = f"{len(finding.frames)} frames" if finding.frames else "whole set"
+            first = f" (first: {finding.frames[0]})" if finding.frames else ""
+            lines.append(
+                f"  {finding.severity:<7}  {finding.check:<{width}}  {count}{first}  {finding.hint}"
+            )
+        return "\n".join(lines)
+
+
+def validate_frames(frames: Sequence[Frame]) -> ValidationReport:
+    """Look for labels that are broken, in the wrong unit, or of the wrong sign.
+
+    Nothing is changed or dropped.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        Frames of one teacher.
+
+    Returns
+    -------
+    ValidationReport
+        Findings: labels that are not finite, close contacts, force and energy outliers, large stress, missing stress of
+        periodic frames, repeated structures, forces that disagree in sign or unit with energy differences between
+        neighboring frames, and stress that falls when a cell expands.
+    """
+    findings: list[Finding] = []
+
+    def note(
+        check: str, severity: Literal["error", "warning"], indices: Sequence[int], hint: str
+    ) -> None:
+        if len(indices):
+            findings.append(Finding(check, severity, tuple(int(i) for i in indices), hint))
+
+    broken = [i for i, f in enumerate(frames) if find_label_fault(f.atoms, f.labels)]
+    note("not finite", "error", broken, "the teacher failed here; leave these frames out")
+    sound = [i for i in range(len(frames)) if i not in set(broken)]
+    close = [
+        i
+        for i in sound
+        if len(frames[i].atoms) > 1 and len(neighbor_list("i", frames[i].atoms, CLOSE_CONTACT))
+    ]
+    note("close contact", "warning", close, f"two atoms nearer than {CLOSE_CONTACT} Å")
+    note("force outlier", "warning", *_find_force_outliers(frames, sound))
+    note("energy outlier", "warning", *_find_energy_outliers(frames, sound))
+    periodic = [i for i in sound if frames[i].atoms.pbc.all()]
+    stresses = {i: frames[i].labels.stress for i in periodic}
+    large = [i for i, s in stresses.items() if s is not None and np.abs(s).max() > STRESS_LIMIT]
+    note(
+        "large stress",
+        "warning",
+        large,
+        f"above {STRESS_LIMIT} eV/Å^3 (160 GPa): GPa, kbar or virial?",
+    )
+    missing = [i for i in periodic if stresses[i] is None]
+    note(
+        "no stress", "warning", missing, "periodic but without stress; it will not be learned here"
+    )
+    note(
+        "repeated structure",
+        "warning",
+        _find_repeats(frames, sound),
+        "same structure as an earlier frame",
+    )
+    for finding in (_check_forces(frames, sound), _check_stress_sign(frames, periodic)):
+        if finding:
+            findings.append(finding)
+    return ValidationReport(len(frames), sum(len(f.atoms) for f in frames), tuple(findings))
+
+
+def _find_force_outliers(frames: Sequence[Frame], sound: Sequence[int]) -> tuple[list[int], str]:
+    largest = {i: float(np.linalg.norm(frames[i].labels.forces, axis=1).max()) for i in sound}
+    squares = [np.mean(frames[i].labels.forces ** 2) * 3 for i in sound]
+    limit = max(FORCE_FLOOR, FORCE_RATIO * float(np.sqrt(np.median(squares)))) if sound else 0.0
+    return (
+        [i for i, value in largest.items() if value > limit],
+        f"force above {limit:.1f} eV/Å; largest {max(largest.values(), default=0.0):.1f}",
+    )
+
+
+def _group_by_composition(frames: Sequence[Frame], indices: Sequence[int]) -> list[list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i in indices:
+        groups[tuple(sorted(frames[i].atoms.numbers))].append(i)
+    return list(groups.values())
+
+
+def _find_energy_outliers(frames: Sequence[Frame], sound: Sequence[int]) -> tuple[list[int], str]:
+    outliers = []
+    for group in _group_by_composition(frames, sound):
+        values = np.array([frames[i].labels.energy / len(frames[i].atoms) for i in group])
+        deviation = np.abs(values - np.median(values))
+        limit = max(1.0, 30 * float(np.median(deviation)))
+        outliers += [i for i, value in zip(group, deviation, strict=True) if value > limit]
+    return sorted(outliers), "energy per atom far from others of the same composition"
+
+
+def _find_repeats(frames: Sequence[Frame], sound: Sequence[int]) -> list[int]:
+    seen: set[bytes] = set()
+    repeats = []
+    for i in sound:
+        key = hash_structure(frames[i].atoms)
+        if key in seen:
+            repeats.append(i)
+        seen.add(key)
+    return repeats
+
+
+def _check_forces(frames: Sequence[Frame], sound: Sequence[int]) -> Finding | None:
+    """Compare energy differences with the work of the forces along each trajectory (trapezoid rule)."""
+    work, change = [], []
+    in_time = sorted(sound, key=lambda i: (frames[i].trajectory, frames[i].step))
+    for i, j in itertools.pairwise(in_time):
+        a, b = frames[i], frames[j]
+        if a.trajectory != b.trajectory or not np.array_equal(a.atoms.numbers, b.atoms.numbers):
+            continue
+        if not np.allclose(a.atoms.cell, b.atoms.cell, atol=1e-4):
+            continue
+        moves, lengths = find_mic(b.atoms.positions - a.atoms.positions, a.atoms.cell, a.atoms.pbc)
+        if not 1e-4 < float(np.max(lengths)) < 0.6:
+            continue
+        work.append(-0.5 * float(np.sum((a.labels.forces + b.labels.forces) * moves)))
+        change.append(b.labels.energy - a.labels.energy)
+    if len(work) < 5 or np.std(work) < 1e-6 or np.std(change) < 1e-6:
+        return None
+    correlation = float(np.corrcoef(work, change)[0, 1])
+    slope = float(np.std(change) / np.std(work))
+    if correlation < -SIGN_CORRELATION:
+        hint = (
+            f"energy rises along the forces (correlation {correlation:.2f}): wrong sign of forces?"
+        )
+    elif correlation > SIGN_CORRELATION and not 0.5 < slope < 2.0:
+        hint = f"energy differences are {slope:.3g} times the work of the forces: units not eV and eV/Å?"
+    else:
+        return None
+    return Finding("forces against energy", "error", (), hint)
+
+
+def _check_stress_sign(frames: Sequence[Frame], periodic: Sequence[int]) -> Finding | None:
+    """Stress must rise when a cell expands (positive bulk modulus)."""
+    rows = []
+    for group in _group_by_composition(frames, periodic):
+        members = [i for i in group if frames[i].labels.stress is not None]
+        volumes = np.log([frames[i].atoms.get_volume() for i in members])
+        if len(members) < 8 or np.ptp(volumes) < 0.03:
+            continue
+        means = [float(np.mean(np.asarray(frames[i].labels.stress)[:3])) for i in members]
+        if np.std(means) > 0:
+            rows.append(float(np.corrcoef(volumes, means)[0, 1]))
+    if rows and np.mean(rows) < -SIGN_CORRELATION:
+        hint = f"stress falls when the cell expands (correlation {np.mean(rows):.2f}): wrong sign, or a virial?"
+        return Finding("stress sign", "error", (), hint)
+    return None
