@@ -137,7 +137,7 @@ def _differentiate(
             kept, leaves, kept_seeds, create_graph=True, allow_unused=True, materialize_grads=True
         )
         derivatives.append(tuple(grad.detach() for grad in grads))
-        leaves = [*leaves, *kept_seeds]
+        leaves = [*leaves, *seeds]
         outputs = grads
     return derivatives
 
