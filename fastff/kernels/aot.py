@@ -62,8 +62,8 @@ def compile_ahead(
     kernel : triton JITFunction
         Not an interpreted one: ``TRITON_INTERPRET`` must be unset when its module is imported.
     signature : mapping
-        Type of every run-time argument by name, for example ``{"x": "*fp32", "n_rows": "i32"}``. Pointers are taken to be
-        aligned to 16 bytes, as torch allocates them.
+        Type of every run-time argument by name, for example ``{"x": "*fp32", "n_rows": "i32"}``. Pointers are
+        taken to be aligned to 16 bytes, as torch allocates them.
     constexprs : mapping
         Value of every ``tl.constexpr`` argument by name.
     target : {"sm_80", "sm_90", "gfx942"}

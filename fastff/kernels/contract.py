@@ -1,21 +1,25 @@
 """What every op must satisfy, as functions that raise ``AssertionError`` with the figure that was off.
 
-Here: named cases and the checks that tests run on them, on any device and in Triton's interpreter. Not here: the cases of
-an op (its ``cases.py``), tests, timings.
+Here: the records that an op's ``cases.py`` fills (cases, suites, builds), their discovery, and the checks that tests
+run on them, on any device and in Triton's interpreter. Not here: the cases themselves, tests, timings.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from fastff.kernels import dispatch
-from fastff.kernels.tuning import find_relative_error
+from fastff.kernels.tuning import LaunchConfig, Workload, find_relative_error
 
 TOLERANCES: Final = {torch.float64: 1e-12, torch.float32: 2e-6}
 """Largest ``|out - ref| / |ref|`` against the float64 reference, by dtype of the input."""
@@ -43,14 +47,15 @@ class Case:
 def poison_allocations() -> Iterator[None]:
     """Fill every uninitialised allocation with NaN (largest integer), so that unwritten outputs show."""
     mode = torch.get_deterministic_debug_mode()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    settings.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(mode)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        settings.fill_uninitialized_memory = fill
 
 
 def check_forward(
@@ -187,3 +192,72 @@ def _check_error(
     limit = TOLERANCES[dtype] if tolerance is None else tolerance
     assert error <= limit, f"{what}: relative error {error:.2e} above {limit:.1e}"
     return error
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One public function with its reference and its cases; every ``cases.py`` lists its own as ``SUITES``.
+
+    Attributes
+    ----------
+    op : Op
+    function, reference : callable
+        Same signature.
+    cases : tuple of Case
+    dtypes : tuple of torch.dtype
+        What the kernels take.
+    tolerance : float, optional
+        Instead of :data:`TOLERANCES`.
+    """
+
+    op: dispatch.Op
+    function: Callable[..., Any]
+    reference: Callable[..., Any]
+    cases: tuple[Case, ...]
+    dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class Build:
+    """A kernel with the types and constants it is compiled with ahead of time.
+
+    Every ``cases.py`` yields its own from ``list_builds()``, for the widths of production.
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    config: LaunchConfig
+
+
+def list_suites() -> tuple[Suite, ...]:
+    """Return the suites of all ops that have a ``cases.py``; imports no Triton."""
+    found = _list_case_modules()
+    return tuple(suite for module in found for suite in getattr(module, "SUITES", ()))
+
+
+def list_builds() -> tuple[Build, ...]:
+    """Return the builds of all ops that have a ``cases.py``; imports Triton."""
+    found = [module for module in _list_case_modules() if hasattr(module, "list_builds")]
+    return tuple(build for module in found for build in module.list_builds())
+
+
+def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[Workload]:
+    """Yield the workloads that ``fastff tune`` measures, of all ops, at the widths of a model."""
+    for module in _list_case_modules():
+        if hasattr(module, "list_workloads"):
+            yield from module.list_workloads(widths, device)
+
+
+def _list_case_modules() -> list[ModuleType]:
+    package = importlib.import_module("fastff.kernels")
+    names = [
+        f"fastff.kernels.{one.name}" for one in pkgutil.iter_modules(package.__path__) if one.ispkg
+    ]
+    return [
+        importlib.import_module(f"{name}.cases")
+        for name in names
+        if importlib.util.find_spec(f"{name}.cases")
+    ]

@@ -160,8 +160,8 @@ def explain(device: torch.device | str | None = None) -> list[Row]:
     Returns
     -------
     list of Row
-        ``op, backend, reason, last_call``. Under ``use("triton")`` on a machine without it the reason is the text of the
-        error a call would raise.
+        ``op, backend, reason, last_call``. Under ``use("triton")`` on a machine without it the reason is the text of
+        the error a call would raise.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -220,8 +220,8 @@ def run(
 ) -> T:
     """Decide, record the decision and call one of the two implementations.
 
-    A kernel that does not compile raises :class:`BackendError` when Triton is forced. In auto mode the failure is logged
-    once, kept for :func:`explain`, and the op stays on torch for the rest of the process.
+    A kernel that does not compile raises :class:`BackendError` when Triton is forced. In auto mode the failure is
+    logged once, kept for :func:`explain`, and the op stays on torch for the rest of the process.
     """
     backend, _ = _decide_and_record(op, device, obstacle)
     return attempt(op, triton, reference) if backend == "triton" else reference()
@@ -272,11 +272,15 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result
 def _decide_and_record(op: Op, device: torch.device, obstacle: str | None) -> tuple[str, str]:
     decision = decide(op, device, obstacle)
     _last_calls[op.name] = decision
     return decision
+
+
+# What torch.compiler.assume_constant_result does, without its import of torch._dynamo (and Triton): while a function is
+# traced by torch.compile the decision is taken once and becomes part of the compiled code.
+_decide_and_record._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_backend(backend: str, source: str) -> str:

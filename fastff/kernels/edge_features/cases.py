@@ -5,6 +5,7 @@ Here: :data:`CASES` and the workloads that ``fastff tune`` measures. Not here: w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fastff.kernels import derivatives, tuning
-from fastff.kernels.contract import Case
+from fastff.kernels.contract import Build, Case, Suite
+from fastff.kernels.edge_features import op, reference
 
 Arguments = tuple[Any, ...]
 Builder = Callable[[torch.device, torch.dtype], Arguments]
@@ -69,9 +71,28 @@ CASES = (
 )
 
 
+SUITES = (Suite(op.OP, op.edge_features, reference.edge_features, CASES),)
+
+
+def list_builds() -> Iterator[Build]:
+    """The three kernels for eight radial functions and degrees up to 3, float32."""
+    from fastff.kernels.edge_features import kernels
+
+    widths = {"n_radial": 8, "n_harmonics": 16, "RADIAL": 8}
+    for space, kernel in (
+        (kernels.FORWARD_SPACE, kernels.forward_kernel),
+        (kernels.BACKWARD_SPACE, kernels.backward_kernel),
+        (kernels.DOUBLE_BACKWARD_SPACE, kernels.double_backward_kernel),
+    ):
+        constexprs = {"cutoff": 5.0, "norm": math.sqrt(0.4), **widths, **space.default.blocks}
+        pointers = [name for name in kernel.arg_names if name not in (*constexprs, "n_edges")]
+        signature = {**dict.fromkeys(pointers, "*fp32"), "n_edges": "i32"}
+        yield Build(space.kernel, kernel, signature, constexprs, space.default)
+
+
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
     """The three kernels; ``widths`` has ``n_radial`` (default 8) and ``l_max`` (default 3)."""
-    from fastff.kernels.edge_features import kernels, op, reference
+    from fastff.kernels.edge_features import kernels
 
     n_radial, l_max, cutoff, n_edges = (
         widths.get("n_radial", 8),

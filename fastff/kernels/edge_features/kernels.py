@@ -1,13 +1,14 @@
 """Triton kernels of the edge features and of their first and second derivatives, and the launch configurations.
 
-Here: kernels and candidate configurations, nothing else. One program owns a block of edges; every edge quantity stays in
-registers and only the result is written. The formulas are those of ``reference.py``, differentiated by hand:
-with u the unit vector, t = (h - u (u.h)) / d its change along h, w the polynomial gradient of <gY, Y> and Q its Hessian,
+Here: kernels and candidate configurations, nothing else. One program owns a block of edges; every edge quantity stays
+in registers and only the result is written. The formulas are those of ``reference.py``, differentiated by hand: with u
+the unit vector, t = (h - u (u.h)) / d its change along h, w the polynomial gradient of <gY, Y> and Q its Hessian,
 
 - gradient             g = s' u + (w - u (u.w)) / d                     with s = <gB, B(d)>
 - Hessian times h      s'' (u.h) u + s' t + [Qt - u (u.Qt) - t (u.w) - u (t.w)] / d - (u.h) (w - u (u.w)) / d^2
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import triton

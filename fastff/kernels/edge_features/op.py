@@ -28,8 +28,8 @@ def edge_features(
     Parameters
     ----------
     vectors : Tensor
-        Edge vectors r_j - r_i + S @ cell in Å, shape (n_edges, 3); float32 or float64 for Triton, any floating dtype for
-        torch. Their lengths must not be zero; pad with any vector longer than the cut-off.
+        Edge vectors r_j - r_i + S @ cell in Å, shape (n_edges, 3); float32 or float64 for Triton, any floating dtype
+        for torch. Their lengths must not be zero; pad with any vector longer than the cut-off.
     cutoff : float
         Cut-off radius r_c in Å.
     n_radial : int
@@ -40,7 +40,7 @@ def edge_features(
     Returns
     -------
     basis : Tensor
-        Shape (n_edges, n_radial), ``sqrt(2 / r_c) sin(k pi d / r_c) / d * u(d / r_c)`` in Å^-3/2; zero at and beyond r_c.
+        Shape (n_edges, n_radial), ``sqrt(2 / r_c) sin(k pi d / r_c) / d * u(d / r_c)`` in Å^-3/2; zero from r_c on.
         Gasteiger, Groß and Günnemann, ICLR 2020 (DimeNet), equations 7 and 8 with p = 6.
     harmonics : Tensor
         Shape (n_edges, (l_max + 1)^2), 'component' normalisation, orders m = -l..l; dimensionless. Not zero beyond the
@@ -55,8 +55,8 @@ def edge_features(
 
     Notes
     -----
-    The Triton implementation has kernels for the first and the second derivative in ``vectors`` and raises on a third; the
-    reference is differentiable to any order. Deterministic on both. A vector of length zero gives NaN.
+    The Triton implementation has kernels for the first and the second derivative in ``vectors`` and raises on a third;
+    the reference is differentiable to any order. Deterministic on both. A vector of length zero gives NaN.
     """
     _check(vectors, cutoff, n_radial, l_max)
     cutoff = float(cutoff)

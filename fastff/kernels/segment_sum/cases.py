@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastff.kernels import tuning
-from fastff.kernels.contract import Case
+from fastff.kernels.contract import Build, Case, Suite
+from fastff.kernels.segment_sum import op, reference
 
 Arguments = tuple[Any, ...]
 Builder = Callable[[torch.device, torch.dtype], Arguments]
@@ -68,9 +69,40 @@ CASES = (
 )
 
 
+def _turn_to_sums(case: Case) -> Case:
+    """Case of the gather that takes the sums of ``case`` back to its rows."""
+
+    def build(device: torch.device, dtype: torch.dtype) -> Arguments:
+        values, pointers = case.build(device, dtype)
+        return reference.segment_sum(values, pointers), pointers, values.shape[0]
+
+    return Case(case.name, build, case.production)
+
+
+SUITES = (
+    Suite(op.OP, op.segment_sum, reference.segment_sum, CASES),
+    Suite(
+        op.OP, op.segment_gather, reference.segment_gather, tuple(_turn_to_sums(c) for c in CASES)
+    ),
+)
+
+
+def list_builds() -> Iterator[Build]:
+    """Both kernels for 64 float32 features."""
+    from fastff.kernels.segment_sum import kernels
+
+    signature = {"values": "*fp32", "pointers": "*i64", "out": "*fp32"}
+    for space, kernel in (
+        (kernels.SUM_SPACE, kernels.sum_kernel),
+        (kernels.GATHER_SPACE, kernels.gather_kernel),
+    ):
+        constexprs = {"n_features": 64, "BLOCK_FEATURES": 64, **space.default.blocks}
+        yield Build(space.kernel, kernel, signature, constexprs, space.default)
+
+
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
     """Both kernels at the width of a model's channels; ``widths`` has ``n_channels`` (default 64)."""
-    from fastff.kernels.segment_sum import kernels, op, reference
+    from fastff.kernels.segment_sum import kernels
 
     n_channels = widths.get("n_channels", 64)
     values, pointers = _build(100_000, (n_channels,), mean_length=52)(device, torch.float32)

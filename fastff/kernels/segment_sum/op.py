@@ -1,7 +1,7 @@
 """Public functions of the sum over segments: checks, dispatch, registration.
 
-Here: :func:`segment_sum`, its adjoint :func:`segment_gather`, and the launchers of their kernels. Not here: the formulas
-(``reference.py``) and the kernels (``kernels.py``).
+Here: :func:`segment_sum`, its adjoint :func:`segment_gather`, and the launchers of their kernels. Not here: the
+formulas (``reference.py``) and the kernels (``kernels.py``).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def segment_sum(values: Tensor, pointers: Tensor) -> Tensor:
 
     Notes
     -----
-    Linear: differentiable to any order in ``values`` on both back ends. The Triton kernel is deterministic; the reference
-    is too, on the CPU, while on a CUDA device it uses torch's ``index_add`` (atomics).
+    Linear: differentiable to any order in ``values`` on both back ends. The Triton kernel is deterministic; the
+    reference is too, on the CPU, while on a CUDA device it uses torch's ``index_add`` (atomics).
     """
     _check("segment_sum", values, pointers)
     if pointers.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -1,0 +1,104 @@
+"""The numerics of every kernel and case in Triton's interpreter, on a machine without a GPU.
+
+Run by ``test_interpreter.py`` in a process of its own, because ``TRITON_INTERPRET=1`` must be set before Triton is
+imported. By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted.py``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastff import kernels
+from fastff.kernels import contract, dispatch
+
+pytestmark = pytest.mark.skipif(
+    not dispatch.is_interpreted(), reason="runs in a process of its own, see test_interpreter.py"
+)
+
+_RUNS = [
+    pytest.param(suite, case, dtype, id=f"{suite.function.__name__}-{case.name}-{dtype}")
+    for suite in contract.list_suites()
+    for case in suite.cases
+    for dtype in suite.dtypes
+    if not case.production
+]
+
+
+@pytest.mark.parametrize(("suite", "case", "dtype"), _RUNS)
+def test_forward(suite, case, dtype, cpu):
+    contract.check_forward(
+        suite.function, suite.reference, case, cpu, dtype, tolerance=suite.tolerance
+    )
+    assert dispatch.explain(cpu)  # the registry lists what ran
+    assert dispatch._last_calls[suite.op.name][0] == "triton"
+
+
+@pytest.mark.parametrize(("suite", "case", "dtype"), _RUNS)
+def test_derivatives(suite, case, dtype, cpu):
+    contract.check_derivatives(
+        suite.op, suite.function, suite.reference, case, cpu, dtype, tolerance=suite.tolerance
+    )
+
+
+@pytest.mark.parametrize(
+    ("suite", "case", "dtype"), [run for run in _RUNS if run.values[0].op.deterministic]
+)
+def test_bits(suite, case, dtype, cpu):
+    contract.check_bits(suite.function, case, cpu, dtype)
+
+
+def test_gradcheck_edge_features(cpu):
+    from fastff.kernels.edge_features import edge_features
+
+    vectors = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    vectors.requires_grad_()
+    with kernels.use("triton"):
+        assert torch.autograd.gradcheck(lambda v: edge_features(v, 4.0, 3, 3), (vectors,))
+        assert torch.autograd.gradgradcheck(lambda v: edge_features(v, 4.0, 3, 3), (vectors,))
+
+
+def test_gradcheck_segment_sum(cpu):
+    from fastff.kernels.segment_sum import segment_sum
+
+    values = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    pointers = torch.tensor([0, 2, 2, 5])
+    with kernels.use("triton"):
+        assert torch.autograd.gradcheck(lambda v: segment_sum(v, pointers), (values,))
+        assert torch.autograd.gradgradcheck(lambda v: segment_sum(v, pointers), (values,))
+
+
+def test_opcheck_segment_sum():
+    from fastff.kernels.segment_sum import op
+
+    values = torch.randn(5, 3, requires_grad=True)
+    pointers = torch.tensor([0, 2, 2, 5])
+    with kernels.use("triton"):
+        torch.library.opcheck(op._sum, (values, pointers))
+        torch.library.opcheck(op._gather, (torch.randn(3, 3, requires_grad=True), pointers, 5))
+
+
+def test_opcheck_edge_features():
+    from fastff.kernels.edge_features import op
+
+    vectors = torch.randn(5, 3, requires_grad=True)
+    grads = torch.randn(5, 4, requires_grad=True), torch.randn(5, 16, requires_grad=True)
+    with kernels.use("triton"):
+        torch.library.opcheck(op._forward, (vectors, 5.0, 4, 3))
+        torch.library.opcheck(op._backward, (vectors, *grads, 5.0))
+        directions = torch.randn(5, 3)
+        tensors = (vectors.detach(), *(grad.detach() for grad in grads), directions)
+        torch.library.opcheck(op._double_backward, (*tensors, 5.0))
+
+
+def test_auto_does_not_take_the_interpreter(cpu):
+    from fastff.kernels.segment_sum import segment_sum
+
+    with kernels.use("auto"):
+        segment_sum(torch.ones(2, 1), torch.tensor([0, 2]))
+    assert dispatch._last_calls["segment_sum"][0] == "torch"
+
+
+def test_poison_reaches_outputs():
+    with contract.poison_allocations():
+        assert torch.empty(4).isnan().all()

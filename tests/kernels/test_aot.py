@@ -1,0 +1,54 @@
+"""Every kernel compiles for every target and stays within the resources recorded in ``resources.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels are interpreted in this process", allow_module_level=True)
+
+from fastff.errors import UsageError
+from fastff.kernels import aot, contract
+
+from . import record_resources
+
+RECORDED = json.loads(record_resources.RECORD.read_text())["kernels"]
+SLACK = 1.25
+"""Other versions of the compiler may need this much more than recorded."""
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+@pytest.mark.parametrize("build", contract.list_builds(), ids=lambda build: build.name)
+def test_resources(build, target):
+    assert build.name in RECORDED, f"{build.name} has no record: run record_resources.py"
+    bound = RECORDED[build.name][target]
+    report = record_resources.compile_build(build, target)
+    assert report.registers <= SLACK * bound["registers"]
+    assert report.spills <= bound["spills"]
+    assert report.shared <= SLACK * bound["shared"]
+
+
+def test_no_kernel_spills():
+    spills = {
+        (kernel, target): one["spills"]
+        for kernel, targets in RECORDED.items()
+        for target, one in targets.items()
+        if one["spills"] > 0
+    }
+    assert spills == {}
+
+
+def test_unknown_target_is_refused():
+    build = contract.list_builds()[0]
+    with pytest.raises(UsageError, match=r"unknown target 'sm_1'; use one of sm_80"):
+        record_resources.compile_build(build, "sm_1")
+
+
+def test_missing_argument_is_refused():
+    build = contract.list_builds()[0]
+    with pytest.raises(UsageError, match="do not match"):
+        aot.compile_ahead(build.kernel, {}, build.constexprs, "sm_90")
