@@ -1,25 +1,29 @@
-"""Labelled frames as torch-geometric batches.
+"""Labelled frames as torch-geometric batches of what a student has to learn.
 
-Here: frames to :class:`~torch_geometric.data.Data`, loaders, batches to :class:`~fastff.graph.Graph`, and the
-statistics that set a student's scales. Not here: losses, the training loop, reading label files.
+Here: statistics that set a student's scales, frames to :class:`~torch_geometric.data.Data`, loaders. Not here:
+losses, the training loop, reading label files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from fastff.errors import DataError
-from fastff.graph import Graph
+from fastff.graph import Graph, batch_graphs, edge_vectors
 from fastff.labels import Frame
+from fastff.models import Student
+from fastff.models.dense import lay_out_edges
 from fastff.neighbors import atoms_to_graph
+from fastff.units import VOIGT
 
 
 @dataclass(frozen=True)
@@ -79,51 +83,76 @@ def measure_labels(frames: Sequence[Frame]) -> LabelStatistics:
     )
 
 
-def frame_to_data(frame: Frame, cutoff: float, index: int = 0) -> Data:
-    """One labelled frame with its neighbour list; labels in float64, a missing stress as NaN."""
-    graph = atoms_to_graph(frame.atoms, cutoff)
-    stress = frame.labels.stress
-    return Data(
-        pos=graph.positions,
-        numbers=graph.numbers,
-        cell=graph.cell,
-        pbc=graph.pbc,
-        edge_index=graph.edge_index,
-        shifts=graph.shifts,
-        energy=torch.tensor([frame.labels.energy], dtype=torch.float64),
-        forces=torch.as_tensor(frame.labels.forces, dtype=torch.float64),
-        stress=torch.as_tensor(
-            np.full(6, np.nan) if stress is None else stress, dtype=torch.float64
-        )[None],
+class ResidualData(Data):
+    """One frame as the learned part of a student sees it: composition energies and core repulsion taken off.
+
+    Fixed shapes and no parameters behind them: everything here is computed once. Units: Å, and
+    ``energy_scale`` for energies.
+
+    Fields: ``vectors (n_atoms, n_slots, 3)``, ``senders (n_atoms, n_slots)``, ``species (n_atoms,)``,
+    ``volume (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``, ``target_stress (1, 6)`` (NaN where unknown),
+    ``frame_index (1,)``.
+    """
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """Senders count atoms; nothing else is an index."""
+        return self.num_nodes if key == "senders" else 0
+
+    def __cat_dim__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> int:
+        """Everything is concatenated along its first axis."""
+        return 0
+
+
+def count_slots(frames: Sequence[Frame], cutoff: float) -> int:
+    """Largest number of neighbors of any atom in ``frames``, at least one."""
+    widest = 1
+    for frame in frames:
+        receivers = atoms_to_graph(frame.atoms, cutoff).edge_index[0]
+        widest = max(widest, int(torch.bincount(receivers).max()) if len(receivers) else 1)
+    return widest
+
+
+@torch.no_grad()
+def prepare_frame(frame: Frame, student: Student, n_slots: int, index: int = 0) -> ResidualData:
+    """Lay out one frame and subtract what the student does not learn."""
+    graph = atoms_to_graph(frame.atoms, student.cutoff)
+    species = student.find_species(graph.numbers)
+    vectors = edge_vectors(graph)
+    baseline = student.evaluate_baseline(graph, vectors, species)
+    dense = lay_out_edges(vectors, graph.edge_index, graph.n_atoms, student.cutoff, n_slots)
+    scale = float(student.energy_scale)
+    stress = torch.full((6,), torch.nan, dtype=torch.float64)
+    if frame.labels.stress is not None:
+        stress = torch.as_tensor(frame.labels.stress) - stack_voigt(baseline.stress)[0]
+    return ResidualData(
+        num_nodes=graph.n_atoms,
+        vectors=dense.vectors.to(student.dtype),
+        senders=dense.senders,
+        species=species,
+        volume=torch.linalg.det(graph.cell).abs().to(student.dtype),
+        target_energy=((frame.labels.energy - baseline.energy) / scale).to(student.dtype),
+        target_forces=((torch.as_tensor(frame.labels.forces) - baseline.forces) / scale).to(
+            student.dtype
+        ),
+        target_stress=(stress / scale)[None].to(student.dtype),
         frame_index=torch.tensor([index]),
     )
 
 
-def batch_to_graph(batch: Batch) -> Graph:
-    """The graph inside a torch-geometric batch."""
-    return Graph(
-        positions=batch.pos,
-        numbers=batch.numbers,
-        cell=batch.cell,
-        pbc=batch.pbc,
-        batch=batch.batch,
-        edge_index=batch.edge_index,
-        shifts=batch.shifts,
-    )
-
-
 def build_loader(
-    frames: Sequence[Frame], cutoff: float, batch_size: int, *, seed: int | None = None
+    frames: Sequence[Frame], student: Student, batch_size: int, *, seed: int | None = None
 ) -> DataLoader:
     """Batches of frames, shuffled anew at every epoch if ``seed`` is given.
 
-    The order depends on seed and epoch alone, so a resumed run sees what an uninterrupted one would have seen.
+    The order depends on seed and epoch alone, so a resumed run sees what an uninterrupted one would have seen. A
+    shuffled loader leaves out the last, smaller batch of an epoch, so that batches keep one shape.
     """
-    data = [frame_to_data(frame, cutoff, index) for index, frame in enumerate(frames)]
-    sampler = None
-    if seed is not None:
-        sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
-    return DataLoader(data, batch_size=batch_size, sampler=sampler, drop_last=False)
+    n_slots = count_slots(frames, student.cutoff)
+    data = [prepare_frame(frame, student, n_slots, index) for index, frame in enumerate(frames)]
+    if seed is None:
+        return DataLoader(data, batch_size=batch_size)
+    sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
+    return DataLoader(data, batch_size=batch_size, sampler=sampler, drop_last=True)
 
 
 def choose_batch_size(frames: Sequence[Frame], batch_atoms: int) -> int:
@@ -137,12 +166,10 @@ def collate_sample(frames: Sequence[Frame], cutoff: float, n_atoms: int) -> Grap
     mean = float(np.mean([len(frame.atoms) for frame in frames]))
     count = max(1, min(len(frames), round(n_atoms / mean)))
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
-    return batch_to_graph(
-        Batch.from_data_list([frame_to_data(frames[k], cutoff) for k in np.unique(chosen)])
-    )
+    return batch_graphs([atoms_to_graph(frames[k].atoms, cutoff) for k in np.unique(chosen)])
 
 
 def stack_voigt(stress: Tensor) -> Tensor:
     """(n, 3, 3) symmetric stress to (n, 6) in ASE's Voigt order."""
-    rows, columns = (0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1)
+    rows, columns = zip(*VOIGT, strict=True)
     return stress[:, rows, columns]

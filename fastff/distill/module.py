@@ -5,20 +5,20 @@ Here: loss, optimiser, schedule, validation by the one accuracy definition. Not 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch_geometric.data import Batch
 
-from fastff.distill.data import LabelStatistics, batch_to_graph, stack_voigt
-from fastff.labels import Frame
-from fastff.models import Prediction, Student
-from fastff.neighbors import atoms_to_graph
-from fastff.predict import split_prediction
+from fastff.distill.data import LabelStatistics, stack_voigt
+from fastff.labels import Frame, Labels
+from fastff.models import Student
+from fastff.predict import predict
 from fastff.report.metrics import Accuracy, measure_accuracy
 
 
@@ -27,8 +27,8 @@ class LossWeights:
     """Weights of the loss terms, each of which is a squared relative error.
 
     Forces are compared in units of their root mean square, energies per atom in units of their spread, stress in
-    units of its root mean square: the terms are the squares of one minus the accuracies they train. The energy weight ramps
-    from ``energy_start`` to ``energy`` over the run.
+    units of its root mean square: the terms are the squares of one minus the accuracies they train. The energy
+    weight ramps from ``energy_start`` to ``energy`` over the run.
     """
 
     forces: float = 1.0
@@ -37,37 +37,91 @@ class LossWeights:
     stress: float = 0.1
 
 
-def compute_losses(
-    prediction: Prediction, batch: Batch, statistics: LabelStatistics
-) -> dict[str, Tensor]:
-    """Force, energy and stress terms of a batch; missing stress labels are masked before arithmetic.
+BATCH_FIELDS = (
+    "vectors",
+    "senders",
+    "species",
+    "batch",
+    "volume",
+    "target_energy",
+    "target_forces",
+    "target_stress",
+)
+"""What the loss reads of a batch, in order."""
 
-    Parameters
-    ----------
-    prediction : Prediction
-    batch : torch_geometric.data.Batch
-        With labels in float64.
-    statistics : LabelStatistics
 
-    Returns
-    -------
-    dict
-        Scalars ``forces`` (Huber, quadratic up to an error of one root mean square), ``energy`` and ``stress``.
+class ResidualLosses(nn.Module):
+    """Force, energy and stress terms of a batch; fixed shapes, no synchronisation, so that a GPU can replay it.
+
+    Each term is a Huber loss of the error over its scale in ``statistics``, quadratic up to one.
     """
-    dtype = prediction.forces.dtype
-    forces = functional.huber_loss(
-        prediction.forces / statistics.force_rms, (batch.forces / statistics.force_rms).to(dtype)
-    )
-    n_atoms = torch.bincount(batch.batch, minlength=batch.num_graphs)
-    per_atom = (prediction.energy - batch.energy) / (n_atoms * statistics.energy_spread)
-    energy = functional.huber_loss(per_atom, torch.zeros_like(per_atom)).to(dtype)
-    known = torch.isfinite(batch.stress).all(dim=1)
-    stress = forces.new_zeros(())
-    if statistics.stress_rms > 0.0 and bool(known.any()):
-        difference = stack_voigt(prediction.stress)[known] - batch.stress[known].to(dtype)
-        difference = difference / statistics.stress_rms
-        stress = functional.huber_loss(difference, torch.zeros_like(difference))
-    return {"forces": forces, "energy": energy, "stress": stress}
+
+    def __init__(self, student: Student, statistics: LabelStatistics) -> None:
+        super().__init__()
+        self.student = student
+        scale = float(student.energy_scale)
+        self.force_unit = statistics.force_rms / scale
+        self.energy_unit = statistics.energy_spread / scale
+        self.stress_unit = max(statistics.stress_rms, 1e-12) / scale
+
+    def forward(
+        self,
+        vectors: Tensor,
+        senders: Tensor,
+        species: Tensor,
+        batch: Tensor,
+        volume: Tensor,
+        target_energy: Tensor,
+        target_forces: Tensor,
+        target_stress: Tensor,
+    ) -> Tensor:
+        """Losses (3,): forces, energy per atom, stress; missing stress labels are masked before arithmetic."""
+        energies, gradient = self.student.evaluate_dense(vectors, senders, species)
+        n_systems = target_energy.shape[0]
+        forces = gradient.sum(dim=1).index_add(0, senders.flatten(), -gradient.flatten(0, 1))
+        virial = torch.einsum("nsa,nsb->nab", vectors, gradient)
+        virial = virial.new_zeros(n_systems, 3, 3).index_add(0, batch, virial)
+        stress = stack_voigt(0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None])
+        n_atoms = volume.new_zeros(n_systems).index_add(0, batch, torch.ones_like(energies))
+        energy = energies.new_zeros(n_systems).index_add(0, batch, energies)
+        known = torch.isfinite(target_stress)
+        wanted = torch.where(known, target_stress, stress.detach())
+        return torch.stack(
+            [
+                relative_huber(forces - target_forces, self.force_unit).mean(),
+                relative_huber((energy - target_energy) / n_atoms, self.energy_unit).mean(),
+                relative_huber(stress - wanted, self.stress_unit).sum() / known.sum().clamp_min(1),
+            ]
+        )
+
+
+def relative_huber(error: Tensor, unit: float) -> Tensor:
+    """Huber loss of ``error / unit``, quadratic up to one, elementwise."""
+    return functional.huber_loss(error / unit, torch.zeros_like(error), reduction="none")
+
+
+class CapturedLosses:
+    """Losses replayed from a CUDA graph for the first batch shape seen, evaluated eagerly for any other.
+
+    Training a small student is bound by kernel launches: replaying forward and backward removes them.
+    """
+
+    def __init__(self, losses: ResidualLosses) -> None:
+        self._losses = losses
+        self._captured: Any = None
+        self._shapes: tuple[torch.Size, ...] = ()
+
+    def __call__(self, *fields: Tensor) -> Tensor:
+        """Losses (3,) of a batch given as :data:`BATCH_FIELDS`."""
+        if not fields[0].is_cuda:
+            return self._losses(*fields)
+        shapes = tuple(field.shape for field in fields)
+        if self._captured is None:
+            self._shapes = shapes
+            replica = copy.copy(self._losses)
+            samples = tuple(field.clone() for field in fields)
+            self._captured = torch.cuda.make_graphed_callables(replica, samples)
+        return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)
 
 
 class DistillationModule(pl.LightningModule):
@@ -104,7 +158,7 @@ class DistillationModule(pl.LightningModule):
         self.learning_rate = learning_rate
         self.loss_weights = weights or LossWeights()
         self.learning_curve: list[dict[str, float]] = []
-        self._predicted: list[Any] = []
+        self._losses = CapturedLosses(ResidualLosses(student, statistics))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -114,51 +168,33 @@ class DistillationModule(pl.LightningModule):
         FloatingPointError
             If the loss is not finite, naming the frames of the batch; the last checkpoint is untouched.
         """
-        losses = compute_losses(self.student(batch_to_graph(batch)), batch, self.statistics)
+        losses = self._losses(*(batch[name] for name in BATCH_FIELDS))
         progress = min(self.global_step / max(self.n_steps, 1), 1.0)
         w = self.loss_weights
         energy_weight = w.energy_start + (w.energy - w.energy_start) * progress
-        loss = (
-            w.forces * losses["forces"]
-            + energy_weight * losses["energy"]
-            + w.stress * losses["stress"]
-        )
+        loss = w.forces * losses[0] + energy_weight * losses[1] + w.stress * losses[2]
         if self.global_step % 50 == 0 and not bool(torch.isfinite(loss)):
             raise FloatingPointError(
-                f"the loss is {float(loss)} at step {self.global_step} "
-                f"(frames {batch.frame_index.tolist()}); lower the learning rate or check these labels"
+                f"the loss is {float(loss)} at step {self.global_step} (frames "
+                f"{batch.frame_index.tolist()}); lower the learning rate or check these labels"
             )
         self.log("loss", loss, prog_bar=True, batch_size=batch.num_graphs)
         return loss
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the predictions of the previous validation."""
-        self._predicted = []
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Predict a batch of validation frames."""
-        prediction = self.student(batch_to_graph(batch))
-        start = len(self._predicted)
-        frames = self.validation_frames[start : start + batch.num_graphs]
-        graphs = [atoms_to_graph(f.atoms, 0.1) for f in frames]
-        self._predicted.extend(split_prediction(prediction, graphs))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracy over all validation frames."""
-        if len(self._predicted) != len(self.validation_frames):
-            return  # Lightning's sanity check sees only the first batches
-        accuracy = measure_frames(self.validation_frames, self._predicted)
-        self.log("accuracy", accuracy.overall, prog_bar=True)
-        self.log("force_accuracy", accuracy.force, prog_bar=True)
-        if not self.trainer.sanity_checking:
-            self.learning_curve.append(
-                {
-                    "step": self.global_step,
-                    "accuracy": accuracy.overall,
-                    "force_accuracy": accuracy.force,
-                    "force_mae": accuracy.force_mae,
-                }
-            )
+        """Measure the accuracy over all validation frames, predicted as a user predicts, with the averaged weights."""
+        predicted = predict(self.student, [frame.atoms for frame in self.validation_frames])
+        accuracy = measure_frames(self.validation_frames, predicted)
+        self.log("accuracy", accuracy.overall, prog_bar=True, batch_size=1)
+        self.log("force_accuracy", accuracy.force, prog_bar=True, batch_size=1)
+        self.learning_curve.append(
+            {
+                "step": self.global_step,
+                "accuracy": accuracy.overall,
+                "force_accuracy": accuracy.force,
+                "force_mae": accuracy.force_mae,
+            }
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the learning curve with the checkpoint."""
@@ -190,6 +226,6 @@ class DistillationModule(pl.LightningModule):
         }
 
 
-def measure_frames(frames: list[Frame], predicted: list[Any]) -> Accuracy:
+def measure_frames(frames: list[Frame], predicted: list[Labels]) -> Accuracy:
     """Accuracy of predictions against the labels of the same frames."""
     return measure_accuracy([f.labels for f in frames], predicted, [f.atoms for f in frames])

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
 from fastff.distill.data import (
     LabelStatistics,
@@ -40,6 +41,7 @@ from fastff.errors import DataError
 from fastff.graph import edge_vectors
 from fastff.labels import Frame
 from fastff.models import Student, build_student, configure_student
+from fastff.models.dense import lay_out_edges
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +124,8 @@ def prepare_student(
             "raise --cutoff or check the units of the positions"
         )
     vectors = edge_vectors(sample).to(student.dtype)
-    student.calibrate(vectors, sample.edge_index, student.find_species(sample.numbers))
+    dense = lay_out_edges(vectors, sample.edge_index, sample.n_atoms, settings.cutoff)
+    student.calibrate(dense.vectors, dense.senders, student.find_species(sample.numbers))
     return student, statistics
 
 
@@ -165,7 +168,7 @@ def train_student(
     start = time.perf_counter()
     student, statistics = prepare_student(training, settings)
     batch_size = choose_batch_size(training, settings.batch_atoms)
-    steps_per_epoch = math.ceil(len(training) / batch_size)
+    steps_per_epoch = len(training) // batch_size
     n_epochs = math.ceil(settings.n_steps / steps_per_epoch)
     module = DistillationModule(
         student,
@@ -193,7 +196,7 @@ def train_student(
         check_on_train_epoch_end=False,
     )
     averager = WeightAveraging(
-        use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay)
+        use_buffers=False, multi_avg_fn=partial(average_weights, settings.ema_decay)
     )
     callbacks: list[Callback] = [averager, keeper, stopper]
     if progress:
@@ -213,8 +216,8 @@ def train_student(
         )
         trainer.fit(
             module,
-            build_loader(training, settings.cutoff, batch_size, seed=settings.seed),
-            build_loader(validation, settings.cutoff, batch_size),
+            build_loader(training, student, batch_size, seed=settings.seed),
+            build_loader(validation[:1], student, 1),
             ckpt_path=find_checkpoint(checkpoints) if resume else None,
             weights_only=True,
         )
@@ -227,6 +230,15 @@ def train_student(
         seconds=time.perf_counter() - start,
         stopped=_describe_stop(trainer, stopper, settings),
     )
+
+
+@torch.no_grad()
+def average_weights(
+    decay: float, averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int
+) -> None:
+    """Exponential moving average in place, with a decay that grows from 0.1 so that early weights fade."""
+    n = int(n_averaged)
+    torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
 
 
 def _restore_best(module: DistillationModule, keeper: ModelCheckpoint) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastff.errors import DataError, UnsupportedElementError
 from fastff.graph import Graph, edge_vectors
+from fastff.models.dense import lay_out_edges
 from fastff.models.precise import PreciseBuffers
 from fastff.models.zbl import ScreenedCore
 
@@ -85,9 +86,9 @@ class Prediction:
 class Student(PreciseBuffers, abc.ABC):
     """A conservative, finite-range force field.
 
-    Energies of isolated atoms are exactly the composition energies ``E0``. Forces and stress are exact derivatives of the
-    energy; the graph through the parameters is kept (one ordinary backward trains on energy, forces and stress), the
-    graph through positions is not: forces come from an adjoint written as a forward computation.
+    Energies of isolated atoms are exactly the composition energies ``E0``. Forces and stress are exact derivatives of
+    the energy. They come from an adjoint written as a forward computation: one ordinary backward trains parameters on
+    energy, forces and stress, and no graph through positions is kept.
     """
 
     composition_energies: Tensor
@@ -126,26 +127,40 @@ class Student(PreciseBuffers, abc.ABC):
         return next(self.parameters()).device
 
     @abc.abstractmethod
-    def evaluate_edges(
-        self, vectors: Tensor, edge_index: Tensor, species: Tensor
+    def evaluate_dense(
+        self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Learned energy of every atom and its total's gradient in the edge vectors.
 
+        Fixed shapes in, fixed shapes out, no synchronisation: this is what training captures and inference fuses.
+
         Parameters
         ----------
-        vectors : (n_edges, 3) tensor, Å
-        edge_index : (2, n_edges) int64 tensor
-            Sorted by receiver.
+        vectors : (n_atoms, n_slots, 3) tensor, Å
+            See :class:`~fastff.models.dense.DenseEdges`.
+        senders : (n_atoms, n_slots) int64 tensor
         species : (n_atoms,) int64 tensor
             Index into ``elements``.
 
         Returns
         -------
         energies : (n_atoms,) tensor
-            In units of ``energy_scale``; zero for an atom without neighbours.
-        gradient : (n_edges, 3) tensor
-            ``d(sum energies)/d(vectors)``.
+            In units of ``energy_scale``; zero for an atom without neighbors.
+        gradient : (n_atoms, n_slots, 3) tensor
+            ``d(sum energies)/d(vectors)``; differentiable once in the parameters.
         """
+
+    @abc.abstractmethod
+    def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:
+        """Set fixed normalisations from sample data, before training; arguments as in :meth:`evaluate_dense`."""
+
+    def evaluate_edges(
+        self, vectors: Tensor, edge_index: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`evaluate_dense`, for a receiver-sorted edge list: vectors and gradient are (n_edges, 3)."""
+        dense = lay_out_edges(vectors, edge_index, species.shape[0], self.cutoff)
+        energies, gradient = self.evaluate_dense(dense.vectors, dense.senders, species)
+        return energies, gradient.reshape(-1, 3)[dense.slots]
 
     def find_species(self, numbers: Tensor) -> Tensor:
         """Map atomic numbers to species indices.
@@ -165,15 +180,22 @@ class Student(PreciseBuffers, abc.ABC):
         species = self.find_species(graph.numbers)
         vectors = edge_vectors(graph).to(self.dtype)
         energies, gradient = self.evaluate_edges(vectors, graph.edge_index, species)
-        scale = self.energy_scale
-        energies = energies.double() * scale
-        gradient = gradient * scale.to(gradient.dtype)
-        if self.core is not None:
-            core_energies, core_gradient = self.core(vectors, graph.edge_index, species)
-            energies = energies + core_energies.double()
-            gradient = gradient + core_gradient
-        energies = energies + self.composition_energies[species]
-        return assemble_prediction(graph, vectors, energies, gradient)
+        learned = energies.double() * self.energy_scale, gradient * self.energy_scale.to(self.dtype)
+        fixed = self._evaluate_fixed(graph, vectors, species)
+        return assemble_prediction(graph, vectors, learned[0] + fixed[0], learned[1] + fixed[1])
+
+    def evaluate_baseline(self, graph: Graph, vectors: Tensor, species: Tensor) -> Prediction:
+        """The part that is not learned: composition energies and core repulsion, in the dtype of ``vectors``."""
+        return assemble_prediction(graph, vectors, *self._evaluate_fixed(graph, vectors, species))
+
+    def _evaluate_fixed(
+        self, graph: Graph, vectors: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        energies = self.composition_energies[species]
+        if self.core is None:
+            return energies, torch.zeros_like(vectors)
+        core_energies, core_gradient = self.core(vectors, graph.edge_index, species)
+        return energies + core_energies.double(), core_gradient
 
 
 def assemble_prediction(

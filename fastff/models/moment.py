@@ -4,21 +4,19 @@ Here: parameters, the order of the computation, and its adjoint across hops. Not
 (:mod:`fastff.kernels.moments`), the node block (:mod:`fastff.kernels.node_block`), core repulsion and
 composition energies (:mod:`fastff.models.base`).
 
-Hop 1 sums radial functions times a species-pair factor times spherical harmonics into moments, couples them to invariants
-up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Hop 2 does the same with the neighbour's
-messages as factors. Cost does not grow with the number of elements.
+Hop 1 sums radial functions times a species-pair factor times spherical harmonics into moments, couples them to
+invariants up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Hop 2 does the same
+with the neighbor's messages as factors. Cost does not grow with the number of elements.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastff.kernels.moments.reference import (
-    EdgeGeometry,
     compute_moments,
     compute_moments_adjoint,
     describe_edges,
@@ -35,28 +33,6 @@ from fastff.kernels.node_block.reference import (
     mix_channels,
 )
 from fastff.models.base import Student, StudentConfig
-
-
-class DenseEdges(NamedTuple):
-    """Sorted edges laid out as (n_atoms, n_slots): where each edge goes, and each slot's sender.
-
-    slots (n_edges,) flat index; senders (n_atoms, n_slots), an empty slot naming its own row.
-    """
-
-    slots: Tensor
-    senders: Tensor
-
-
-def lay_out_edges(edge_index: Tensor, n_atoms: int) -> DenseEdges:
-    """Assign a slot of its receiver's row to every edge of a receiver-sorted list."""
-    receivers, senders = edge_index
-    counts = torch.bincount(receivers, minlength=n_atoms)
-    n_slots = max(int(counts.max()), 1)
-    first = counts.cumsum(0) - counts
-    rank = torch.arange(receivers.shape[0], device=receivers.device) - first[receivers]
-    slots = receivers * n_slots + rank
-    rows = torch.arange(n_atoms, device=receivers.device).repeat_interleave(n_slots)
-    return DenseEdges(slots, rows.index_copy(0, slots, senders).view(n_atoms, n_slots))
 
 
 class NodeBlock(nn.Module):
@@ -139,14 +115,6 @@ class MomentStudent(Student):
         """Monomials of the cubic invariants, on the model's device and in its dtype."""
         return build_cubic_table(self.dtype, self.device)
 
-    def _describe(self, vectors: Tensor, dense: DenseEdges) -> EdgeGeometry:
-        """Edge geometry in the dense layout; empty slots sit at the cut-off."""
-        padding = vectors.new_tensor([self.cutoff, 0.0, 0.0])
-        padded = padding.expand(dense.senders.numel(), 3).index_copy(0, dense.slots, vectors)
-        return describe_edges(
-            padded.view(*dense.senders.shape, 3), self.cutoff, self.config.n_radial
-        )
-
     def _gather_radial(self, hop: int, species: Tensor) -> Tensor:
         weights = self.radial_weights[hop] * self.moment_scale[hop]
         return weights if weights.shape[0] == 1 else weights[species]
@@ -163,10 +131,11 @@ class MomentStudent(Student):
             energies.append(energy)
         return energies
 
-    def evaluate_hops(
-        self, geometry: EdgeGeometry, senders: Tensor, species: Tensor
+    def evaluate_dense(
+        self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Energies (n_atoms,) and gradient in the slot vectors (n_atoms, n_slots, 3), both differentiable in the parameters."""
+        """See :meth:`fastff.models.base.Student.evaluate_dense`."""
+        geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         table = self.cubic_table
         factors = self.pair_factors[species[:, None], species[senders]]
         messages: Tensor | None = None
@@ -198,30 +167,20 @@ class MomentStudent(Student):
                 )
         return energies, gradient
 
-    def evaluate_edges(
-        self, vectors: Tensor, edge_index: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """See :meth:`fastff.models.base.Student.evaluate_edges`."""
-        dense = lay_out_edges(edge_index, species.shape[0])
-        geometry = self._describe(vectors, dense)
-        energies, gradient = self.evaluate_hops(geometry, dense.senders, species)
-        return energies, gradient.reshape(-1, 3)[dense.slots]
-
     @torch.no_grad()
-    def calibrate(self, vectors: Tensor, edge_index: Tensor, species: Tensor) -> None:
+    def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:
         """Set the fixed normalisations from sample data, before training.
 
-        Moments are scaled so that the root mean square of the l = 0 component is one; each invariant is shifted by its mean and scaled by
-        its standard deviation, the latter bounded below by a twentieth of its root mean square, so that environments
-        far from the sample stay in a sane range.
+        Moments are scaled so that the root mean square of the l = 0 component is one; each invariant is shifted by
+        its mean and scaled by its standard deviation, the latter bounded below by a twentieth of its root mean
+        square, so that environments far from the sample stay in a sane range.
         """
-        dense = lay_out_edges(edge_index, species.shape[0])
-        geometry = self._describe(vectors, dense)
+        geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         messages: Tensor | None = None
-        factors = self.pair_factors[species[:, None], species[dense.senders]]
+        factors = self.pair_factors[species[:, None], species[senders]]
         for hop, block in enumerate(self.blocks):
             if messages is not None:
-                factors = messages[dense.senders]
+                factors = messages[senders]
             self.moment_scale[hop] = 1.0
             weights = self._gather_radial(hop, species)
             moments, _ = compute_moments(geometry, weights, factors)

@@ -14,8 +14,8 @@ from torch import nn
 class PreciseBuffers(nn.Module):
     """A module whose own float64 buffers are moved between devices but never rounded.
 
-    Composition energies of thousands of eV and physical constants would lose digits in float32, and would not get them back on
-    conversion to float64.
+    Composition energies of thousands of eV and physical constants would lose digits in float32, and would
+    not get them back on conversion to float64.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -1,7 +1,7 @@
 """Screened nuclear repulsion that keeps atoms apart where no label reaches.
 
-Here: the universal Ziegler-Biersack-Littmark pair energy, switched off smoothly inside bonding distance, with its analytic
-gradient. Not here: anything learned.
+Here: the universal Ziegler-Biersack-Littmark pair energy, switched off smoothly inside bonding distance,
+with its analytic gradient. Not here: anything learned.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class ScreenedCore(PreciseBuffers):
     """ZBL repulsion (Ziegler, Biersack, Littmark, The Stopping and Range of Ions in Matter, 1985).
 
     ``V(d) = e^2/(4 pi eps0) Z_i Z_j / d * phi(d / a) * u(d / r_ij)`` with
-    ``a = 0.4685 Å / (Z_i^0.23 + Z_j^0.23)`` and the envelope u of the radial basis; ``r_ij`` is 0.8 times the sum of the covalent
-    radii of the pair. No parameters.
+    ``a = 0.4685 Å / (Z_i^0.23 + Z_j^0.23)`` and the envelope u of the radial basis; ``r_ij`` is 0.8 times the
+    sum of the covalent radii of the pair. No parameters.
     """
 
     def __init__(self, elements: tuple[int, ...]) -> None:
