@@ -1,0 +1,9 @@
+"""Teachers: the models and calculators whose labels a student learns.
+
+Here: the public names. Not here: anything that imports a teacher's package; that happens when one is loaded.
+"""
+
+from fastff.teachers.base import Teacher, TeacherInfo
+from fastff.teachers.registry import TeacherStatus, list_teachers, load_teacher
+
+__all__ = ["Teacher", "TeacherInfo", "TeacherStatus", "list_teachers", "load_teacher"]

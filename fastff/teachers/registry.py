@@ -1,0 +1,182 @@
+"""Teachers by name: loading one, and listing what is on this machine.
+
+Here: :func:`load_teacher`, :func:`list_teachers`. Not here: the teachers themselves; a teacher's package is imported
+only when that teacher is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastff.errors import UsageError
+from fastff.teachers.base import Teacher, check_options
+from fastff.teachers.weights import find_package, read_licence, read_version
+
+
+@dataclass(frozen=True)
+class TeacherStatus:
+    """One line of ``fastff teachers``.
+
+    Attributes
+    ----------
+    name : str
+        Specification for :func:`load_teacher`.
+    family : str
+    installed : bool
+        Whether the package is installed.
+    version : str or None
+    weights_present : bool
+        Whether the weights are on this machine.
+    licence : str
+    n_elements : int or None
+        Number of elements the teacher knows; None where that depends on the file or calculator given.
+    install_hint : str
+        What to do where the package or the weights are missing.
+    conservative : bool
+    """
+
+    name: str
+    family: str
+    installed: bool
+    version: str | None
+    weights_present: bool
+    licence: str
+    n_elements: int | None
+    install_hint: str
+    conservative: bool
+
+
+def _load_sevennet(variant: str | None, **kwargs: Any) -> Teacher:
+    from fastff.teachers.sevennet import SevenNetTeacher
+
+    return SevenNetTeacher(variant, **kwargs)
+
+
+def _load_chgnet(variant: str | None, **kwargs: Any) -> Teacher:
+    from fastff.teachers.chgnet import CHGNetTeacher
+
+    return CHGNetTeacher(variant, **kwargs)
+
+
+def _load_ase(variant: str | None, **kwargs: Any) -> Teacher:
+    from fastff.teachers.ase_calculator import ASETeacher
+
+    return ASETeacher(variant, **kwargs)
+
+
+def _load_analytic(variant: str | None, **kwargs: Any) -> Teacher:
+    if variant is not None and variant.lower() == "emt":
+        from fastff.teachers.ase_calculator import ASETeacher
+
+        check_options("analytic:emt", kwargs["options"], ())
+        kwargs["options"] = {
+            "elements": "H C N O Al Ni Cu Pd Ag Pt Au",
+            "licence": "LGPL-2.1-or-later",
+            "citation": "K. W. Jacobsen, P. Stoltze, J. K. Nørskov, Surf. Sci. 366, 394 (1996)",
+        }
+        return ASETeacher("ase.calculators.emt:EMT", **kwargs)
+    from fastff.teachers.analytic import AnalyticTeacher
+
+    return AnalyticTeacher(variant, **kwargs)
+
+
+LOADERS: dict[str, Callable[..., Teacher]] = {
+    "sevennet": _load_sevennet,
+    "chgnet": _load_chgnet,
+    "ase": _load_ase,
+    "analytic": _load_analytic,
+}
+
+
+def load_teacher(
+    spec: str,
+    *,
+    device: str = "auto",
+    weights: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Teacher:
+    """Load a teacher by its specification.
+
+    Parameters
+    ----------
+    spec : str
+        ``family`` or ``family:variant``: ``sevennet``, ``sevennet:7net-l3i5``, ``chgnet:r2scan``,
+        ``ase:package.module:ClassOrFactory``, ``analytic:morse``.
+    device : str
+        ``auto`` (the GPU where there is one), ``cpu``, ``cuda``, ``cuda:N``.
+    weights : Path, optional
+        Weight file to use instead of the teacher's own.
+    options : mapping, optional
+        Options of the family; unknown ones are refused.
+
+    Returns
+    -------
+    Teacher
+
+    Raises
+    ------
+    UsageError
+        If the family, variant or an option is unknown, or a weight file is not trusted.
+    MissingDependencyError
+        If the package or the weights are not on this machine. Nothing is downloaded.
+    """
+    family, _, variant = spec.partition(":")
+    loader = LOADERS.get(family.lower())
+    if loader is None:
+        near = difflib.get_close_matches(family.lower(), list(LOADERS), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(LOADERS)}"
+        raise UsageError(f"unknown teacher '{spec}'; {hint}")
+    path = None if weights is None else Path(weights)
+    return loader(variant or None, device=device, weights=path, options=dict(options or {}))
+
+
+def list_teachers() -> list[TeacherStatus]:
+    """Every teacher fastff knows by name, with what is on this machine; imports no teacher package."""
+    statuses = _list_wheels("sevennet", "sevenn", "MIT") + _list_wheels(
+        "chgnet", "chgnet", "Modified BSD"
+    )
+    statuses += [
+        TeacherStatus(
+            "ase:MODULE:NAME", "ase", True, read_version("ase"), True, "of the calculator",
+            None, "install the package that holds the calculator", True,
+        ),
+        TeacherStatus("analytic:morse", "analytic", True, "1", True, "Apache-2.0", 118, "", True),
+        TeacherStatus("analytic:angular", "analytic", True, "1", True, "Apache-2.0", 118, "", True),
+        TeacherStatus(
+            "analytic:emt", "analytic", True, read_version("ase"), True, "LGPL-2.1-or-later", 11, "", True
+        ),
+    ]  # fmt: skip
+    return statuses
+
+
+def _list_wheels(family: str, package: str, licence: str) -> list[TeacherStatus]:
+    """Status of a family whose weights come inside its wheel."""
+    from fastff.teachers import chgnet, sevennet
+
+    folder = find_package(package)
+    if family == "sevennet":
+        files = {
+            name: f"pretrained_potentials/{entry.file}" for name, entry in sevennet.SHIPPED.items()
+        }
+        counts = dict.fromkeys(files, len(sevennet.UNIVERSAL_ELEMENTS))
+    else:
+        files = {name: f"pretrained/{entry.file}" for name, entry in chgnet.SHIPPED.items()}
+        counts = {name: len(entry.elements) for name, entry in chgnet.SHIPPED.items()}
+    return [
+        TeacherStatus(
+            name=f"{family}:{name}",
+            family=family,
+            installed=folder is not None,
+            version=read_version(package),
+            weights_present=folder is not None and (folder / file).is_file(),
+            licence=read_licence(package, licence),
+            n_elements=counts[name],
+            install_hint=f"pip install 'fastff[{family}]'",
+            conservative=True,
+        )
+        for name, file in files.items()
+    ]
