@@ -30,7 +30,7 @@ $(BIN)/python:
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing fastff with the sevennet teacher into $(VENV) (a few GB, one or two minutes) ..."
 	@started=$$(date +%s) && \
-	$(PIP_INSTALL) torch hatchling && \
+	$(PIP_INSTALL) torch hatchling editables && \
 	$(PIP_INSTALL) --no-build-isolation -e ".[sevennet]" && \
 	seconds=$$(( $$(date +%s) - started )) && \
 	echo "Installed in $$seconds s." && echo $$seconds > $@
