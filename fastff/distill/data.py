@@ -90,8 +90,8 @@ class ResidualData(Data):
     ``energy_scale`` for energies.
 
     Fields: ``vectors (n_atoms, n_slots, 3)``, ``senders (n_atoms, n_slots)``, ``species (n_atoms,)``,
-    ``volume (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``, ``target_stress (1, 6)`` (NaN where unknown),
-    ``frame_index (1,)``.
+    ``volume (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``, ``target_stress (1, 6)`` (NaN
+    where unknown), ``frame_index (1,)``.
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -171,5 +171,4 @@ def collate_sample(frames: Sequence[Frame], cutoff: float, n_atoms: int) -> Grap
 
 def stack_voigt(stress: Tensor) -> Tensor:
     """(n, 3, 3) symmetric stress to (n, 6) in ASE's Voigt order."""
-    rows, columns = zip(*VOIGT, strict=True)
-    return stress[:, rows, columns]
+    return torch.stack([stress[:, row, column] for row, column in VOIGT], dim=1)

@@ -120,7 +120,9 @@ class CapturedLosses:
             self._shapes = shapes
             replica = copy.copy(self._losses)
             samples = tuple(field.clone() for field in fields)
-            self._captured = torch.cuda.make_graphed_callables(replica, samples)
+            self._captured = torch.cuda.make_graphed_callables(
+                replica, samples, allow_unused_input=True
+            )
         return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)
 
 
