@@ -1,0 +1,158 @@
+"""Recognise comparisons whose two sides are not what they claim to be.
+
+Here: :func:`check_units` (labels in another unit or with the opposite sign) and :func:`check_identity` (a calculator
+that does not give the labels it is said to have given: swapped or stale). Not here: the accuracy itself
+(:mod:`fastff.report.metrics`), or the consistency of a stored record (:mod:`fastff.report.record`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import ase
+import numpy as np
+from ase import units
+from ase.calculators.calculator import BaseCalculator
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+from fastff.report.metrics import check_labels, reduce_formula
+
+_FORCE_FACTORS = {
+    "Hartree/Bohr": units.Hartree / units.Bohr,
+    "Hartree/Å": units.Hartree,
+    "Rydberg/Bohr": units.Rydberg / units.Bohr,
+    "kcal/mol/Å": units.kcal / units.mol,
+    "kJ/mol/nm": units.kJ / units.mol / 10.0,
+    "kJ/mol/Å": units.kJ / units.mol,
+    "meV/Å": 1e-3,
+    "eV/Å with the wrong sign (the gradient)": -1.0,
+}
+_STRESS_FACTORS = {
+    "GPa": units.GPa,
+    "kbar": 0.1 * units.GPa,
+    "bar": 1e-4 * units.GPa,
+    "Hartree/Bohr^3": units.Hartree / units.Bohr**3,
+    "eV/Å^3 with the wrong sign (pressure)": -1.0,
+    "GPa with the wrong sign (pressure)": -units.GPa,
+    "kbar with the wrong sign (VASP's convention)": -0.1 * units.GPa,
+}
+_ENERGY_FACTORS = {
+    "Hartree": units.Hartree,
+    "Rydberg": units.Rydberg,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+    "meV": 1e-3,
+    "eV with the wrong sign": -1.0,
+}
+
+
+def check_units(
+    reference: Sequence[Labels], prediction: Sequence[Labels], structures: Sequence[ase.Atoms]
+) -> None:
+    """Raise :class:`DataError` if one side is the other in a different unit or with the opposite sign.
+
+    The two sides are compared by their least-squares slope. A bad student has a slope near one, or no clear slope at
+    all; only a strong correlation (|r| > 0.9) with a slope within 10 % of a known conversion factor, or its inverse, is
+    reported. Energies are compared per atom after the offset of each composition.
+    """
+    check_labels(reference, prediction, structures)
+    ref, pred = (
+        np.concatenate([labels.forces for labels in side]).ravel()
+        for side in (reference, prediction)
+    )
+    _check_factor("forces", ref, pred, _FORCE_FACTORS)
+    pairs = [
+        (r.stress, p.stress)
+        for r, p in zip(reference, prediction, strict=True)
+        if r.stress is not None and p.stress is not None
+    ]
+    if len(pairs) > 1:
+        _check_factor(
+            "stress",
+            np.ravel([p[0] for p in pairs]),
+            np.ravel([p[1] for p in pairs]),
+            _STRESS_FACTORS,
+        )
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, atoms in enumerate(structures):
+        groups[reduce_formula(atoms)].append(index)
+    counts = np.array([len(atoms) for atoms in structures])
+    sides = [
+        np.array([labels.energy for labels in side]) / counts for side in (reference, prediction)
+    ]
+    ref, pred = (np.concatenate([e[m] - e[m].mean() for m in groups.values()]) for e in sides)
+    if len(structures) - len(groups) >= 4:
+        _check_factor("energy", ref, pred, _ENERGY_FACTORS)
+
+
+def _check_factor(
+    quantity: str, reference: np.ndarray, prediction: np.ndarray, factors: dict[str, float]
+) -> None:
+    square_ref, square_pred = float(reference @ reference), float(prediction @ prediction)
+    if square_ref == 0.0 or square_pred == 0.0:
+        return
+    product = float(reference @ prediction)
+    if abs(product) < 0.9 * np.sqrt(square_ref * square_pred):
+        return
+    ratio = float(np.copysign(np.sqrt(square_pred / square_ref), product))  # prediction / reference
+    candidates = [
+        (abs(np.log(abs(value))), side, unit)
+        for unit, factor in factors.items()
+        for side, value in (("reference", ratio / factor), ("prediction", ratio * factor))
+        if value > 0.0
+    ]
+    distance, side, unit = min(candidates, default=(np.inf, "", ""))
+    if distance < 0.1:
+        raise DataError(
+            f"{quantity}: the prediction is {ratio:.5g} times the reference with the same pattern, as if the {side} "
+            f"were in {unit}. Convert the {side} to fastff's units (eV, eV/Å, eV/Å^3, ASE's signs)."
+        )
+
+
+def check_identity(
+    calculator: BaseCalculator,
+    atoms: ase.Atoms,
+    labels: Labels,
+    role: str,
+    *,
+    tolerance: float = 5e-3,
+) -> float:
+    """Check that ``calculator`` reproduces ``labels`` on ``atoms``; return the relative RMS force difference.
+
+    The calculators that are timed and the labels that are compared come by different paths; this ties them together.
+
+    Parameters
+    ----------
+    calculator : ase calculator
+        The one that is about to be timed.
+    atoms : ase.Atoms
+        One labelled frame.
+    labels : Labels
+        What ``role`` said of that frame.
+    role : str
+        ``"teacher"`` or ``"student"``, for the message.
+    tolerance : float
+        Largest accepted RMS force difference relative to the RMS force of ``labels`` (or to 0.01 eV/Å if smaller).
+
+    Raises
+    ------
+    DataError
+        The forces differ by more than ``tolerance``, or the energy by more than 1 meV/atom plus 1e-6 of itself.
+    """
+    image = atoms.copy()
+    image.calc = calculator
+    forces, energy = image.get_forces(apply_constraint=False), image.get_potential_energy()
+    scale = max(float(np.sqrt(np.mean(np.square(labels.forces)))), 0.01)
+    difference = float(np.sqrt(np.mean(np.square(forces - labels.forces)))) / scale
+    energy_difference = abs(energy - labels.energy) / len(atoms)
+    if not difference <= tolerance or not energy_difference <= 1e-3 + 1e-6 * abs(
+        labels.energy
+    ) / len(atoms):
+        raise DataError(
+            f"the {role}'s calculator does not give the {role}'s labels: forces differ by {difference:.2%} of their "
+            f"RMS and energy by {energy_difference * 1e3:.3g} meV/atom on {atoms.get_chemical_formula()}. The labels "
+            f"are stale, or teacher and student are swapped; label again with this {role}."
+        )
+    return difference

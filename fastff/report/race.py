@@ -1,0 +1,116 @@
+"""Teacher and student timed in one run on the same structures.
+
+Here: :func:`race`, which prepares the structures, checks that the calculators are the ones whose labels were compared,
+and times both. Not here: the rules of timing (:mod:`fastff.report.timing`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import ase
+import numpy as np
+
+from fastff.labels import Frame, Labels
+from fastff.report.heldout import choose_time_step
+from fastff.report.plausibility import check_identity
+from fastff.report.supercells import build_supercells
+from fastff.report.timing import SpeedCurve, Timed, TimingPlan, time_calculators, time_dynamics
+
+if TYPE_CHECKING:
+    from fastff.teachers.base import Teacher
+
+HEADLINE_ATOMS = 500
+"""The size nearest to this is always measured for both sides."""
+
+
+def find_headline(counts: Sequence[int]) -> int:
+    """The atom count nearest to 500, on a logarithmic scale."""
+    return min(counts, key=lambda count: abs(np.log(count / HEADLINE_ATOMS)))
+
+
+def race(
+    student: Timed,
+    teacher: Teacher,
+    structure: ase.Atoms,
+    frame: Frame,
+    predicted: Labels,
+    *,
+    sizes: Sequence[int],
+    md_atoms: int,
+    temperature: float,
+    budget: float,
+    progress: Callable[[str, int, int], None],
+) -> tuple[SpeedCurve, ...]:
+    """Time ``student`` and ``teacher`` on supercells of ``structure``.
+
+    Parameters
+    ----------
+    student : Timed
+        Role ``"student"``, its identity the SHA-256 of its tensors.
+    teacher : Teacher
+    structure : ase.Atoms
+        The material.
+    frame : Frame
+        One frame that was compared, with the teacher's labels.
+    predicted : Labels
+        What the student said of it.
+    sizes : sequence of int
+        Atom counts.
+    md_atoms : int
+        Size for steps of velocity Verlet.
+    temperature : float
+        K, of those steps.
+    budget : float
+        Seconds for each size and calculator.
+    progress : callable
+        Receives (what was done, done, total).
+
+    Returns
+    -------
+    tuple of SpeedCurve
+        Calls and steps of each side.
+
+    Raises
+    ------
+    DataError
+        A calculator does not reproduce the labels of its side.
+    """
+    from fastff.teachers.base import complete_structure
+
+    def complete(atoms: ase.Atoms) -> ase.Atoms:
+        return complete_structure(atoms, teacher.padding, all_periodic=teacher.periodic_only)
+
+    identity = {"name": teacher.info.name, "version": teacher.info.version}
+    entries = [
+        student,
+        Timed("teacher", teacher.name, teacher.calculator, identity, student.device),
+    ]
+    check_identity(student.factory(), frame.atoms, predicted, "student")
+    check_identity(entries[1].factory(), complete(frame.atoms), frame.labels, "teacher")
+    cells = [complete(cell) for cell in build_supercells(structure, sizes)]
+    counts = [len(cell) for cell in cells]
+    total = 2 * len(cells) + 2
+    done = 0
+
+    def report(message: str) -> None:
+        nonlocal done
+        done += 1
+        progress(f"timing: {message}", done, total)
+
+    plan = TimingPlan(budget=budget, required=(find_headline(counts),))
+    curves = time_calculators(entries, cells, plan, report)
+    small = min(cells, key=lambda cell: abs(np.log(len(cell) / md_atoms)))
+    for entry in entries:
+        curves.append(
+            time_dynamics(
+                entry,
+                small,
+                temperature=temperature,
+                time_step=choose_time_step(small.numbers),
+                budget=budget,
+            )
+        )
+        report(f"{entry.label}, dynamics with {len(small)} atoms")
+    return tuple(curves)

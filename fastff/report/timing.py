@@ -1,0 +1,399 @@
+"""Fair timings of calculators against the number of atoms.
+
+Here: :func:`time_calculators` (one ASE call at each size, several calculators in one run), :func:`time_calculator` (one
+of them) and :func:`time_dynamics` (steps of ASE's velocity Verlet). Not here: building the sizes
+(:mod:`fastff.report.supercells`), memory (:mod:`fastff.report.memory`), or showing the result.
+
+Rules, the same for everybody: same structures in the same process, one calculator after the other, so that the memory
+of one is not counted for the next; warm (the first calls are not counted); the device synchronised before every reading
+of the clock; every call on moved atoms - a random rigid shift of 1.5 to 3 Å and a small jitter - so that neither a
+result cache nor a neighbor list with a skin can be reused. A calculator stops at the first size whose calls would
+exceed the time or memory there is, except at required sizes. A point that cannot be measured stays in the table with
+its status and reason; nothing is extrapolated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import ase
+import numpy as np
+import torch
+from ase import units
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from pydantic import BaseModel, ConfigDict
+
+from fastff.errors import UsageError
+from fastff.report.memory import PeakMemory
+
+Status = Literal["measured", "out-of-memory", "too-slow", "not-run", "failed"]
+CALL_INCLUDES = "one ASE call on moved atoms: neighbor list, energy, forces{stress}, transfers"
+MD_INCLUDES = "one velocity Verlet step of ASE: forces, neighbor list as the calculator keeps it"
+
+
+class SpeedPoint(BaseModel):
+    """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_atoms: int
+    formula: str
+    status: Status
+    reason: str = ""
+    seconds: tuple[float, ...] = ()
+    median: float | None = None
+    mean: float | None = None
+    q10: float | None = None
+    q90: float | None = None
+    atom_steps_per_second: float | None = None
+    peak_memory: int | None = None
+
+
+class SpeedCurve(BaseModel):
+    """Timings of one calculator over sizes, with what they include and what it was."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str
+    label: str
+    mode: Literal["ase-call", "ase-md"]
+    includes: str
+    device: str
+    threads: int
+    identity: dict[str, Any]
+    memory_kind: str = ""
+    time_step: float | None = None
+    points: tuple[SpeedPoint, ...]
+
+    def find(self, n_atoms: int) -> SpeedPoint | None:
+        """The point at exactly ``n_atoms``, or None."""
+        return next((point for point in self.points if point.n_atoms == n_atoms), None)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One calculator to be timed.
+
+    ``role`` is ``"teacher"``, ``"student"`` or the name of a baseline; ``identity`` says which one it is (for a student
+    the SHA-256 of its tensors) and travels with the timings; ``largest`` leaves out bigger structures (reported as not
+    run).
+    """
+
+    role: str
+    label: str
+    factory: Callable[[], BaseCalculator]
+    identity: dict[str, Any]
+    device: str = "cpu"
+    largest: int | None = None
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long to measure: seconds per point, repeats, warm-up calls, and sizes measured whatever they cost."""
+
+    budget: float = 20.0
+    min_repeats: int = 3
+    max_repeats: int = 15
+    warmup: int = 2
+    required: Collection[int] = ()
+    seed: int = 0
+
+
+def summarize(
+    n_atoms: int, formula: str, seconds: Sequence[float], peak_memory: int | None, reason: str = ""
+) -> SpeedPoint:
+    """Make the measured point of ``seconds``: median, 10 and 90 % quantiles, atom-steps per second at the median."""
+    median = float(np.median(seconds))
+    return SpeedPoint(
+        n_atoms=n_atoms,
+        formula=formula,
+        status="measured",
+        reason=reason,
+        seconds=tuple(float(s) for s in seconds),
+        median=median,
+        mean=float(np.mean(seconds)),
+        q10=float(np.quantile(seconds, 0.1)),
+        q90=float(np.quantile(seconds, 0.9)),
+        atom_steps_per_second=n_atoms / median,
+        peak_memory=peak_memory,
+    )
+
+
+def convert_to_ns_per_day(seconds_per_step: float, time_step: float) -> float:
+    """Simulated nanoseconds a day at ``time_step`` in fs."""
+    return 86400.0 / seconds_per_step * time_step * 1e-6
+
+
+def time_calculator(
+    factory: Callable[[], BaseCalculator],
+    structures: Sequence[ase.Atoms],
+    *,
+    role: str = "student",
+    label: str = "",
+    device: str = "cpu",
+    plan: TimingPlan = TimingPlan(),
+) -> SpeedCurve:
+    """Time one calculator on ``structures``; see :func:`time_calculators`."""
+    timed = Timed(role=role, label=label or role, factory=factory, identity={}, device=device)
+    return time_calculators([timed], structures, plan)[0]
+
+
+def time_calculators(
+    entries: Sequence[Timed],
+    structures: Sequence[ase.Atoms],
+    plan: TimingPlan = TimingPlan(),
+    progress: Callable[[str], None] = lambda message: None,
+) -> list[SpeedCurve]:
+    """Time one ASE call of each calculator at each size, by the rules of this module's docstring.
+
+    Parameters
+    ----------
+    entries : sequence of Timed
+        The calculators. Each is built once, used for all sizes, and checked against nothing here.
+    structures : sequence of ase.Atoms
+        One per size, ascending.
+    plan : TimingPlan
+        A calculator stops at the first size where a warm-up and ``min_repeats`` calls would exceed ``budget`` seconds,
+        as far as its previous size tells; sizes in ``required`` are measured all the same.
+    progress : callable
+        Receives one short line per point.
+
+    Returns
+    -------
+    list of SpeedCurve
+        In the order of ``entries``, each with one point per structure.
+    """
+    if not structures:
+        raise UsageError("nothing to time: give at least one structure.")
+    if [len(s) for s in structures] != sorted(len(s) for s in structures):
+        raise UsageError("structures to time must be in ascending size.")
+    curves = []
+    for entry in entries:
+        runner = _Runner(entry, plan)
+        for atoms in structures:
+            point = runner.measure(atoms)
+            shown = f"{point.median * 1e3:.4g} ms" if point.median is not None else point.status
+            progress(f"{entry.label}, {point.n_atoms} atoms: {shown}")
+        curves.append(runner.finish())
+    return curves
+
+
+class _Runner:
+    """State of one calculator across sizes."""
+
+    def __init__(self, entry: Timed, plan: TimingPlan) -> None:
+        self.entry, self.plan = entry, plan
+        self.memory = PeakMemory(entry.device)
+        self.calculator = entry.factory()
+        self.points: list[SpeedPoint] = []
+        self.stopped = ""
+        self.has_stress = True
+
+    def measure(self, atoms: ase.Atoms) -> SpeedPoint:
+        count, formula = len(atoms), atoms.get_chemical_formula(empirical=True)
+        required = count in self.plan.required
+        status, reason = self._decide(count, required)
+        if status != "measured":
+            point = SpeedPoint(n_atoms=count, formula=formula, status=status, reason=reason)
+        else:
+            point = self._time(atoms, count, formula, required)
+        if point.status in ("out-of-memory", "too-slow", "failed") and not self.stopped:
+            self.stopped = f"stopped at {count} atoms: {point.reason}"
+        self.points.append(point)
+        return point
+
+    def _decide(self, count: int, required: bool) -> tuple[Status, str]:
+        """Whether to measure this size, from what the last measured size cost."""
+        if self.entry.largest is not None and count > self.entry.largest and not required:
+            return "not-run", f"not asked for above {self.entry.largest} atoms"
+        done = [p for p in self.points if p.status == "measured"]
+        last = done[-1] if done else None
+        if last is not None and last.peak_memory is not None:
+            free = self.memory.measure_free()
+            needed = last.peak_memory * count / last.n_atoms
+            if free is not None and needed > 0.9 * free and count > last.n_atoms:
+                return (
+                    "out-of-memory",
+                    f"needs about {needed / 2**30:.1f} GiB by its use at {last.n_atoms} atoms; "
+                    f"{free / 2**30:.1f} GiB are free; not tried",
+                )
+        if required:
+            return "measured", ""
+        if self.stopped:
+            return "not-run", self.stopped
+        if last is not None and last.median is not None:
+            call = last.median * count / last.n_atoms
+            if call * (1 + self.plan.min_repeats) > self.plan.budget:
+                return (
+                    "too-slow",
+                    f"{self.plan.min_repeats} calls would exceed the budget of {self.plan.budget:g} s per size "
+                    f"({last.median:.3g} s a call at {last.n_atoms} atoms)",
+                )
+        return "measured", ""
+
+    def _time(self, atoms: ase.Atoms, count: int, formula: str, required: bool) -> SpeedPoint:
+        mover = _Mover(atoms, self.calculator, self.plan.seed)
+        self.memory.reset()
+        seconds: list[float] = []
+        try:
+            begin = time.perf_counter()
+            for _ in range(self.plan.warmup):
+                self.has_stress = self._call(mover)
+                if time.perf_counter() - begin > self.plan.budget / (2 + self.plan.min_repeats):
+                    break
+            spent = time.perf_counter() - begin
+            if spent > self.plan.budget and not required:
+                reason = (
+                    f"the warm-up took {spent:.3g} s of a budget of {self.plan.budget:g} s per size"
+                )
+                return SpeedPoint(n_atoms=count, formula=formula, status="too-slow", reason=reason)
+            begin = time.perf_counter()
+            while len(seconds) < self.plan.min_repeats or (
+                len(seconds) < self.plan.max_repeats
+                and time.perf_counter() - begin < self.plan.budget / 2
+            ):
+                mover.move()
+                synchronize()
+                start = time.perf_counter()
+                self._evaluate(mover.atoms)
+                synchronize()
+                seconds.append(time.perf_counter() - start)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__} in the calculator"
+            return SpeedPoint(n_atoms=count, formula=formula, status="out-of-memory", reason=reason)
+        return summarize(count, formula, seconds, self.memory.measure())
+
+    def _call(self, mover: _Mover) -> bool:
+        mover.move()
+        try:
+            self._evaluate(mover.atoms)
+        except PropertyNotImplementedError:
+            self.has_stress = False
+            self._evaluate(mover.atoms)
+        return self.has_stress
+
+    def _evaluate(self, atoms: ase.Atoms) -> None:
+        atoms.get_forces(apply_constraint=False)
+        atoms.get_potential_energy()
+        if self.has_stress and atoms.pbc.all():
+            atoms.get_stress(apply_constraint=False)
+
+    def finish(self) -> SpeedCurve:
+        return SpeedCurve(
+            role=self.entry.role,
+            label=self.entry.label,
+            mode="ase-call",
+            includes=CALL_INCLUDES.format(
+                stress=", stress where periodic" if self.has_stress else ""
+            ),
+            device=self.entry.device,
+            threads=torch.get_num_threads(),
+            identity=self.entry.identity,
+            memory_kind=self.memory.kind,
+            points=tuple(self.points),
+        )
+
+
+class _Mover:
+    """Atoms that are somewhere else at every call, the same places for every calculator with the same seed."""
+
+    def __init__(self, atoms: ase.Atoms, calculator: BaseCalculator, seed: int) -> None:
+        self.atoms = atoms.copy()
+        self.atoms.calc = calculator
+        self._start = atoms.get_positions()
+        self._random = np.random.default_rng(seed)
+
+    def move(self) -> None:
+        direction = self._random.normal(size=3)
+        shift = direction / np.linalg.norm(direction) * self._random.uniform(1.5, 3.0)
+        self._start = self._start + shift
+        jitter = self._random.normal(scale=0.01, size=self._start.shape)
+        self.atoms.set_positions(self._start + jitter, apply_constraint=False)
+
+
+def time_dynamics(
+    entry: Timed,
+    atoms: ase.Atoms,
+    *,
+    temperature: float,
+    time_step: float,
+    budget: float = 20.0,
+    max_steps: int = 400,
+    seed: int = 0,
+) -> SpeedCurve:
+    """Time constant-energy dynamics by ASE's velocity Verlet at ``temperature`` (K) and ``time_step`` (fs).
+
+    Steps run in blocks of at least a fifth of a second; each block gives one value, its mean time per step, so that
+    neighbor lists rebuilt now and then are paid for in proportion. At least three steps are measured, after a warm-up.
+    """
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+    from ase.md.verlet import VelocityVerlet
+
+    memory = PeakMemory(entry.device)
+    image = atoms.copy()
+    image.calc = entry.factory()
+    MaxwellBoltzmannDistribution(image, temperature_K=temperature, rng=np.random.default_rng(seed))
+    formula = image.get_chemical_formula(empirical=True)
+    memory.reset()
+    try:
+        dynamics = VelocityVerlet(image, timestep=time_step * units.fs)
+        dynamics.run(2)
+        start = time.perf_counter()
+        dynamics.run(1)
+        synchronize()
+        single = time.perf_counter() - start
+        block = int(np.clip(np.ceil(0.2 / single), 1, max(1, max_steps // 3)))
+        seconds: list[float] = []
+        begin = time.perf_counter()
+        while len(seconds) < 3 or (
+            len(seconds) * block < max_steps and time.perf_counter() - begin < 0.6 * budget
+        ):
+            start = time.perf_counter()
+            dynamics.run(block)
+            synchronize()
+            seconds.append((time.perf_counter() - start) / block)
+        point = summarize(
+            len(image), formula, seconds, memory.measure(), f"blocks of {block} steps"
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        point = SpeedPoint(
+            n_atoms=len(image),
+            formula=formula,
+            status="out-of-memory",
+            reason=str(type(error).__name__),
+        )
+    return SpeedCurve(
+        role=entry.role,
+        label=entry.label,
+        mode="ase-md",
+        includes=MD_INCLUDES,
+        device=entry.device,
+        threads=torch.get_num_threads(),
+        identity=entry.identity,
+        memory_kind=memory.kind,
+        time_step=time_step,
+        points=(point,),
+    )
+
+
+def synchronize() -> None:
+    """Wait until the CUDA device has done its work, if one is in use."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that memory ran out, on the device or on the host, in any library's words."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )

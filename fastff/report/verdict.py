@@ -1,0 +1,177 @@
+"""The few lines that say what a bench run found.
+
+Here: :func:`write_verdict` and number formats shared by terminal, Markdown and HTML. Not here: the figures themselves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastff.report.metrics import Accuracy
+from fastff.units import EV_PER_A3_TO_GPA
+
+if TYPE_CHECKING:
+    from fastff.report.noise import NoiseFloor
+    from fastff.report.provenance import Provenance
+    from fastff.report.record import Comparison, ModelPart, SpeedRatio, Verdict
+
+UNDEFINED = "–"
+
+
+def format_percent(value: float | None, digits: int = 1) -> str:
+    """``0.9634`` as ``96.3 %``; rounded down, so that 94.96 % never reads as 95 %."""
+    if value is None:
+        return UNDEFINED
+    scale = 10**digits
+    return f"{int(value * 100 * scale // 1) / scale:.{digits}f} %"
+
+
+def format_share(value: float | None) -> str:
+    """A small fraction in percent, to two significant digits."""
+    return UNDEFINED if value is None else f"{value * 100:.2g} %"
+
+
+def format_seconds(value: float | None) -> str:
+    """Seconds to three significant digits, in ms below one second."""
+    if value is None:
+        return UNDEFINED
+    return f"{value:.3g} s" if value >= 1.0 else f"{value * 1e3:.3g} ms"
+
+
+def format_ratio(value: float | None) -> str:
+    """``135.4`` as ``135×``; two digits below ten."""
+    if value is None:
+        return UNDEFINED
+    return f"{value:.0f}×" if value >= 10.0 else f"{value:.2g}×"
+
+
+def format_count(value: float | None) -> str:
+    """A large count to three significant digits with k or M."""
+    if value is None:
+        return UNDEFINED
+    for limit, unit in ((1e6, " M"), (1e3, " k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def format_bytes(value: int | None) -> str:
+    """Memory in MiB or GiB."""
+    if value is None:
+        return UNDEFINED
+    if value < 2**20:
+        return "< 1 MiB"
+    return f"{value / 2**30:.2g} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
+def format_error(accuracy: Accuracy, quantity: str) -> str:
+    """MAE and RMSE of ``"force"``, ``"energy"`` or ``"stress"`` in the units of tables."""
+    if quantity == "force":
+        return f"MAE {accuracy.force_mae * 1e3:.3g}, RMSE {accuracy.force_rmse * 1e3:.3g} meV/Å"
+    if (
+        quantity == "energy"
+        and accuracy.energy_mae is not None
+        and accuracy.energy_rmse is not None
+    ):
+        return (
+            f"MAE {accuracy.energy_mae * 1e3:.3g}, RMSE {accuracy.energy_rmse * 1e3:.3g} meV/atom"
+        )
+    if (
+        quantity == "stress"
+        and accuracy.stress_mae is not None
+        and accuracy.stress_rmse is not None
+    ):
+        mae, rmse = accuracy.stress_mae * EV_PER_A3_TO_GPA, accuracy.stress_rmse * EV_PER_A3_TO_GPA
+        return f"MAE {mae:.3g}, RMSE {rmse:.3g} GPa"
+    return UNDEFINED
+
+
+def write_verdict(
+    model: ModelPart,
+    comparisons: tuple[Comparison, ...],
+    noise: NoiseFloor | None,
+    headline: SpeedRatio | None,
+    provenance: Provenance,
+    required: float | None,
+    model_path: str,
+) -> Verdict:
+    """Five lines: accuracy, errors, noise floor, speed, limits; and the command to run next."""
+    from fastff.report.record import Verdict
+
+    main = comparisons[0]
+    accuracy = main.read_accuracy()
+    passed = None if required is None else accuracy.overall >= required
+    lines = (
+        _judge_accuracy(accuracy, main, required, passed),
+        f"Errors: force {format_error(accuracy, 'force')} of {accuracy.force_rms * 1e3:.3g} meV/Å RMS; energy "
+        f"{format_error(accuracy, 'energy')}; stress {format_error(accuracy, 'stress')}.",
+        _judge_noise(accuracy, noise),
+        _judge_speed(headline, provenance),
+        _judge_limits(model, comparisons),
+    )
+    if passed is False:
+        command = "fastff train --help    # more frames, more steps or a larger student"
+    else:
+        command = f"fastff predict {model_path} STRUCTURES"
+    return Verdict(required=required, passed=passed, lines=lines, next_command=command)
+
+
+def _judge_accuracy(
+    accuracy: Accuracy, main: Comparison, required: float | None, passed: bool | None
+) -> str:
+    parts = ", ".join(
+        f"{name} {format_percent(value)}"
+        for name, value in (
+            ("force", accuracy.force),
+            ("energy", accuracy.energy),
+            ("stress", accuracy.stress),
+        )
+    )
+    bar = ""
+    if required is not None:
+        bar = f"; required {format_percent(required)}: {'met' if passed else 'NOT MET'}"
+    return (
+        f"Accuracy: {format_percent(accuracy.overall)} ({parts}) on {main.frames.n_frames} held-out frames of "
+        f"{', '.join(main.frames.formulas)}{bar}."
+    )
+
+
+def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None) -> str:
+    if noise is None:
+        return "Noise floor: not measured, because the teacher was not run."
+    if accuracy.force is None:
+        return f"Noise floor: the teacher disagrees with itself by {format_share(noise.force)} of its RMS force."
+    share = noise.force / max(1.0 - accuracy.force, 1e-12)
+    meaning = (
+        "the student's error is its own"
+        if share < 0.1
+        else "part of the error is the teacher's noise"
+    )
+    return (
+        f"Noise floor: the teacher disagrees with itself by {format_share(noise.force)} of its RMS force, the student "
+        f"with the teacher by {format_share(1.0 - accuracy.force)}: {meaning}."
+    )
+
+
+def _judge_speed(headline: SpeedRatio | None, provenance: Provenance) -> str:
+    if headline is None:
+        return "Speed: not compared with the teacher in this run."
+    return (
+        f"Speed: {format_ratio(headline.ratio)} faster than the teacher at {headline.n_atoms} atoms "
+        f"({format_seconds(headline.student_seconds)} against {format_seconds(headline.teacher_seconds)} per ASE call, "
+        f"{provenance.machine})."
+    )
+
+
+def _judge_limits(model: ModelPart, comparisons: tuple[Comparison, ...]) -> str:
+    outside = "; ".join(
+        f"{c.name}: {format_percent(c.read_accuracy().overall)}" for c in comparisons[1:]
+    )
+    span = (
+        f"trained for {model.temperature[0]:.0f} to {model.temperature[1]:.0f} K"
+        if model.temperature is not None
+        else "the training temperature is not recorded"
+    )
+    if outside:
+        return f"Limits: {span}; beyond that, {outside}."
+    return f"Limits: {span}; nothing beyond these frames was tested."
