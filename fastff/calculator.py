@@ -1,0 +1,272 @@
+"""``FastFFCalculator``: a student behind ASE's calculator interface.
+
+Here: the life cycle of one calculator, argument compatibility, caching of the neighbor list. Not here: models, batches
+of many structures (:func:`fastff.predict.predict`), dynamics.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from fastff.checkpoint import load_model
+from fastff.errors import DataError, UsageError
+from fastff.graph import Graph, edge_vectors
+from fastff.models import Student
+from fastff.neighbors import VerletCache, atoms_to_graph
+from fastff.predict import split_prediction
+from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
+
+_PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
+
+_PRECISIONS = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float32-high": torch.float32,
+    "float32-highest": torch.float32,
+}
+
+_MEANINGLESS = frozenset(
+    {
+        "atoms_adapter",
+        "system_config",
+        "edge_method",
+        "max_num_neighbors",
+        "half_supercell",
+        "conservative",
+        "gpu_preprocessing",
+        "verbose",
+        "energy_terms",
+        "matmul_prec",
+        "atoms",
+    }
+)
+
+
+class FastFFCalculator(Calculator):
+    """Energies (eV), forces (eV/Å) and stress (eV/Å^3) of a distilled student, for ASE.
+
+    Parameters
+    ----------
+    model : path or Student
+        A model file written by ``fastff train``, or a loaded student.
+    device : str, optional
+        ``"cpu"`` or ``"cuda"``; by default cuda where there is one.
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    charge, spin : int, optional
+        Total charge and spin multiplicity. Students are neutral and spinless: any other charge is refused, never
+        ignored. Without these, ``atoms.info["charge"]``, ``atoms.info["spin"]`` and the sum of initial charges count.
+    skin : float
+        Å added to the cut-off of the stored neighbor list; it is rebuilt only when an atom or the cell has
+        moved too far.
+    close_contacts : {"raise", "warn", "ignore"}
+        What to do about atoms nearer than 0.1 Å; energies stay finite only above that.
+    directory : str
+        As in every ASE calculator; nothing is written.
+    **compatibility
+        ``precision`` (ORBCalculator) and ``use_float64`` (FENNIXCalculator) choose the dtype; tuning arguments of those
+        calculators that have no meaning here are accepted with one warning. Any other name is an error.
+
+    Notes
+    -----
+    Energy, forces and stress come from one pass. ``extras`` holds what ASE has no key for. Calculators may be copied
+    and pickled; buffers are rebuilt on the next call. One calculator serves one thread at a time.
+
+    Raises
+    ------
+    fastff.errors.ModelFileError
+        If the model file cannot be used.
+    fastff.errors.UsageError
+        If an argument is unknown or cannot be honoured.
+
+    Examples
+    --------
+    >>> atoms.calc = FastFFCalculator("si.safetensors")  # doctest: +SKIP
+    >>> atoms.get_potential_energy()  # doctest: +SKIP
+    """
+
+    name = "fastff"
+    implemented_properties: ClassVar[list[str]] = list(_PROPERTIES)
+    ignored_changes: ClassVar[set[str]] = {"initial_magmoms"}
+
+    def __init__(
+        self,
+        model: str | Path | Student,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        charge: int | None = None,
+        spin: int | None = None,
+        skin: float = 1.0,
+        close_contacts: CloseContacts = "raise",
+        directory: str = ".",
+        **compatibility: Any,
+    ) -> None:
+        precision = _read_compatibility(compatibility, dtype)
+        super().__init__(directory=directory)
+        self.implemented_properties = list(_PROPERTIES)  # type: ignore[misc]
+        if not skin >= 0.0:
+            raise UsageError(f"skin {skin} Å must not be negative")
+        place = _choose_device(device)
+        if isinstance(model, Student):
+            self.student = model.to(device=place, dtype=precision)
+            self.model_path = None
+        else:
+            self.student = load_model(model, device=place, dtype=precision)
+            self.model_path = str(model)
+        self.charge, self.spin, self.skin = charge, spin, float(skin)
+        self.close_contacts: CloseContacts = close_contacts
+        self.extras: dict[str, Any] = {}
+        self._cache = VerletCache(self.student.cutoff, self.skin)
+        self._electronic: tuple[float, float] | None = None
+        self.parameters.update(
+            {
+                "model": self.model_path or type(self.student).__name__,
+                "model_sha256": self.student.header.get("sha256"),
+                "dtype": str(precision).removeprefix("torch."),
+                "skin": self.skin,
+            }
+        )
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """System changes since the last calculation; a new charge or spin counts as one."""
+        changes: list[str] = list(super().check_state(atoms, tol=tol))
+        if self._electronic is not None and self._read_electronic(atoms) != self._electronic:
+            changes.append("initial_charges")
+        return changes
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] | None = None,
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute energy, forces and, for a cell with a volume, stress, all in one pass.
+
+        Raises
+        ------
+        fastff.errors.DataError
+            If the structure cannot be used; ``results`` is then empty.
+        """
+        self.results = {}
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        assert atoms is not None
+        unknown = set(properties or ()) - set(_PROPERTIES)
+        if unknown:
+            raise PropertyNotImplementedError(f"{self.name} does not give {sorted(unknown)}")
+        electronic = self._read_electronic(atoms)
+        self._check_electronic(electronic)
+        check_structure(atoms, close_contacts="ignore")
+        graph = atoms_to_graph(atoms, self.student.cutoff, cache=self._cache)
+        self._check_contacts(graph)
+        with torch.inference_mode():
+            prediction = self.student(graph.to(self.student.device))
+        labels = split_prediction(prediction, [graph])[0]
+        if not np.isfinite(labels.energy) or not np.isfinite(labels.forces).all():
+            raise DataError(
+                f"energy {labels.energy} eV or a force is not finite; check for overlapping atoms"
+            )
+        results: dict[str, Any] = {
+            "energy": labels.energy,
+            "free_energy": labels.energy,
+            "forces": labels.forces,
+            "energies": labels.energies,
+        }
+        if atoms.cell.rank == 3:
+            matrix = prediction.stress[0].double().cpu().numpy()
+            completed = abs(float(torch.linalg.det(graph.cell[0])))
+            results["stress"] = full_3x3_to_voigt_6_stress(matrix) * completed / atoms.cell.volume
+        self.results = results
+        self._electronic = electronic
+
+    def _check_contacts(self, graph: Graph) -> None:
+        """Refuse, or warn of, atoms that coincide."""
+        if self.close_contacts == "ignore" or graph.n_edges == 0:
+            return
+        squared = edge_vectors(graph).square().sum(dim=1)
+        nearest = int(squared.argmin())
+        distance = float(squared[nearest].sqrt())
+        if distance >= CLOSEST_DISTANCE:
+            return
+        i, j = graph.edge_index[:, nearest].tolist()
+        message = f"atoms {i} and {j} are {distance:.3g} Å apart, closer than {CLOSEST_DISTANCE} Å"
+        if self.close_contacts == "raise":
+            raise DataError(f"{message}; check the structure or the time step")
+        warnings.warn(message, UserWarning, stacklevel=4)
+
+    def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
+        """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""
+        charge = self.charge
+        if charge is None:
+            charge = atoms.info.get("charge")
+        if charge is None:
+            charge = float(atoms.get_initial_charges().sum())
+        spin = self.spin if self.spin is not None else atoms.info.get("spin", 1)
+        return float(charge), float(spin)
+
+    @staticmethod
+    def _check_electronic(electronic: tuple[float, float]) -> None:
+        charge, spin = electronic
+        if abs(charge) > 1e-6:
+            raise UsageError(
+                f"total charge {charge:g} requested but this student was distilled for neutral systems; "
+                "set the charge to 0 or train on charged structures"
+            )
+        if spin not in (0.0, 1.0):
+            raise UsageError(
+                f"spin multiplicity {spin:g} requested but this student knows no spin; leave it at 1"
+            )
+
+    def todict(self, skip_default: bool = True) -> dict[str, Any]:
+        """JSON-able provenance, as ASE databases store it."""
+        return dict(self.parameters)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but buffers, which are rebuilt."""
+        state = self.__dict__.copy()
+        state["_cache"] = VerletCache(self.student.cutoff, self.skin)
+        return state
+
+
+def _choose_device(device: str | None) -> torch.device:
+    if device is None or device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} requested but no CUDA GPU is usable; use device='cpu'")
+    return chosen
+
+
+def _read_compatibility(arguments: dict[str, Any], dtype: str) -> torch.dtype:
+    """Dtype that the arguments ask for; meaningless ones warn once, unknown ones raise."""
+    chosen = str(arguments.pop("precision", None) or dtype)
+    if arguments.pop("use_float64", False):
+        chosen = "float64"
+    idle = sorted(set(arguments) & _MEANINGLESS)
+    unknown = sorted(set(arguments) - _MEANINGLESS)
+    if unknown:
+        raise UsageError(
+            f"unknown argument {unknown[0]!r}; FastFFCalculator takes model, device, dtype, charge, spin, "
+            "skin, close_contacts, directory"
+        )
+    if idle:
+        warnings.warn(
+            f"FastFFCalculator has no use for {', '.join(idle)}; ignored", UserWarning, stacklevel=3
+        )
+    if chosen not in _PRECISIONS:
+        raise UsageError(f"dtype {chosen!r} is not one of {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[chosen]
