@@ -1,0 +1,241 @@
+"""Cells to sample in: supercells, empty directions, strains and close contacts.
+
+Here: geometry of the structures that sampling labels. Not here: how many of each (:mod:`fastff.distill.plan`), thermal
+displacements (:mod:`fastff.distill.harmonic`), dynamics (:mod:`fastff.distill.dynamics`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import ase
+import numpy as np
+from ase.build import make_supercell
+from ase.neighborlist import neighbor_list
+
+VACUUM_GAP = 6.0
+"""Å; an axis along which atoms leave a wider gap is empty space, neither repeated nor strained."""
+
+_SHAPES = (
+    np.eye(3, dtype=int),
+    np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]),  # fcc primitive to cubic
+    np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]]),  # bcc primitive to cubic
+    np.array([[1, 0, 0], [1, 2, 0], [0, 0, 1]]),  # hexagonal (gamma = 120 degrees) to orthorhombic
+    np.array([[1, 0, 0], [-1, 2, 0], [0, 0, 1]]),  # hexagonal (gamma = 60 degrees) to orthorhombic
+)
+
+
+@dataclass(frozen=True)
+class SampleCell:
+    """A cell that sampling works in.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        The supercell, without calculator and constraints.
+    seed_index : int
+        Number of the user's structure it was made from.
+    repeats : tuple of tuple of int
+        Supercell matrix, rows in units of the seed's vectors.
+    axes : tuple of bool
+        Axes along which the material continues (periodic and not empty space).
+    width : float
+        Smallest distance between faces over those axes, Å; inf for a molecule.
+    """
+
+    atoms: ase.Atoms
+    seed_index: int
+    repeats: tuple[tuple[int, ...], ...]
+    axes: tuple[bool, bool, bool]
+    width: float
+
+    def __str__(self) -> str:
+        size = "molecule" if not any(self.axes) else f"width {self.width:.1f} Å"
+        matrix = np.array(self.repeats)
+        if np.array_equal(matrix, np.diag(np.diag(matrix))):
+            shape = "x".join(str(value) for value in np.diag(matrix))
+        else:
+            shape = "[" + "; ".join(" ".join(map(str, row)) for row in self.repeats) + "]"
+        formula = self.atoms.get_chemical_formula(empirical=False)
+        return f"seed {self.seed_index}: {formula}, {len(self.atoms)} atoms, {shape}, {size}"
+
+
+def find_material_axes(atoms: ase.Atoms) -> tuple[bool, bool, bool]:
+    """Return the axes along which the material continues.
+
+    An axis counts if it is periodic and the largest gap between atoms along it, measured between planes, is not wider
+    than :data:`VACUUM_GAP`.
+    """
+    axes = [bool(value) for value in atoms.pbc]
+    if len(atoms) == 0 or not any(axes):
+        return (False, False, False)
+    cell = atoms.cell.complete()
+    scaled = np.linalg.solve(cell.T, atoms.positions.T).T
+    for axis in range(3):
+        if axes[axis]:
+            values = np.sort(scaled[:, axis] % 1.0)
+            gap = float(np.max(np.diff(np.append(values, values[0] + 1.0))))
+            axes[axis] = bool(gap * _measure_widths(cell)[axis] <= VACUUM_GAP)
+    return (axes[0], axes[1], axes[2])
+
+
+def _measure_widths(cell: np.ndarray) -> np.ndarray:
+    """Distances between opposite faces of a complete cell, Å."""
+    widths: np.ndarray = 1.0 / np.linalg.norm(np.linalg.inv(np.asarray(cell)), axis=0)
+    return widths
+
+
+def build_supercell(
+    atoms: ase.Atoms, min_width: float, max_atoms: int, seed_index: int = 0
+) -> SampleCell:
+    """Repeat a structure until it is wide enough, as compactly as possible.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        The user's structure.
+    min_width : float
+        Wanted distance between opposite faces, Å; twice a cut-off lets every pair be met once.
+    max_atoms : int
+        Largest supercell. A structure that is larger already stays as it is.
+    seed_index : int
+        Recorded in the result.
+
+    Returns
+    -------
+    SampleCell
+        The smallest wide enough cell within ``max_atoms``; if there is none, the widest.
+    """
+    bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    bare.info = {key: atoms.info[key] for key in ("charge", "spin") if key in atoms.info}
+    axes = find_material_axes(bare)
+    if not any(axes):
+        return SampleCell(bare, seed_index, _to_rows(np.eye(3)), axes, np.inf)
+    cell = np.asarray(bare.cell.complete())
+    chosen = list(axes)
+    best, best_score = np.eye(3, dtype=int), None
+    for matrix in _list_matrices(cell, chosen, max_atoms // len(bare), min_width):
+        n_atoms = len(bare) * round(abs(np.linalg.det(matrix)))
+        width = float(np.min(_measure_widths(matrix @ cell)[chosen]))
+        enough = width >= min_width - 1e-6
+        # wide enough first; then few atoms; else wide; then simple matrices
+        plain = int(np.abs(matrix - np.diag(np.diag(matrix))).sum())
+        score = (not enough, n_atoms if enough else 0, -round(width, 3), n_atoms, plain)
+        if best_score is None or score < best_score:
+            best, best_score = matrix, score
+    supercell = bare if np.array_equal(best, np.eye(3)) else make_supercell(bare, best)
+    n_copies = len(supercell) // len(bare)
+    if n_copies > 1 and bare.info.get("charge"):  # the charge of a cell is repeated with it
+        supercell.info["charge"] = bare.info["charge"] * n_copies
+    width = float(np.min(_measure_widths(np.asarray(supercell.cell.complete()))[chosen]))
+    return SampleCell(supercell, seed_index, _to_rows(best), axes, width)
+
+
+def _to_rows(matrix: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(int(value) for value in row) for row in matrix)
+
+
+def _list_matrices(
+    cell: np.ndarray, axes: list[bool], max_copies: int, min_width: float
+) -> list[np.ndarray]:
+    """Candidate supercell matrices with at most ``max_copies`` copies; the identity always."""
+    matrices = [np.eye(3, dtype=int)]
+    widths = _measure_widths(cell)
+    ranges = [
+        range(1, min(max_copies, int(2 * min_width / widths[axis]) + 2) + 1) if axes[axis] else (1,)
+        for axis in range(3)
+    ]
+    shapes = _SHAPES if all(axes) else _SHAPES[:1]
+    for shape in shapes:
+        copies = abs(round(np.linalg.det(shape)))
+        for repeats in itertools.product(*ranges):
+            if copies * np.prod(repeats) <= max_copies:
+                matrices.append(np.diag(repeats) @ shape)
+    if all(axes):  # nearly cubic cells in the given orientation
+        for length in np.arange(0.5 * min_width, 1.5 * min_width, 0.25):
+            matrix = np.rint(length * np.linalg.inv(cell)).astype(int)
+            if 0 < round(np.linalg.det(matrix)) <= max_copies:
+                matrices.append(matrix)
+    return matrices
+
+
+def strain_cell(cell: SampleCell, strain: np.ndarray) -> ase.Atoms:
+    """Return a strained copy; empty and non-periodic directions keep their size.
+
+    Parameters
+    ----------
+    cell : SampleCell
+        What to strain.
+    strain : numpy.ndarray
+        Symmetric strain, shape (3, 3); positions and cell vectors become ``(1 + strain) r``.
+    """
+    atoms = cell.atoms.copy()
+    vectors = np.asarray(atoms.cell)[list(cell.axes)]
+    if len(vectors) == 0:
+        return atoms
+    basis = np.linalg.svd(vectors)[2][: len(vectors)]
+    projector = basis.T @ basis
+    deformation = np.eye(3) + projector @ strain @ projector
+    atoms.set_cell(np.asarray(atoms.cell) @ deformation.T, scale_atoms=False)
+    atoms.positions = atoms.positions @ deformation.T
+    return atoms
+
+
+def draw_strain(rng: np.random.Generator, isotropic: float, shear: float) -> np.ndarray:
+    """Draw a symmetric strain: uniform dilation within ±isotropic, traceless part within ±shear."""
+    tensor = rng.uniform(-shear, shear, size=(3, 3))
+    tensor = 0.5 * (tensor + tensor.T)
+    tensor -= np.trace(tensor) / 3 * np.eye(3)
+    return tensor + rng.uniform(-isotropic, isotropic) * np.eye(3)
+
+
+def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> ase.Atoms | None:
+    """Push pairs of neighbors together, to teach the repulsive core.
+
+    One pair for every 32 atoms, of as many kinds of element pairs as there are, no two sharing an atom or lying close
+    to each other.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Left unchanged.
+    fraction : float
+        New distance in units of the shortest distance of that element pair.
+    rng : numpy.random.Generator
+        Draws the pairs.
+
+    Returns
+    -------
+    ase.Atoms or None
+        None if no two atoms are within 4 Å of each other.
+    """
+    first, second, vectors, lengths = neighbor_list("ijDd", atoms, 4.0)
+    forward = first < second
+    first, second, vectors, lengths = (x[forward] for x in (first, second, vectors, lengths))
+    if len(first) == 0:
+        return None
+    kinds = np.sort(np.stack([atoms.numbers[first], atoms.numbers[second]], axis=1), axis=1)
+    by_kind = []
+    for kind in rng.permutation(np.unique(kinds, axis=0)):
+        members = np.flatnonzero((kinds == kind).all(axis=1))
+        shortest = lengths[members].min()
+        near = members[lengths[members] < 1.25 * shortest]
+        by_kind.append([(pair, fraction * shortest) for pair in rng.permutation(near)])
+    pressed, busy = atoms.copy(), np.zeros(len(atoms), dtype=bool)
+    left = max(1, len(atoms) // 32)
+    for pair, distance in itertools.chain.from_iterable(
+        itertools.zip_longest(*by_kind, fillvalue=(-1, 0))
+    ):
+        if left == 0:
+            break
+        i, j = first[pair], second[pair]
+        if pair < 0 or busy[i] or busy[j]:
+            continue
+        move = 0.5 * (lengths[pair] - distance) * vectors[pair] / lengths[pair]
+        pressed.positions[i] += move
+        pressed.positions[j] -= move
+        touched = np.isin(first, (i, j)) | np.isin(second, (i, j))
+        busy[first[touched]] = busy[second[touched]] = True
+        left -= 1
+    return pressed
