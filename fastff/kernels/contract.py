@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Final
 
@@ -230,6 +230,8 @@ class Build:
     signature: Mapping[str, str]
     constexprs: Mapping[str, Any]
     config: LaunchConfig
+    amd_constexprs: Mapping[str, Any] = field(default_factory=dict)
+    """Constants that differ on AMD targets (the precision of ``tl.dot``)."""
 
 
 def list_suites() -> tuple[Suite, ...]:

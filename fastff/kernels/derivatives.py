@@ -1,7 +1,9 @@
-"""First and second derivatives of a reference, for ops that have no kernel of their own for them.
+"""First and second derivatives of a reference, for what an op has no kernel of its own.
 
-Here: vector-Jacobian products of a torch function over flat tuples of tensors. Not here: formulas of any op. An op uses
-these inside its registered backward and backward-of-backward, so that what it declares is complete on every back end.
+Here: vector-Jacobian products of a torch function over flat tuples of tensors. Not here: formulas of any op.
+
+To be called from an op's registered backward, not from inside a ``custom_op``: there autograd is off for good. When the
+caller differentiates again (``create_graph=True``) the results carry their graph, so no derivative is lost.
 """
 
 from __future__ import annotations
@@ -18,10 +20,12 @@ def pull_back(
     function: Function, inputs: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """Gradient of ``sum_k <grads[k], function(*inputs)[k]>`` in every input; zeros where it does not depend on it."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [value.detach().requires_grad_() for value in inputs]
-        outputs = function(*leaves)
-        found = torch.autograd.grad(outputs, leaves, grads, allow_unused=True)
+        leaves = [one if one.requires_grad else one.detach().requires_grad_() for one in inputs]
+        found = torch.autograd.grad(
+            function(*leaves), leaves, grads, create_graph=create_graph, allow_unused=True
+        )
     return tuple(
         torch.zeros_like(leaf) if grad is None else grad
         for leaf, grad in zip(leaves, found, strict=True)
@@ -44,13 +48,9 @@ def pull_back_twice(
     n_inputs = len(inputs)
 
     def differentiate(*values: Tensor) -> tuple[Tensor, ...]:
-        leaves, seeds = values[:n_inputs], values[n_inputs:]
-        found = torch.autograd.grad(
-            function(*leaves), leaves, seeds, create_graph=True, allow_unused=True
-        )
-        return tuple(
-            leaf * 0.0 if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)
-        )
+        pulled = pull_back(function, values[:n_inputs], values[n_inputs:])
+        # A gradient that is constant still needs a place in the graph.
+        return tuple(one + 0.0 * value for one, value in zip(pulled, values, strict=False))
 
     found = pull_back(differentiate, (*inputs, *grads), directions)
     return found[:n_inputs], found[n_inputs:]

@@ -176,7 +176,9 @@ def explain(device: torch.device | str | None = None) -> list[Row]:
     return rows
 
 
-def decide(op: Op, device: torch.device, obstacle: str | None = None) -> tuple[str, str]:
+def decide(
+    op: Op, device: torch.device, obstacle: str | None = None, preference: str | None = None
+) -> tuple[str, str]:
     """Choose ``"triton"`` or ``"torch"`` for one call and give the reason.
 
     Parameters
@@ -186,6 +188,8 @@ def decide(op: Op, device: torch.device, obstacle: str | None = None) -> tuple[s
         Where the tensors of the call are.
     obstacle : str, optional
         Why the Triton implementation cannot take the arguments of this call (a dtype, a width), if it cannot.
+    preference : str, optional
+        Why torch is the better choice for this call, if it is; counts in auto mode alone.
 
     Raises
     ------
@@ -206,6 +210,8 @@ def decide(op: Op, device: torch.device, obstacle: str | None = None) -> tuple[s
         return "triton", f"selected by {source}"
     if obstacle is None and op.name in _failures:
         obstacle = f"Triton failed to compile: {_failures[op.name]}"
+    if obstacle is None:
+        obstacle = preference
     if obstacle is not None:
         return "torch", obstacle
     return "triton", _describe_device(device)
@@ -217,13 +223,14 @@ def run(
     triton: Callable[[], T],
     reference: Callable[[], T],
     obstacle: str | None = None,
+    preference: str | None = None,
 ) -> T:
-    """Decide, record the decision and call one of the two implementations.
+    """Decide as :func:`decide` does, record the decision and call one of the two implementations.
 
     A kernel that does not compile raises :class:`BackendError` when Triton is forced. In auto mode the failure is
     logged once, kept for :func:`explain`, and the op stays on torch for the rest of the process.
     """
-    backend, _ = _decide_and_record(op, device, obstacle)
+    backend, _ = _decide_and_record(op, device, obstacle, preference)
     return attempt(op, triton, reference) if backend == "triton" else reference()
 
 
@@ -272,8 +279,10 @@ def is_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def _decide_and_record(op: Op, device: torch.device, obstacle: str | None) -> tuple[str, str]:
-    decision = decide(op, device, obstacle)
+def _decide_and_record(
+    op: Op, device: torch.device, obstacle: str | None, preference: str | None
+) -> tuple[str, str]:
+    decision = decide(op, device, obstacle, preference)
     _last_calls[op.name] = decision
     return decision
 

@@ -20,10 +20,11 @@ RECORD = Path(__file__).with_name("resources.json")
 
 def compile_build(build: contract.Build, target: str) -> aot.CompileReport:
     """Compile one build for one target with its default launch configuration."""
+    on_amd = aot.TARGETS[target][0] == "hip"
     return aot.compile_ahead(
         build.kernel,
         build.signature,
-        build.constexprs,
+        {**build.constexprs, **(build.amd_constexprs if on_amd else {})},
         target,
         num_warps=build.config.num_warps,
         num_stages=build.config.num_stages,

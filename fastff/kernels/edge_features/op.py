@@ -85,34 +85,14 @@ def _forward(vectors: Tensor, cutoff: float, n_radial: int, l_max: int) -> tuple
 
 @torch.library.custom_op("fastff::edge_features_backward", mutates_args=())
 def _backward(vectors: Tensor, grad_basis: Tensor, grad_harmonics: Tensor, cutoff: float) -> Tensor:
-    def differentiate() -> Tensor:
-        function = _close_reference(grad_basis, grad_harmonics, cutoff)
-        return derivatives.pull_back(function, (vectors,), (grad_basis, grad_harmonics))[0]
-
-    return dispatch.attempt(
-        OP,
-        lambda: launch_backward(vectors, grad_basis, grad_harmonics, cutoff),
-        differentiate,
-    )
+    return launch_backward(vectors, grad_basis, grad_harmonics, cutoff)
 
 
 @torch.library.custom_op("fastff::edge_features_double_backward", mutates_args=())
 def _double_backward(
     vectors: Tensor, grad_basis: Tensor, grad_harmonics: Tensor, directions: Tensor, cutoff: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    def differentiate() -> tuple[Tensor, Tensor, Tensor]:
-        function = _close_reference(grad_basis, grad_harmonics, cutoff)
-        grads = (grad_basis, grad_harmonics)
-        (first,), (second, third) = derivatives.pull_back_twice(
-            function, (vectors,), grads, (directions,)
-        )
-        return first, second, third
-
-    return dispatch.attempt(
-        OP,
-        lambda: launch_double_backward(vectors, grad_basis, grad_harmonics, directions, cutoff),
-        differentiate,
-    )
+    return launch_double_backward(vectors, grad_basis, grad_harmonics, directions, cutoff)
 
 
 @_forward.register_fake
@@ -143,8 +123,13 @@ def _keep_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
 def _differentiate_forward(
     ctx: Any, grad_basis: Tensor, grad_harmonics: Tensor
 ) -> tuple[Tensor, None, None, None]:
-    (vectors,) = ctx.saved_tensors
-    return _backward(vectors, grad_basis, grad_harmonics, ctx.cutoff), None, None, None
+    (vectors,), cutoff, grads = ctx.saved_tensors, ctx.cutoff, (grad_basis, grad_harmonics)
+    grad_vectors = dispatch.attempt(
+        OP,
+        lambda: _backward(vectors, *grads, cutoff),
+        lambda: derivatives.pull_back(_close_reference(*grads, cutoff), (vectors,), grads)[0],
+    )
+    return grad_vectors, None, None, None
 
 
 def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -153,7 +138,18 @@ def _keep_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate_backward(ctx: Any, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *_double_backward(*ctx.saved_tensors, directions, ctx.cutoff), None
+    vectors, grad_basis, grad_harmonics = ctx.saved_tensors
+    grads, cutoff = (grad_basis, grad_harmonics), ctx.cutoff
+
+    def differentiate() -> tuple[Tensor, ...]:
+        function = _close_reference(*grads, cutoff)
+        first, second = derivatives.pull_back_twice(function, (vectors,), grads, (directions,))
+        return *first, *second
+
+    found = dispatch.attempt(
+        OP, lambda: _double_backward(vectors, *grads, directions, cutoff), differentiate
+    )
+    return found[0], found[1], found[2], None
 
 
 _forward.register_autograd(_differentiate_forward, setup_context=_keep_forward)

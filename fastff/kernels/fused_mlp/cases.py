@@ -1,0 +1,109 @@
+"""Named inputs of the small multi-layer perceptron, shared by tests, benchmarks and tuning.
+
+Here: :data:`CASES`, the builds for ahead-of-time compilation and the workloads that ``fastff tune`` measures. Not here:
+what is checked with them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from fastff.kernels import derivatives, tuning
+from fastff.kernels.contract import Build, Case, Suite
+from fastff.kernels.fused_mlp import op, reference
+
+Arguments = tuple[Any, ...]
+Builder = Callable[[torch.device, torch.dtype], Arguments]
+
+
+def _build(n_rows: int, *widths: int) -> Builder:
+    """Builder of random rows and of weights of the size of an untrained network."""
+
+    def build(device: torch.device, dtype: torch.dtype) -> Arguments:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> torch.Tensor:
+            numbers = torch.randn(*shape, generator=generator, dtype=torch.float64)
+            return numbers.to(device, dtype)
+
+        x = draw(n_rows, widths[0])
+        pairs = list(itertools.pairwise(widths))
+        weights = [draw(n_out, n_in) / max(n_in, 1) ** 0.5 for n_in, n_out in pairs]
+        return x, weights, [0.1 * draw(n_out) for _, n_out in pairs]
+
+    return build
+
+
+def _build_strided(device: torch.device, dtype: torch.dtype) -> Arguments:
+    x, weights, biases = _build(12, 10, 8, 6)(device, dtype)
+    return x[::2], [weight.T.contiguous().T for weight in weights], biases
+
+
+CASES = (
+    Case("tiny", _build(5, 4, 4, 2)),
+    Case("one row", _build(1, 16, 16, 16, 1)),
+    Case("no rows", _build(0, 16, 16, 16, 1)),
+    Case("one feature", _build(3, 1, 1, 1)),
+    Case("two layers", _build(70, 32, 64, 16)),
+    Case("three layers", _build(70, 64, 64, 64, 1)),
+    Case("odd widths", _build(131, 37, 21, 50, 3)),
+    Case("widest", _build(20, 128, 128, 128, 128)),
+    Case("strided", _build_strided),
+    Case("production", _build(1_000_000, 128, 64, 64, 1), production=True),
+)
+SUITES = (Suite(op.OP, op.fused_mlp, reference.fused_mlp, CASES, (torch.float32,), tolerance=1e-5),)
+
+
+def list_builds() -> Iterator[Build]:
+    """Both kernels for widths 128, 64, 64, 1."""
+    from fastff.kernels.fused_mlp import kernels
+
+    widths = {"n_in": 128, "n_hidden1": 64, "n_hidden2": 64, "n_out": 1}
+    padded = {"IN": 128, "HIDDEN1": 64, "HIDDEN2": 64, "OUT": 16}
+    for space, kernel in (
+        (kernels.FORWARD_SPACE, kernels.forward_kernel),
+        (kernels.BACKWARD_SPACE, kernels.backward_kernel),
+    ):
+        constexprs = {**widths, **padded, "LAYERS": 3, "PRECISION": "tf32x3"}
+        constexprs |= space.default.blocks
+        pointers = [name for name in kernel.arg_names if name not in (*constexprs, "n_rows")]
+        signature = {**dict.fromkeys(pointers, "*fp32"), "n_rows": "i32"}
+        amd = {"PRECISION": "ieee"}
+        yield Build(space.kernel, kernel, signature, constexprs, space.default, amd)
+
+
+def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
+    """Both kernels for a node network; ``widths`` has ``n_features`` (default 128) and ``n_hidden`` (64)."""
+    from fastff.kernels.fused_mlp import kernels
+
+    n_in, n_hidden = widths.get("n_features", 128), widths.get("n_hidden", 64)
+    if max(n_in, n_hidden) > op.MAX_WIDTH:
+        return
+    x, weights, biases = _build(1 << 18, n_in, n_hidden, n_hidden, 1)(device, torch.float32)
+    grad = torch.randn(x.shape[0], 1, device=device)
+    shape = {"n_in": n_in, "n_hidden1": n_hidden, "n_hidden2": n_hidden, "n_out": 1}
+    key = tuning.make_key(torch.float32, layers=3, **shape)
+    exact = [one.double() for one in weights], [one.double() for one in biases]
+
+    def differentiate() -> torch.Tensor:
+        def evaluate(value: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return (reference.fused_mlp(value, *exact),)
+
+        return derivatives.pull_back(evaluate, (x.double(),), (grad.double(),))[0]
+
+    yield tuning.Workload(
+        kernels.FORWARD_SPACE,
+        key,
+        lambda: op.launch_forward(x, weights, biases),
+        lambda: reference.fused_mlp(x.double(), *exact),
+    )
+    yield tuning.Workload(
+        kernels.BACKWARD_SPACE,
+        key,
+        lambda: op.launch_input_gradient(x, weights, biases, grad),
+        differentiate,
+    )

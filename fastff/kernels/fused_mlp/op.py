@@ -1,0 +1,227 @@
+"""Public function of the small multi-layer perceptron: checks, dispatch, registration.
+
+Here: :func:`fused_mlp`, its registered derivatives, and the launchers of the kernels. Not here: the formula
+(``reference.py``) and the kernels (``kernels.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastff.errors import DataError
+from fastff.kernels import derivatives, dispatch, tuning
+from fastff.kernels.fused_mlp import reference
+
+OP = dispatch.register(dispatch.Op("fused_mlp", derivative_order=None, deterministic=True))
+MAX_WIDTH = 128
+"""Widest layer that the kernels keep in registers."""
+
+
+def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Apply a perceptron of two or three linear layers with SiLU between them, and none after the last.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape (n_rows, n_in); float32 for Triton, any floating dtype for torch.
+    weights : sequence of Tensor
+        Two or three weights of shape (n_out, n_in) of their layer, as in ``torch.nn.Linear``, of the dtype of ``x``.
+    biases : sequence of Tensor
+        One of shape (n_out,) per weight.
+
+    Returns
+    -------
+    Tensor
+        Shape (n_rows, n_out of the last layer).
+
+    Raises
+    ------
+    DataError
+        Shapes, dtypes or devices that do not fit.
+    BackendError
+        Triton is selected and cannot run (another dtype, a layer wider than 128).
+
+    Notes
+    -----
+    The kernels multiply in three passes of tf32, which keeps the accuracy of float32 (on AMD in float32 itself). There
+    are kernels for the result and for its first gradient in ``x``. Everything else (gradients in the parameters, second
+    derivatives) is evaluated by torch from the reference, so any order is available on both back ends; as that costs
+    the forward pass again, auto mode takes torch when a parameter requires its gradient. Deterministic.
+    """
+    weights, biases = list(weights), list(biases)
+    _check(x, weights, biases)
+
+    def run_triton() -> Tensor:
+        call = _forward if dispatch.is_differentiated(x, *weights, *biases) else launch_forward
+        return call(x, weights, biases)
+
+    return dispatch.run(
+        OP,
+        x.device,
+        run_triton,
+        lambda: reference.fused_mlp(x, weights, biases),
+        _find_obstacle(x, weights),
+        _find_preference(weights, biases),
+    )
+
+
+@torch.library.custom_op("fastff::fused_mlp", mutates_args=())
+def _forward(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    return dispatch.attempt(
+        OP,
+        lambda: launch_forward(x, weights, biases),
+        lambda: reference.fused_mlp(x, weights, biases),
+    )
+
+
+@torch.library.custom_op("fastff::fused_mlp_input_gradient", mutates_args=())
+def _input_gradient(x: Tensor, weights: list[Tensor], biases: list[Tensor], grad: Tensor) -> Tensor:
+    return launch_input_gradient(x, weights, biases, grad)
+
+
+@_forward.register_fake
+def _(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    return x.new_empty((x.shape[0], weights[-1].shape[0]))
+
+
+@_input_gradient.register_fake
+def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], grad: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, biases = inputs
+    ctx.save_for_backward(x, *weights, *biases)
+    ctx.n_layers = len(weights)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Any], list[Any]]:
+    """Gradient in x by the kernel where nothing else is asked for; else all gradients, with their graph, by torch."""
+    n_layers = ctx.n_layers
+    x, *parameters = ctx.saved_tensors
+    weights, biases = parameters[:n_layers], parameters[n_layers:]
+
+    def differentiate() -> tuple[Tensor, ...]:
+        return derivatives.pull_back(_flat_reference, (x, *parameters), (grad,))
+
+    if torch.is_grad_enabled() or any(one.requires_grad for one in parameters):
+        found = differentiate()
+        return found[0], list(found[1 : n_layers + 1]), list(found[n_layers + 1 :])
+    grad_x = dispatch.attempt(
+        OP, lambda: _input_gradient(x, weights, biases, grad), lambda: differentiate()[0]
+    )
+    return grad_x, [None] * n_layers, [None] * n_layers
+
+
+_forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def launch_forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    """Launch ``forward_kernel``; arguments and result as :func:`fused_mlp`, without autograd."""
+    from fastff.kernels.fused_mlp import kernels
+
+    out = x.new_empty((x.shape[0], weights[-1].shape[0]))
+    if out.numel() > 0:
+        grid, fixed = _plan(kernels.FORWARD_SPACE, x, weights)
+        parameters = _order_parameters(weights, biases)
+        with dispatch.on_device(x.device):
+            kernels.forward_kernel[grid](x.contiguous(), *parameters, out, x.shape[0], **fixed)
+    return out
+
+
+def launch_input_gradient(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], grad: Tensor
+) -> Tensor:
+    """Launch ``backward_kernel``: gradient of ``<grad, fused_mlp(x)>`` in x, shape (n_rows, n_in)."""
+    from fastff.kernels.fused_mlp import kernels
+
+    out = x.new_empty(x.shape)
+    if out.numel() > 0:
+        grid, fixed = _plan(kernels.BACKWARD_SPACE, x, weights)
+        parameters = _order_parameters(weights, biases)[:-1]
+        tensors = (x.contiguous(), grad.contiguous(), *parameters, out)
+        with dispatch.on_device(x.device):
+            kernels.backward_kernel[grid](*tensors, x.shape[0], **fixed)
+    return out
+
+
+def _order_parameters(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
+    """First, middle and last weight and bias; with two layers the first stands in for the middle, unread."""
+    order = (0, min(1, len(weights) - 2), -1)
+    return [values[k].contiguous() for k in order for values in (weights, biases)]
+
+
+def _plan(
+    space: tuning.LaunchSpace, x: Tensor, weights: Sequence[Tensor]
+) -> tuple[tuple[int], dict[str, Any]]:
+    """Grid and compile-time arguments of both kernels."""
+    n_in, n_hidden1, n_out = weights[0].shape[1], weights[0].shape[0], weights[-1].shape[0]
+    n_hidden2 = weights[-1].shape[1]
+    widths = {"n_in": n_in, "n_hidden1": n_hidden1, "n_hidden2": n_hidden2, "n_out": n_out}
+    config = tuning.lookup(space, tuning.make_key(x.dtype, layers=len(weights), **widths), x.device)
+    fixed = {
+        **widths,
+        **{name[2:].upper(): _pad(width) for name, width in widths.items()},
+        "LAYERS": len(weights),
+        "PRECISION": "tf32x3" if torch.version.hip is None else "ieee",
+        **config.to_arguments(),
+    }
+    fixed["CHUNK"] = min(fixed["CHUNK"], fixed["IN"])
+    return (-(-x.shape[0] // config.blocks["BLOCK_ROWS"]),), fixed
+
+
+def _pad(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def _flat_reference(*inputs: Tensor) -> tuple[Tensor, ...]:
+    """The reference over x, weights and biases in one row."""
+    n_layers = len(inputs) // 2
+    x, weights, biases = inputs[0], inputs[1 : n_layers + 1], inputs[n_layers + 1 :]
+    return (reference.fused_mlp(x, weights, biases),)
+
+
+def _find_obstacle(x: Tensor, weights: Sequence[Tensor]) -> str | None:
+    if x.dtype != torch.float32:
+        return f"x is {x.dtype}, the kernels take float32"
+    widest = max(max(weight.shape) for weight in weights)
+    if widest > MAX_WIDTH:
+        return f"a layer is {widest} wide, the kernels take up to {MAX_WIDTH}"
+    return None
+
+
+def _find_preference(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str | None:
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (*weights, *biases)):
+        return "parameters require their gradient, which torch evaluates from the reference"
+    return None
+
+
+def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    if x.ndim != 2 or not x.is_floating_point():
+        raise DataError(
+            f"fused_mlp: x has shape {tuple(x.shape)} and dtype {x.dtype}; pass floating (n_rows, n_in)"
+        )
+    if len(weights) not in (2, 3) or len(biases) != len(weights):
+        raise DataError(
+            f"fused_mlp: {len(weights)} weights and {len(biases)} biases; pass two or three of each"
+        )
+    width = x.shape[1]
+    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True), start=1):
+        if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
+            raise DataError(
+                f"fused_mlp: layer {k} has weight {tuple(weight.shape)} and bias {tuple(bias.shape)}; "
+                f"pass (n_out, {width}) and (n_out,)"
+            )
+        for one in (weight, bias):
+            if one.dtype != x.dtype or one.device != x.device:
+                raise DataError(
+                    f"fused_mlp: layer {k} is {one.dtype} on {one.device}, x {x.dtype} on {x.device}; "
+                    "convert one of them"
+                )
+        width = weight.shape[0]
+        if width < 1:
+            raise DataError(f"fused_mlp: layer {k} has no outputs; pass at least one")
