@@ -1,0 +1,267 @@
+"""``fastff train``: distil a teacher, or labels that exist, into a student.
+
+Here: options, the printed plan, progress and verdict. Not here: the distillation (:mod:`fastff.distill.run`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastff.cli.terminal import DeviceOption, make_console, resolve_device
+from fastff.errors import AccuracyError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastff.distill.run import DistillOutcome, Listener
+    from fastff.report.metrics import Accuracy
+
+_SOURCE = "What to learn from"
+_STUDENT = "Student"
+_RUN = "Run"
+
+
+def train(
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Teacher, such as sevennet, chgnet:r2scan or orb; `fastff teachers` lists them.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    structures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your material: extxyz, cif, POSCAR or any format of ASE.", rich_help_panel=_SOURCE
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled frames (extxyz, labels.h5 of an earlier run): no teacher is imported.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    temperature: Annotated[
+        str, typer.Option(help="Range of interest in K, LOW-HIGH.", rich_help_panel=_SOURCE)
+    ] = "300-900",
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Teacher evaluations, test frames included.", rich_help_panel=_SOURCE),
+    ] = None,
+    max_atoms: Annotated[
+        int, typer.Option(help="Largest cell that is labelled.", rich_help_panel=_SOURCE)
+    ] = 120,
+    teacher_weights: Annotated[
+        Path | None,
+        typer.Option(help="Weight file of the teacher.", rich_help_panel=_SOURCE),
+    ] = None,
+    student: Annotated[
+        str,
+        typer.Option(
+            help="m1, m2, m2-l, or auto: the smallest that meets the target.",
+            rich_help_panel=_STUDENT,
+        ),
+    ] = "auto",
+    target_accuracy: Annotated[
+        float,
+        typer.Option(
+            help="Wanted min(A_F, A_E, A_S) against the teacher.", rich_help_panel=_STUDENT
+        ),
+    ] = 0.95,
+    cutoff: Annotated[
+        float, typer.Option(help="Cut-off radius in Å.", rich_help_panel=_STUDENT)
+    ] = 5.0,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimiser steps; by the amount of data if left out.", rich_help_panel=_STUDENT
+        ),
+    ] = None,
+    stop_at: Annotated[
+        float | None,
+        typer.Option(help="Stop training at this validation accuracy.", rich_help_panel=_STUDENT),
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(rich_help_panel=_STUDENT)] = 5e-3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="New folder for everything; runs/NAME if left out.", rich_help_panel=_RUN
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=_RUN)
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=_RUN)] = 0,
+    require: Annotated[
+        bool,
+        typer.Option(
+            "--require", help="Exit with code 6 if the target is missed.", rich_help_panel=_RUN
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="No plan and no progress.", rich_help_panel=_RUN)
+    ] = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Distil a teacher into a small, fast student for your material."""
+    from fastff.distill.request import build_request
+
+    request = build_request(
+        teacher=teacher if labels is None or teacher else None,
+        structures=structures,
+        labels=labels,
+        temperatures=parse_temperatures(temperature),
+        budget=budget,
+        max_atoms=max_atoms,
+        student=student,
+        target=target_accuracy,
+        cutoff=cutoff,
+        n_steps=steps,
+        learning_rate=learning_rate,
+        stop_at=stop_at,
+        seed=seed,
+    )
+    resolve_device(device)
+    folder = out or name_folder(structures or labels, teacher)
+    console = make_console()
+    from fastff.distill.run import Listener, distill
+
+    listener = Listener(show_progress=False) if quiet else build_listener(console)
+    outcome = distill(
+        request,
+        folder,
+        device=device,
+        resume=resume,
+        teacher_weights=teacher_weights,
+        listener=listener,
+    )
+    print_verdict(console, outcome)
+    if require and not outcome.passed:
+        raise AccuracyError(
+            f"test accuracy {outcome.test.overall:.1%} ({outcome.test.limiting}) is below the target "
+            f"{outcome.target:.1%}; raise --budget or --steps, or choose a larger --student"
+        )
+
+
+def parse_temperatures(text: str) -> tuple[float, float]:
+    """Read ``LOW-HIGH`` or one temperature, in K.
+
+    Raises
+    ------
+    UsageError
+        If the text is neither.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*(?:[-:,]\s*([\d.]+))?\s*K?\s*", text)
+    try:
+        if match is None:
+            raise ValueError
+        low = float(match.group(1))
+        return low, float(match.group(2) or low)
+    except ValueError:
+        raise UsageError(f"--temperature {text!r} is not a range in K such as 300-900") from None
+
+
+def name_folder(source: Path | None, teacher: str | None) -> Path:
+    """Default output folder, named after the input and the teacher."""
+    stem = source.stem if source is not None else "run"
+    parts = [stem] + ([teacher] if teacher else [])
+    return Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
+def build_listener(console: Console) -> Listener:
+    """A listener that prints the plan, progress bars and short summaries."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from fastff.distill.run import Listener
+
+    bar = Progress(
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    task = bar.add_task("labelling", total=None)
+
+    def show_plan(plan: Any, teacher: Any) -> None:
+        info = teacher.info
+        console.print(f"[bold]teacher[/]  {info.name} ({info.version}), licence {info.licence}")
+        for note in info.notes:
+            console.print(f"         {note}", style="yellow")
+        console.print(str(plan), markup=False)
+        bar.start()
+
+    def show_sampling(progress: Any) -> None:
+        bar.update(
+            task,
+            completed=progress.done,
+            total=progress.total,
+            description=f"labelling {progress.kind}",
+        )
+
+    def show_sampled(report: Any) -> None:
+        bar.stop()
+        console.print(str(report), markup=False)
+
+    def show_split(split: Any, report: Any) -> None:
+        console.print(f"frames   {split}", markup=False)
+        if report.findings:
+            console.print(str(report), markup=False)
+
+    def show_student(name: str, settings: Any) -> None:
+        console.print(
+            f"[bold]student[/]  {name}, cut-off {settings.cutoff:g} Å, {settings.n_steps} steps of "
+            f"about {settings.batch_atoms} atoms"
+        )
+
+    def show_trained(name: str, result: Any, accuracy: Accuracy) -> None:
+        console.print(
+            f"         {result.n_steps} steps in {result.seconds:.0f} s ({result.stopped}); "
+            f"validation accuracy {accuracy.overall:.1%}"
+        )
+
+    return Listener(
+        on_plan=show_plan,
+        on_sampling=show_sampling,
+        on_sampled=show_sampled,
+        on_split=show_split,
+        on_student=show_student,
+        on_trained=show_trained,
+    )
+
+
+def print_verdict(console: Console, outcome: DistillOutcome) -> None:
+    """Five lines: result, forces, energy and stress, time, next command."""
+    test = outcome.test
+    word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
+    console.print(
+        f"[bold]verdict[/]  {outcome.architecture}: accuracy {test.overall:.1%} on {test.n_frames} held-out frames, "
+        f"limited by {test.limiting}; {word} ({outcome.target:.1%})"
+    )
+    console.print(
+        f"         forces {format_accuracy(test.force)} (MAE {1e3 * test.force_mae:.1f} meV/Å, "
+        f"teacher RMS {test.force_rms:.2f} eV/Å)"
+    )
+    energy_mae = "" if test.energy_mae is None else f" (MAE {1e3 * test.energy_mae:.2f} meV/atom)"
+    console.print(
+        f"         energy {format_accuracy(test.energy)}{energy_mae}, stress {format_accuracy(test.stress)}"
+    )
+    times = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
+    console.print(f"         time: {times}; model: {outcome.model}", soft_wrap=True)
+    console.print(f"next     fastff bench {outcome.model} --compare-teacher", soft_wrap=True)
+
+
+def format_accuracy(value: float | None) -> str:
+    """Percent with one digit, or a dash where the quantity is undefined."""
+    return "-" if value is None else f"{value:.1%}"

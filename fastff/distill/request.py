@@ -1,0 +1,158 @@
+"""What a user asks of a distillation, and the record of it beside the result.
+
+Here: the strict request, its file, and the rule for continuing an earlier run. Not here: carrying it out
+(:mod:`fastff.distill.run`), command-line parsing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fastff.checkpoint import write_atomically
+from fastff.errors import DataError, UsageError
+
+CONFIG_NAME = "config.yaml"
+"""File of the resolved request in the output folder."""
+
+
+class DistillRequest(BaseModel):
+    """Everything that decides the outcome of ``fastff train``; unknown keys are rejected.
+
+    Exactly one of ``structures`` (with ``teacher``) and ``labels`` is given.
+
+    Attributes
+    ----------
+    teacher : str or None
+        Teacher specification, such as ``sevennet:7net-0``.
+    structures, labels : Path or None
+        Seed structures, or labels that exist already.
+    temperatures : (float, float)
+        Range of interest, K.
+    budget : int or None
+        Teacher evaluations; the planner's default if None.
+    student : str
+        ``"auto"`` tries ``m1``, ``m2``, ``m2-l`` in turn until ``target`` is met.
+    target : float
+        Wanted accuracy, min(A_F, A_E, A_S), on the validation frames.
+    cutoff : float
+        Å.
+    n_steps : int or None
+        Optimiser steps; chosen by the amount of data if None.
+    learning_rate : float
+    batch_atoms : int
+    patience : int
+        Validations without a better accuracy after which training stops.
+    stop_at : float or None
+        Validation accuracy at which training stops at once.
+    seed : int
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    teacher: str | None = None
+    structures: Path | None = None
+    labels: Path | None = None
+    temperatures: tuple[float, float] = (300.0, 900.0)
+    budget: int | None = Field(default=None, ge=1)
+    max_atoms: int = Field(default=120, ge=1)
+    student: Literal["auto", "m1", "m2", "m2-l"] = "auto"
+    target: float = Field(default=0.95, gt=0.0, lt=1.0)
+    cutoff: float = Field(default=5.0, gt=1.0, le=12.0)
+    n_steps: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=5e-3, gt=0.0, le=1.0)
+    batch_atoms: int = Field(default=512, ge=1)
+    patience: int = Field(default=12, ge=1)
+    stop_at: float | None = Field(default=None, gt=0.0, lt=1.0)
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_source(self) -> DistillRequest:
+        if (self.structures is None) == (self.labels is None):
+            raise ValueError("give either structures (with a teacher) or labels, not both")
+        if self.structures is not None and self.teacher is None:
+            raise ValueError("structures need a teacher to label them")
+        low, high = self.temperatures
+        if not 0.0 < low <= high:
+            raise ValueError(f"temperatures {low:g}-{high:g} K must be positive and ascending")
+        return self
+
+    @property
+    def ladder(self) -> tuple[str, ...]:
+        """Architectures to try, smallest first."""
+        return ("m1", "m2", "m2-l") if self.student == "auto" else (self.student,)
+
+
+def build_request(**values: Any) -> DistillRequest:
+    """Validate a request.
+
+    Raises
+    ------
+    UsageError
+        One line naming the first bad value.
+    """
+    try:
+        return DistillRequest(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        given = f" (got {first['input']!r})" if where else ""
+        raise UsageError(f"{where + ': ' if where else ''}{message}{given}") from error
+
+
+def write_config(path: Path, request: DistillRequest, context: dict[str, Any]) -> None:
+    """Write the request, resolved, with versions and back ends, as YAML."""
+    text = yaml.safe_dump(
+        {"request": request.model_dump(mode="json"), **context}, sort_keys=False, allow_unicode=True
+    )
+    write_atomically(path, text.encode())
+
+
+def read_config(path: Path) -> DistillRequest:
+    """Read the request of an earlier run.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or not a request.
+    """
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return DistillRequest(**stored["request"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not the configuration of a fastff run ({reason})") from error
+
+
+def claim_folder(out: Path, request: DistillRequest, *, resume: bool) -> None:
+    """Make sure ``out`` may be written: new or empty, or an earlier run of the same request to be resumed.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds anything else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; choose another --out")
+    occupied = out.is_dir() and any(out.iterdir())
+    if occupied and not resume:
+        raise UsageError(
+            f"output folder {out} exists already; choose another --out, or continue it with --resume"
+        )
+    if resume:
+        stored = read_config(out / CONFIG_NAME)
+        changed = [
+            key
+            for key in DistillRequest.model_fields
+            if getattr(stored, key) != getattr(request, key)
+        ]
+        if changed:
+            raise UsageError(
+                f"cannot resume {out}: {changed[0]} was {getattr(stored, changed[0])!r} and is now "
+                f"{getattr(request, changed[0])!r}; resume with the same options or start a new folder"
+            )
+    out.mkdir(parents=True, exist_ok=True)
