@@ -40,6 +40,7 @@ COMMANDS: dict[str, CommandSource] = {
     "predict": CommandSource("fastff.cli.predict", "predict", "Use a model"),
     "teachers": CommandSource("fastff.cli.teachers", "teachers", "This machine"),
     "doctor": CommandSource("fastff.cli.doctor", "doctor", "This machine"),
+    "tune": CommandSource("fastff.cli.tune", "tune", "This machine"),
 }
 
 

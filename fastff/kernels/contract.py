@@ -166,10 +166,10 @@ def _map_floating(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _draw_like(tensors: tuple[Tensor, ...], seed: int) -> list[Tensor]:
-    """Fixed standard-normal tensors, the same numbers for every dtype and device."""
-    generator = torch.Generator().manual_seed(seed)
+    """Fixed standard-normal tensors, the same numbers for every dtype on one device."""
+    generator = torch.Generator(tensors[0].device).manual_seed(seed)
     return [
-        torch.randn(one.shape, generator=generator, dtype=torch.float64).float().to(one)
+        torch.randn(one.shape, generator=generator, device=one.device).to(one.dtype)
         for one in tensors
     ]
 

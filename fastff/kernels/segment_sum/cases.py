@@ -65,7 +65,7 @@ CASES = (
     Case("strided", _build_strided),
     Case("transposed", _build_transposed),
     Case("int32 pointers", _build_int32),
-    Case("production", _build(100_000, (64,), mean_length=52), production=True),
+    Case("production", _build(20_000, (64,), mean_length=52), production=True),
 )
 
 

@@ -1,0 +1,68 @@
+"""``fastff tune``: what it measures for, what it prints, and its refusal without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastff.cli import tune
+from fastff.errors import MissingDependencyError
+from fastff.kernels import contract, tuning
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace, Measurement, Workload
+from fastff.models import configure_student
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
+def test_refused_without_a_gpu():
+    with pytest.raises(MissingDependencyError, match="tuning needs a CUDA device"):
+        tune.tune(device="cpu")
+
+
+def test_every_architecture_without_a_model():
+    configs = tune.list_configs(None)
+    assert {config.architecture for config in configs} >= {"m1", "m2", "m2-l"}
+
+
+def test_widths_come_from_the_configuration():
+    config = configure_student("m1", (6,), n_channels=24, n_radial=6, hidden=(32, 48))
+    widths = tune.list_widths(config)
+    assert widths == {"n_radial": 6, "l_max": 3, "n_channels": 24, "n_mixed": 16, "n_hidden": 48}
+
+
+def test_widths_come_from_a_model_file(tmp_path):
+    from fastff.checkpoint import save_model
+    from fastff.models import build_student
+
+    config = configure_student("m1", (29,), n_channels=8)
+    save_model(tmp_path / "cu.fff", build_student(config), {})
+    assert tune.list_configs(tmp_path / "cu.fff") == [config]
+
+
+def test_each_key_is_measured_once(monkeypatch):
+    seen = []
+
+    def list_workloads(widths, device):
+        space = LaunchSpace("some_kernel", LaunchConfig({"BLOCK": 16}, 1))
+        yield Workload(space, f"features={widths['n_channels']}", lambda: None, lambda: None)
+
+    def measure(workload):
+        seen.append(workload.key)
+        return [Measurement("some_kernel", workload.key, workload.space.default, 1.0, 0.0)]
+
+    monkeypatch.setattr(contract, "list_workloads", list_workloads)
+    monkeypatch.setattr(tuning, "measure", measure)
+    measured = tune.measure_kernels(tune.list_configs(None), torch.device("cuda", 0))
+    assert seen == ["features=16", "features=32"]
+    assert len(measured) == 2
+
+
+def test_table_compares_with_the_default():
+    default, other = LaunchConfig({"BLOCK": 16}, 1), LaunchConfig({"BLOCK": 32}, 2)
+    measured = [
+        Measurement("some_kernel", "k", default, 2.0, 0.0),
+        Measurement("some_kernel", "k", other, 1.0, 0.0),
+        Measurement("some_kernel", "k", other, None, None, "does not fit this GPU"),
+    ]
+    table = tune.build_table(measured)
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells == ["some_kernel", "k", "BLOCK=32, warps=2, stages=1", "1.0000", "2.0000", "1"]
