@@ -25,6 +25,7 @@ CHATTER: tuple[str, ...] = (
     r"`?torch_geometric\.distributed`? has been deprecated",
     r"The TorchScript",
     r"Setting global torch default dtype",
+    r"Consider passing .precision=float32-high",
     r"pkg_resources is deprecated",
     r"Converting a tensor with requires_grad=True to a scalar",
 )

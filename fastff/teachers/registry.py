@@ -62,6 +62,12 @@ def _load_chgnet(variant: str | None, **kwargs: Any) -> Teacher:
     return CHGNetTeacher(variant, **kwargs)
 
 
+def _load_orb(variant: str | None, **kwargs: Any) -> Teacher:
+    from fastff.teachers.orb import OrbTeacher
+
+    return OrbTeacher(variant, **kwargs)
+
+
 def _load_ase(variant: str | None, **kwargs: Any) -> Teacher:
     from fastff.teachers.ase_calculator import ASETeacher
 
@@ -87,6 +93,7 @@ def _load_analytic(variant: str | None, **kwargs: Any) -> Teacher:
 LOADERS: dict[str, Callable[..., Teacher]] = {
     "sevennet": _load_sevennet,
     "chgnet": _load_chgnet,
+    "orb": _load_orb,
     "ase": _load_ase,
     "analytic": _load_analytic,
 }
@@ -139,6 +146,7 @@ def list_teachers() -> list[TeacherStatus]:
     statuses = _list_wheels("sevennet", "sevenn", "MIT") + _list_wheels(
         "chgnet", "chgnet", "Modified BSD"
     )
+    statuses += _list_orb()
     statuses += [
         TeacherStatus(
             "ase:MODULE:NAME", "ase", True, read_version("ase"), True, "of the calculator",
@@ -179,4 +187,25 @@ def _list_wheels(family: str, package: str, licence: str) -> list[TeacherStatus]
             conservative=True,
         )
         for name, file in files.items()
+    ]
+
+
+def _list_orb() -> list[TeacherStatus]:
+    """Status of the published Orb models; weights count as present when they lie in orb-models' cache."""
+    from fastff.teachers import orb_variants
+
+    installed = find_package("orb_models") is not None
+    return [
+        TeacherStatus(
+            name=f"orb:{name}",
+            family="orb",
+            installed=installed,
+            version=read_version("orb-models"),
+            weights_present=orb_variants.find_cached_weights(variant) is not None,
+            licence="Apache-2.0",
+            n_elements=len(variant.elements),
+            install_hint="pip install 'fastff[orb]'; weights are fetched on first use, or --teacher-weights PATH",
+            conservative=variant.conservative,
+        )
+        for name, variant in orb_variants.VARIANTS.items()
     ]

@@ -162,7 +162,7 @@ class SevenNetTeacher(Teacher):
         )  # the constants of e3nn take it; the caller restores it
         model = load_checkpoint(self._path).build_model(**flags)
         model.set_is_batch_data(True)
-        return model.to(self._device).eval()
+        return model.to(self._device).eval().requires_grad_(False)
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:
         return label_in_batches(structures, self._batch_atoms, self._label_batch)
