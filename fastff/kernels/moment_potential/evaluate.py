@@ -1,0 +1,367 @@
+"""Fused evaluation on the device: the launches, in order, over buffers that stay where they are.
+
+Here: :class:`FusedPotential`, which owns packed parameters and a workspace and evaluates positions over a neighbor
+matrix without waiting for the device, so that a call can be captured in a CUDA graph. Not here: kernels, the definition
+(``reference.py``), the choice of a back end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastff.errors import DataError, UsageError
+from fastff.kernels import dispatch, tuning
+from fastff.kernels.moment_potential.layout import (
+    NeighborMatrix,
+    PackedWeights,
+    PotentialWeights,
+    pack_weights,
+)
+from fastff.kernels.moment_potential.reference import Evaluation
+
+Scatter = Literal["fixed", "float", "store"]
+PRECISIONS = ("tf32x3", "tf32", "ieee")
+_FINISH_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    Attributes
+    ----------
+    precision : {"tf32x3", "tf32", "ieee"}
+        Of matrix products: ``tf32x3`` keeps the digits of float32 on tensor cores, ``tf32`` (fast mode) about three,
+        ``ieee`` does without tensor cores.
+    scatter : {"fixed", "float", "store"}
+        How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.kernels`. ``float`` is not
+        deterministic; ``store`` needs 16 bytes per slot and the matrix's reverse index.
+    with_virial : bool
+    """
+
+    precision: str = "tf32x3"
+    scatter: Scatter = "fixed"
+    with_virial: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r}; use one of {', '.join(PRECISIONS)}")
+        if self.scatter not in ("fixed", "float", "store"):
+            raise UsageError(f"scatter {self.scatter!r}; use fixed, float or store")
+
+
+@dataclass
+class Workspace:
+    """Buffers of one size; every kernel writes what it owns completely, so none is ever cleared."""
+
+    sites: Tensor
+    moments: list[Tensor]
+    messages: Tensor
+    message_gradients: Tensor
+    node_energies: Tensor
+    terms: Tensor
+    accumulators: Tensor
+    edges: Tensor
+    forces: Tensor
+    energies: Tensor
+    partials: Tensor
+    totals: Tensor
+
+
+class FusedPotential:
+    """A moment potential on a device.
+
+    Parameters
+    ----------
+    weights : PotentialWeights
+    device : torch.device or str
+    options : Options, optional
+
+    Raises
+    ------
+    DataError
+        The kernels cannot take these sizes (``layout.find_obstacle`` says why beforehand).
+    """
+
+    def __init__(
+        self,
+        weights: PotentialWeights,
+        device: torch.device | str = "cuda",
+        options: Options = Options(),
+    ) -> None:
+        self.device = torch.device(device)
+        self.packed: PackedWeights = pack_weights(weights, self.device)
+        self.options = options
+        self._workspace: Workspace | None = None
+        self._size = (-1, -1)
+
+    @property
+    def n_hops(self) -> int:
+        """One or two."""
+        return len(self.packed.blocks)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the moments."""
+        return int(self.packed.pair_factors.shape[2])
+
+    def allocate(self, n_atoms: int, n_slots: int) -> Workspace:
+        """Return the workspace of a size, allocated anew only when the size differs from the last one's."""
+        if self._workspace is None or self._size != (n_atoms, n_slots):
+            self._workspace = None
+            self._workspace = self._build_workspace(n_atoms, n_slots)
+            self._size = (n_atoms, n_slots)
+        return self._workspace
+
+    def _build_workspace(self, n_atoms: int, n_slots: int) -> Workspace:
+        def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+
+        scatter, channels = self.options.scatter, self.n_channels
+        two = self.n_hops > 1
+        wide = torch.float32 if scatter == "float" else torch.int64
+        n_blocks = -(-n_atoms // _FINISH_BLOCK)
+        return Workspace(
+            sites=make(n_atoms, 4, dtype=torch.int32),
+            moments=[make(n_atoms, 16, channels) for _ in range(self.n_hops)],
+            messages=make(n_atoms, channels) if two else make(0),
+            message_gradients=make(n_atoms, channels, dtype=wide) if two else make(0, dtype=wide),
+            node_energies=make(self.n_hops, -(-n_atoms // 32) * 32),
+            terms=make(n_atoms, 8),
+            accumulators=make(
+                n_atoms, 4, dtype=torch.int64 if scatter == "fixed" else torch.float32
+            ),
+            edges=make(n_atoms, n_slots, 4) if scatter == "store" else make(0),
+            forces=make(n_atoms, 3),
+            energies=make(n_atoms, dtype=torch.float64),
+            partials=torch.zeros(max(n_blocks, 1), 8, dtype=torch.float64, device=self.device),
+            totals=make(8, dtype=torch.float64),
+        )
+
+    def evaluate(self, positions: Tensor, species: Tensor, matrix: NeighborMatrix) -> Evaluation:
+        """Evaluate; the result's tensors are the workspace's and hold until the next call.
+
+        Parameters
+        ----------
+        positions : (n_atoms, 3) float32 or float64 tensor, Å
+            Unwrapped positions are fine; float64 loses nothing above 1.5e-8 Å, wherever the atoms are.
+        species : (n_atoms,) integer tensor
+        matrix : NeighborMatrix
+            May hold more neighbours than the cut-off: those count for nothing.
+
+        Returns
+        -------
+        Evaluation
+            With the virial NaN unless ``options.with_virial``.
+        """
+        self._check(positions, species, matrix)
+        n_atoms = matrix.n_atoms
+        space = self.allocate(n_atoms, matrix.n_slots)
+        if n_atoms == 0:
+            zero = torch.zeros(7, dtype=torch.float64, device=self.device)
+            return Evaluation(zero[6], space.forces, zero[:6], space.energies)
+        with dispatch.on_device(self.device):
+            self.launch_place(space, positions, species)
+            self.launch_moments(space, matrix, 0)
+            last = self.n_hops - 1
+            if last:
+                self.launch_node(space, 0, adjoint=False)
+                self.launch_moments(space, matrix, 1)
+            self.launch_node(space, last, adjoint=True)
+            self.launch_adjoint(space, matrix, last)
+            if last:
+                self.launch_node(space, 0, adjoint=True)
+                self.launch_adjoint(space, matrix, 0)
+            self.launch_finish(space)
+        return Evaluation(space.totals[6], space.forces, space.totals[:6], space.energies)
+
+    def _check(self, positions: Tensor, species: Tensor, matrix: NeighborMatrix) -> None:
+        n_atoms = matrix.n_atoms
+        if positions.shape != (n_atoms, 3) or species.shape != (n_atoms,):
+            raise DataError(
+                f"positions have shape {tuple(positions.shape)}, species {tuple(species.shape)}; "
+                f"the neighbor matrix has {n_atoms} atoms"
+            )
+        for name, value in (
+            ("positions", positions),
+            ("species", species),
+            ("entries", matrix.entries),
+        ):
+            if value.device != self.device and value.device.type != self.device.type:
+                raise DataError(f"{name} are on {value.device}, the potential on {self.device}")
+            if not value.is_contiguous():
+                raise DataError(f"{name} are not contiguous; pass contiguous tensors")
+        if self.options.scatter == "store" and matrix.reverse is None:
+            raise DataError(
+                "scatter 'store' needs the neighbor matrix's reverse index; build it with one"
+            )
+
+    def _configure(self, space: tuning.LaunchSpace, **widths: int) -> dict[str, Any]:
+        key = tuning.make_key(torch.float32, **widths)
+        return tuning.lookup(space, key, self.device).to_arguments()
+
+    def launch_place(self, space: Workspace, positions: Tensor, species: Tensor) -> None:
+        """Positions to the grid; clears the force accumulators."""
+        from fastff.kernels.moment_potential.kernels import place_kernel
+
+        n_atoms = positions.shape[0]
+        place_kernel[(-(-n_atoms // 128),)](
+            positions,
+            species,
+            space.sites,
+            space.accumulators,
+            n_atoms,
+            CLEAR=self.options.scatter != "store",
+            BLOCK=128,
+        )
+
+    def launch_moments(self, space: Workspace, matrix: NeighborMatrix, hop: int) -> None:
+        """Moments of one hop."""
+        from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
+
+        arguments = self._configure(MOMENTS_SPACE, channels=self.n_channels)
+        moments_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
+            space.sites,
+            matrix.translations,
+            matrix.entries,
+            matrix.counts,
+            self.packed.radial[hop],
+            space.messages if hop else self.packed.pair_factors,
+            space.moments[hop],
+            matrix.n_atoms,
+            matrix.n_slots,
+            self.packed.pair_factors.shape[0],
+            matrix.code_bits,
+            self.packed.cutoff,
+            C=self.n_channels,
+            BY_SENDER=hop > 0,
+            PRECISION=self.options.precision,
+            **arguments,
+        )
+
+    def launch_node(
+        self, space: Workspace, hop: int, *, adjoint: bool, gradients: Tensor | None = None
+    ) -> None:
+        """Node block of one hop: energies and messages, or (``adjoint``) gradients, over the moments by default."""
+        from fastff.kernels.node_block.kernels import NODE_SPACE, node_kernel
+
+        block = self.packed.blocks[hop]
+        last = hop == self.n_hops - 1
+        n_mixed, hidden = block.mixing.shape[2], block.weight2.shape
+        n_atoms = space.sites.shape[0]
+        arguments = self._configure(
+            NODE_SPACE, channels=self.n_channels, mixed=n_mixed, hidden=hidden[0]
+        )
+        node_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
+            space.sites,
+            space.moments[hop],
+            space.messages,
+            block.mixing,
+            block.shift,
+            block.weight1,
+            block.bias1,
+            block.weight2,
+            block.bias2,
+            block.readout,
+            block.vacuum,
+            block.message,
+            block.message_bias,
+            space.node_energies[hop],
+            space.messages,
+            space.message_gradients,
+            space.moments[hop] if gradients is None else gradients,
+            space.message_gradients,
+            n_atoms,
+            C=self.n_channels,
+            Q=n_mixed,
+            H1=hidden[0],
+            H2=hidden[1],
+            HAS_EXTRA=hop > 0,
+            WITH_ENERGY=last or not adjoint,
+            WITH_MESSAGES=not last and not adjoint,
+            WITH_ADJOINT=adjoint,
+            PULL_MESSAGES=adjoint and not last,
+            FIXED=self.options.scatter != "float",
+            PRECISION=self.options.precision,
+            **arguments,
+        )
+
+    def launch_adjoint(self, space: Workspace, matrix: NeighborMatrix, hop: int) -> None:
+        """Forces, virial and (in a second hop) message gradients from the gradients in the moments."""
+        from fastff.kernels.moments_adjoint.kernels import (
+            ADJOINT_SPACE,
+            GATHER_SPACE,
+            adjoint_kernel,
+            gather_kernel,
+        )
+
+        core = self.packed.core
+        accumulate = hop < self.n_hops - 1
+        arguments = self._configure(ADJOINT_SPACE, channels=self.n_channels)
+        adjoint_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
+            space.sites,
+            matrix.translations,
+            matrix.entries,
+            matrix.counts,
+            self.packed.radial[hop],
+            space.messages if hop else self.packed.pair_factors,
+            space.moments[hop],
+            self.packed.pair_factors if core is None else core,
+            space.accumulators,
+            space.terms,
+            space.edges,
+            space.message_gradients,
+            matrix.n_atoms,
+            matrix.n_slots,
+            self.packed.pair_factors.shape[0],
+            matrix.code_bits,
+            self.packed.cutoff,
+            self.packed.core_reach,
+            C=self.n_channels,
+            BY_SENDER=hop > 0,
+            HAS_CORE=core is not None and hop == 0,
+            WITH_VIRIAL=self.options.with_virial,
+            ACCUMULATE=accumulate,
+            SCATTER=self.options.scatter,
+            PRECISION=self.options.precision,
+            **arguments,
+        )
+        if self.options.scatter == "store":
+            gather_kernel[(matrix.n_atoms,)](
+                space.edges,
+                matrix.reverse,
+                matrix.counts,
+                space.accumulators,
+                matrix.n_slots,
+                ACCUMULATE=accumulate,
+                **self._configure(GATHER_SPACE),
+            )
+
+    def launch_finish(self, space: Workspace) -> None:
+        """Forces out of the accumulators, energies, totals in float64."""
+        from fastff.kernels.moment_potential.kernels import finish_kernel, total_kernel
+
+        n_atoms = space.sites.shape[0]
+        n_blocks = -(-n_atoms // _FINISH_BLOCK)
+        finish_kernel[(n_blocks,)](
+            space.sites,
+            space.node_energies,
+            space.terms,
+            self.packed.composition,
+            space.accumulators,
+            space.forces,
+            space.energies,
+            space.partials,
+            n_atoms,
+            space.node_energies.shape[1],
+            HOPS=self.n_hops,
+            HAS_CORE=self.packed.core is not None,
+            WITH_VIRIAL=self.options.with_virial,
+            FIXED=self.options.scatter == "fixed",
+            BLOCK=_FINISH_BLOCK,
+        )
+        total_kernel[(8,)](space.partials, space.totals, n_blocks, BLOCK=1024)

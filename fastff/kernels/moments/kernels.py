@@ -1,0 +1,99 @@
+"""Triton kernel of the moments, and its launch configurations.
+
+Here: one kernel that goes from positions and a neighbor matrix to the moments of every atom without writing anything
+per edge. Not here: shared device functions (``edges.py``), the adjoint (:mod:`fastff.kernels.moments_adjoint`),
+launches (:mod:`fastff.kernels.moment_potential`).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastff.kernels.moments.edges import (
+    N_RADIAL,
+    PADDED_RADIAL,
+    evaluate_basis,
+    evaluate_envelope,
+    evaluate_harmonics,
+    evaluate_wave,
+    load_center,
+    load_edges,
+)
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace
+
+MOMENTS_SPACE = LaunchSpace(
+    "moments",
+    LaunchConfig({"TILE": 32, "ATOMS": 1}, 1, 1),
+    tuple(
+        LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
+        for tile in (16, 32, 64)
+        for atoms in (1, 4)
+        for num_warps in (1, 2, 4)
+    ),
+)
+_SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def moments_kernel(
+    sites,
+    translations,
+    neighbors,
+    counts,
+    weights,
+    factors,
+    moments,
+    n_atoms,
+    n_slots,
+    n_species,
+    code_bits,
+    cutoff,
+    C: tl.constexpr,
+    BY_SENDER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    ATOMS: tl.constexpr,
+):
+    """Moments (n_atoms, 16, C) of every atom.
+
+    ``weights`` (n_species, 8, C) hold the radial weights of the receiver's species, times the norm of the basis;
+    ``factors`` are messages (n_atoms, C) where BY_SENDER, else pair factors (n_species, n_species, C).
+    """
+    channels = tl.arange(0, C)
+    radials = tl.arange(0, PADDED_RADIAL)
+    components = tl.arange(0, 16)
+    first = tl.program_id(0).to(tl.int64) * ATOMS
+    for atom in range(first, tl.minimum(first + ATOMS, n_atoms)):
+        count = tl.load(counts + atom)
+        x0, y0, z0, species0 = load_center(sites, atom)
+        row = neighbors + atom * n_slots
+        mix = tl.load(
+            weights + species0 * (N_RADIAL * C) + radials[:, None] * C + channels[None, :],
+            mask=(radials < N_RADIAL)[:, None],
+            other=0.0,
+        )
+        total = tl.zeros((16, C), dtype=tl.float32)
+        for start in range(0, count, TILE):
+            slots = start + tl.arange(0, TILE)
+            inside = slots < count
+            entries = tl.load(row + slots, mask=inside, other=0)
+            dx, dy, dz, sender, species = load_edges(
+                sites, translations, entries, inside, x0, y0, z0, code_bits, cutoff
+            )
+            squared = dx * dx + dy * dy + dz * dz
+            inverse = tl.rsqrt(squared)
+            x = tl.minimum(squared * inverse / cutoff, 1.0)
+            sine, cosine = evaluate_wave(x)
+            envelope, _ = evaluate_envelope(x)
+            basis = evaluate_basis(sine, cosine, envelope * inverse)
+            radial = tl.dot(basis, mix, input_precision=PRECISION)
+            pair = species0 * n_species + species
+            source = sender * C if BY_SENDER else pair.to(tl.int64) * C
+            factor = tl.load(
+                factors + source[:, None] + channels[None, :], mask=inside[:, None], other=0.0
+            )
+            harmonics = evaluate_harmonics(dx * inverse, dy * inverse, dz * inverse)
+            total = tl.dot(tl.trans(harmonics), radial * factor, total, input_precision=PRECISION)
+        out = moments + atom * (16 * C) + components[:, None] * C + channels[None, :]
+        tl.store(out, total)

@@ -1,0 +1,297 @@
+"""Triton kernels of the adjoint of the moments, and their launch configurations.
+
+Here: gradients in the moments to gradients in every edge vector, summed on the receiver and scattered to the sender,
+with the virial, the core repulsion and the message gradients in the same pass; and the gather that replaces the
+scatter. Not here: shared device functions (:mod:`fastff.kernels.moments.edges`), launches
+(:mod:`fastff.kernels.moment_potential`).
+
+Three ways to bring reactions to the senders (SCATTER):
+
+``fixed``
+    Integer atomics on 64-bit fixed point of 2^-32 eV/Å. Integers add in any order to the same bits: deterministic,
+    no edge buffer.
+``float``
+    float32 atomics: the order, and the last digits, change from run to run.
+``store``
+    Edge gradients written out, for :func:`gather_kernel` to collect through the reverse-edge index: deterministic.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastff.kernels.moments.edges import (
+    N_RADIAL,
+    PADDED_RADIAL,
+    contract_harmonics,
+    evaluate_basis,
+    evaluate_envelope,
+    evaluate_harmonics,
+    evaluate_wave,
+    load_center,
+    load_edges,
+    split8,
+)
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace
+
+FIXED_BITS = 32
+FIXED_UNIT = 2.0**-FIXED_BITS
+"""Unit of the fixed-point accumulators: 2.3e-10 eV/Å, range 2e9 eV/Å."""
+
+ADJOINT_SPACE = LaunchSpace(
+    "moments_adjoint",
+    LaunchConfig({"TILE": 32, "ATOMS": 1}, 1, 1),
+    tuple(
+        LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
+        for tile in (16, 32, 64)
+        for atoms in (1, 4)
+        for num_warps in (1, 2, 4)
+    ),
+)
+GATHER_SPACE = LaunchSpace("gather_forces", LaunchConfig({"BLOCK": 32}, 1, 1))
+_SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
+_SCALE: tl.constexpr = tl.constexpr(2.0**FIXED_BITS)
+_PI: tl.constexpr = tl.constexpr(3.141592653589793)
+
+
+@triton.jit
+def add_at(target, value, mask, SCATTER: tl.constexpr):
+    """Add float32 values to float32 accumulators, or to fixed-point ones."""
+    if SCATTER == "float":
+        tl.atomic_add(target, value, mask=mask, sem="relaxed")
+    else:
+        tl.atomic_add(target, (value * _SCALE).to(tl.int64), mask=mask, sem="relaxed")
+
+
+@triton.jit
+def contract_slope(gradient, sine, cosine, amplitude, slope, inverse_cutoff):
+    """``sum_k dB_k/dd gradient[:, k]`` with ``B_k = sin(k pi d / r_c) amplitude(d)``."""
+    g1, g2, g3, g4, g5, g6, g7, g8 = split8(gradient)
+    two = 2.0 * cosine
+    c2 = two * cosine - 1.0
+    c3 = two * c2 - cosine
+    c4 = two * c3 - c2
+    c5 = two * c4 - c3
+    c6 = two * c5 - c4
+    c7 = two * c6 - c5
+    c8 = two * c7 - c6
+    waves = cosine * g1 + 2.0 * c2 * g2 + 3.0 * c3 * g3 + 4.0 * c4 * g4
+    waves += 5.0 * c5 * g5 + 6.0 * c6 * g6 + 7.0 * c7 * g7 + 8.0 * c8 * g8
+    s2 = two * sine
+    s3 = two * s2 - sine
+    s4 = two * s3 - s2
+    s5 = two * s4 - s3
+    s6 = two * s5 - s4
+    s7 = two * s6 - s5
+    s8 = two * s7 - s6
+    height = sine * g1 + s2 * g2 + s3 * g3 + s4 * g4 + s5 * g5 + s6 * g6 + s7 * g7 + s8 * g8
+    return waves * (_PI * inverse_cutoff) * amplitude + height * slope
+
+
+@triton.jit
+def evaluate_core(distance, inverse, pair, core, inside):
+    """Half the screened core repulsion of a pair, and its slope; see ``moment_potential.reference.evaluate_core``."""
+    inverse_length = tl.load(core + pair * 4, mask=inside, other=1.0)
+    reach = tl.load(core + pair * 4 + 1, mask=inside, other=1.0)
+    strength = tl.load(core + pair * 4 + 2, mask=inside, other=0.0)
+    t = distance * inverse_length
+    t1 = 0.18175 * tl.exp(-3.19980 * t)
+    t2 = 0.50986 * tl.exp(-0.94229 * t)
+    t3 = 0.28022 * tl.exp(-0.40290 * t)
+    t4 = 0.02817 * tl.exp(-0.20162 * t)
+    screen = t1 + t2 + t3 + t4
+    decay = -(3.19980 * t1 + 0.94229 * t2 + 0.40290 * t3 + 0.20162 * t4)
+    envelope, envelope_slope = evaluate_envelope(tl.minimum(distance / reach, 1.0))
+    bare = strength * inverse
+    slope = (decay * inverse_length - screen * inverse) * envelope
+    return bare * screen * envelope, bare * (slope + screen * envelope_slope / reach)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def adjoint_kernel(
+    sites,
+    translations,
+    neighbors,
+    counts,
+    weights,
+    factors,
+    gradients,
+    core,
+    forces,
+    terms,
+    edges,
+    message_gradients,
+    n_atoms,
+    n_slots,
+    n_species,
+    code_bits,
+    cutoff,
+    core_reach,
+    C: tl.constexpr,
+    BY_SENDER: tl.constexpr,
+    HAS_CORE: tl.constexpr,
+    WITH_VIRIAL: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    SCATTER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE: tl.constexpr,
+    ATOMS: tl.constexpr,
+):
+    """Forces and per-atom terms from ``gradients`` (n_atoms, 16, C), dE/dA.
+
+    ``forces`` (n_atoms, 4) are accumulators, int64 unless SCATTER is ``float``, that already hold zeros or an earlier
+    hop; ``terms`` (n_atoms, 8): virial xx, yy, zz, yz, xz, xy, core energy, unused, overwritten unless ACCUMULATE;
+    ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where SCATTER is ``store``; ``message_gradients`` (n_atoms, C):
+    accumulators like ``forces`` (int64 also for ``store``), where BY_SENDER.
+    """
+    channels = tl.arange(0, C)
+    radials = tl.arange(0, N_RADIAL)
+    padded = tl.arange(0, PADDED_RADIAL)
+    components = tl.arange(0, 16)
+    inverse_cutoff = 1.0 / cutoff
+    first = tl.program_id(0).to(tl.int64) * ATOMS
+    for atom in range(first, tl.minimum(first + ATOMS, n_atoms)):
+        count = tl.load(counts + atom)
+        x0, y0, z0, species0 = load_center(sites, atom)
+        row = neighbors + atom * n_slots
+        radial_row = weights + species0 * (N_RADIAL * C)
+        mix = tl.load(
+            radial_row + padded[:, None] * C + channels[None, :],
+            mask=(padded < N_RADIAL)[:, None],
+            other=0.0,
+        )
+        unmix = tl.load(radial_row + radials[None, :] * C + channels[:, None])
+        moment_row = gradients + atom * (16 * C)
+        pull = tl.load(moment_row + components[:, None] * C + channels[None, :])
+        push = tl.load(moment_row + components[None, :] * C + channels[:, None])
+        fx = tl.zeros((TILE,), dtype=tl.float32)
+        fy = tl.zeros((TILE,), dtype=tl.float32)
+        fz = tl.zeros((TILE,), dtype=tl.float32)
+        core_energy = tl.zeros((TILE,), dtype=tl.float32)
+        if WITH_VIRIAL:
+            wxx = tl.zeros((TILE,), dtype=tl.float32)
+            wyy = tl.zeros((TILE,), dtype=tl.float32)
+            wzz = tl.zeros((TILE,), dtype=tl.float32)
+            wyz = tl.zeros((TILE,), dtype=tl.float32)
+            wxz = tl.zeros((TILE,), dtype=tl.float32)
+            wxy = tl.zeros((TILE,), dtype=tl.float32)
+        for start in range(0, count, TILE):
+            slots = start + tl.arange(0, TILE)
+            inside = slots < count
+            entries = tl.load(row + slots, mask=inside, other=0)
+            dx, dy, dz, sender, species = load_edges(
+                sites, translations, entries, inside, x0, y0, z0, code_bits, cutoff
+            )
+            squared = dx * dx + dy * dy + dz * dz
+            inverse = tl.rsqrt(squared)
+            distance = squared * inverse
+            ux = dx * inverse
+            uy = dy * inverse
+            uz = dz * inverse
+            pair = species0 * n_species + species
+            source = sender * C if BY_SENDER else pair.to(tl.int64) * C
+            factor = tl.load(
+                factors + source[:, None] + channels[None, :], mask=inside[:, None], other=0.0
+            )
+            harmonics = evaluate_harmonics(ux, uy, uz)
+            channel_gradient = tl.dot(harmonics, pull, input_precision=PRECISION)
+            basis_gradient = tl.dot(channel_gradient * factor, unmix, input_precision=PRECISION)
+            x = tl.minimum(distance * inverse_cutoff, 1.0)
+            sine, cosine = evaluate_wave(x)
+            envelope, envelope_slope = evaluate_envelope(x)
+            amplitude = envelope * inverse
+            slope = (envelope_slope * inverse_cutoff - amplitude) * inverse
+            basis = evaluate_basis(sine, cosine, amplitude)
+            radial = tl.dot(basis, mix, input_precision=PRECISION)
+            harmonics_gradient = tl.dot(radial * factor, push, input_precision=PRECISION)
+            if BY_SENDER:
+                add_at(
+                    message_gradients + source[:, None] + channels[None, :],
+                    channel_gradient * radial,
+                    inside[:, None],
+                    SCATTER,
+                )
+            along = contract_slope(basis_gradient, sine, cosine, amplitude, slope, inverse_cutoff)
+            gx, gy, gz = contract_harmonics(harmonics_gradient, ux, uy, uz)
+            if HAS_CORE:  # noqa: SIM102 (compile-time, then run-time)
+                if tl.min(distance) < core_reach:
+                    value, core_slope = evaluate_core(distance, inverse, pair, core, inside)
+                    core_energy += value
+                    along += core_slope
+            along -= (gx * ux + gy * uy + gz * uz) * inverse
+            gx = gx * inverse + along * ux
+            gy = gy * inverse + along * uy
+            gz = gz * inverse + along * uz
+            fx += gx
+            fy += gy
+            fz += gz
+            if SCATTER == "store":
+                edge = edges + (atom * n_slots + slots) * 4
+                tl.store(edge, gx, mask=inside)
+                tl.store(edge + 1, gy, mask=inside)
+                tl.store(edge + 2, gz, mask=inside)
+            else:
+                add_at(forces + sender * 4, -gx, inside, SCATTER)
+                add_at(forces + sender * 4 + 1, -gy, inside, SCATTER)
+                add_at(forces + sender * 4 + 2, -gz, inside, SCATTER)
+            if WITH_VIRIAL:
+                wxx += dx * gx
+                wyy += dy * gy
+                wzz += dz * gz
+                wyz += dy * gz + dz * gy
+                wxz += dx * gz + dz * gx
+                wxy += dx * gy + dy * gx
+        if SCATTER != "store":
+            add_at(forces + atom * 4, tl.sum(fx), None, SCATTER)
+            add_at(forces + atom * 4 + 1, tl.sum(fy), None, SCATTER)
+            add_at(forces + atom * 4 + 2, tl.sum(fz), None, SCATTER)
+        if WITH_VIRIAL:
+            put_term(terms + atom * 8, tl.sum(wxx), ACCUMULATE)
+            put_term(terms + atom * 8 + 1, tl.sum(wyy), ACCUMULATE)
+            put_term(terms + atom * 8 + 2, tl.sum(wzz), ACCUMULATE)
+            put_term(terms + atom * 8 + 3, 0.5 * tl.sum(wyz), ACCUMULATE)
+            put_term(terms + atom * 8 + 4, 0.5 * tl.sum(wxz), ACCUMULATE)
+            put_term(terms + atom * 8 + 5, 0.5 * tl.sum(wxy), ACCUMULATE)
+        if HAS_CORE:
+            put_term(terms + atom * 8 + 6, tl.sum(core_energy), False)
+
+
+@triton.jit
+def put_term(target, value, ACCUMULATE: tl.constexpr):
+    """Store a value, added to what an earlier hop left there where ACCUMULATE."""
+    if ACCUMULATE:
+        value += tl.load(target)
+    tl.store(target, value)
+
+
+@triton.jit(do_not_specialize=["n_slots"])
+def gather_kernel(
+    edges,
+    reverse,
+    counts,
+    forces,
+    n_slots,
+    ACCUMULATE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Forces (n_atoms, 4), float32: own edge gradients minus those of the reverse edges.
+
+    ``reverse`` (n_atoms, n_slots) holds the flat slot of the edge from the neighbor back to the atom.
+    """
+    atom = tl.program_id(0).to(tl.int64)
+    count = tl.load(counts + atom)
+    column = tl.arange(0, 4)[None, :]
+    total = tl.zeros((BLOCK, 4), dtype=tl.float32)
+    for start in range(0, count, BLOCK):
+        slots = start + tl.arange(0, BLOCK)
+        mask = (slots < count)[:, None] & (column < 3)
+        own = (atom * n_slots + slots)[:, None] * 4
+        back = tl.load(reverse + atom * n_slots + slots, mask=slots < count, other=0)
+        total += tl.load(edges + own + column, mask=mask, other=0.0)
+        total -= tl.load(edges + back.to(tl.int64)[:, None] * 4 + column, mask=mask, other=0.0)
+    target = forces + atom * 4 + tl.arange(0, 4)
+    value = tl.sum(total, axis=0)
+    if ACCUMULATE:
+        value += tl.load(target)
+    tl.store(target, value)

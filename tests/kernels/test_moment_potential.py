@@ -1,0 +1,103 @@
+"""The definition of the fused evaluation equals the student; packing keeps every edge. Kernels: ``interpreted.py``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from fastff.errors import DataError
+from fastff.graph import edge_vectors
+from fastff.kernels.moment_potential.layout import (
+    GRID_BITS,
+    list_shifts,
+    pack_edges,
+    pack_weights,
+    quantize_coordinates,
+    unpack_neighbors,
+)
+from fastff.kernels.moment_potential.reference import evaluate_reference
+from fastff.models import build_student, configure_student
+from fastff.models.fused import collect_weights
+from fastff.neighbors import atoms_to_graph
+
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+
+
+def make_atoms(n_atoms: int, elements: tuple[int, ...], seed: int = 0) -> Atoms:
+    rng = np.random.default_rng(seed)
+    cell = np.diag([4.1, 5.2, 6.3]) + rng.normal(scale=0.4, size=(3, 3))
+    return Atoms(
+        numbers=rng.choice(elements, n_atoms),
+        positions=rng.uniform(size=(n_atoms, 3)) @ cell,
+        cell=cell,
+        pbc=True,
+    )
+
+
+def evaluate_both(architecture: str, elements: tuple[int, ...], atoms: Atoms):
+    torch.manual_seed(1)
+    student = build_student(configure_student(architecture, elements)).double()
+    student.energy_scale.fill_(0.3)
+    student.composition_energies.copy_(torch.arange(1.0, len(elements) + 1) * 100.0)
+    graph = atoms_to_graph(atoms, student.cutoff)
+    species = student.find_species(graph.numbers)
+    matrix = pack_edges(graph.edge_index, graph.shifts, graph.cell[0], graph.n_atoms)
+    senders, _, filled = unpack_neighbors(matrix)
+    vectors = torch.tensor([student.cutoff, 0.0, 0.0]).double().repeat(*senders.shape, 1)
+    vectors[filled] = edge_vectors(graph)
+    student.calibrate(vectors, senders, species)
+    reach = (round(len(matrix.translations) ** (1 / 3)) - 1) // 2
+    translations = list_shifts(reach).double() @ graph.cell[0]
+    weights = collect_weights(student)
+    found = evaluate_reference(weights, graph.positions, species, matrix, translations)
+    return student(graph), found, abs(np.linalg.det(atoms.cell.array))
+
+
+@pytest.mark.parametrize("architecture", ["m1", "m2"])
+@pytest.mark.parametrize(
+    ("elements", "n_atoms"), [((29,), 5), ((11, 17, 29), 7), ((29,), 1), ((3, 55), 2)]
+)
+def test_definition_equals_student(architecture, elements, n_atoms):
+    expected, found, volume = evaluate_both(architecture, elements, make_atoms(n_atoms, elements))
+    scale = float(expected.forces.detach().abs().max()) + 1.0
+    torch.testing.assert_close(found.energies, expected.energies, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(found.energy, expected.energy[0], rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-11 * scale)
+    virial = torch.stack([expected.stress[0, a, b] for a, b in VOIGT]) * volume
+    torch.testing.assert_close(found.virial, virial, rtol=1e-10, atol=1e-10 * scale)
+
+
+def test_packing_keeps_edges_and_their_reverses():
+    graph = atoms_to_graph(make_atoms(3, (29,)), 7.0)
+    matrix = pack_edges(graph.edge_index, graph.shifts, graph.cell[0], 3)
+    senders, codes, filled = unpack_neighbors(matrix)
+    reach = (round(len(matrix.translations) ** (1 / 3)) - 1) // 2
+    assert reach >= 2
+    assert torch.equal(senders[filled], graph.edge_index[1])
+    assert torch.equal(list_shifts(reach)[codes[filled]], graph.shifts)
+    back = matrix.reverse[filled].long()
+    assert torch.equal(back.sort().values, filled.flatten().nonzero().flatten())
+    assert torch.equal(senders.flatten()[back], graph.edge_index[0])
+    assert torch.equal(list_shifts(reach)[codes.flatten()[back]], -graph.shifts)
+
+
+def test_grid_differences_do_not_depend_on_where_atoms_are():
+    near = torch.tensor([0.1, 2.3, -4.9], dtype=torch.float64)
+    for origin in (0.0, 31.9, 1.0e3, -1.0e5):
+        ends = quantize_coordinates(near + origin), quantize_coordinates(near * 0 + origin)
+        difference = (ends[0] - ends[1]).double() * 2.0**-GRID_BITS
+        assert float((difference - near).abs().max()) < 3e-8
+
+
+def test_core_beyond_cutoff_is_refused():
+    student = build_student(configure_student("m1", (55,), cutoff=3.0))
+    with pytest.raises(DataError, match="core repulsion reaches beyond the cutoff"):
+        pack_weights(collect_weights(student), torch.device("cpu"))
+
+
+def test_odd_width_is_refused():
+    student = build_student(configure_student("m1", (29,), n_channels=24))
+    with pytest.raises(DataError, match="a width of 24"):
+        pack_weights(collect_weights(student), torch.device("cpu"))
