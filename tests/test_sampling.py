@@ -146,12 +146,20 @@ def test_thermal_draws_have_thermal_energy() -> None:
     model = fit_harmonic(atoms, reference, list(zip(probes, labels, strict=True)))
     assert model.misfit < 0.2
     assert model.temperature == pytest.approx(0.0, abs=1.0)
-    energies = []
+    energies, squares = [], []
     for _ in range(30):
-        moved = atoms.copy()
-        moved.positions += model.draw(300.0, rng)
-        energies.append(teacher.label([moved])[0].energy - reference.energy)
+        warm, cold = atoms.copy(), atoms.copy()
+        warm.positions += model.draw(300.0, rng)
+        cold.positions += model.draw(30.0, rng)
+        drawn = teacher.label([warm, cold])
+        energies.append(drawn[0].energy - reference.energy)
+        squares.append(np.mean(drawn[1].forces ** 2))
     assert np.mean(energies) / (1.5 * 31 * units.kB * 300) == pytest.approx(1.0, abs=0.15)
+    # equipartition over modes: <F^2> = kT tr(H); independent displacements would give 1.3 times that
+    moves = [probe.positions - atoms.positions for probe in probes]
+    work = sum(np.sum(x.forces * u) for x, u in zip(labels, moves, strict=True))
+    stiffness = -work / sum(np.sum(u**2) for u in moves)
+    assert np.mean(squares) / (units.kB * 30 * stiffness) == pytest.approx(1.0, abs=0.15)
     hot = fit_harmonic(
         atoms, replace(reference, forces=rng.normal(size=(32, 3))), [(probes[0], labels[0])]
     )
@@ -236,6 +244,11 @@ def test_all_replicas_are_labelled_in_one_call_and_move_alone() -> None:
     alone, _ = run([1])
     assert np.array_equal(alone[-1].atoms.positions, frames[-2].atoms.positions)
     assert not np.array_equal(frames[-1].atoms.positions, frames[-2].atoms.positions)
+    still = [make_spring_replica(300.0, number, 4) for number in range(2)]
+    still[1].atoms.set_momenta(still[0].atoms.get_momenta())
+    settings = LangevinSettings(3, 4.0, min_distance=0.0)
+    run_langevin(still, label_springs, settings, source="x", on_frames=frames.extend)
+    assert not np.array_equal(still[0].atoms.positions, still[1].atoms.positions)  # own noise
 
 
 @pytest.mark.parametrize("fault", ["force", "contact", "nan"])
