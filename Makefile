@@ -10,7 +10,9 @@ CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 export OMP_NUM_THREADS ?= $(CORES)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Bytecode is written when a module is first imported, not for every file at installation.
+# Bytecode is written when a module is first imported, not for every file at installation; a Python told to write
+# none would compile torch and the teacher anew in every process, at ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile -c $(CONSTRAINTS)
 
 .PHONY: help install install-dev demo test check clean

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.io import read
-from ase.io.formats import UnknownFileTypeError
+from ase.io.formats import UnknownFileTypeError, filetype
 
 from fastff.errors import DataError, UnsupportedElementError
 from fastff.neighbors import build_edges, complete_cell
@@ -53,27 +53,33 @@ def read_structures(path: str | Path, *, close_contacts: CloseContacts = "raise"
     """
     path = Path(path)
     _check_file(path)
-    try:
-        # absolute: ASE takes relative names like "mysql..." for addresses of databases
-        frames = read(str(path.absolute()), index=":", do_not_split_by_at_sign=True)
-    except UnknownFileTypeError as error:
-        raise DataError(
-            f"{path} has no structure format that ASE recognizes ({error}); "
-            "convert it to extended XYZ, CIF or POSCAR"
-        ) from error
-    except Exception as error:  # parsers of some 80 formats, each with exceptions of its own
-        reason = " ".join(str(error).split()) or "no further message"
-        raise DataError(
-            f"cannot read structures from {path}: {type(error).__name__}: {reason}; "
-            "check the file, or convert it to extended XYZ"
-        ) from error
+    frames = _parse(path)
     if not frames:
         raise DataError(f"{path} holds no structures; check the file")
     for number, atoms in enumerate(frames):
         name = f"{path}, frame {number}" if len(frames) > 1 else str(path)
         check_occupancy(atoms, name=name)
         check_structure(atoms, name=name, close_contacts=close_contacts)
-    return list(frames)
+    return frames
+
+
+def _parse(path: Path) -> list[Atoms]:
+    # ASE takes relative names like "mysql..." for addresses of databases
+    absolute = str(path.absolute())
+    kind = "a structure file"
+    try:
+        kind = filetype(absolute)
+        return list(read(absolute, index=":", format=kind, do_not_split_by_at_sign=True))
+    except UnknownFileTypeError as error:
+        raise DataError(
+            f"{path} has no structure format that ASE reads; convert it to extended XYZ, CIF or POSCAR"
+        ) from error
+    except Exception as error:  # parsers of some 80 formats, each with exceptions of its own
+        reason = " ".join(str(error).split()) or "no further message"
+        raise DataError(
+            f"cannot read {path} as {kind} ({type(error).__name__}: {reason}); "
+            "check the file, or convert it to extended XYZ, CIF or POSCAR"
+        ) from error
 
 
 def _check_file(path: Path) -> None:

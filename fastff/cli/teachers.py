@@ -34,8 +34,9 @@ def teachers(
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("teacher", "installed", "weights", "forces", "licence"):
-        table.add_column(heading)
+    for heading in ("teacher", "installed", "weights", "forces"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("licence", overflow="fold")
     table.add_column("elements", justify="right")
     for row in rows:
         table.add_row(

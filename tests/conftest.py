@@ -1,0 +1,101 @@
+"""Shared by all tests: thread limit, seeds, small structures, a small student. Not here: any test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or min(2, os.cpu_count() or 1)))
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_conditions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same random numbers and the same settings in every test, whatever ran before it."""
+    torch.manual_seed(0)
+    monkeypatch.delenv("FASTFF_DEBUG", raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real inputs beside the repository; tests that need it are skipped elsewhere."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("needs the data folder ../shared/data, which is not beside this repository")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def copper(rng: np.random.Generator) -> Atoms:
+    """Four rattled copper atoms in a cubic periodic cell, 3.6 Å wide."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
+    return atoms
+
+
+@pytest.fixture
+def slab(rng: np.random.Generator) -> Atoms:
+    """Eight copper atoms, periodic in the plane, third cell vector zero."""
+    atoms = fcc111("Cu", (2, 2, 2))
+    del atoms.info["adsorbate_info"]
+    atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
+    return atoms
+
+
+@pytest.fixture
+def water() -> Atoms:
+    """One water molecule without a cell."""
+    return molecule("H2O")
+
+
+@pytest.fixture(scope="session")
+def copper_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model file of an untrained student that knows copper only; its numbers are as good as random."""
+    from fastff.checkpoint import save_model
+    from fastff.models import build_student, configure_student
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = build_student(configure_student("m1", (29,)))
+    path = tmp_path_factory.mktemp("model") / "copper.safetensors"
+    save_model(path, student, {"teacher": {"name": "none"}})
+    return path
+
+
+@pytest.fixture
+def run_cli(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the program in this process: ``run_cli("doctor", "--json") -> (exit code, output, errors)``."""
+    from fastff.cli import main
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ending:
+            main([str(argument) for argument in arguments])
+        captured = capfd.readouterr()
+        code = ending.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0, captured.out, captured.err
+
+    return call
