@@ -141,6 +141,7 @@ def test_batched_equals_single(folder: Path, name: str) -> None:
         single = teacher.label([atoms])[0]
         assert batched.energy == pytest.approx(single.energy, abs=1e-9)
         np.testing.assert_allclose(batched.forces, single.forces, atol=1e-9)
+    assert teacher._batch_atoms > 1  # the comparison did not end batching
 
 
 def test_a_batch_that_differs_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

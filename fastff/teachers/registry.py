@@ -68,6 +68,12 @@ def _load_orb(variant: str | None, **kwargs: Any) -> Teacher:
     return OrbTeacher(variant, **kwargs)
 
 
+def _load_fennol(variant: str | None, **kwargs: Any) -> Teacher:
+    from fastff.teachers.fennol import FeNNolTeacher
+
+    return FeNNolTeacher(variant, **kwargs)
+
+
 def _load_ase(variant: str | None, **kwargs: Any) -> Teacher:
     from fastff.teachers.ase_calculator import ASETeacher
 
@@ -94,6 +100,7 @@ LOADERS: dict[str, Callable[..., Teacher]] = {
     "sevennet": _load_sevennet,
     "chgnet": _load_chgnet,
     "orb": _load_orb,
+    "fennol": _load_fennol,
     "ase": _load_ase,
     "analytic": _load_analytic,
 }
@@ -148,6 +155,17 @@ def list_teachers() -> list[TeacherStatus]:
     )
     statuses += _list_orb()
     statuses += [
+        TeacherStatus(
+            name="fennol:PATH.fnx",
+            family="fennol",
+            installed=find_package("fennol") is not None,
+            version=read_version("fennol"),
+            weights_present=False,
+            licence="of the model",
+            n_elements=None,
+            install_hint="pip install 'fastff[fennol]'; models are .fnx files of the FeNNol-PMC collection",
+            conservative=True,
+        ),
         TeacherStatus(
             "ase:MODULE:NAME", "ase", True, read_version("ase"), True, "of the calculator",
             None, "install the package that holds the calculator", True,

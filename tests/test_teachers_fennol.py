@@ -1,0 +1,240 @@
+"""FeNNol models in their own process: ANI-1x files where they and FeNNol are at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+from fastff.errors import (
+    DataError,
+    FastFFError,
+    MissingDependencyError,
+    UnsupportedElementError,
+    UsageError,
+)
+from fastff.teachers import fennol as module
+from fastff.teachers import load_teacher
+from fastff.teachers.fennol import PYTHON_VARIABLE, FeNNolTeacher
+from fastff.teachers.weights import find_package
+
+MODELS = Path(__file__).parents[2] / "shared" / "data" / "fennol_ani"
+
+
+@lru_cache
+def make_teacher(names: str = "ani1x_model0.fnx", precision: str = "float64") -> FeNNolTeacher:
+    if find_package("fennol") is None and not os.environ.get(PYTHON_VARIABLE):
+        pytest.skip(f"fennol is not installed and {PYTHON_VARIABLE} is not set")
+    if not (MODELS / "ani1x_model0.fnx").is_file():
+        pytest.skip(f"no ANI-1x files in {MODELS}")
+    teacher = load_teacher(
+        f"fennol:{MODELS / names}", device="cpu", options={"precision": precision}
+    )
+    assert isinstance(teacher, FeNNolTeacher)
+    return teacher
+
+
+def make_water_box(n_side: int = 2, spacing: float = 3.1) -> Atoms:
+    water = molecule("H2O")
+    water.set_cell([spacing] * 3)
+    water.pbc = True
+    box = water * (n_side, n_side, n_side)
+    box.positions += np.random.default_rng(0).normal(scale=0.05, size=(len(box), 3))
+    return box
+
+
+def make_structures() -> list[Atoms]:
+    ethanol = molecule("CH3CH2OH")
+    ethanol.positions += np.random.default_rng(1).normal(scale=0.05, size=(len(ethanol), 3))
+    return [ethanol, make_water_box(), molecule("NH3"), make_water_box(1, 4.0)]
+
+
+def test_batched_equals_single_and_sizes_may_change() -> None:
+    teacher = make_teacher()
+    structures = make_structures()
+    together = teacher.label(structures)
+    for atoms, batched in reversed(list(zip(structures, together, strict=True))):
+        single = teacher.label([atoms])[0]
+        assert batched.energy == pytest.approx(single.energy, abs=1e-7)
+        np.testing.assert_allclose(batched.forces, single.forces, atol=1e-8)
+        assert (batched.stress is None) == (not atoms.pbc.all())
+        assert batched.energies is not None
+        assert batched.energies.sum() == pytest.approx(batched.energy, abs=1e-6)
+
+
+def test_ethanol_has_its_total_energy() -> None:
+    energy = make_teacher().label([molecule("CH3CH2OH")])[0].energy
+    assert energy == pytest.approx(-4216, abs=3)
+
+
+def test_forces_and_stress_are_slopes() -> None:
+    teacher = make_teacher()
+    atoms = make_water_box()
+    labels = teacher.label([atoms])[0]
+    step = 1e-4
+    direction = np.random.default_rng(2).normal(size=(len(atoms), 3))
+    direction /= np.linalg.norm(direction)
+    pairs = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]
+    moved = []
+    for sign in (1, -1):
+        copy = atoms.copy()
+        copy.positions += sign * step * direction
+        moved.append(copy)
+    for row, column in pairs:
+        for sign in (1, -1):
+            strain = np.zeros((3, 3))
+            strain[row, column] += 0.5 * sign * step
+            strain[column, row] += 0.5 * sign * step
+            copy = atoms.copy()
+            copy.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            moved.append(copy)
+    energies = np.array([entry.energy for entry in teacher.label(moved)]).reshape(-1, 2)
+    slopes = (energies[:, 0] - energies[:, 1]) / (2 * step)
+    assert -slopes[0] == pytest.approx((labels.forces * direction).sum(), abs=2e-5)
+    np.testing.assert_allclose(slopes[1:] / atoms.get_volume(), labels.stress, atol=1e-6)
+
+
+def test_slabs_wires_and_tiny_cells() -> None:
+    teacher = make_teacher()
+    atoms = make_water_box()
+    slab = atoms.copy()
+    slab.pbc = (True, True, False)
+    slab.cell[2] = 0.0
+    padded = slab.copy()
+    padded.set_cell([*atoms.cell.array[:2], [0, 0, 40.0]])
+    padded.positions[:, 2] += 55.0
+    padded.pbc = True
+    free, whole = teacher.label([slab, padded])
+    assert free.energy == pytest.approx(whole.energy, abs=1e-6)
+    np.testing.assert_allclose(free.forces, whole.forces, atol=1e-7)
+    assert free.stress is None
+    tiny = molecule("H2O")
+    tiny.set_cell([3.1] * 3)
+    tiny.pbc = True
+    small, large = teacher.label([tiny, tiny * (2, 2, 2)])
+    assert small.energy == pytest.approx(large.energy / 8, abs=1e-6)
+    np.testing.assert_allclose(small.stress, large.stress, atol=1e-8)
+
+
+def test_lone_atoms() -> None:
+    labels = make_teacher().label([Atoms("O"), Atoms("H"), Atoms("O")])
+    assert labels[0].energy == pytest.approx(labels[2].energy, abs=1e-8)
+    assert labels[0].energy < labels[1].energy
+    assert all(np.abs(entry.forces).max() == 0.0 for entry in labels)
+
+
+def test_ensemble_is_the_mean_and_has_a_spread() -> None:
+    atoms = make_structures()[0]
+    ensemble, member = make_teacher("ani1x_model[01].fnx"), make_teacher().label([atoms])[0]
+    ((labels, spread),) = ensemble.label_with_spread([atoms])
+    # of two members, each lies one standard deviation from the mean
+    assert abs(member.energy - labels.energy) == pytest.approx(spread.energy, abs=1e-7)
+    np.testing.assert_allclose(np.abs(member.forces - labels.forces), spread.forces, atol=1e-8)
+    assert spread.forces.max() > 1e-3
+    assert ensemble.info.weights_sha256 != make_teacher().info.weights_sha256
+
+
+def test_single_precision_agrees() -> None:
+    atoms = make_structures()[0]
+    exact, rough = make_teacher(), make_teacher(precision="float32")
+    first, second = exact.label([atoms])[0], rough.label([atoms])[0]
+    assert 0 < np.abs(first.forces - second.forces).max() < 1e-3
+    assert abs(first.energy - second.energy) < 5e-3
+
+
+def test_elements_charges_and_info() -> None:
+    teacher = make_teacher()
+    assert teacher.info.elements == (1, 6, 7, 8)
+    assert teacher.info.licence == "MIT"
+    assert "Smith" in teacher.info.citation
+    assert json.dumps(teacher.info.to_dict())
+    with pytest.raises(UnsupportedElementError, match="S"):
+        teacher.label([molecule("SH2")])
+    charged = molecule("H2O")
+    charged.info["charge"] = 1
+    with pytest.raises(DataError, match="neutral systems only"):
+        teacher.label([charged])
+
+
+def test_calculator_runs_in_ase() -> None:
+    atoms = molecule("H2O")
+    expected = make_teacher().label([atoms])[0]
+    atoms.calc = make_teacher().calculator()
+    assert atoms.get_potential_energy() == pytest.approx(expected.energy)
+    np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-12)
+
+
+def test_jax_stays_out_of_this_process_and_the_worker_ends() -> None:
+    teacher = make_teacher()
+    assert "jax" not in sys.modules
+    other = load_teacher(teacher.name, device="cpu")
+    assert isinstance(other, FeNNolTeacher)
+    process = other._worker._process
+    assert process.poll() is None
+    del other
+    deadline = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert process.poll() is not None
+
+
+def test_a_worker_that_dies_is_reported() -> None:
+    make_teacher()
+    teacher = load_teacher(f"fennol:{MODELS / 'ani1x_model0.fnx'}", device="cpu")
+    assert isinstance(teacher, FeNNolTeacher)
+    teacher._worker._process.kill()
+    with pytest.raises(FastFFError, match="process ended"):
+        teacher.label([molecule("H2O")])
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    make_teacher()
+    wrong = tmp_path / "model.fnx"
+    wrong.write_bytes(b"<html>not found</html>")
+    with pytest.raises(FastFFError, match="could not load"):
+        load_teacher(f"fennol:{wrong}", device="cpu")
+
+
+def test_missing_things_are_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
+    start = time.monotonic()
+    with pytest.raises(MissingDependencyError, match="FeNNol-PMC"):
+        load_teacher("fennol")
+    with pytest.raises(MissingDependencyError, match=r"not found: .*absent\.fnx"):
+        load_teacher("fennol", weights=tmp_path / "absent.fnx")
+    with pytest.raises(MissingDependencyError, match="no FeNNol model matches"):
+        load_teacher(f"fennol:{tmp_path}/*.fnx")
+    model = tmp_path / "model.fnx"
+    model.write_bytes(b"x")
+    monkeypatch.setattr(module, "find_package", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'fastff\[fennol\]'"):
+        load_teacher(f"fennol:{model}")
+    with pytest.raises(MissingDependencyError, match="cannot start"):
+        load_teacher(f"fennol:{model}", options={"python": str(tmp_path / "nothing")})
+    pickled = tmp_path / "model.pkl"
+    pickled.write_bytes(b"x")
+    with pytest.raises(UsageError, match="refused"):
+        load_teacher(f"fennol:{pickled}")
+    with pytest.raises(UsageError, match="both"):
+        load_teacher("fennol:a.fnx", weights=model)
+    assert time.monotonic() - start < 5.0
+
+
+def test_the_worker_imports_neither_torch_nor_fastff() -> None:
+    code = (
+        f"import sys; sys.argv=['x']; import runpy; runpy.run_path({module.fennol_worker.__file__!r});"
+        "print([m for m in ('torch', 'fastff', 'ase') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
