@@ -130,6 +130,14 @@ def test_lone_atoms() -> None:
     assert labels[0].energy == pytest.approx(labels[2].energy, abs=1e-8)
     assert labels[0].energy < labels[1].energy
     assert all(np.abs(entry.forces).max() == 0.0 for entry in labels)
+    # as many atoms as systems: FeNNol's padding would take the cell for an array over atoms
+    crystal = Atoms("O", cell=[1.9] * 3, pbc=True)
+    single, large = (
+        make_teacher().label([crystal])[0],
+        make_teacher().label([crystal * (2, 2, 2)])[0],
+    )
+    assert single.energy == pytest.approx(large.energy / 8, abs=1e-6)
+    np.testing.assert_allclose(single.stress, large.stress, atol=1e-7)
 
 
 def test_ensemble_is_the_mean_and_has_a_spread() -> None:

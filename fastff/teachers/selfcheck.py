@@ -1,0 +1,254 @@
+"""What a teacher is worth as a source of labels: measured once, before labelling, and stored with the labels.
+
+Here: invariance, noise, extensivity and the consistency of forces with energies, on the user's own structures. Not
+here: gates (a teacher is reported, not rejected), or checks of students.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+from fastff.teachers.base import Teacher
+
+ROTATIONS = 4
+MAX_ATOMS = 200
+STEP = 0.01
+"""Displacement along a unit vector over all atoms, Å, of the finite difference."""
+CONSERVATIVE_TOLERANCE = 0.02
+"""Mismatch between forces and the slope of the energy, relative to the forces; above it a teacher is not
+conservative."""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Largest deviations over the structures checked; energies in eV/atom, forces in eV/Å. nan where not measured.
+
+    Attributes
+    ----------
+    rotation_energy, rotation_force : float
+        After random rotations of positions and cell, forces rotated back.
+    translation_energy, translation_force : float
+        After a shift of all atoms.
+    permutation_energy, permutation_force : float
+        After reordering the atoms.
+    batch_energy, batch_force : float
+        Batched against single labels.
+    jitter_force : float
+        RMS over components of the part of the force change under a 1e-3 Å displacement that the two opposite
+        displacements do not explain linearly: the noise floor of force labels.
+    extensivity_energy : float
+        Per-atom energy of a doubled cell against the cell (periodic structures).
+    slope_mismatch : float
+        |finite-difference slope + F.u| relative to the RMS of the expected projections.
+    force_rms : float
+        RMS over components of all forces.
+    conservative : bool
+        Whether the slope mismatch is small.
+    n_structures : int
+    """
+
+    rotation_energy: float
+    rotation_force: float
+    translation_energy: float
+    translation_force: float
+    permutation_energy: float
+    permutation_force: float
+    batch_energy: float
+    batch_force: float
+    jitter_force: float
+    extensivity_energy: float
+    slope_mismatch: float
+    force_rms: float
+    conservative: bool
+    n_structures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able dictionary; what was not measured is None."""
+        return {
+            key: None if isinstance(value, float) and np.isnan(value) else value
+            for key, value in asdict(self).items()
+        }
+
+    @property
+    def noise_floor(self) -> float:
+        """Largest of the force deviations that an exact teacher would not have, eV/Å."""
+        return max(
+            self.rotation_force,
+            self.translation_force,
+            self.permutation_force,
+            self.batch_force,
+            self.jitter_force,
+        )
+
+
+def check_teacher(teacher: Teacher, structures: Sequence[Atoms], *, seed: int = 0) -> SelfCheck:
+    """Measure how far a teacher is from the symmetries and consistency that its labels are taken to have.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    structures : sequence of ase.Atoms
+        A few of the user's; those above 200 atoms are left out unless all are. Atoms are first rattled by 0.05 Å, so
+        that forces do not vanish by symmetry.
+    seed : int
+
+    Returns
+    -------
+    SelfCheck
+
+    Raises
+    ------
+    DataError
+        If no structure is given.
+    """
+    if len(structures) == 0:
+        raise DataError("teacher self-check: no structures given")
+    rng = np.random.default_rng(seed)
+    small = [atoms for atoms in structures if len(atoms) <= MAX_ATOMS]
+    chosen = (small or [min(structures, key=len)])[:4]
+    cells = [_rattle(atoms, rng) for atoms in chosen]
+    reference = [teacher.label([atoms])[0] for atoms in cells]
+    batched = teacher.label(cells) if len(cells) > 1 else reference
+    rotation = _measure_rotations(teacher, cells, reference, rng)
+    translation = _measure_translation(teacher, cells, reference, rng)
+    permutation = _measure_permutation(teacher, cells, reference, rng)
+    forces = np.concatenate([labels.forces.ravel() for labels in reference])
+    mismatch = _measure_slope(teacher, cells, reference, rng)
+    batch = _compare(batched, reference) if len(cells) > 1 else (float("nan"), 0.0)
+    return SelfCheck(
+        *rotation,
+        *translation,
+        *permutation,
+        *batch,
+        jitter_force=_measure_jitter(teacher, cells, reference, rng),
+        extensivity_energy=_measure_extensivity(teacher, cells, reference),
+        slope_mismatch=mismatch,
+        force_rms=float(np.sqrt((forces**2).mean())),
+        conservative=bool(mismatch < CONSERVATIVE_TOLERANCE),
+        n_structures=len(cells),
+    )
+
+
+def _rattle(atoms: Atoms, rng: np.random.Generator) -> Atoms:
+    copy = atoms.copy()
+    copy.calc = None
+    copy.set_constraint()
+    copy.positions += rng.normal(scale=0.05, size=copy.positions.shape)
+    return copy
+
+
+def _compare(found: Sequence[Labels], expected: Sequence[Labels]) -> tuple[float, float]:
+    """Largest differences of energy per atom and of force components."""
+    pairs = list(zip(found, expected, strict=True))
+    energy = max(abs(a.energy - b.energy) / len(a.forces) for a, b in pairs)
+    force = max(float(np.abs(a.forces - b.forces).max()) for a, b in pairs)
+    return energy, force
+
+
+def _measure_rotations(
+    teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Labels of randomly rotated copies, rotated back."""
+    energy = force = 0.0
+    for _ in range(ROTATIONS):
+        matrix, upper = np.linalg.qr(rng.normal(size=(3, 3)))
+        matrix *= np.sign(np.diag(upper))
+        matrix *= np.linalg.det(matrix)  # a rotation, not a reflection
+        turned = []
+        for atoms in cells:
+            copy = atoms.copy()
+            copy.set_cell(atoms.cell.array @ matrix)
+            copy.positions = atoms.positions @ matrix
+            turned.append(copy)
+        back = [
+            Labels(labels.energy, labels.forces @ matrix.T, None)
+            for labels in (teacher.label([atoms])[0] for atoms in turned)
+        ]
+        found = _compare(back, reference)
+        energy, force = max(energy, found[0]), max(force, found[1])
+    return energy, force
+
+
+def _measure_translation(
+    teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Labels of copies shifted by up to 10 Å."""
+    moved = []
+    for atoms in cells:
+        copy = atoms.copy()
+        copy.positions += rng.uniform(-10, 10, size=3)
+        moved.append(copy)
+    return _compare([teacher.label([atoms])[0] for atoms in moved], reference)
+
+
+def _measure_permutation(
+    teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
+) -> tuple[float, float]:
+    """Labels of copies with reordered atoms, ordered back."""
+    found = []
+    for atoms in cells:
+        order = rng.permutation(len(atoms))
+        labels = teacher.label([atoms[order]])[0]
+        forces = np.empty_like(labels.forces)
+        forces[order] = labels.forces
+        found.append(Labels(labels.energy, forces, None))
+    return _compare(found, reference)
+
+
+def _measure_jitter(
+    teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
+) -> float:
+    """RMS of F(x + d) + F(x - d) - 2 F(x) over sqrt(6) for 1e-3 Å: zero up to second order for a smooth teacher."""
+    total, count = 0.0, 0
+    for atoms, labels in zip(cells, reference, strict=True):
+        jitter = rng.normal(scale=1e-3 / np.sqrt(3), size=atoms.positions.shape)
+        sides = []
+        for sign in (1, -1):
+            copy = atoms.copy()
+            copy.positions += sign * jitter
+            sides.append(teacher.label([copy])[0].forces)
+        rest = sides[0] + sides[1] - 2 * labels.forces
+        total += float((rest**2).sum()) / 6
+        count += rest.size
+    return float(np.sqrt(total / count))
+
+
+def _measure_extensivity(teacher: Teacher, cells: list[Atoms], reference: list[Labels]) -> float:
+    """Energy per atom of a cell doubled along its first periodic vector, against the cell; nan without periodicity."""
+    worst = float("nan")
+    for atoms, labels in zip(cells, reference, strict=True):
+        if not atoms.pbc.any():
+            continue
+        repeats = [1, 1, 1]
+        repeats[int(np.flatnonzero(atoms.pbc)[0])] = 2
+        double = teacher.label([atoms * tuple(repeats)])[0]
+        worst = float(np.fmax(worst, abs(double.energy / 2 - labels.energy) / len(atoms)))
+    return worst
+
+
+def _measure_slope(
+    teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
+) -> float:
+    """Central differences of the energy along random directions against the forces, relative to the projections."""
+    misses, projections = [], []
+    for atoms, labels in zip(cells, reference, strict=True):
+        for _ in range(2):
+            direction = rng.normal(size=atoms.positions.shape)
+            direction /= np.linalg.norm(direction)
+            energies = []
+            for sign in (1, -1):
+                copy = atoms.copy()
+                copy.positions += sign * STEP * direction
+                energies.append(teacher.label([copy])[0].energy)
+            slope = (energies[0] - energies[1]) / (2 * STEP)
+            misses.append(slope + float((labels.forces * direction).sum()))
+            projections.append(float(np.linalg.norm(labels.forces)) / np.sqrt(labels.forces.size))
+    scale = float(np.sqrt(np.mean(np.square(projections))))
+    return float(np.sqrt(np.mean(np.square(misses)))) / max(scale, 1e-12)
