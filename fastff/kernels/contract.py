@@ -78,12 +78,17 @@ def check_forward(
 
 
 def check_bits(
-    function: Callable[..., Any], case: Case, device: torch.device, dtype: torch.dtype
+    function: Callable[..., Any],
+    case: Case,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    differentiated: tuple[int, ...] | None = None,
 ) -> None:
     """Run an op twice on the same input and require the same bits, forward and backward."""
     results = []
     for _ in range(2):
-        leaves, arguments = _make_leaves(case.build(device, dtype))
+        leaves, arguments = _make_leaves(case.build(device, dtype), differentiated)
         with dispatch.use("triton"):
             outputs = _as_tuple(function(*arguments))
             grads = torch.autograd.grad(outputs, leaves, _draw_like(outputs, 1), allow_unused=True)
@@ -102,59 +107,76 @@ def check_derivatives(
     *,
     backend: str = "triton",
     tolerance: float | None = None,
+    differentiated: tuple[int, ...] | None = None,
 ) -> None:
     """Compare the first and, where declared, second derivatives with the float64 reference.
 
-    A declared order of 1 or 2 must raise on one derivative more.
+    The first is also taken as a last one (``create_graph=False``), which may run other kernels. A declared order of 1
+    or 2 must raise on one derivative more.
     """
     arguments = case.build(device, dtype)
-    order = 3 if op.derivative_order is None else op.derivative_order
-    highest = min(order, 2)
-    exact = _differentiate(reference, _map_floating(arguments, Tensor.double), highest)
-    with dispatch.use(backend), poison_allocations():
-        found = _differentiate(function, arguments, highest)
-    for k, (one, ref) in enumerate(zip(found, exact, strict=True), start=1):
-        _check_error(f"{case.name}: derivative {k}", one, ref, dtype, tolerance)
-    if op.derivative_order is None:
+    declared = op.derivative_order
+    for order in range(1, 3 if declared is None else min(declared, 2) + 1):
+        exact = _differentiate(
+            reference, _map_floating(arguments, Tensor.double), order, differentiated
+        )
+        with dispatch.use(backend), poison_allocations():
+            found = _differentiate(function, arguments, order, differentiated)
+        _check_error(f"{case.name}: derivative {order}", found, exact, dtype, tolerance)
+    if declared is None:
         return
     with dispatch.use(backend):
         try:
-            _differentiate(function, arguments, op.derivative_order + 1)
+            _differentiate(function, arguments, declared + 1, differentiated)
         except (RuntimeError, NotImplementedError):
             return
-    raise AssertionError(f"{op.name} declares order {op.derivative_order} but gave one more")
+    raise AssertionError(f"{op.name} declares order {declared} but gave one more")
 
 
 def _differentiate(
-    function: Callable[..., Any], arguments: tuple[Any, ...], order: int
-) -> list[tuple[Tensor, ...]]:
-    """Derivatives 1..order, each contracted with fixed random cotangents that are differentiated in turn."""
-    leaves, arguments = _make_leaves(arguments)
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    order: int,
+    differentiated: tuple[int, ...] | None,
+) -> tuple[Tensor, ...]:
+    """Derivative of the given order, contracted with fixed random cotangents that are differentiated in turn."""
+    leaves, arguments = _make_leaves(arguments, differentiated)
     outputs = _as_tuple(function(*arguments))
-    derivatives = []
     for k in range(1, order + 1):
         seeds = _draw_like(outputs, k)
         for seed in seeds:
             seed.requires_grad_()
         kept = [output for output in outputs if output.requires_grad]
         kept_seeds = [s for s, o in zip(seeds, outputs, strict=True) if o.requires_grad]
-        grads = torch.autograd.grad(
-            kept, leaves, kept_seeds, create_graph=True, allow_unused=True, materialize_grads=True
+        outputs = torch.autograd.grad(
+            kept,
+            leaves,
+            kept_seeds,
+            create_graph=k < order,
+            allow_unused=True,
+            materialize_grads=True,
         )
-        derivatives.append(tuple(grad.detach() for grad in grads))
         leaves = [*leaves, *seeds]
-        outputs = grads
-    return derivatives
+    return outputs
 
 
-def _make_leaves(arguments: tuple[Any, ...]) -> tuple[list[Tensor], tuple[Any, ...]]:
+def _make_leaves(
+    arguments: tuple[Any, ...], differentiated: tuple[int, ...] | None
+) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """Detach all tensors; those of the chosen arguments (all by default) become leaves."""
     leaves: list[Tensor] = []
 
     def detach(value: Tensor) -> Tensor:
         leaves.append(value.detach().requires_grad_())
         return leaves[-1]
 
-    return leaves, _map_floating(arguments, detach)
+    detached = tuple(
+        _map_floating(
+            value, detach if differentiated is None or k in differentiated else Tensor.detach
+        )
+        for k, value in enumerate(arguments)
+    )
+    return leaves, detached
 
 
 def _map_floating(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -208,6 +230,8 @@ class Suite:
         What the kernels take.
     tolerance : float, optional
         Instead of :data:`TOLERANCES`.
+    differentiated : tuple of int, optional
+        Positions of the arguments that are differentiated; all by default.
     """
 
     op: dispatch.Op
@@ -216,6 +240,7 @@ class Suite:
     cases: tuple[Case, ...]
     dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32)
     tolerance: float | None = None
+    differentiated: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

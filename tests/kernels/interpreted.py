@@ -37,7 +37,14 @@ def test_forward(suite, case, dtype, cpu):
 @pytest.mark.parametrize(("suite", "case", "dtype"), _RUNS)
 def test_derivatives(suite, case, dtype, cpu):
     contract.check_derivatives(
-        suite.op, suite.function, suite.reference, case, cpu, dtype, tolerance=suite.tolerance
+        suite.op,
+        suite.function,
+        suite.reference,
+        case,
+        cpu,
+        dtype,
+        tolerance=suite.tolerance,
+        differentiated=suite.differentiated,
     )
 
 
@@ -45,7 +52,7 @@ def test_derivatives(suite, case, dtype, cpu):
     ("suite", "case", "dtype"), [run for run in _RUNS if run.values[0].op.deterministic]
 )
 def test_bits(suite, case, dtype, cpu):
-    contract.check_bits(suite.function, case, cpu, dtype)
+    contract.check_bits(suite.function, case, cpu, dtype, differentiated=suite.differentiated)
 
 
 def test_gradcheck_edge_features(cpu):

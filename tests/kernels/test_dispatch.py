@@ -168,3 +168,17 @@ def test_ops_trace_into_one_graph(grad):
     vectors = torch.randn(3, 3, requires_grad=grad)
     compiled = torch.compile(evaluate, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(vectors, POINTERS), evaluate(vectors, POINTERS))
+
+
+def test_decision_is_taken_while_tracing(monkeypatch):
+    """What the decision does is not part of the compiled code, so it may do what cannot be traced."""
+    import torch._dynamo
+
+    def decide(op, device, obstacle, preference):
+        torch._dynamo.graph_break()
+        return "torch", "for this test"
+
+    monkeypatch.setattr(dispatch, "decide", decide)
+    compiled = torch.compile(segment_sum, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(VALUES, POINTERS), torch.tensor([[1.0], [6.0]]))
+    assert dispatch._last_calls["segment_sum"] == ("torch", "for this test")

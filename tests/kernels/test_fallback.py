@@ -32,7 +32,15 @@ def test_derivatives_after_a_failure(suite, monkeypatch, cpu):
     order = dispatch.Op(suite.op.name, None, True)
     dtype = suite.dtypes[0]
     contract.check_derivatives(
-        order, suite.function, suite.reference, case, cpu, dtype, backend="auto", tolerance=1e-5
+        order,
+        suite.function,
+        suite.reference,
+        case,
+        cpu,
+        dtype,
+        backend="auto",
+        tolerance=1e-5,
+        differentiated=suite.differentiated,
     )
     assert suite.op.name in dispatch._failures
     assert torch.is_grad_enabled()

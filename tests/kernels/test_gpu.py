@@ -32,7 +32,14 @@ def test_forward(suite, case, dtype, cuda):
 @pytest.mark.parametrize(("suite", "case", "dtype"), _RUNS)
 def test_derivatives(suite, case, dtype, cuda):
     contract.check_derivatives(
-        suite.op, suite.function, suite.reference, case, cuda, dtype, tolerance=suite.tolerance
+        suite.op,
+        suite.function,
+        suite.reference,
+        case,
+        cuda,
+        dtype,
+        tolerance=suite.tolerance,
+        differentiated=suite.differentiated,
     )
 
 
@@ -40,7 +47,7 @@ def test_derivatives(suite, case, dtype, cuda):
     ("suite", "case", "dtype"), [run for run in _RUNS if run.values[0].op.deterministic]
 )
 def test_bits(suite, case, dtype, cuda):
-    contract.check_bits(suite.function, case, cuda, dtype)
+    contract.check_bits(suite.function, case, cuda, dtype, differentiated=suite.differentiated)
 
 
 def test_auto_takes_triton(cuda):

@@ -55,7 +55,9 @@ CASES = (
     Case("strided", _build_strided),
     Case("production", _build(500_000, 128, 64, 64, 1), production=True),
 )
-SUITES = (Suite(op.OP, op.fused_mlp, reference.fused_mlp, CASES, (torch.float32,), tolerance=1e-5),)
+_FUNCTIONS = (op.OP, op.fused_mlp, reference.fused_mlp, CASES, (torch.float32,), 1e-5)
+SUITES = (Suite(*_FUNCTIONS), Suite(*_FUNCTIONS, differentiated=(0,)))
+"""With gradients in everything, and in x alone as inference takes them."""
 
 
 def list_builds() -> Iterator[Build]:
