@@ -230,7 +230,7 @@ def run(
     A kernel that does not compile raises :class:`BackendError` when Triton is forced. In auto mode the failure is
     logged once, kept for :func:`explain`, and the op stays on torch for the rest of the process.
     """
-    backend, _ = _decide_and_record(op, device, obstacle, preference)
+    backend, _ = _decide_and_record(op.name, device, obstacle, preference)
     return attempt(op, triton, reference) if backend == "triton" else reference()
 
 
@@ -280,10 +280,11 @@ def is_interpreted() -> bool:
 
 
 def _decide_and_record(
-    op: Op, device: torch.device, obstacle: str | None, preference: str | None
+    name: str, device: torch.device, obstacle: str | None, preference: str | None
 ) -> tuple[str, str]:
-    decision = decide(op, device, obstacle, preference)
-    _last_calls[op.name] = decision
+    """Decide for the registered op ``name`` (a record of it could not be passed while tracing)."""
+    decision = decide(_ops[name], device, obstacle, preference)
+    _last_calls[name] = decision
     return decision
 
 
