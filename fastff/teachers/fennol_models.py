@@ -1,6 +1,7 @@
 """What is known of published FeNNol models: where they are, their licences and papers.
 
-Here: the table and how a file is matched with it. Not here: reading or evaluating a model (:mod:`fastff.teachers.fennol`).
+Here: the table and how a file is matched with it. Not here: reading or evaluating a model
+(:mod:`fastff.teachers.fennol`).
 """
 
 from __future__ import annotations
