@@ -131,7 +131,7 @@ def train(
     console = make_console()
     from fastff.distill.run import Listener, distill
 
-    listener = Listener(show_progress=False) if quiet else build_listener(console)
+    listener = Listener() if quiet else build_listener(console)
     outcome = distill(
         request,
         folder,
@@ -185,14 +185,16 @@ def build_listener(console: Console) -> Listener:
 
     from fastff.distill.run import Listener
 
-    bar = Progress(
-        TextColumn("{task.description:<24}"),
+    columns = (
+        TextColumn("{task.description:<9}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=console,
+        TextColumn("{task.fields[note]}"),
     )
-    task = bar.add_task("labelling", total=None)
+    labelling = Progress(*columns, console=console)
+    label_task = labelling.add_task("labelling", total=None, note="")
+    training = Progress(*columns, console=console)
 
     def show_plan(plan: Any, teacher: Any) -> None:
         info = teacher.info
@@ -200,18 +202,15 @@ def build_listener(console: Console) -> Listener:
         for note in info.notes:
             console.print(f"         {note}", style="yellow")
         console.print(str(plan), markup=False)
-        bar.start()
+        labelling.start()
 
     def show_sampling(progress: Any) -> None:
-        bar.update(
-            task,
-            completed=progress.done,
-            total=progress.total,
-            description=f"labelling {progress.kind}",
+        labelling.update(
+            label_task, completed=progress.done, total=progress.total, note=progress.kind
         )
 
     def show_sampled(report: Any) -> None:
-        bar.stop()
+        labelling.stop()
         console.print(str(report), markup=False)
 
     def show_split(split: Any, report: Any) -> None:
@@ -225,7 +224,17 @@ def build_listener(console: Console) -> Listener:
             f"about {settings.batch_atoms} atoms"
         )
 
+        training.add_task("training", total=settings.n_steps, note="")
+        training.start()
+
+    def show_step(progress: Any) -> None:
+        note = "" if progress.accuracy is None else f"validation {progress.accuracy:.1%}"
+        training.update(
+            training.task_ids[-1], completed=progress.step, total=progress.n_steps, note=note
+        )
+
     def show_trained(name: str, result: Any, accuracy: Accuracy) -> None:
+        training.stop()
         console.print(
             f"         {result.n_steps} steps in {result.seconds:.0f} s ({result.stopped}); "
             f"validation accuracy {accuracy.overall:.1%}"
@@ -237,6 +246,7 @@ def build_listener(console: Console) -> Listener:
         on_sampled=show_sampled,
         on_split=show_split,
         on_student=show_student,
+        on_step=show_step,
         on_trained=show_trained,
     )
 

@@ -151,7 +151,13 @@ def build_loader(
     data = [prepare_frame(frame, student, n_slots, index) for index, frame in enumerate(frames)]
     if seed is None:
         return DataLoader(data, batch_size=batch_size)
-    sampler = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True, seed=seed)  # type: ignore[arg-type]
+    sampler: DistributedSampler[ResidualData] = DistributedSampler(
+        data,  # type: ignore[arg-type]
+        num_replicas=1,
+        rank=0,
+        shuffle=True,
+        seed=seed,
+    )
     return DataLoader(data, batch_size=batch_size, sampler=sampler, drop_last=True)
 
 

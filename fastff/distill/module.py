@@ -188,12 +188,12 @@ class DistillationModule(pl.LightningModule):
         predicted = predict(self.student, [frame.atoms for frame in self.validation_frames])
         accuracy = measure_frames(self.validation_frames, predicted)
         self.log("accuracy", accuracy.overall, prog_bar=True, batch_size=1)
-        self.log("force_accuracy", accuracy.force, prog_bar=True, batch_size=1)
+        self.log("force_accuracy", accuracy.force or 0.0, prog_bar=True, batch_size=1)
         self.learning_curve.append(
             {
                 "step": self.global_step,
                 "accuracy": accuracy.overall,
-                "force_accuracy": accuracy.force,
+                "force_accuracy": accuracy.force or 0.0,
                 "force_mae": accuracy.force_mae,
             }
         )

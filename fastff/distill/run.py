@@ -33,7 +33,7 @@ from fastff.distill.sampling import (
 )
 from fastff.distill.split import Split, split_frames
 from fastff.distill.store import LabelStore
-from fastff.distill.train import TrainResult, TrainSettings, train_student
+from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
 from fastff.distill.validate import validate_frames
 from fastff.predict import predict
 from fastff.report.metrics import Accuracy
@@ -60,7 +60,7 @@ class Listener:
     on_split: Callable[[Split, Any], None] = lambda split, report: None
     on_student: Callable[[str, TrainSettings], None] = lambda name, settings: None
     on_trained: Callable[[str, TrainResult, Accuracy], None] = lambda name, result, accuracy: None
-    show_progress: bool = True
+    on_step: Callable[[TrainProgress], None] = lambda progress: None
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def climb_ladder(
             settings,
             out / "training" / name,
             resume=resume,
-            progress=listener.show_progress,
+            on_step=listener.on_step,
         )
         accuracy = measure_frames(split.validation, predict(result.student, structures))
         listener.on_trained(name, result, accuracy)
@@ -282,8 +282,7 @@ def build_header(
             "stopped": result.stopped,
             "learning_curve": result.learning_curve,
             "frame_hashes": [
-                hash_structure(f.atoms).hex()
-                for f in (*split.train, *split.validation)
+                hash_structure(f.atoms).hex() for f in (*split.train, *split.validation)
             ],
         },
         **describe_software(),

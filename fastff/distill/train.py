@@ -10,7 +10,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +23,6 @@ from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
     ModelCheckpoint,
-    TQDMProgressBar,
     WeightAveraging,
 )
 from lightning.pytorch.loggers import CSVLogger
@@ -106,6 +105,31 @@ class TrainResult:
     stopped: str
 
 
+@dataclass(frozen=True)
+class TrainProgress:
+    """State of a running training: steps done and planned, and the newest validation accuracy if there is one."""
+
+    step: int
+    n_steps: int
+    accuracy: float | None
+
+
+class StepReporter(Callback):
+    """Passes the progress of a training on to whoever shows it."""
+
+    def __init__(self, on_step: Callable[[TrainProgress], None]) -> None:
+        self._on_step = on_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Report after every step."""
+        assert isinstance(pl_module, DistillationModule)
+        curve = pl_module.learning_curve
+        accuracy = curve[-1]["accuracy"] if curve else None
+        self._on_step(TrainProgress(trainer.global_step, pl_module.n_steps, accuracy))
+
+
 def prepare_student(
     frames: Sequence[Frame], settings: TrainSettings
 ) -> tuple[Student, LabelStatistics]:
@@ -136,7 +160,7 @@ def train_student(
     out: Path,
     *,
     resume: bool = False,
-    progress: bool = True,
+    on_step: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
     """Train a student from labels to its best validated weights.
 
@@ -149,8 +173,8 @@ def train_student(
         Folder for checkpoints and logs.
     resume : bool
         Continue from the newest readable checkpoint in ``out``, if there is one.
-    progress : bool
-        Show a progress bar.
+    on_step : callable, optional
+        Told of the progress after every optimiser step.
 
     Returns
     -------
@@ -199,8 +223,8 @@ def train_student(
         use_buffers=False, multi_avg_fn=partial(average_weights, settings.ema_decay)
     )
     callbacks: list[Callback] = [averager, keeper, stopper]
-    if progress:
-        callbacks.append(TQDMProgressBar(refresh_rate=10, leave=True))
+    if on_step is not None:
+        callbacks.append(StepReporter(on_step))
     with quiet_lightning():
         trainer = pl.Trainer(
             accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
@@ -209,10 +233,10 @@ def train_student(
             check_val_every_n_epoch=max(1, n_epochs // settings.n_validations),
             callbacks=callbacks,
             logger=CSVLogger(out, name="", version="logs"),
-            enable_progress_bar=progress,
+            enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=20,
+            log_every_n_steps=min(20, steps_per_epoch),
         )
         trainer.fit(
             module,
@@ -280,6 +304,8 @@ def quiet_lightning() -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+            warnings.filterwarnings("ignore", message=".*stream.*AccumulateGrad.*")
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
             warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
             yield
