@@ -34,7 +34,8 @@ from fastff.report.noise import NoiseFloor, measure_noise
 from fastff.report.provenance import collect_provenance
 from fastff.report.race import find_headline, race
 from fastff.report.record import BenchRecord, Comparison, compute_ratios, seal_record, write_record
-from fastff.report.timing import SpeedCurve, Timed
+from fastff.report.speed import SpeedCurve
+from fastff.report.timing import Timed
 from fastff.report.verdict import write_verdict
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ MAIN = "held-out frames"
 """Name of the comparison that decides."""
 
 MOST_SEEDS = 6
-"""Most structures that held-out dynamics starts from."""
+"""Held-out dynamics starts from at most this many structures, evenly chosen from those given."""
 
 
 def ignore_progress(message: str, done: int, total: int) -> None:
@@ -174,10 +175,7 @@ def run_bench(
     student = load_model(model_path, device=plan.device)
     run = _Run(Path(model_path), student, plan, progress, teacher)
     model = describe_model(run.path, student)
-    seeds = list(structures) if structures is not None else read_header_structures(student.header)
-    if len(seeds) > MOST_SEEDS:
-        run.notes.append(f"{MOST_SEEDS} of {len(seeds)} structures are used, evenly chosen")
-        seeds = [seeds[i] for i in np.linspace(0, len(seeds) - 1, MOST_SEEDS).round().astype(int)]
+    seeds = choose_seeds(student.header, structures)
     if labels is not None:
         comparisons, frames, teacher_record = _judge_labels(run, labels)
         seeds = seeds or [frames[0].atoms]
@@ -209,6 +207,14 @@ def run_bench(
         provenance=provenance,
     )
     return BenchResult(seal_record(record), frames)
+
+
+def choose_seeds(header: dict[str, Any], structures: Sequence[ase.Atoms] | None) -> list[ase.Atoms]:
+    """Structures that dynamics starts from: those given, else those of the model file; at most six, evenly chosen."""
+    seeds = list(structures) if structures is not None else read_header_structures(header)
+    if len(seeds) <= MOST_SEEDS:
+        return seeds
+    return [seeds[i] for i in np.linspace(0, len(seeds) - 1, MOST_SEEDS).round().astype(int)]
 
 
 def write_results(result: BenchResult, folder: Path) -> dict[str, Path]:

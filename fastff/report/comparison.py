@@ -30,6 +30,7 @@ def describe_model(path: Path, student: Student) -> ModelPart:
     """The model's part of a record, from its header."""
     header = student.header
     limits = header.get("temperature")
+    training = header.get("training") or {}
     return ModelPart(
         name=path.name,
         sha256=header["sha256"],
@@ -40,11 +41,7 @@ def describe_model(path: Path, student: Student) -> ModelPart:
         dtype=str(student.dtype).removeprefix("torch."),
         temperature=(float(limits[0]), float(limits[1])) if limits else None,
         teacher=dict(header.get("teacher") or {}),
-        training={
-            key: value
-            for key, value in (header.get("training") or {}).items()
-            if key != "frame_hashes"
-        },
+        training={k: v for k, v in training.items() if k not in ("frame_hashes", "request")},
     )
 
 

@@ -112,7 +112,8 @@ class Accuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able dictionary of every field plus ``overall`` and ``limiting``."""
-        return {**asdict(self), "overall": self.overall, "limiting": self.limiting}
+        fields = {**asdict(self), "notes": list(self.notes)}
+        return {**fields, "overall": self.overall, "limiting": self.limiting}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Accuracy:

@@ -15,8 +15,9 @@ import numpy as np
 from fastff.labels import Frame, Labels
 from fastff.report.heldout import choose_time_step
 from fastff.report.plausibility import check_identity
+from fastff.report.speed import SpeedCurve
 from fastff.report.supercells import build_supercells
-from fastff.report.timing import SpeedCurve, Timed, TimingPlan, time_calculators, time_dynamics
+from fastff.report.timing import Timed, TimingPlan, time_calculators, time_dynamics
 
 if TYPE_CHECKING:
     from fastff.teachers.base import Teacher

@@ -20,7 +20,7 @@ from fastff.report.metrics import Accuracy
 from fastff.report.noise import NoiseFloor
 from fastff.report.plotdata import CoverageData, ParityData
 from fastff.report.provenance import Provenance
-from fastff.report.timing import SpeedCurve, SpeedPoint
+from fastff.report.speed import SpeedCurve, SpeedPoint, summarize
 
 SCHEMA = "fastff-bench/1"
 
@@ -283,7 +283,6 @@ def _verify_curve(curve: SpeedCurve, record: BenchRecord) -> None:
 
 
 def _verify_point(curve: SpeedCurve, point: SpeedPoint) -> None:
-    from fastff.report.timing import summarize
 
     where = f"{curve.label} at {point.n_atoms} atoms ({curve.mode})"
     if point.status != "measured":

@@ -17,60 +17,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import ase
 import numpy as np
 import torch
 from ase import units
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
-from pydantic import BaseModel, ConfigDict
 
 from fastff.errors import UsageError
 from fastff.report.memory import PeakMemory
+from fastff.report.speed import SpeedCurve, SpeedPoint, Status, summarize
 
-Status = Literal["measured", "out-of-memory", "too-slow", "not-run", "failed"]
 CALL_INCLUDES = "one ASE call on moved atoms: neighbor list, energy, forces{stress}, transfers"
 MD_INCLUDES = "one velocity Verlet step of ASE: forces, neighbor list as the calculator keeps it"
-
-
-class SpeedPoint(BaseModel):
-    """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    n_atoms: int
-    formula: str
-    status: Status
-    reason: str = ""
-    seconds: tuple[float, ...] = ()
-    median: float | None = None
-    mean: float | None = None
-    q10: float | None = None
-    q90: float | None = None
-    atom_steps_per_second: float | None = None
-    peak_memory: int | None = None
-
-
-class SpeedCurve(BaseModel):
-    """Timings of one calculator over sizes, with what they include and what it was."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    role: str
-    label: str
-    mode: Literal["ase-call", "ase-md"]
-    includes: str
-    device: str
-    threads: int
-    identity: dict[str, Any]
-    memory_kind: str = ""
-    time_step: float | None = None
-    points: tuple[SpeedPoint, ...]
-
-    def find(self, n_atoms: int) -> SpeedPoint | None:
-        """The point at exactly ``n_atoms``, or None."""
-        return next((point for point in self.points if point.n_atoms == n_atoms), None)
 
 
 @dataclass(frozen=True)
@@ -100,31 +60,6 @@ class TimingPlan:
     warmup: int = 2
     required: Collection[int] = ()
     seed: int = 0
-
-
-def summarize(
-    n_atoms: int, formula: str, seconds: Sequence[float], peak_memory: int | None, reason: str = ""
-) -> SpeedPoint:
-    """Make the measured point of ``seconds``: median, 10 and 90 % quantiles, atom-steps per second at the median."""
-    median = float(np.median(seconds))
-    return SpeedPoint(
-        n_atoms=n_atoms,
-        formula=formula,
-        status="measured",
-        reason=reason,
-        seconds=tuple(float(s) for s in seconds),
-        median=median,
-        mean=float(np.mean(seconds)),
-        q10=float(np.quantile(seconds, 0.1)),
-        q90=float(np.quantile(seconds, 0.9)),
-        atom_steps_per_second=n_atoms / median,
-        peak_memory=peak_memory,
-    )
-
-
-def convert_to_ns_per_day(seconds_per_step: float, time_step: float) -> float:
-    """Simulated nanoseconds a day at ``time_step`` in fs."""
-    return 86400.0 / seconds_per_step * time_step * 1e-6
 
 
 def time_calculator(
@@ -209,45 +144,38 @@ class _Runner:
         """Whether to measure this size, from what the last measured size cost."""
         if self.entry.largest is not None and count > self.entry.largest and not required:
             return "not-run", f"not asked for above {self.entry.largest} atoms"
-        done = [p for p in self.points if p.status == "measured"]
-        last = done[-1] if done else None
+        last = next((p for p in reversed(self.points) if p.status == "measured"), None)
+        growth = count / last.n_atoms if last is not None else 1.0
         if last is not None and last.peak_memory is not None:
             free = self.memory.measure_free()
-            needed = last.peak_memory * count / last.n_atoms
-            if free is not None and needed > 0.9 * free and count > last.n_atoms:
-                return (
-                    "out-of-memory",
-                    f"needs about {needed / 2**30:.1f} GiB by its use at {last.n_atoms} atoms; "
-                    f"{free / 2**30:.1f} GiB are free; not tried",
+            needed = last.peak_memory * growth
+            if free is not None and needed > 0.9 * free and growth > 1.0:
+                reason = (
+                    f"needs about {needed / 2**30:.1f} GiB, going by {last.n_atoms} atoms; "
+                    f"{free / 2**30:.1f} GiB are free"
                 )
+                return "too-large", reason
         if required:
             return "measured", ""
-        if self.stopped:
-            return "not-run", self.stopped
         if last is not None and last.median is not None:
-            call = last.median * count / last.n_atoms
-            if call * (1 + self.plan.min_repeats) > self.plan.budget:
-                return (
-                    "too-slow",
-                    f"{self.plan.min_repeats} calls would exceed the budget of {self.plan.budget:g} s per size "
-                    f"({last.median:.3g} s a call at {last.n_atoms} atoms)",
+            if last.median * growth * (1 + self.plan.min_repeats) > self.plan.budget:
+                reason = (
+                    f"a call takes {last.median:.3g} s at {last.n_atoms} atoms already, "
+                    f"the budget is {self.plan.budget:g} s per size"
                 )
-        return "measured", ""
+                return "too-slow", reason
+            return "measured", ""
+        return ("not-run", self.stopped) if self.stopped else ("measured", "")
 
     def _time(self, atoms: ase.Atoms, count: int, formula: str, required: bool) -> SpeedPoint:
         mover = _Mover(atoms, self.calculator, self.plan.seed)
         self.memory.reset()
         seconds: list[float] = []
         try:
-            begin = time.perf_counter()
-            for _ in range(self.plan.warmup):
-                self.has_stress = self._call(mover)
-                if time.perf_counter() - begin > self.plan.budget / (2 + self.plan.min_repeats):
-                    break
-            spent = time.perf_counter() - begin
-            if spent > self.plan.budget and not required:
+            call = self._warm_up(mover)
+            if call * self.plan.min_repeats > self.plan.budget and not required:
                 reason = (
-                    f"the warm-up took {spent:.3g} s of a budget of {self.plan.budget:g} s per size"
+                    f"a warm call takes {call:.3g} s, the budget is {self.plan.budget:g} s per size"
                 )
                 return SpeedPoint(n_atoms=count, formula=formula, status="too-slow", reason=reason)
             begin = time.perf_counter()
@@ -268,14 +196,23 @@ class _Runner:
             return SpeedPoint(n_atoms=count, formula=formula, status="out-of-memory", reason=reason)
         return summarize(count, formula, seconds, self.memory.measure())
 
-    def _call(self, mover: _Mover) -> bool:
-        mover.move()
-        try:
-            self._evaluate(mover.atoms)
-        except PropertyNotImplementedError:
-            self.has_stress = False
-            self._evaluate(mover.atoms)
-        return self.has_stress
+    def _warm_up(self, mover: _Mover) -> float:
+        """Call ``warmup`` times, or once where that takes the budget; seconds of the last call."""
+        begin = time.perf_counter()
+        call = 0.0
+        for _ in range(self.plan.warmup):
+            mover.move()
+            start = time.perf_counter()
+            try:
+                self._evaluate(mover.atoms)
+            except PropertyNotImplementedError:
+                self.has_stress = False
+                self._evaluate(mover.atoms)
+            synchronize()
+            call = time.perf_counter() - start
+            if time.perf_counter() - begin > self.plan.budget:
+                break
+        return call
 
     def _evaluate(self, atoms: ase.Atoms) -> None:
         atoms.get_forces(apply_constraint=False)
@@ -331,13 +268,14 @@ def time_dynamics(
     Steps run in blocks of at least a fifth of a second; each block gives one value, its mean time per step, so that
     neighbor lists rebuilt now and then are paid for in proportion. At least three steps are measured, after a warm-up.
     """
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
     from ase.md.verlet import VelocityVerlet
+
+    from fastff.distill.dynamics import draw_momenta
 
     memory = PeakMemory(entry.device)
     image = atoms.copy()
     image.calc = entry.factory()
-    MaxwellBoltzmannDistribution(image, temperature_K=temperature, rng=np.random.default_rng(seed))
+    image.set_momenta(draw_momenta(image, temperature, seed, trajectory=0))
     formula = image.get_chemical_formula(empirical=True)
     memory.reset()
     try:

@@ -1,0 +1,265 @@
+"""One self-contained page that shows a bench record.
+
+Here: :func:`render_report`, and :func:`read_embedded`, which gets the record back out of a page. Not here: the figures
+(:mod:`fastff.report.figures`), tables (:mod:`fastff.report.markdown`), the words around them
+(``templates/report.html.j2``).
+
+A page is made from a record and nothing else, after the record was verified, and carries it: every number on it can be
+traced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fastff.errors import DataError
+from fastff.report import figures
+from fastff.report.markdown import (
+    STATUS_WORDS,
+    sentence,
+    tabulate_accuracy,
+    tabulate_dynamics,
+    tabulate_speed,
+)
+from fastff.report.record import BenchRecord, verify_record
+from fastff.report.verdict import (
+    UNDEFINED,
+    format_bytes,
+    format_percent,
+    format_ratio,
+    format_share,
+)
+
+Figure = tuple[Markup, str]
+"""SVG and caption."""
+
+
+def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> str:
+    """Render the page of a record.
+
+    Parameters
+    ----------
+    record : BenchRecord
+        Sealed; it is verified again here.
+    model_sha256 : str, optional
+        SHA-256 of the tensors of the model the page is for; a record about another one is refused.
+
+    Returns
+    -------
+    str
+        HTML with inline figures and styles; needs no network and no other file.
+
+    Raises
+    ------
+    DataError
+        The record contradicts itself or is about another model.
+    """
+    verify_record(record, model_sha256=model_sha256)
+    environment = Environment(
+        loader=PackageLoader("fastff.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = json.dumps(record.model_dump(mode="json"), allow_nan=False, separators=(",", ":"))
+    return environment.get_template("report.html.j2").render(
+        record=record,
+        title=f"{record.model.name} against {record.teacher.get('name', 'its teacher')}",
+        tiles=_list_tiles(record),
+        accuracy_table=tabulate_accuracy(record),
+        speed_table=tabulate_speed(record),
+        dynamics_table=tabulate_dynamics(record),
+        element_table=_tabulate_elements(record),
+        noise_table=_tabulate_noise(record),
+        skipped=_list_skipped(record),
+        accuracy_figures=_draw_accuracy(record),
+        speed_figures=_draw_speed(record),
+        data_figures=_draw_data(record),
+        model_facts=_list_model_facts(record),
+        provenance_facts=_list_provenance(record),
+        sentence=sentence,
+        embedded=Markup(content.replace("<", "\\u003c")),
+    )
+
+
+def read_embedded(page: str) -> BenchRecord:
+    """The record that a page carries, verified.
+
+    Raises
+    ------
+    DataError
+        The page carries none, or one that was changed.
+    """
+    found = re.search(
+        r'<script type="application/json" id="record">(.*?)</script>', page, re.DOTALL
+    )
+    if found is None:
+        raise DataError("this page carries no bench record: it was not written by 'fastff bench'.")
+    record = BenchRecord.model_validate_json(found.group(1))
+    verify_record(record)
+    return record
+
+
+def _list_tiles(record: BenchRecord) -> list[tuple[str, str, str]]:
+    """Big number, what it is, what it is of."""
+    accuracy = record.main.read_accuracy()
+    tiles = [
+        (format_percent(accuracy.overall), "accuracy", f"lowest of force, energy, stress: {accuracy.limiting}"),
+        (f"{accuracy.force_mae * 1e3:.3g}", "meV/Å force MAE", f"of {accuracy.force_rms * 1e3:.3g} meV/Å RMS"),
+    ]  # fmt: skip
+    if record.headline is not None:
+        tiles.append(
+            (format_ratio(record.headline.ratio), "faster", f"one ASE call, {record.headline.n_atoms} atoms")
+        )  # fmt: skip
+    if record.teacher_noise is not None:
+        floor = format_share(record.teacher_noise.force)
+        tiles.append((floor, "noise floor", "teacher against itself, of RMS force"))
+    return tiles
+
+
+def _tabulate_elements(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            symbol,
+            str(entry.n_atoms),
+            f"{entry.mae * 1e3:.3g}",
+            f"{entry.rmse * 1e3:.3g}",
+            format_percent(entry.accuracy),
+        ]
+        for symbol, entry in record.main.read_accuracy().per_element.items()
+    ]
+    return ["element", "atoms in frames", "MAE (meV/Å)", "RMSE (meV/Å)", "force accuracy"], rows
+
+
+def _tabulate_noise(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
+    sides = [record.teacher_noise, record.student_noise]
+    rows = []
+    for label, name, kind in (
+        ("force, rotated copy", "rotation_force", "share"),
+        ("force, 1e-3 Å jitter, second difference", "jitter_force", "share"),
+        ("force, alone or in a batch", "batch_force", "share"),
+        ("energy, rotated copy", "rotation_energy", "energy"),
+        ("energy, alone or in a batch", "batch_energy", "energy"),
+    ):
+        row = [label]
+        for side in sides:
+            if side is None:
+                row.append(UNDEFINED)
+            elif kind == "share":
+                row.append(format_share(getattr(side, name)))
+            else:
+                row.append(f"{getattr(side, name) * 1e3:.2g} meV/atom")
+        rows.append(row)
+    return ["self-disagreement", "teacher", "student"], rows
+
+
+def _list_skipped(record: BenchRecord) -> list[str]:
+    """Why points are missing, one line each."""
+    return [
+        f"{curve.label}, {point.n_atoms} atoms, {STATUS_WORDS[point.status]}: {point.reason}"
+        for curve in record.speed
+        for point in curve.points
+        if point.status != "measured"
+    ]
+
+
+def _draw_accuracy(record: BenchRecord) -> list[Figure]:
+    parity, accuracy = record.main.parity, record.main.read_accuracy()
+    count = 3 * record.main.frames.n_atoms
+    outside = f"; {parity.force.outside} beyond the axes" if parity.force.outside else ""
+    drawn = [
+        (figures.draw_force_parity(parity.force), f"Forces: {count} components{outside}."),
+    ]
+    if parity.energy:
+        caption = f"Energies: {parity.n_energies} frames, each composition less its mean."
+        drawn.append((figures.draw_energy_parity(parity.energy, parity.energy_groups), caption))
+    if parity.stress:
+        drawn.append(
+            (figures.draw_stress_parity(parity.stress), f"Stress: {parity.n_stresses} components.")
+        )
+    drawn.append(
+        (
+            figures.draw_force_error(parity.force_bins, record.teacher_noise, accuracy.force_rms),
+            "Length of the force error against the teacher's force, bins of equal population.",
+        )
+    )
+    return [(Markup(svg), caption) for svg, caption in drawn]
+
+
+def _draw_speed(record: BenchRecord) -> list[Figure]:
+    curves = [curve for curve in record.speed if curve.mode == "ase-call"]
+    if not curves:
+        return []
+    drawn = [
+        (Markup(figures.draw_speed(curves)), "Median time of one call; bands are 10 to 90 % of the calls."),
+    ]  # fmt: skip
+    if any(point.peak_memory for curve in curves for point in curve.points):
+        drawn.append(
+            (Markup(figures.draw_memory(curves)), f"Peak memory: {curves[0].memory_kind}.")
+        )
+    return drawn
+
+
+def _draw_data(record: BenchRecord) -> list[Figure]:
+    coverage = record.main.coverage
+    drawn = []
+    curve = record.model.training.get("learning_curve")
+    if isinstance(curve, list) and len(curve) > 1:
+        caption = "Accuracy on validation frames while training, as the model file records it."
+        drawn.append((Markup(figures.draw_learning_curve(curve)), caption))
+    drawn.append(
+        (Markup(figures.draw_coverage(coverage)), "Pair distances in the held-out frames.")
+    )
+    drawn.append((Markup(figures.draw_force_histogram(coverage)), "Forces in the held-out frames."))
+    return drawn
+
+
+def _list_model_facts(record: BenchRecord) -> list[tuple[str, str]]:
+    model, teacher, frames = record.model, record.teacher, record.main.frames
+    coverage = record.main.coverage
+    facts = [
+        ("student", f"{model.name}: {model.architecture}, {model.n_parameters} parameters, cut-off {model.cutoff:g} Å, "
+         f"{model.dtype}, elements {', '.join(model.elements)}"),
+        ("model SHA-256", model.sha256),
+        ("teacher", " ".join(str(teacher[k]) for k in ("name", "version") if teacher.get(k)) or UNDEFINED),
+        ("teacher's licence", str(teacher.get("licence") or UNDEFINED)),
+        ("teacher's citation", str(teacher.get("citation") or UNDEFINED)),
+        ("frames", f"{frames.n_frames} frames, {frames.n_atoms} atoms in all, {frames.n_trajectories} trajectories: "
+         f"{frames.description}"),
+        ("elements in frames", ", ".join(f"{s} {n}" for s, n in coverage.element_counts.items())),
+    ]  # fmt: skip
+    if coverage.volume_per_atom is not None:
+        low, high = coverage.volume_per_atom
+        shown = f"{low:.3f}" if f"{low:.3f}" == f"{high:.3f}" else f"{low:.3f} to {high:.3f}"
+        facts.append(("volume", f"{shown} Å³/atom"))
+    facts.append(("frames SHA-256", frames.digest))
+    return facts
+
+
+def _list_provenance(record: BenchRecord) -> list[tuple[str, str]]:
+    p = record.provenance
+    commit = UNDEFINED if p.commit is None else p.commit + (" with changes" if p.dirty else "")
+    memory = format_bytes(p.memory)
+    facts = [
+        ("date", p.date),
+        ("machine", f"{p.machine}, {memory}"),
+        ("system", f"{p.system}, Python {p.python}"),
+        ("software", ", ".join(f"{name} {version}" for name, version in p.packages.items())),
+        ("commit", commit),
+        ("load when measured", UNDEFINED if p.load is None else f"{p.load:g}"),
+        (
+            "durations",
+            ", ".join(f"{name} {seconds:.0f} s" for name, seconds in record.durations.items()),
+        ),
+        ("record", record.digest),
+    ]
+    if p.gpu:
+        facts.insert(
+            2, ("GPU", f"{p.gpu}, {format_bytes(p.gpu_memory)}, driver {p.driver}, CUDA {p.cuda}")
+        )
+    return facts

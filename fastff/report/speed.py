@@ -1,0 +1,79 @@
+"""What a timing is: points, curves, and the numbers derived from them.
+
+Here: :class:`SpeedPoint`, :class:`SpeedCurve`, :func:`summarize`, :func:`convert_to_ns_per_day`. Not here: measuring
+(:mod:`fastff.report.timing`), comparing curves (:mod:`fastff.report.record`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+Status = Literal["measured", "out-of-memory", "too-large", "too-slow", "not-run", "failed"]
+
+
+class SpeedPoint(BaseModel):
+    """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_atoms: int
+    formula: str
+    status: Status
+    reason: str = ""
+    seconds: tuple[float, ...] = ()
+    median: float | None = None
+    mean: float | None = None
+    q10: float | None = None
+    q90: float | None = None
+    atom_steps_per_second: float | None = None
+    peak_memory: int | None = None
+
+
+class SpeedCurve(BaseModel):
+    """Timings of one calculator over sizes, with what they include and what it was."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str
+    label: str
+    mode: Literal["ase-call", "ase-md"]
+    includes: str
+    device: str
+    threads: int
+    identity: dict[str, Any]
+    memory_kind: str = ""
+    time_step: float | None = None
+    points: tuple[SpeedPoint, ...]
+
+    def find(self, n_atoms: int) -> SpeedPoint | None:
+        """The point at exactly ``n_atoms``, or None."""
+        return next((point for point in self.points if point.n_atoms == n_atoms), None)
+
+
+def summarize(
+    n_atoms: int, formula: str, seconds: Sequence[float], peak_memory: int | None, reason: str = ""
+) -> SpeedPoint:
+    """Make the measured point of ``seconds``: median, 10 and 90 % quantiles, atom-steps per second at the median."""
+    median = float(np.median(seconds))
+    return SpeedPoint(
+        n_atoms=n_atoms,
+        formula=formula,
+        status="measured",
+        reason=reason,
+        seconds=tuple(float(s) for s in seconds),
+        median=median,
+        mean=float(np.mean(seconds)),
+        q10=float(np.quantile(seconds, 0.1)),
+        q90=float(np.quantile(seconds, 0.9)),
+        atom_steps_per_second=n_atoms / median,
+        peak_memory=peak_memory,
+    )
+
+
+def convert_to_ns_per_day(seconds_per_step: float, time_step: float) -> float:
+    """Simulated nanoseconds a day at ``time_step`` in fs."""
+    return 86400.0 / seconds_per_step * time_step * 1e-6

@@ -1,0 +1,437 @@
+"""One bench run from model file to page, with an analytic teacher; and planted errors that must be caught."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
+from typer.testing import CliRunner
+
+from fastff.checkpoint import save_model
+from fastff.cli import app
+from fastff.distill.export import write_labels
+from fastff.errors import DataError, UsageError
+from fastff.labels import Frame, Labels
+from fastff.models import build_student, configure_student
+from fastff.report.bench import BenchPlan, run_bench, write_results
+from fastff.report.heldout import derive_seed, plan_heldout, run_heldout
+from fastff.report.html import read_embedded, render_report
+from fastff.report.markdown import tabulate_accuracy, tabulate_dynamics, tabulate_speed
+from fastff.report.noise import measure_noise
+from fastff.report.record import (
+    BenchRecord,
+    compute_digest,
+    read_record,
+    verify_record,
+    write_record,
+)
+from fastff.teachers import load_teacher
+
+TINY = BenchPlan(
+    n_frames=6, n_temperatures=2, n_equilibrate=4, interval=2, sizes=(32, 500), budget=0.5,
+    md_atoms=32, outside=True, n_noise=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher("analytic:morse", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, teacher):
+    """An untrained student: bad, but real."""
+    torch.manual_seed(0)
+    student = build_student(configure_student("m1", (29,), cutoff=4.0))
+    text = io.StringIO()
+    ase.io.write(text, [bulk("Cu", cubic=True)], format="extxyz")
+    path = tmp_path_factory.mktemp("model") / "cu.safetensors"
+    header = {
+        "teacher": teacher.info.to_dict(),
+        "temperature": [300, 600],
+        "structures": text.getvalue(),
+        "training": {
+            "learning_curve": [
+                {"step": 0, "force_accuracy": 0.1, "accuracy": 0.0},
+                {"step": 9, "force_accuracy": 0.9, "accuracy": 0.8},
+            ]
+        },
+    }
+    save_model(path, student, header)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(model, teacher):
+    return run_bench(
+        model, teacher=teacher, plan=TINY, command=["fastff", "bench", "cu.safetensors"]
+    )
+
+
+@pytest.fixture(scope="module")
+def paths(result, tmp_path_factory):
+    return write_results(result, tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture
+def record(result):
+    return result.record
+
+
+def edit(record, change, *, reseal=True):
+    """A record with one planted change to its JSON, and a digest that fits unless told otherwise."""
+    content = json.loads(record.model_dump_json())
+    change(content)
+    edited = BenchRecord.model_validate_json(json.dumps(content))
+    if reseal:
+        edited = edited.model_copy(update={"digest": compute_digest(edited)})
+    return edited
+
+
+def test_run_measures_both_sides(record):
+    names = [c.name for c in record.comparisons]
+    assert names == ["held-out frames", "1.5 × the highest temperature", "strained by ±5 %"]
+    accuracy = record.main.read_accuracy()
+    assert record.main.frames.n_frames == accuracy.n_frames == 6
+    assert accuracy.force is not None
+    assert accuracy.energy is not None
+    assert accuracy.stress is not None
+    for role in ("student", "teacher"):
+        curve = record.find_curve(role, "ase-call")
+        assert [p.n_atoms for p in curve.points] == [32, 500]
+        assert curve.find(500).status == "measured"
+        assert len(curve.find(500).seconds) >= 3
+        assert record.find_curve(role, "ase-md").points[0].n_atoms == 32
+    assert record.headline.n_atoms == 500
+    assert record.headline.ratio == pytest.approx(
+        record.find_curve("teacher", "ase-call").find(500).median
+        / record.find_curve("student", "ase-call").find(500).median
+    )
+    assert len(record.verdict.lines) == 5
+    assert record.verdict.passed is None
+    assert record.teacher_noise.rotation_force < 1e-9
+    assert record.provenance.command == "fastff bench cu.safetensors"
+
+
+def test_record_survives_a_file(record, tmp_path, model):
+    path = tmp_path / "bench.json"
+    path.write_text(record.model_dump_json())
+    assert read_record(path, model_sha256=record.model.sha256) == record
+
+
+def test_results_are_written_and_the_page_is_self_contained(result, paths):
+    page = paths["report.html"].read_text()
+    outside = re.findall(r'(?:src|href)="(?!#|data:)([^"]+)"', page)
+    assert outside == []
+    assert "@import" not in page
+    assert page.count("<svg") >= 7
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    for target in re.findall(r'(?:url\(#|href="#)([^)"]+)', page):
+        assert target in identifiers
+    assert read_embedded(page) == result.record
+    assert read_record(paths["bench.json"]) == result.record
+    from fastff.distill.formats import read_labels
+
+    stored = read_labels(paths["heldout.h5"])
+    assert len(stored.frames) == 6
+    assert stored.held_out == {0, 1}
+
+
+def test_every_table_cell_is_on_page_and_in_markdown(result, paths):
+    page, text = paths["report.html"].read_text(), paths["bench.md"].read_text()
+    cells = set(re.findall(r"<td>(.*?)</td>", page))
+    for table in (tabulate_accuracy, tabulate_speed, tabulate_dynamics):
+        for row in table(result.record)[1]:
+            for cell in row:
+                assert cell.replace("<", "&lt;").replace("'", "&#39;") in cells
+                assert cell in text
+
+
+def test_held_out_frames_do_not_repeat_other_seeds(teacher):
+    start = [bulk("Cu", cubic=True)]
+    first, second = (
+        run_heldout(
+            teacher,
+            plan_heldout(start, (300, 300), seed=s, n_frames=2, n_equilibrate=2, interval=2),
+        )
+        for s in (derive_seed("a"), derive_seed("b"))
+    )
+    assert not np.allclose(first[0].atoms.positions, second[0].atoms.positions, atol=1e-3)
+    assert len(first[0].atoms) >= 27
+
+
+def test_labels_are_judged_without_a_teacher(result, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastff.teachers.load_teacher", None)
+    path = tmp_path / "labels.xyz"
+    write_labels(path, result.frames, result.record.teacher)
+    judged = run_bench(model, labels=path).record
+    assert judged.main.read_accuracy().force == pytest.approx(
+        result.record.main.read_accuracy().force, abs=1e-6
+    )
+    assert judged.speed == ()
+    assert judged.headline is None
+    assert "not verified" in " ".join(judged.main.frames.notes)
+    assert "not compared" in judged.verdict.lines[3]
+    assert "Not measured" in render_report(judged)
+
+
+def test_labels_of_another_teacher_are_said(result, model, tmp_path):
+    path = tmp_path / "labels.xyz"
+    write_labels(path, result.frames, {**result.record.teacher, "name": "other"})
+    judged = run_bench(model, labels=path).record
+    assert any("made by other" in note for note in judged.notes)
+
+
+def test_labels_in_a_wrong_unit_are_caught(result, model, tmp_path, teacher):
+    """Stress in GPa: only a student that follows its teacher can tell, so the teacher itself plays the student."""
+    from fastff.report.comparison import compare_frames
+
+    frames = [
+        Frame(
+            f.atoms,
+            Labels(f.labels.energy, f.labels.forces, f.labels.stress * 160.2),
+            "file",
+            0,
+            0.0,
+            0,
+        )
+        for f in result.frames
+    ]
+    with pytest.raises(DataError, match=r"stress.*GPa"):
+        compare_frames("held-out frames", frames, teacher.label, "labels", "planted")
+
+
+def test_required_accuracy_is_judged(model, teacher, result, tmp_path):
+    path = tmp_path / "labels.xyz"
+    write_labels(path, result.frames, result.record.teacher)
+    plan = BenchPlan(required=0.95)
+    judged = run_bench(model, labels=path, plan=plan).record
+    assert judged.verdict.passed is False
+    assert "NOT MET" in judged.verdict.lines[0]
+
+
+def test_neither_labels_nor_teacher_is_a_usage_error(model):
+    with pytest.raises(UsageError, match="nothing to compare with"):
+        run_bench(model)
+
+
+# Planted errors ------------------------------------------------------------------------------------------------------
+
+
+def plant_swapped_curves(content):
+    for curve in content["speed"]:
+        curve["role"] = {"student": "teacher", "teacher": "student"}[curve["role"]]
+
+
+def plant_swapped_times(content):
+    """Times of teacher and student exchanged, everything computed from them left as it was."""
+    calls = [c for c in content["speed"] if c["mode"] == "ase-call"]
+    calls[0]["points"], calls[1]["points"] = calls[1]["points"], calls[0]["points"]
+
+
+def plant_milliseconds(content):
+    content["speed"][0]["points"][1]["median"] *= 1000.0
+
+
+def plant_force_unit(content):
+    for key in ("force_mae", "force_rmse", "force_rms"):
+        content["comparisons"][0]["accuracy"][key] *= 1000.0
+
+
+def plant_force_accuracy(content):
+    content["comparisons"][0]["accuracy"]["force"] = 0.99
+
+
+def plant_overall(content):
+    content["comparisons"][0]["accuracy"]["overall"] = 0.99
+
+
+def plant_swapped_forces(content):
+    """Parity computed with the student in the teacher's place."""
+    for entry in content["comparisons"][0]["parity"]["force_bins"]:
+        entry["force_rms"] *= 0.9
+
+
+def plant_ratio(content):
+    content["ratios"][0]["ratio"] *= 2.0
+
+
+def plant_verdict(content):
+    content["verdict"]["required"] = 0.99
+    content["verdict"]["passed"] = True
+
+
+def plant_extrapolation(content):
+    point = content["speed"][1]["points"][1]
+    point.update(status="too-slow", reason="planted")
+
+
+def plant_other_model(content):
+    content["model"]["sha256"] = "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (plant_swapped_curves, "swapped"),
+        (plant_swapped_times, "do not follow from the timings"),
+        (plant_milliseconds, "median .* does not follow"),
+        (plant_force_unit, "different units"),
+        (plant_force_accuracy, "force accuracy 0.99 does not follow"),
+        (plant_overall, "'overall' is not the smallest"),
+        (plant_swapped_forces, "swapped"),
+        (plant_ratio, "speed ratios do not follow"),
+        (plant_verdict, "the verdict says passed=True"),
+        (plant_extrapolation, "has times but its status is too-slow"),
+        (plant_other_model, "stale"),
+    ],
+)
+def test_planted_errors_are_caught(record, plant, words, tmp_path):
+    edited = edit(record, plant)
+    with pytest.raises(DataError, match=words):
+        verify_record(edited)
+    with pytest.raises(DataError, match=words):
+        render_report(edited)
+    path = tmp_path / "bench.json"
+    path.write_text(edited.model_dump_json())
+    with pytest.raises(DataError, match=words):
+        read_record(path)
+
+
+def test_any_edit_breaks_the_digest(record):
+    def change(content):
+        content["teacher_noise"]["jitter_force"] = 0.5
+
+    with pytest.raises(DataError, match="changed after it was written"):
+        verify_record(edit(record, change, reseal=False))
+
+
+def test_stale_record_is_refused(record):
+    with pytest.raises(DataError, match="stale"):
+        render_report(record, model_sha256="1" * 64)
+
+
+def test_swapped_calculators_are_caught(model, teacher, monkeypatch):
+    """The student's factory returns something else: the timings would be of a stranger."""
+    monkeypatch.setattr("fastff.calculator.FastFFCalculator", lambda *a, **k: teacher.calculator())
+    plan = replace(TINY, n_frames=2, n_equilibrate=1, n_temperatures=1, outside=False)
+    with pytest.raises(DataError, match="student's calculator does not give the student's labels"):
+        run_bench(model, teacher=teacher, plan=plan)
+
+
+def test_other_files_are_not_records(tmp_path):
+    path = tmp_path / "x.json"
+    for text, words in (("{}", "schema None"), ("[1]", "schema None"), ("{", "cannot be read")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            read_record(path)
+    with pytest.raises(DataError, match="no bench record"):
+        read_embedded("<html></html>")
+
+
+def test_noise_of_a_rough_labeller_is_seen():
+    random = np.random.default_rng(0)
+
+    def label(structures):
+        labels = []
+        for atoms in structures:
+            image = atoms.copy()
+            image.calc = LennardJones(sigma=2.3, epsilon=0.4, rc=5.0, smooth=True)
+            forces = image.get_forces()
+            labels.append(
+                Labels(
+                    image.get_potential_energy(),
+                    forces * (1 + 0.01 * random.normal(size=forces.shape)),
+                    None,
+                )
+            )
+        return labels
+
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.1, seed=1)
+    noise = measure_noise(label, [atoms])
+    assert 0.002 < noise.batch_force < 0.05
+    assert 0.002 < noise.rotation_force < 0.05
+    assert noise.rotation_energy < 1e-12
+
+
+def test_noise_needs_forces():
+    def label(structures):
+        return [Labels(0.0, np.zeros((len(a), 3)), None) for a in structures]
+
+    with pytest.raises(DataError, match="all are zero"):
+        measure_noise(label, [Atoms("Cu")])
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def invoke():
+    def call(*arguments):
+        return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+    return call
+
+
+def test_command_writes_results(invoke, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastff.report.race.HEADLINE_ATOMS", 32)
+    out = tmp_path / "out"
+    done = invoke(
+        model, "--compare-teacher", "--quick", "--frames", 4, "--steps", 2, "--sizes", "32",
+        "--budget", 0.5, "--device", "cpu", "--out", out,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "Accuracy:" in done.output
+    assert "faster than the teacher" in done.output
+    assert {p.name for p in out.iterdir()} == {
+        "bench.json",
+        "report.html",
+        "bench.md",
+        "heldout.h5",
+    }
+    again = invoke(model, "--compare-teacher", "--device", "cpu", "--out", out)
+    assert isinstance(again.exception, UsageError)
+    assert "--force" in str(again.exception)
+
+
+def test_command_rebuilds_the_page_of_a_record(invoke, record, tmp_path):
+    write_record(record, tmp_path / "bench.json")
+    done = invoke(tmp_path / "bench.json")
+    assert done.exit_code == 0, done.output
+    assert read_embedded((tmp_path / "report.html").read_text()) == record
+
+
+def test_command_fails_with_code_6_below_the_required_accuracy(invoke, result, model, tmp_path):
+    path = tmp_path / "labels.xyz"
+    write_labels(path, result.frames, result.record.teacher)
+    done = invoke(
+        model, "--labels", path, "--require", 0.95, "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert done.exception.exit_code == 6
+    assert "Required accuracy not met" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to compare with"),
+        (["--labels", "x.xyz", "--teacher", "chgnet"], "--teacher is only used"),
+        (["--compare-teacher", "--sizes", "a,b"], "not a list of atom counts"),
+        (["--compare-teacher", "--temperature", "900-300"], "not a temperature"),
+    ],
+)
+def test_command_refuses_what_it_cannot_honour(invoke, model, tmp_path, arguments, words):
+    done = invoke(model, "--out", tmp_path / "out", "--device", "cpu", *arguments)
+    assert isinstance(done.exception, UsageError)
+    assert words in str(done.exception)
