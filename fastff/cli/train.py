@@ -201,7 +201,7 @@ def build_listener(console: Console) -> Listener:
         console.print(f"[bold]teacher[/]  {info.name} ({info.version}), licence {info.licence}")
         for note in info.notes:
             console.print(f"         {note}", style="yellow")
-        console.print(str(plan), markup=False)
+        console.print(str(plan), markup=False, soft_wrap=True)
         labelling.start()
 
     def show_sampling(progress: Any) -> None:
@@ -211,12 +211,12 @@ def build_listener(console: Console) -> Listener:
 
     def show_sampled(report: Any) -> None:
         labelling.stop()
-        console.print(str(report), markup=False)
+        console.print(str(report), markup=False, soft_wrap=True)
 
     def show_split(split: Any, report: Any) -> None:
-        console.print(f"frames   {split}", markup=False)
+        console.print(f"frames   {split}", markup=False, soft_wrap=True)
         if report.findings:
-            console.print(str(report), markup=False)
+            console.print(str(report), markup=False, soft_wrap=True)
 
     def show_student(name: str, settings: Any) -> None:
         console.print(
@@ -257,15 +257,18 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
     console.print(
         f"[bold]verdict[/]  {outcome.architecture}: accuracy {test.overall:.1%} on {test.n_frames} held-out frames, "
-        f"limited by {test.limiting}; {word} ({outcome.target:.1%})"
+        f"limited by {test.limiting}; {word} ({outcome.target:.1%})",
+        soft_wrap=True,
     )
     console.print(
         f"         forces {format_accuracy(test.force)} (MAE {1e3 * test.force_mae:.1f} meV/Å, "
-        f"teacher RMS {test.force_rms:.2f} eV/Å)"
+        f"teacher RMS {test.force_rms:.2f} eV/Å)",
+        soft_wrap=True,
     )
     energy_mae = "" if test.energy_mae is None else f" (MAE {1e3 * test.energy_mae:.2f} meV/atom)"
     console.print(
-        f"         energy {format_accuracy(test.energy)}{energy_mae}, stress {format_accuracy(test.stress)}"
+        f"         energy {format_accuracy(test.energy)}{energy_mae}, stress {format_accuracy(test.stress)}",
+        soft_wrap=True,
     )
     times = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
     console.print(f"         time: {times}; model: {outcome.model}", soft_wrap=True)

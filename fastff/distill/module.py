@@ -177,7 +177,7 @@ class DistillationModule(pl.LightningModule):
         loss = w.forces * losses[0] + energy_weight * losses[1] + w.stress * losses[2]
         if self.global_step % 50 == 0 and not bool(torch.isfinite(loss)):
             raise FloatingPointError(
-                f"the loss is {float(loss)} at step {self.global_step} (frames "
+                f"the loss is {loss.item()} at step {self.global_step} (frames "
                 f"{batch.frame_index.tolist()}); lower the learning rate or check these labels"
             )
         self.log("loss", loss, prog_bar=True, batch_size=batch.num_graphs)

@@ -1,0 +1,228 @@
+"""Training: labels to scales, losses, a real tiny run, resume. Not here: sampling, the command line."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from torch_geometric.data import Batch
+
+from fastff.distill.data import (
+    build_loader,
+    choose_batch_size,
+    count_slots,
+    measure_labels,
+    prepare_frame,
+    stack_voigt,
+)
+from fastff.distill.module import BATCH_FIELDS, ResidualLosses, measure_frames
+from fastff.distill.train import (
+    TrainSettings,
+    average_weights,
+    find_checkpoint,
+    prepare_student,
+    train_student,
+)
+from fastff.errors import DataError
+from fastff.labels import Frame, Labels
+from fastff.predict import predict
+
+SETTINGS = TrainSettings(cutoff=4.0, n_steps=24, batch_atoms=16, n_validations=3, device="cpu")
+
+
+def label(atoms: Atoms, trajectory: int) -> Frame:
+    """Frame with EMT labels; EMT gives a stress for any cell."""
+    atoms = atoms.copy()
+    atoms.calc = EMT()
+    stress = atoms.get_stress() if atoms.pbc.all() else None
+    labels = Labels(atoms.get_potential_energy(), atoms.get_forces(), stress)
+    atoms.calc = None
+    return Frame(atoms, labels, "rattle", trajectory, float("nan"), -1)
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[Frame]:
+    """Rattled and strained copper-gold cells of four atoms."""
+    rng = np.random.default_rng(3)
+    made = []
+    for k in range(24):
+        atoms = bulk("Cu", cubic=True)
+        atoms.numbers[0] = 79
+        atoms.set_cell(atoms.cell.array * (1.05 + rng.normal(scale=0.02)), scale_atoms=True)
+        atoms.positions += rng.normal(scale=0.1, size=(4, 3))
+        made.append(label(atoms, k))
+    return made
+
+
+def test_composition_energies_are_exact_for_separable_energies() -> None:
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(6):
+        symbols = "".join(rng.choice(["H", "O"], size=5))
+        atoms = Atoms(symbols, positions=rng.normal(size=(5, 3)) * 3)
+        n_h = symbols.count("H")
+        energy = -13.6 * n_h - 2041.8 * (5 - n_h)
+        frames.append(Frame(atoms, Labels(energy, np.ones((5, 3)), None), "file", 0, 300.0, -1))
+    statistics = measure_labels(frames)
+    assert statistics.elements == (1, 8)
+    np.testing.assert_allclose(statistics.composition_energies, [-13.6, -2041.8], rtol=1e-10)
+    assert statistics.force_rms == pytest.approx(1.0)
+    assert statistics.stress_rms == 0.0
+
+
+def test_nothing_to_learn_is_refused() -> None:
+    atoms = molecule("H2O")
+    still = Frame(atoms, Labels(0.0, np.zeros((3, 3)), None), "file", 0, 300.0, -1)
+    with pytest.raises(DataError, match="all training forces are zero"):
+        measure_labels([still])
+    with pytest.raises(DataError, match="no training frames"):
+        measure_labels([])
+
+
+def test_frames_out_of_reach_of_each_other_are_refused() -> None:
+    atoms = Atoms("Cu2", positions=[[0, 0, 0], [30.0, 0, 0]])
+    far = Frame(atoms, Labels(0.0, np.ones((2, 3)), None), "file", 0, 300.0, -1)
+    with pytest.raises(DataError, match="no two atoms are within"):
+        prepare_student([far], SETTINGS)
+
+
+def test_residuals_add_up_to_the_labels(frames: list[Frame]) -> None:
+    """What the student learns plus what it does not is the label: zero loss if the labels are its own prediction."""
+    student, _ = prepare_student(frames, SETTINGS)
+    student = student.double()
+    structures = [f.atoms for f in frames[:3]] + [molecule("CO")]
+    structures[3].numbers[:] = (29, 79)
+    own = [
+        Frame(a, p, "file", k, 300.0, -1)
+        for k, (a, p) in enumerate(zip(structures, predict(student, structures), strict=True))
+    ]
+    own[1] = replace(own[1], labels=replace(own[1].labels, stress=None))
+    n_slots = count_slots(own, student.cutoff)
+    batch = Batch.from_data_list([prepare_frame(f, student, n_slots) for f in own])
+    losses = ResidualLosses(student, measure_labels(frames))(*(batch[n] for n in BATCH_FIELDS))
+    assert losses.max() < 1e-20
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_each_loss_sees_its_own_label(frames: list[Frame], kind: int) -> None:
+    student, _ = prepare_student(frames, SETTINGS)
+    student = student.double()
+    labels = predict(student, [frames[0].atoms])[0]
+    assert labels.stress is not None
+    changed = [
+        replace(labels, forces=labels.forces + 0.1),
+        replace(labels, energy=labels.energy + 0.1),
+        replace(labels, stress=labels.stress + 0.01),
+    ][kind]
+    data = prepare_frame(replace(frames[0], labels=changed), student, 60)
+    batch = Batch.from_data_list([data])
+    losses = ResidualLosses(student, measure_labels(frames))(*(batch[n] for n in BATCH_FIELDS))
+    others = [k for k in range(3) if k != kind]
+    assert losses[kind] > 1e-4
+    assert losses[others].max() < 1e-20
+
+
+def test_loader_order_depends_on_seed_and_epoch_alone(frames: list[Frame]) -> None:
+    student, _ = prepare_student(frames, SETTINGS)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        loader = build_loader(frames, student, 4, seed=seed)
+        loader.sampler.set_epoch(epoch)
+        return [int(k) for batch in loader for k in batch.frame_index]
+
+    assert order(1, 0) == order(1, 0)
+    assert sorted(order(1, 0)) == list(range(24))
+    assert order(1, 0) != order(1, 1) != order(2, 1)
+
+
+def test_batch_size_counts_atoms(frames: list[Frame]) -> None:
+    assert choose_batch_size(frames, 16) == 4
+    assert choose_batch_size(frames, 1) == 1
+    assert choose_batch_size(frames, 10**6) == 24
+
+
+def test_voigt_order() -> None:
+    matrix = torch.arange(9.0).view(1, 3, 3)
+    assert stack_voigt(matrix).tolist() == [[0.0, 4.0, 8.0, 5.0, 2.0, 1.0]]
+
+
+def test_moving_average_starts_fast_and_ends_slow() -> None:
+    averaged, current = [torch.zeros(1)], [torch.ones(1)]
+    average_weights(0.99, averaged, current, torch.tensor(0))
+    assert averaged[0].item() == pytest.approx(0.9)
+    averaged = [torch.zeros(1)]
+    average_weights(0.99, averaged, current, 10**6)
+    assert averaged[0].item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_training_lowers_the_error(frames: list[Frame], tmp_path: Path) -> None:
+    """A real run: twelve epochs on EMT labels teach forces far better than the untrained student has them."""
+    train, validation = frames[:20], frames[20:]
+    before, _ = prepare_student(train, SETTINGS)
+    structures = [f.atoms for f in validation]
+    untrained = measure_frames(validation, predict(before, structures))
+    steps = []
+    settings = replace(SETTINGS, n_steps=150)
+    result = train_student(train, validation, settings, tmp_path, on_step=steps.append)
+    trained = measure_frames(validation, predict(result.student, structures))
+    assert trained.force is not None
+    assert untrained.force is not None
+    assert trained.force > 0.6 > untrained.force
+    assert steps[-1].step == steps[-1].n_steps == result.n_steps == 150
+    assert result.learning_curve[-1]["accuracy"] == pytest.approx(trained.overall, abs=0.05)
+    assert not any(p.requires_grad for p in result.student.parameters())
+
+
+def test_resumed_run_equals_uninterrupted(frames: list[Frame], tmp_path: Path) -> None:
+    """Same weights, bit for bit, whether or not the run was cut in the middle."""
+    train, validation = frames[:20], frames[20:]
+    whole = train_student(train, validation, SETTINGS, tmp_path / "whole")
+
+    class KilledError(Exception):
+        pass
+
+    def kill(progress: object) -> None:
+        if progress.step == 17:  # type: ignore[attr-defined]
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        train_student(train, validation, SETTINGS, tmp_path / "cut", on_step=kill)
+    assert find_checkpoint(tmp_path / "cut" / "checkpoints") is not None
+    resumed = train_student(train, validation, SETTINGS, tmp_path / "cut", resume=True)
+    assert resumed.learning_curve == whole.learning_curve
+    for name, value in whole.student.state_dict().items():
+        assert torch.equal(value, resumed.student.state_dict()[name]), name
+
+
+def test_damaged_checkpoint_is_skipped(
+    frames: list[Frame], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_student(frames[:20], frames[20:], SETTINGS, tmp_path)
+    folder = tmp_path / "checkpoints"
+    newest = find_checkpoint(folder)
+    assert newest is not None
+    Path(newest).write_bytes(Path(newest).read_bytes()[:2000])
+    older = find_checkpoint(folder)
+    assert older is not None
+    assert older != newest
+    assert "skipping damaged checkpoint" in caplog.text
+
+
+def test_training_without_validation_is_refused(frames: list[Frame], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no validation frames"):
+        train_student(frames, [], SETTINGS, tmp_path)
+
+
+def test_infinite_loss_stops_and_names_the_batch(frames: list[Frame], tmp_path: Path) -> None:
+    bad = frames[0].labels.forces.copy()
+    bad[0, 0] = 1e30
+    spoiled = [replace(frames[0], labels=replace(frames[0].labels, forces=bad)), *frames[1:20]]
+    settings = replace(SETTINGS, learning_rate=1e30, n_steps=200)
+    with pytest.raises(FloatingPointError, match=r"loss is .* \(frames \["):
+        train_student(spoiled, frames[20:], settings, tmp_path)
