@@ -15,14 +15,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --no-compile -c $(CONSTRAINTS)
 
-.PHONY: help install install-dev demo test check clean
+.PHONY: help install install-dev demo test check check-style check-types check-imports clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.installed ## .venv with fastff and the sevennet teacher
-install-dev: $(VENV)/.installed-dev ## the same with the development tools
+install-dev: $(VENV)/.installed-dev ## the same with the chgnet teacher and the development tools
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; \
@@ -38,18 +38,25 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	echo "Installed in $$seconds s." && echo $$seconds > $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP_INSTALL) --no-build-isolation -e ".[sevennet,dev]" && touch $@
+	@echo "Adding the chgnet teacher and the development tools ..."
+	@$(PIP_INSTALL) --no-build-isolation -e ".[sevennet,chgnet,dev]" && touch $@
 
 demo: install ## label, train and bench a crystal on this machine
 	$(BIN)/python examples/demo.py
 
 test: install-dev ## the whole test-suite on the CPU
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-check: install-dev ## style, types and import contracts
+check: check-style check-types check-imports ## style, types and import contracts
+
+check-style: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check-types: install-dev
 	$(BIN)/mypy
+
+check-imports: install-dev
 	$(BIN)/lint-imports
 
 clean: ## remove the environment, caches and build results

@@ -7,7 +7,6 @@ classes of errors (:mod:`fastff.errors`).
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -48,23 +47,19 @@ class LazyGroup(TyperGroup):
     """Commands of :data:`COMMANDS`, each imported when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the table, of the modules that this installation has."""
-        return [
-            name
-            for name, source in COMMANDS.items()
-            if importlib.util.find_spec(source.module) is not None
-        ]
+        """Names in the order of the table."""
+        return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import and build one command; None when there is none of that name."""
-        if cmd_name not in self.commands and cmd_name in self.list_commands(ctx):
+        if cmd_name not in self.commands and cmd_name in COMMANDS:
             self.commands[cmd_name] = _build_command(cmd_name, COMMANDS[cmd_name])
         return self.commands.get(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Load every command when the name is unknown, so that the nearest can be suggested."""
         if args and self.get_command(ctx, args[0]) is None:
-            for name in self.list_commands(ctx):
+            for name in COMMANDS:
                 self.get_command(ctx, name)
         return super().resolve_command(ctx, args)
 

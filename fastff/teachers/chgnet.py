@@ -187,9 +187,9 @@ class CHGNetTeacher(Teacher):
 
     def calculator(self) -> BaseCalculator:
         """A fresh ``chgnet.model.dynamics.CHGNetCalculator`` that shares the loaded model."""
-        from chgnet.model.dynamics import CHGNetCalculator
+        with preserve_global_state(), hush():  # the import alone draws random numbers
+            from chgnet.model.dynamics import CHGNetCalculator
 
-        with preserve_global_state(), hush():
             return CHGNetCalculator(
                 model=self._model, use_device=str(self._device), on_isolated_atoms="ignore"
             )

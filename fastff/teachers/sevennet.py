@@ -223,10 +223,10 @@ class SevenNetTeacher(Teacher):
 
     def calculator(self) -> BaseCalculator:
         """A fresh ``sevenn.calculator.SevenNetCalculator`` of the same weights, device and fidelity."""
-        from sevenn.calculator import SevenNetCalculator
-
         flags = {ACCELERATORS[self._accelerator]: True} if self._accelerator else {}
-        with preserve_global_state(), hush():
+        with preserve_global_state(), hush():  # the import alone draws random numbers
+            from sevenn.calculator import SevenNetCalculator
+
             return SevenNetCalculator(
                 model=str(self._path), device=str(self._device), modal=self._modal, **flags
             )
