@@ -38,11 +38,11 @@ class LabelStatistics:
         ``E0`` per element, eV: least squares of the energies on the composition, of least norm where that is
         not unique.
     force_rms : float
-        eV/Å, over all components.
+        eV/Å, of the median frame, so that a few close contacts do not set the scale of thermal forces.
     energy_spread : float
-        eV/atom, standard deviation of the energy per atom about the fit.
+        eV/atom, spread of the energy per atom about the fit: 1.48 times the median absolute deviation.
     stress_rms : float
-        eV/Å^3; 0 without periodic frames.
+        eV/Å^3, of the median periodic frame; 0 without periodic frames.
     """
 
     elements: tuple[int, ...]
@@ -68,17 +68,18 @@ def measure_labels(frames: Sequence[Frame]) -> LabelStatistics:
     per_element, *_ = np.linalg.lstsq(counts, energy, rcond=1e-9)
     n_atoms = counts.sum(axis=1)
     residual = (energy - counts @ per_element) / n_atoms
-    forces = np.concatenate([f.labels.forces.ravel() for f in frames])
-    force_rms = float(np.sqrt(np.mean(forces**2)))
+    squares = np.array([np.mean(np.square(f.labels.forces)) for f in frames])
+    force_rms = float(np.sqrt(np.median(squares) or squares.mean()))
     if not force_rms > 0.0:
         raise DataError("all training forces are zero; the frames hold nothing to learn")
-    stresses = [f.labels.stress for f in frames if f.labels.stress is not None]
-    stress_rms = float(np.sqrt(np.mean(np.square(stresses)))) if stresses else 0.0
+    stresses = [np.mean(np.square(f.labels.stress)) for f in frames if f.labels.stress is not None]
+    stress_rms = float(np.sqrt(np.median(stresses))) if stresses else 0.0
+    spread = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
     return LabelStatistics(
         elements=tuple(elements),
         composition_energies=tuple(float(e) for e in per_element),
         force_rms=force_rms,
-        energy_spread=max(float(residual.std()), 1e-5),
+        energy_spread=max(spread, 1e-5),
         stress_rms=stress_rms,
     )
 
