@@ -18,12 +18,14 @@ from typer.testing import CliRunner
 
 from fastff.checkpoint import save_model
 from fastff.cli import app
+from fastff.distill.content import hash_structure
 from fastff.distill.export import write_labels
+from fastff.distill.formats import LabelledSet
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, Labels
 from fastff.models import build_student, configure_student
 from fastff.report.bench import BenchPlan, run_bench, write_results
-from fastff.report.heldout import derive_seed, plan_heldout, run_heldout
+from fastff.report.heldout import derive_seed, plan_heldout, run_heldout, select_heldout
 from fastff.report.html import read_embedded, render_report
 from fastff.report.markdown import tabulate_accuracy, tabulate_dynamics, tabulate_speed
 from fastff.report.noise import measure_noise
@@ -183,6 +185,19 @@ def test_labels_are_judged_without_a_teacher(result, model, tmp_path, monkeypatc
     assert "not verified" in " ".join(judged.main.frames.notes)
     assert "not compared" in judged.verdict.lines[3]
     assert "Not measured" in render_report(judged)
+
+
+def test_frames_of_training_and_of_other_trajectories_are_left_out(result):
+    hashes = [hash_structure(frame.atoms).hex() for frame in result.frames]
+    every = LabelledSet(result.frames, {})
+    fresh, notes = select_heldout(every, frozenset(hashes[:2]), lambda a: hash_structure(a).hex())
+    assert fresh == result.frames[2:]
+    assert "2 frames were left out" in notes[0]
+    marked = LabelledSet(result.frames, {}, held_out=frozenset({1}))
+    fresh, notes = select_heldout(marked, frozenset({"none"}), lambda a: hash_structure(a).hex())
+    assert {frame.trajectory for frame in fresh} == {1}
+    with pytest.raises(DataError, match="the student was trained on all"):
+        select_heldout(every, frozenset(hashes), lambda a: hash_structure(a).hex())
 
 
 def test_labels_of_another_teacher_are_said(result, model, tmp_path):

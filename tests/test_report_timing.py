@@ -89,15 +89,20 @@ def test_both_sides_see_the_same_places():
 
 
 def test_slow_calculator_stops_but_required_size_is_measured():
-    plan = TimingPlan(budget=0.2, min_repeats=3, max_repeats=4, warmup=1, required=(40,))
-    curve = time_calculator(lambda: Clockwork(4e-3), make_cells(10, 20, 40, 80), plan=plan)
+    plan = TimingPlan(budget=0.1, min_repeats=3, max_repeats=4, warmup=1, required=(160,))
+    calculator = Clockwork(2e-3)
+    curve = time_calculator(lambda: calculator, make_cells(10, 25, 120, 160, 320), plan=plan)
     status = {p.n_atoms: p.status for p in curve.points}
-    assert status == {10: "measured", 20: "too-slow", 40: "measured", 80: "too-slow"}
-    late = curve.find(80)
+    assert status == {
+        10: "measured", 25: "too-slow", 120: "too-slow", 160: "measured", 320: "too-slow"
+    }  # fmt: skip
+    late = curve.find(320)
     assert late.median is None
     assert late.seconds == ()
-    assert "budget is 0.2 s" in late.reason
-    assert len(curve.find(40).seconds) >= 3
+    assert "budget is 0.1 s" in late.reason
+    assert len(curve.find(160).seconds) >= 3
+    # 25 atoms cost one warm call, 120 and 320 were not tried at all.
+    assert sorted({len(p) for p in calculator.seen}) == [10, 25, 160]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +118,9 @@ def test_out_of_memory_is_a_point_not_a_crash(error):
     curve = time_calculator(
         lambda: Clockwork(fails_above=15, error=error), make_cells(10, 20, 30), plan=PLAN
     )
-    assert [p.status for p in curve.points] == ["measured", "out-of-memory", "out-of-memory"]
+    assert [p.status for p in curve.points] == ["measured", "out-of-memory", "not-run"]
     assert curve.points[1].median is None
+    assert "stopped at 20 atoms" in curve.points[2].reason
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory():

@@ -170,7 +170,8 @@ def run(
     console = make_console()
     for name in ("report.html", "bench.json"):
         console.print(f"wrote {paths[name]}", style="dim", soft_wrap=True)
-    console.print(f"next: [bold]{result.record.verdict.next_command}[/bold]", soft_wrap=True)
+    command = result.record.verdict.next_command.replace(model.name, str(model))
+    console.print("next:", command, style="bold", markup=False, soft_wrap=True)
     return result.record
 
 
@@ -311,6 +312,9 @@ def print_results(record: BenchRecord) -> None:
         console.print()
         headings, rows = tabulate_dynamics(record)
         print_table((headings, [row for row in rows if row[1] == "velocity Verlet step"]))
+    for comparison in record.comparisons:
+        for note in (*comparison.frames.notes, *comparison.accuracy["notes"]):
+            console.print(f"{comparison.name}: {note}", style="dim", soft_wrap=True)
     for note in record.notes:
         print_warning(note)
     color = {None: "cyan", True: "green", False: "red"}[record.verdict.passed]

@@ -31,7 +31,7 @@ from fastff.report.heldout import (
     select_heldout,
 )
 from fastff.report.noise import NoiseFloor, measure_noise
-from fastff.report.provenance import collect_provenance
+from fastff.report.provenance import collect_provenance, count_cores, find_load
 from fastff.report.race import find_headline, race
 from fastff.report.record import BenchRecord, Comparison, compute_ratios, seal_record, write_record
 from fastff.report.speed import SpeedCurve
@@ -364,7 +364,18 @@ def _measure_speed(
         progress=run.progress,
     )
     run.durations["speed"] = time.perf_counter() - start
+    _note_load(run, find_load())
     return curves
+
+
+def _note_load(run: _Run, load: float | None) -> None:
+    """Remark on it if others were using the machine while timings were taken."""
+    cores = count_cores()
+    if load is not None and load > cores + 1.0:
+        run.notes.append(
+            f"the machine was busy while timing (load {load:.1f} on {cores} cores): times are too long "
+            "and ratios uncertain"
+        )
 
 
 def _make_calculator(run: _Run) -> BaseCalculator:

@@ -62,7 +62,8 @@ def collect_provenance(command: Sequence[str] | None = None) -> Provenance:
     Parameters
     ----------
     command : sequence of str, optional
-        The command line that reproduces the result; ``sys.argv`` by default, its first word reduced to the file name.
+        The command line that reproduces the result; ``sys.argv`` by default. Absolute paths are reduced to their last
+        part.
 
     Returns
     -------
@@ -70,9 +71,7 @@ def collect_provenance(command: Sequence[str] | None = None) -> Provenance:
         ``commit`` and ``dirty`` are None unless fastff runs from a git checkout; ``load`` is the machine's one-minute
         load average, which tells a reader whether timings had the machine to themselves.
     """
-    words = list(sys.argv if command is None else command)
-    if words:
-        words[0] = Path(words[0]).name
+    words = [strip_folder(word) for word in (sys.argv if command is None else command)]
     commit, dirty = _read_commit()
     gpu: dict[str, Any] = {"gpu": None, "gpu_memory": None, "driver": None, "cuda": None}
     if torch.cuda.is_available():
@@ -89,15 +88,20 @@ def collect_provenance(command: Sequence[str] | None = None) -> Provenance:
         commit=commit,
         dirty=dirty,
         cpu=_read_cpu(),
-        cores=_count_cores(),
+        cores=count_cores(),
         threads=torch.get_num_threads(),
         memory=_read_memory(),
-        load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        load=find_load(),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
         packages=_read_versions(),
         **gpu,
     )
+
+
+def strip_folder(word: str) -> str:
+    """``word`` without the folder if it is an absolute path."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _read_versions() -> dict[str, str]:
@@ -129,7 +133,12 @@ def _run(*command: str) -> str | None:
     return done.stdout.strip().splitlines()[0] if done.stdout.strip() else ""
 
 
-def _count_cores() -> int:
+def find_load() -> float | None:
+    """One-minute load average; None where the system has none."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def count_cores() -> int:
     """Cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

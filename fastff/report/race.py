@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastff.teachers.base import Teacher
 
 HEADLINE_ATOMS = 500
-"""The size nearest to this is always measured for both sides."""
+"""The size nearest to this, and the smallest, are always measured for both sides."""
 
 
 def find_headline(counts: Sequence[int]) -> int:
@@ -100,7 +100,7 @@ def race(
         done += 1
         progress(f"timing: {message}", done, total)
 
-    plan = TimingPlan(budget=budget, required=(find_headline(counts),))
+    plan = TimingPlan(budget=budget, required=(counts[0], find_headline(counts)))
     curves = time_calculators(entries, cells, plan, report)
     small = min(cells, key=lambda cell: abs(np.log(len(cell) / md_atoms)))
     for entry in entries:

@@ -135,7 +135,7 @@ class _Runner:
             point = SpeedPoint(n_atoms=count, formula=formula, status=status, reason=reason)
         else:
             point = self._time(atoms, count, formula, required)
-        if point.status in ("out-of-memory", "too-slow", "failed") and not self.stopped:
+        if point.status == "out-of-memory":
             self.stopped = f"stopped at {count} atoms: {point.reason}"
         self.points.append(point)
         return point
@@ -144,6 +144,8 @@ class _Runner:
         """Whether to measure this size, from what the last measured size cost."""
         if self.entry.largest is not None and count > self.entry.largest and not required:
             return "not-run", f"not asked for above {self.entry.largest} atoms"
+        if self.stopped:
+            return "not-run", self.stopped
         last = next((p for p in reversed(self.points) if p.status == "measured"), None)
         growth = count / last.n_atoms if last is not None else 1.0
         if last is not None and last.peak_memory is not None:
@@ -157,15 +159,15 @@ class _Runner:
                 return "too-large", reason
         if required:
             return "measured", ""
-        if last is not None and last.median is not None:
-            if last.median * growth * (1 + self.plan.min_repeats) > self.plan.budget:
-                reason = (
-                    f"a call takes {last.median:.3g} s at {last.n_atoms} atoms already, "
-                    f"the budget is {self.plan.budget:g} s per size"
-                )
-                return "too-slow", reason
+        # Cost grows at most in proportion where overhead counts: only a clear case is not tried at all.
+        seconds = 0.0 if last is None or last.median is None else last.median
+        if last is None or seconds * growth * self.plan.min_repeats <= 3.0 * self.plan.budget:
             return "measured", ""
-        return ("not-run", self.stopped) if self.stopped else ("measured", "")
+        reason = (
+            f"a call takes {seconds:.3g} s at {last.n_atoms} atoms already, "
+            f"the budget is {self.plan.budget:g} s per size"
+        )
+        return "too-slow", reason
 
     def _time(self, atoms: ase.Atoms, count: int, formula: str, required: bool) -> SpeedPoint:
         mover = _Mover(atoms, self.calculator, self.plan.seed)

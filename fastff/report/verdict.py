@@ -109,11 +109,16 @@ def write_verdict(
         _judge_speed(headline, provenance),
         _judge_limits(model, comparisons),
     )
-    if passed is False:
-        command = "fastff train --help    # more frames, more steps or a larger student"
-    else:
-        command = f"fastff predict {model_path} STRUCTURES"
+    usage = f"fastff predict {model_path} STRUCTURES"
+    command = _suggest_training(model) if passed is False else usage
     return Verdict(required=required, passed=passed, lines=lines, next_command=command)
+
+
+def _suggest_training(model: ModelPart) -> str:
+    """The next larger student; after the largest, more labels."""
+    larger = {"m1": "m2", "m2": "m2-l"}.get(model.architecture)
+    change = f"--student {larger}" if larger else "--budget MORE"
+    return f"fastff train --teacher {model.teacher.get('name', 'NAME')} --structures FILE {change}"
 
 
 def _judge_accuracy(
