@@ -26,6 +26,7 @@ _RUN = "Run"
 
 
 def train(
+    context: typer.Context,
     teacher: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +60,13 @@ def train(
     teacher_weights: Annotated[
         Path | None,
         typer.Option(help="Weight file of the teacher.", rich_help_panel=_SOURCE),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="Recipe, or config.yaml of an earlier run; options given beside it override it.",
+            rich_help_panel=_SOURCE,
+        ),
     ] = None,
     student: Annotated[
         str,
@@ -109,25 +117,29 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Distil a teacher into a small, fast student for your material."""
-    from fastff.distill.request import build_request
+    from fastff.distill.request import build_request, read_values
 
-    request = build_request(
-        teacher=teacher if labels is None or teacher else None,
-        structures=structures,
-        labels=labels,
-        temperatures=parse_temperatures(temperature),
-        budget=budget,
-        max_atoms=max_atoms,
-        student=student,
-        target=target_accuracy,
-        cutoff=cutoff,
-        n_steps=steps,
-        learning_rate=learning_rate,
-        stop_at=stop_at,
-        seed=seed,
-    )
+    values: dict[str, Any] = {
+        "teacher": teacher,
+        "structures": structures,
+        "labels": labels,
+        "temperatures": parse_temperatures(temperature),
+        "budget": budget,
+        "max_atoms": max_atoms,
+        "student": student,
+        "target": target_accuracy,
+        "cutoff": cutoff,
+        "n_steps": steps,
+        "learning_rate": learning_rate,
+        "stop_at": stop_at,
+        "seed": seed,
+    }
+    if config is not None:
+        given = {name for name in values if is_given(context, name)}
+        values = {**read_values(config), **{name: values[name] for name in given}}
+    request = build_request(**values)
     resolve_device(device)
-    folder = out or name_folder(structures or labels, teacher)
+    folder = out or name_folder(request.structures or request.labels, request.teacher)
     console = make_console()
     from fastff.distill.run import Listener, distill
 
@@ -146,6 +158,16 @@ def train(
             f"test accuracy {outcome.test.overall:.1%} ({outcome.test.limiting}) is below the target "
             f"{outcome.target:.1%}; raise --budget or --steps, or choose a larger --student"
         )
+
+
+_OPTIONS = {"temperatures": "temperature", "target": "target_accuracy", "n_steps": "steps"}
+"""Names of settings whose option is spelt otherwise."""
+
+
+def is_given(context: typer.Context, setting: str) -> bool:
+    """Whether the user wrote the option of a setting, rather than leaving its default."""
+    source = context.get_parameter_source(_OPTIONS.get(setting, setting))
+    return source is not None and source.name != "DEFAULT"
 
 
 def parse_temperatures(text: str) -> tuple[float, float]:

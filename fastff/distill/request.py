@@ -6,6 +6,7 @@ Here: the strict request, its file, and the rule for continuing an earlier run. 
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,6 +100,10 @@ def build_request(**values: Any) -> DistillRequest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where, DistillRequest.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"unknown setting {where!r}{hint}") from error
         message = str(first["msg"]).removeprefix("Value error, ")
         given = f" (got {first['input']!r})" if where else ""
         raise UsageError(f"{where + ': ' if where else ''}{message}{given}") from error
@@ -120,12 +125,24 @@ def read_config(path: Path) -> DistillRequest:
     DataError
         If the file is missing or not a request.
     """
+    return build_request(**read_values(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Read the mapping under ``request`` of a recipe or of an earlier run's configuration, not yet validated.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or holds no such mapping.
+    """
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return DistillRequest(**stored["request"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not the configuration of a fastff run ({reason})") from error
+        values = dict(stored["request"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a fastff configuration ({reason})") from error
+    return values
 
 
 def claim_folder(out: Path, request: DistillRequest, *, resume: bool) -> None:
