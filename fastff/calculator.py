@@ -6,6 +6,7 @@ of many structures (:func:`fastff.predict.predict`), dynamics.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,8 @@ class FastFFCalculator(Calculator):
     Parameters
     ----------
     model : path or Student
-        A model file written by ``fastff train``, or a loaded student.
+        A model file written by ``fastff train``, or a loaded student, which is never converted: if it has another
+        dtype or device, the calculator works on a copy.
     device : str, optional
         ``"cpu"`` or ``"cuda"``; by default cuda where there is one.
     dtype : str
@@ -122,7 +124,7 @@ class FastFFCalculator(Calculator):
             raise UsageError(f"skin {skin} Å must not be negative")
         place = _choose_device(device)
         if isinstance(model, Student):
-            self.student = model.to(device=place, dtype=precision)
+            self.student = _place_student(model, place, precision)
             self.model_path = None
         else:
             self.student = load_model(model, device=place, dtype=precision)
@@ -164,7 +166,8 @@ class FastFFCalculator(Calculator):
         self.results = {}
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
-        assert atoms is not None
+        if atoms is None:
+            raise UsageError("no atoms to calculate; pass atoms or set atoms.calc first")
         unknown = set(properties or ()) - set(_PROPERTIES)
         if unknown:
             raise PropertyNotImplementedError(f"{self.name} does not give {sorted(unknown)}")
@@ -210,13 +213,11 @@ class FastFFCalculator(Calculator):
 
     def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
         """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""
-        charge = self.charge
+        charge = self.charge if self.charge is not None else atoms.info.get("charge")
         if charge is None:
-            charge = atoms.info.get("charge")
-        if charge is None:
-            charge = float(atoms.get_initial_charges().sum())
-        spin = self.spin if self.spin is not None else atoms.info.get("spin", 1)
-        return float(charge), float(spin)
+            charge = atoms.get_initial_charges().sum()
+        spin = self.spin if self.spin is not None else atoms.info.get("spin")
+        return _read_number("charge", charge), _read_number("spin", 1 if spin is None else spin)
 
     @staticmethod
     def _check_electronic(electronic: tuple[float, float]) -> None:
@@ -240,6 +241,24 @@ class FastFFCalculator(Calculator):
         state = self.__dict__.copy()
         state["_cache"] = VerletCache(self.student.cutoff, self.skin)
         return state
+
+
+def _read_number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"{name} {value!r} is not a number; correct atoms.info[{name!r}]"
+        ) from None
+
+
+def _place_student(student: Student, device: torch.device, dtype: torch.dtype) -> Student:
+    """The student itself if it fits, else a converted copy: others may be using it."""
+    there = student.device
+    if student.dtype == dtype and there.type == device.type:
+        if (there.index or 0) == (device.index or 0):
+            return student
+    return copy.deepcopy(student).to(device=device, dtype=dtype)
 
 
 def _choose_device(device: str | None) -> torch.device:

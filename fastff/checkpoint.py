@@ -3,8 +3,8 @@
 Here: saving and loading students. Not here: training checkpoints (Lightning's own), label files, downloads.
 
 The header travels in the safetensors metadata under the key ``fastff`` and holds the format version, the student's
-configuration, a SHA-256 over all tensors, and whatever the trainer recorded: teacher with licence and citation,
-elements, temperature range, seed structures, accuracy record. No pickle is read anywhere.
+configuration, a SHA-256 over all tensors and one over the header itself, and whatever the trainer recorded: teacher
+with licence and citation, elements, temperature range, seed structures, accuracy record. No pickle is read anywhere.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from fastff.errors import DataError, ModelFileError, UsageError
+from fastff.errors import ModelFileError, UsageError
 from fastff.models import Student, StudentConfig, build_student
 
 FORMAT_VERSION = 1
@@ -39,7 +39,7 @@ def save_model(path: str | Path, student: Student, header: Mapping[str, Any]) ->
         A file left by an earlier save stays intact until the new one is complete on disk.
     student : Student
     header : mapping
-        JSON-able record; the keys ``format``, ``config`` and ``sha256`` are set here.
+        JSON-able record; the keys ``format``, ``config``, ``sha256`` and ``header_sha256`` are set here.
 
     Raises
     ------
@@ -54,7 +54,9 @@ def save_model(path: str | Path, student: Student, header: Mapping[str, Any]) ->
         "config": student.config.to_dict(),
         "sha256": hash_tensors(tensors),
     }
-    payload = serialize(tensors, metadata={_KEY: json.dumps(record, allow_nan=False)})
+    record = json.loads(json.dumps(record, allow_nan=False))
+    record["header_sha256"] = hash_header(record)
+    payload = serialize(tensors, metadata={_KEY: json.dumps(record)})
     write_atomically(path, payload)
 
 
@@ -77,12 +79,20 @@ def write_atomically(path: Path, payload: bytes) -> None:
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise ModelFileError(
             f"cannot write {path}: {error.strerror or error}; choose another place or free space"
         ) from error
+
+
+def hash_header(header: Mapping[str, Any]) -> str:
+    """SHA-256 over a header without its own ``header_sha256``; a changed cut-off is as wrong as a changed weight."""
+    record = {key: value for key, value in header.items() if key != "header_sha256"}
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -121,23 +131,31 @@ def read_header(path: str | Path) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(metadata[_KEY])
         version = int(header["format"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelFileError(f"{path} has a damaged header ({error}); restore the file") from error
     if version > FORMAT_VERSION:
         raise ModelFileError(
             f"{path} has format {version}, this fastff reads up to {FORMAT_VERSION}; "
             f"upgrade fastff (written by version {header.get('fastff_version', 'unknown')})"
         )
+    if hash_header(header) != header.get("header_sha256"):
+        raise ModelFileError(
+            f"{path} is damaged: its header does not match the stored SHA-256; restore the file"
+        )
     return header
 
 
 def _guess_kind(path: Path) -> str:
-    head = path.read_bytes()[:16]
+    try:
+        with path.open("rb") as handle:
+            head = handle.read(16)
+    except OSError as error:
+        return f"it cannot be opened: {error.strerror}"
     if not head:
         return "the file is empty"
     if head.startswith(b"PK"):
         return "it looks like a PyTorch zip archive, which is never unpickled here"
-    if head.startswith((b"\x80\x02", b"\x80\x04", b"\x80\x05")):
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "it looks like a pickle, which is never loaded here"
     if head.lstrip().lower().startswith((b"<!do", b"<htm")):
         return "it looks like an HTML page, perhaps a failed download"
@@ -176,8 +194,9 @@ def load_model(
         raise ModelFileError(f"{path} is damaged: its tensors do not match their stored SHA-256")
     try:
         student = build_student(StudentConfig(**header["config"]))
-        student.load_state_dict(tensors, strict=True)
-    except (KeyError, TypeError, RuntimeError, DataError, UsageError) as error:
+        name = next(name for name, _ in student.named_parameters())
+        student.to(dtype=tensors[name].dtype).load_state_dict(tensors, strict=True)
+    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
         first = str(error).splitlines()[0]
         raise ModelFileError(f"{path} does not fit its own configuration: {first}") from error
     student.header = header

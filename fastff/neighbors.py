@@ -19,6 +19,12 @@ from fastff.graph import Graph
 
 Array = NDArray[np.float64]
 
+_SHORTEST_REACH = 1.5
+"""Å; a finer search grid than this costs more than the pairs it would save."""
+
+_LONGEST_GRID = 50_000
+"""Grid cells along one direction; vesin ends the process with SIGFPE near 100 000 in a narrow box."""
+
 
 def complete_cell(positions: Array, cell: Array, pbc: NDArray[np.bool_], cutoff: float) -> Array:
     """Replace every non-periodic cell vector by one that is orthogonal and leaves no image in reach.
@@ -42,6 +48,7 @@ def complete_cell(positions: Array, cell: Array, pbc: NDArray[np.bool_], cutoff:
     DataError
         If the periodic rows are zero or linearly dependent.
     """
+    pbc = np.asarray(pbc, dtype=bool)
     periodic = np.flatnonzero(pbc)
     rows = np.array(cell, dtype=np.float64)
     lengths = np.linalg.norm(rows[periodic], axis=1)
@@ -58,8 +65,8 @@ def complete_cell(positions: Array, cell: Array, pbc: NDArray[np.bool_], cutoff:
                 "give a cell with a volume"
             )
     basis = [rows[k] for k in periodic]
-    for axis in np.flatnonzero(~np.asarray(pbc)):
-        direction = _find_orthogonal(basis, prefer=axis)
+    for axis in np.flatnonzero(~pbc):
+        direction = _find_orthogonal(basis, prefer=int(axis))
         along = positions @ direction if len(positions) else np.zeros(1)
         rows[axis] = direction * (np.ptp(along) + 2.0 * cutoff + 1.0)
         basis.append(rows[axis])
@@ -80,7 +87,7 @@ def _find_orthogonal(basis: list[Array], prefer: int) -> Array:
 def build_edges(
     positions: Array, cell: Array, pbc: NDArray[np.bool_], cutoff: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find every directed pair within ``cutoff``, periodic images included.
+    """Find every directed pair nearer than ``cutoff``, periodic images included.
 
     Parameters
     ----------
@@ -96,18 +103,75 @@ def build_edges(
         Receivers and senders, sorted by receiver, then sender, then shift, so that equal structures give equal
         lists, bit for bit.
     shifts : (n_edges, 3) int64 array
+
+    Raises
+    ------
+    DataError
+        If the cell is longer along one direction than the search grid can hold.
     """
-    finder = NeighborList(cutoff=cutoff, full_list=True, sorted=False)
+    positions = np.asarray(positions, dtype=np.float64)
+    pbc = np.asarray(pbc, dtype=bool)
+    reach = max(cutoff * (1.0 + 1e-9), _SHORTEST_REACH)
+    near, box = _close_gaps(positions, cell, pbc, reach)
+    _check_extent(box, reach)
+    finder = NeighborList(cutoff=reach, full_list=True, sorted=False)
     receivers, senders, shifts = finder.compute(
-        points=np.ascontiguousarray(positions, dtype=np.float64),
-        box=np.ascontiguousarray(cell, dtype=np.float64),
-        periodic=np.asarray(pbc, dtype=bool),
+        points=np.ascontiguousarray(near),
+        box=np.ascontiguousarray(box, dtype=np.float64),
+        periodic=pbc,
         quantities="ijS",
     )
     shifts = np.asarray(shifts, dtype=np.int64)
     order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], senders, receivers))
     edges = np.stack([receivers, senders]).astype(np.int64)[:, order]
-    return edges, shifts[order]
+    return _keep_within(cutoff, positions, cell, edges, shifts[order])
+
+
+def _keep_within(
+    cutoff: float,
+    positions: Array,
+    cell: Array,
+    edges: NDArray[np.int64],
+    shifts: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges nearer than ``cutoff``: the one place that decides, so every list of a structure is the same."""
+    receivers, senders = edges
+    vectors = positions[senders] - positions[receivers] + shifts @ cell
+    inside = np.einsum("ea,ea->e", vectors, vectors) < cutoff**2
+    return edges[:, inside], shifts[inside]
+
+
+def _close_gaps(
+    positions: Array, cell: Array, pbc: NDArray[np.bool_], reach: float
+) -> tuple[Array, Array]:
+    """Positions and cell with the empty space along non-periodic axes cut to twice ``reach``.
+
+    No pair within ``reach`` spans such a gap, so the list is unchanged, while the search grid stays small when one atom
+    has left a cluster or slab.
+    """
+    cell = np.array(cell, dtype=np.float64)
+    for axis in np.flatnonzero(~pbc):
+        direction = cell[axis] / np.linalg.norm(cell[axis])
+        along = positions @ direction
+        order = np.argsort(along, kind="stable")
+        surplus = np.clip(np.diff(along[order]) - 2.0 * reach, 0.0, None)
+        if not surplus.any():
+            continue
+        removed = np.zeros_like(along)
+        removed[order[1:]] = np.cumsum(surplus)
+        positions = positions - removed[:, None] * direction
+        cell[axis] = direction * (np.ptp(along - removed) + 2.0 * reach + 1.0)
+    return positions, cell
+
+
+def _check_extent(box: Array, reach: float) -> None:
+    heights = 1.0 / np.linalg.norm(np.linalg.inv(box), axis=0)
+    longest = int(np.argmax(heights))
+    if heights[longest] > _LONGEST_GRID * reach:
+        raise DataError(
+            f"the structure is {heights[longest]:.3g} Å long along cell vector {'abc'[longest]}, more than "
+            f"{_LONGEST_GRID} times the cut-off; check the cell and the positions"
+        )
 
 
 def atoms_to_graph(
@@ -117,7 +181,7 @@ def atoms_to_graph(
     dtype: torch.dtype = torch.float64,
     cache: VerletCache | None = None,
 ) -> Graph:
-    """Turn one structure into a graph with its neighbour list.
+    """Turn one structure into a graph with its neighbour list; no memory is shared with ``atoms``.
 
     Parameters
     ----------
@@ -139,10 +203,10 @@ def atoms_to_graph(
         cell, edges, shifts = cache.update(positions, atoms.cell.array, pbc)
     n_atoms = len(atoms)
     return Graph(
-        positions=torch.as_tensor(positions, dtype=dtype),
-        numbers=torch.as_tensor(atoms.numbers, dtype=torch.int64),
-        cell=torch.as_tensor(cell, dtype=dtype)[None],
-        pbc=torch.as_tensor(pbc)[None],
+        positions=torch.tensor(positions, dtype=dtype),
+        numbers=torch.tensor(atoms.numbers, dtype=torch.int64),
+        cell=torch.tensor(cell, dtype=dtype)[None],
+        pbc=torch.tensor(pbc)[None],
         batch=torch.zeros(n_atoms, dtype=torch.int64),
         edge_index=torch.from_numpy(edges),
         shifts=torch.from_numpy(shifts),
@@ -172,7 +236,8 @@ class VerletCache:
     def update(
         self, positions: Array, cell: Array, pbc: NDArray[np.bool_]
     ) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
-        """Return ``(completed cell, edge_index, shifts)`` of exactly the pairs within the cut-off."""
+        """Return ``(completed cell, edge_index, shifts)`` of exactly the pairs nearer than the cut-off."""
+        pbc = np.asarray(pbc, dtype=bool)
         if self.needs_rebuild(positions, cell, pbc):
             self.rebuild(positions, cell, pbc)
         assert self._reference is not None
@@ -218,7 +283,4 @@ class VerletCache:
     def _filter(self, positions: Array, cell: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self.skin <= 0.0:
             return self._edges, self._shifts
-        receivers, senders = self._edges
-        vectors = positions[senders] - positions[receivers] + self._shifts @ cell
-        inside = np.einsum("ea,ea->e", vectors, vectors) <= self.cutoff**2
-        return self._edges[:, inside], self._shifts[inside]
+        return _keep_within(self.cutoff, positions, cell, self._edges, self._shifts)

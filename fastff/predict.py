@@ -11,9 +11,11 @@ import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from fastff.errors import UnsupportedElementError
 from fastff.graph import Graph, batch_graphs
 from fastff.labels import Labels
 from fastff.models import Prediction, Student
+from fastff.models.base import describe_unknown
 from fastff.neighbors import atoms_to_graph
 from fastff.structures import check_structure
 
@@ -41,15 +43,24 @@ def predict(
     ------
     DataError
         If a structure cannot be used, with its place in the list.
+    UnsupportedElementError
+        If a structure holds an element that the student does not know, likewise.
     """
     results: list[Labels] = []
     for chunk in split_chunks(structures, batch_atoms):
-        for atoms in chunk:
-            check_structure(atoms)
+        for number, atoms in enumerate(chunk, start=len(results)):
+            _check(atoms, model, f"structure {number}" if len(structures) > 1 else "structure")
         graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
         prediction = model(batch_graphs(graphs).to(model.device))
         results.extend(split_prediction(prediction, graphs))
     return results
+
+
+def _check(atoms: Atoms, model: Student, name: str) -> None:
+    check_structure(atoms, name=name)
+    if not set(atoms.numbers.tolist()) <= set(model.elements):
+        numbers = torch.as_tensor(atoms.numbers)
+        raise UnsupportedElementError(f"{name}: {describe_unknown(numbers, model.elements)}")
 
 
 def split_chunks(structures: Sequence[Atoms], batch_atoms: int) -> Iterator[list[Atoms]]:

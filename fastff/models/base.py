@@ -102,8 +102,8 @@ class Student(PreciseBuffers, abc.ABC):
         species_of = torch.full((119,), -1, dtype=torch.int64)
         species_of[list(config.elements)] = torch.arange(n_species)
         self.register_buffer("species_of", species_of, persistent=False)
-        self.register_buffer("composition_energies", torch.zeros(n_species, dtype=torch.float64))
-        self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))
+        self.register_precise("composition_energies", torch.zeros(n_species))
+        self.register_precise("energy_scale", torch.ones(()))
         self.core = ScreenedCore(config.elements) if config.core_repulsion else None
 
     @property
@@ -224,7 +224,8 @@ def describe_unknown(numbers: Tensor, elements: tuple[int, ...]) -> str:
 
     known = torch.isin(numbers.cpu(), torch.tensor(elements))
     where = (~known).nonzero().flatten().tolist()
-    symbols = sorted({chemical_symbols[int(numbers[k])] for k in where})
+    names = dict(enumerate(chemical_symbols))
+    symbols = sorted({names.get(z, f"number {z}") for z in numbers[where].tolist()})
     shown = ", ".join(map(str, where[:5])) + (", ..." if len(where) > 5 else "")
     return (
         f"atoms contain {', '.join(symbols)} (indices {shown}) but the model knows only "

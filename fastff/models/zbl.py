@@ -33,9 +33,9 @@ class ScreenedCore(PreciseBuffers):
         z = torch.tensor(elements, dtype=torch.float64)
         radii = torch.tensor([covalent_radii[e] for e in elements], dtype=torch.float64)
         pair = z[:, None] ** 0.23 + z[None, :] ** 0.23
-        self.register_buffer("inverse_length", pair / 0.4685, persistent=False)
-        self.register_buffer("reach", _REACH * (radii[:, None] + radii[None, :]), persistent=False)
-        self.register_buffer(
+        self.register_precise("inverse_length", pair / 0.4685, persistent=False)
+        self.register_precise("reach", _REACH * (radii[:, None] + radii[None, :]), persistent=False)
+        self.register_precise(
             "strength", 0.5 * COULOMB_EV_A * z[:, None] * z[None, :], persistent=False
         )
 

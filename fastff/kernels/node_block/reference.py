@@ -65,6 +65,7 @@ class CubicTable(NamedTuple):
 
 
 @cache
+@torch.inference_mode(False)  # kept and used again in training, whoever asks first
 def build_cubic_table(dtype: torch.dtype, device: torch.device) -> CubicTable:
     """Collect the monomials of every triple of degrees in :data:`~fastff.kernels.couplings.CUBIC_TRIPLES`."""
     rows: list[tuple[int, int, int]] = []
