@@ -60,5 +60,5 @@ def list_cubic_terms(l1: int, l2: int, l3: int) -> tuple[tuple[int, int, int, fl
     merged: dict[tuple[int, int, int], float] = {}
     for m1, m2, m3 in table.nonzero().tolist():
         key = tuple(sorted((l1 * l1 + m1, l2 * l2 + m2, l3 * l3 + m3)))
-        merged[key] = merged.get(key, 0.0) + float(table[m1, m2, m3])  # type: ignore[index,arg-type]
+        merged[key] = merged.get(key, 0.0) + float(table[m1, m2, m3])
     return tuple((a, b, c, w) for (a, b, c), w in sorted(merged.items()) if abs(w) > 1e-12)

@@ -91,6 +91,8 @@ class Student(PreciseBuffers, abc.ABC):
     energy, forces and stress, and no graph through positions is kept.
     """
 
+    species_of: Tensor
+    species_of: Tensor
     composition_energies: Tensor
     energy_scale: Tensor
 

@@ -12,6 +12,7 @@ with the neighbor's messages as factors. Cost does not grow with the number of e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,12 @@ from fastff.models.base import Student, StudentConfig
 
 class NodeBlock(nn.Module):
     """Parameters of one node block; see :class:`~fastff.kernels.node_block.reference.NodeWeights`."""
+
+    shift: Tensor
+    scale: Tensor
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self, config: StudentConfig, n_extra: int, n_messages: int) -> None:
         super().__init__()
@@ -89,6 +96,11 @@ class NodeBlock(nn.Module):
 class MomentStudent(Student):
     """One- or two-hop moment model with an analytic adjoint. See the module docstring."""
 
+    moment_scale: Tensor
+
+    moment_scale: Tensor
+    blocks: Sequence[NodeBlock]
+
     def __init__(self, config: StudentConfig, n_hops: int) -> None:
         super().__init__(config)
         if n_hops not in (1, 2):
@@ -101,7 +113,7 @@ class MomentStudent(Student):
         self.pair_factors = nn.Parameter(torch.randn(n_species, n_species, n_channels))
         self.register_buffer("moment_scale", torch.ones(n_hops))
         last = n_hops - 1
-        self.blocks = nn.ModuleList(
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]  # it has no type of its elements
             NodeBlock(
                 config,
                 n_extra=0 if hop == 0 else n_channels,
@@ -109,6 +121,11 @@ class MomentStudent(Student):
             )
             for hop in range(n_hops)
         )
+
+    @property
+    def node_blocks(self) -> list[NodeBlock]:
+        """The node block of every hop."""
+        return [block for block in self.blocks if isinstance(block, NodeBlock)]
 
     @property
     def cubic_table(self) -> CubicTable:
@@ -124,7 +141,7 @@ class MomentStudent(Student):
         species = torch.arange(len(self.elements), device=self.device)
         moments = self.pair_factors.new_zeros(len(species), 16, self.config.n_channels)
         energies, messages = [], None
-        for block in self.blocks:
+        for block in self.node_blocks:
             energy, messages, _ = compute_node(
                 moments, messages, species, block.weights, self.cubic_table
             )
@@ -142,7 +159,7 @@ class MomentStudent(Student):
         energies = torch.zeros_like(geometry.distance[:, 0, 0])
         vacuum = self._compute_vacuum()
         saved: list[tuple[Tensor, Tensor, Tensor, NodeCache]] = []
-        for hop, block in enumerate(self.blocks):
+        for hop, block in enumerate(self.node_blocks):
             if messages is not None:
                 factors = messages[senders]
             weights = self._gather_radial(hop, species)
@@ -155,7 +172,7 @@ class MomentStudent(Student):
         for hop in reversed(range(self.n_hops)):
             weights, factors, radial, cache = saved[hop]
             moments_gradient, extra_gradient = compute_node_adjoint(
-                cache, message_gradient, species, self.blocks[hop].weights, table
+                cache, message_gradient, species, self.node_blocks[hop].weights, table
             )
             vector_gradient, factor_gradient = compute_moments_adjoint(
                 geometry, weights, factors, radial, moments_gradient
@@ -178,7 +195,7 @@ class MomentStudent(Student):
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         messages: Tensor | None = None
         factors = self.pair_factors[species[:, None], species[senders]]
-        for hop, block in enumerate(self.blocks):
+        for hop, block in enumerate(self.node_blocks):
             if messages is not None:
                 factors = messages[senders]
             self.moment_scale[hop] = 1.0

@@ -28,6 +28,14 @@ class ScreenedCore(PreciseBuffers):
     sum of the covalent radii of the pair. No parameters.
     """
 
+    inverse_length: Tensor
+    reach: Tensor
+    strength: Tensor
+
+    inverse_length: Tensor
+    reach: Tensor
+    strength: Tensor
+
     def __init__(self, elements: tuple[int, ...]) -> None:
         super().__init__()
         z = torch.tensor(elements, dtype=torch.float64)

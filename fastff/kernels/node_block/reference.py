@@ -82,7 +82,8 @@ def build_cubic_table(dtype: torch.dtype, device: torch.device) -> CubicTable:
     for place in range(3):
         scatter[index[:, place], place, torch.arange(len(rows))] = 1.0
     scatter = scatter.reshape(N_COMPONENTS, -1)
-    exact = CubicTable(*index.T.contiguous(), coefficients.to(dtype), scatter.to(dtype))
+    a_index, b_index, c_index = index.T.contiguous()
+    exact = CubicTable(a_index, b_index, c_index, coefficients.to(dtype), scatter.to(dtype))
     return CubicTable(*(part.to(device) for part in exact))
 
 
