@@ -58,7 +58,9 @@ def print_summary(record: Path, seconds: dict[str, float]) -> None:
     """Accuracy, speed beside the teacher, and where the time went."""
     bench = json.loads(record.read_text())
     accuracy = bench["comparisons"][0]["accuracy"]
-    print("\nDemo: silicon, 300-600 K, student m1 against SevenNet-0, on frames of teacher dynamics")
+    print(
+        "\nDemo: silicon, 300-600 K, student m1 against SevenNet-0, on frames of teacher dynamics"
+    )
     print("never trained on")
     for name in ("force", "energy", "stress"):
         print(f"  {name + ' accuracy':<28}{100 * accuracy[name]:6.1f} %")
@@ -68,7 +70,9 @@ def print_summary(record: Path, seconds: dict[str, float]) -> None:
     for name, value in seconds.items():
         print(f"  {name + ' took':<28}{value:6.0f} s")
     print(f"  {'total':<28}{sum(seconds.values()):6.0f} s")
-    print(f"\nReport: {record.parent / 'report.html'}   Model: {record.parent.parent}/student/model.safetensors")
+    print(
+        f"\nReport: {record.parent / 'report.html'}   Model: {record.parent.parent}/student/model.safetensors"
+    )
 
 
 if __name__ == "__main__":

@@ -255,9 +255,9 @@ def _read_number(name: str, value: Any) -> float:
 def _place_student(student: Student, device: torch.device, dtype: torch.dtype) -> Student:
     """The student itself if it fits, else a converted copy: others may be using it."""
     there = student.device
-    if student.dtype == dtype and there.type == device.type:
-        if (there.index or 0) == (device.index or 0):
-            return student
+    same_device = there.type == device.type and (there.index or 0) == (device.index or 0)
+    if student.dtype == dtype and same_device:
+        return student
     return copy.deepcopy(student).to(device=device, dtype=dtype)
 
 
