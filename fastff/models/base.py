@@ -92,7 +92,6 @@ class Student(PreciseBuffers, abc.ABC):
     """
 
     species_of: Tensor
-    species_of: Tensor
     composition_energies: Tensor
     energy_scale: Tensor
 

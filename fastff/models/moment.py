@@ -42,9 +42,6 @@ class NodeBlock(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self, config: StudentConfig, n_extra: int, n_messages: int) -> None:
         super().__init__()
         n_species = len(config.elements)
@@ -98,7 +95,6 @@ class MomentStudent(Student):
 
     moment_scale: Tensor
 
-    moment_scale: Tensor
     blocks: Sequence[NodeBlock]
 
     def __init__(self, config: StudentConfig, n_hops: int) -> None:
@@ -123,11 +119,6 @@ class MomentStudent(Student):
         )
 
     @property
-    def node_blocks(self) -> list[NodeBlock]:
-        """The node block of every hop."""
-        return [block for block in self.blocks if isinstance(block, NodeBlock)]
-
-    @property
     def cubic_table(self) -> CubicTable:
         """Monomials of the cubic invariants, on the model's device and in its dtype."""
         return build_cubic_table(self.dtype, self.device)
@@ -141,7 +132,7 @@ class MomentStudent(Student):
         species = torch.arange(len(self.elements), device=self.device)
         moments = self.pair_factors.new_zeros(len(species), 16, self.config.n_channels)
         energies, messages = [], None
-        for block in self.node_blocks:
+        for block in self.blocks:
             energy, messages, _ = compute_node(
                 moments, messages, species, block.weights, self.cubic_table
             )
@@ -159,7 +150,7 @@ class MomentStudent(Student):
         energies = torch.zeros_like(geometry.distance[:, 0, 0])
         vacuum = self._compute_vacuum()
         saved: list[tuple[Tensor, Tensor, Tensor, NodeCache]] = []
-        for hop, block in enumerate(self.node_blocks):
+        for hop, block in enumerate(self.blocks):
             if messages is not None:
                 factors = messages[senders]
             weights = self._gather_radial(hop, species)
@@ -172,7 +163,7 @@ class MomentStudent(Student):
         for hop in reversed(range(self.n_hops)):
             weights, factors, radial, cache = saved[hop]
             moments_gradient, extra_gradient = compute_node_adjoint(
-                cache, message_gradient, species, self.node_blocks[hop].weights, table
+                cache, message_gradient, species, self.blocks[hop].weights, table
             )
             vector_gradient, factor_gradient = compute_moments_adjoint(
                 geometry, weights, factors, radial, moments_gradient
@@ -195,7 +186,7 @@ class MomentStudent(Student):
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         messages: Tensor | None = None
         factors = self.pair_factors[species[:, None], species[senders]]
-        for hop, block in enumerate(self.node_blocks):
+        for hop, block in enumerate(self.blocks):
             if messages is not None:
                 factors = messages[senders]
             self.moment_scale[hop] = 1.0

@@ -32,10 +32,6 @@ class ScreenedCore(PreciseBuffers):
     reach: Tensor
     strength: Tensor
 
-    inverse_length: Tensor
-    reach: Tensor
-    strength: Tensor
-
     def __init__(self, elements: tuple[int, ...]) -> None:
         super().__init__()
         z = torch.tensor(elements, dtype=torch.float64)
