@@ -1,7 +1,7 @@
 """Relax a cell and run molecular dynamics with a student, in plain ASE.
 
-Run ``make demo`` first, then ``.venv/bin/python examples/relax_and_md.py`` (about a minute on two cores); any other model file
-goes as the first argument.
+Run ``make demo`` first, then ``.venv/bin/python examples/relax_and_md.py``; any other model file goes as the first
+argument.
 """
 
 from __future__ import annotations
