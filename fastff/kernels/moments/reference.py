@@ -4,8 +4,9 @@ Here: the sums over neighbors in plain torch on the dense neighbor layout, any d
 output is differentiable to any order in weights and channel factors, and in geometry through the edge features.
 Not here: dispatch, Triton kernels, or what is built from the moments (:mod:`fastff.kernels.node_block.reference`).
 
-Dense neighbor layout: slot ``(i, s)`` holds the s-th neighbor of atom i; ``n_slots`` is the largest neighbor count.
-Empty slots hold a vector at the cut-off, where the radial basis and its derivative are exactly zero, so they add nothing.
+Dense neighbor layout: slot ``(i, s)`` holds the s-th neighbor of atom i; ``n_slots`` is the largest neighbor
+count. Empty slots hold a vector at the cut-off, where the radial basis and its derivative are exactly zero, so
+they add nothing.
 
 The moments are the atomic basis of the atomic cluster expansion (Drautz 2019, Phys. Rev. B 99, 014104, eq. 19), with a
 radial part per channel, and with a factor per neighbor that is a species constant in the first hop and a learned scalar
