@@ -1,12 +1,13 @@
-"""Check, time and store the fused evaluation of m1 and m2 on the GPU of this machine.
+"""Check and time the fused evaluation of m1 and m2 on the GPU of this machine.
 
-Run from the root of the repository: ``python bench/kernels/gpu_student.py [--quick]``. Needs torch, triton and this
-repository alone. Writes ``gpu_student.json`` to the folder ``OUT`` if that variable is set, else to ``bench/results``;
-prints a table last. The commit is read from git, or from ``FASTFF_COMMIT`` where the history is absent.
+Run from the root of the repository: ``python bench/kernels/gpu_student.py [--budget-seconds 170]``. Needs torch, triton
+and this repository alone. Writes ``gpu_student.json`` after every stage, to the folder ``OUT`` if that variable is set,
+else to ``bench/results``; prints a table last. The commit is read from git, or from ``FASTFF_COMMIT``.
 
-Order: compile all variants in parallel processes; check against the float64 definition (poisoned buffers, fresh seeds,
-two runs bit for bit); measure ceilings; time every launch variant at 108,000 atoms; time whole evaluations at all
-sizes with the fastest variants. A variant that fails is reported and left out.
+Order: compile every kernel and launch variant in processes of their own, which also shows whether it runs; check with
+the float64 definition (poisoned buffers, fresh seeds, two runs bit for bit); measure ceilings; time every kernel at
+108,000 atoms; time whole evaluations at all sizes; time the other launch variants, in a process apart because one
+that fails takes the device context with it. No stage starts that the budget does not hold.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import contextlib
 import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -27,42 +27,87 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch  # noqa: E402
+from student_report import print_checks, print_record, store  # noqa: E402
+from student_timing import DEVICE, capture, measure, measure_ceilings  # noqa: E402
 
 from fastff.kernels import tuning  # noqa: E402
 from fastff.kernels.moment_potential.cases import System, build_lattice, draw_weights  # noqa: E402
-from fastff.kernels.moment_potential.evaluate import FusedPotential, Options  # noqa: E402
+from fastff.kernels.moment_potential.evaluate import FusedPotential  # noqa: E402
 from fastff.kernels.moment_potential.layout import PotentialWeights  # noqa: E402
 from fastff.kernels.moment_potential.reference import evaluate_reference  # noqa: E402
+from fastff.kernels.moment_potential.workspace import Options, Workspace  # noqa: E402
 from fastff.kernels.tuning import LaunchConfig  # noqa: E402
 
-DEVICE = torch.device("cuda")
 REACH = 5.4
 SIZES = (7, 14, 30, 63, 171)
-N_PROCESSES = 12
-EDGE_CONFIGS = [
-    LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
-    for tile, atoms, num_warps in (
-        (32, 1, 1), (16, 1, 1), (64, 1, 1), (64, 1, 2), (32, 1, 2), (64, 1, 4), (32, 4, 1), (32, 16, 1),
-    )
-]  # fmt: skip
-NODE_CONFIGS = [
-    LaunchConfig({"ATOMS": atoms}, num_warps, 1)
-    for atoms, num_warps in (
-        (16, 1), (16, 2), (16, 4), (32, 2), (32, 4), (64, 4), (64, 8),
-    )
-]  # fmt: skip
-CONFIGS = {"moments": EDGE_CONFIGS, "moments_adjoint": EDGE_CONFIGS, "node_block": NODE_CONFIGS}
-MODES = [
-    ("tf32x3", "fixed"), ("tf32x3", "float"), ("tf32x3", "store"), ("tf32", "fixed"), ("ieee", "fixed"),
-]  # fmt: skip
+VARIANTS: list[tuple[str, LaunchConfig]] = [
+    *(
+        (kernel, LaunchConfig({"TILE": tile, "ATOMS": atoms}, warps, 1))
+        for kernel in ("moments_adjoint", "moments")
+        for tile, atoms, warps in ((64, 1, 2), (16, 1, 1), (64, 1, 1), (32, 4, 1), (32, 1, 2))
+    ),
+    *(
+        ("node_perceptron", LaunchConfig({"ATOMS": atoms, "DEPTH": depth}, warps, 1))
+        for atoms, depth, warps in ((16, 32, 2), (32, 16, 4), (32, 64, 4), (32, 32, 8))
+    ),
+    *(("invariants", LaunchConfig({"ATOMS": a}, w, 1)) for a, w in ((16, 2), (32, 2))),
+    *(("invariants_adjoint", LaunchConfig({"ATOMS": a}, w, 1)) for a, w in ((16, 2), (32, 8))),
+]
+CHECKS = (
+    ("Cu", 1, 1, "fixed"), ("NaCl", 1, 2, "fixed"), ("Cu", 2, 1, "fixed"),
+    ("NaCl", 2, 3, "fixed"), ("Si", 2, 1, "fixed"), ("NaCl", 1, 2, "store"), ("Cu", 1, 1, "float"),
+)  # fmt: skip
+Call = Callable[[FusedPotential, Workspace, System], None]
 failures: list[dict[str, str]] = []
 
 
-def describe(config: LaunchConfig) -> str:
-    blocks = " ".join(f"{name.lower()} {value}" for name, value in config.blocks.items())
-    return f"{blocks} warps {config.num_warps}"
+def list_calls(hops: int) -> dict[str, Call]:
+    """Every launch of one evaluation by name, on its own; those that work in place write elsewhere."""
+    calls: dict[str, Call] = {
+        "place": lambda p, s, x: p.launch_place(s, x.positions, x.species),
+        "finish": lambda p, s, x: p.launch_finish(s),
+    }
+    for hop in range(hops):
+        suffix = f" {hop + 1}" if hops > 1 else ""
+        calls |= {
+            f"moments{suffix}": lambda p, s, x, h=hop: p.launch_moments(s, x.matrix, h),
+            f"invariants{suffix}": lambda p, s, x, h=hop: p.launch_invariants(
+                s, h, mixed=get_spare(s)
+            ),
+            f"node_perceptron{suffix}": lambda p, s, x, h=hop: p.launch_perceptron(
+                s, h, adjoint=True, gradients=get_spare(s)
+            ),
+            f"invariants_adjoint{suffix}": lambda p, s, x, h=hop: p.launch_pullback(s, h),
+            f"moments_adjoint{suffix}": lambda p, s, x, h=hop: p.launch_adjoint(s, x.matrix, h),
+        }
+    if hops > 1:
+        calls["node_perceptron 1 forward"] = lambda p, s, x: p.launch_perceptron(
+            s, 0, adjoint=False
+        )
+    return calls
+
+
+_spare: dict[tuple[int, ...], torch.Tensor] = {}
+
+
+def get_spare(space: Workspace) -> torch.Tensor:
+    shape = tuple(space.moments[0].shape)
+    if shape not in _spare:
+        _spare.clear()
+        _spare[shape] = torch.zeros(shape, device=DEVICE)
+    return _spare[shape]
+
+
+def list_jobs() -> list[tuple[int, str, str, LaunchConfig | None]]:
+    """What to compile, one kernel each: hops, scatter, name of the launch, launch variant."""
+    jobs = [(2, "fixed", name, None) for name in list_calls(2)]
+    jobs += [(1, "fixed", name, None) for name in list_calls(1)]
+    jobs += [(1, "store", name, None) for name in ("place", "moments_adjoint", "finish")]
+    jobs += [(1, "float", name, None) for name in ("place", "moments_adjoint", "finish")]
+    return jobs + [(1, "fixed", kernel, config) for kernel, config in VARIANTS]
 
 
 @contextlib.contextmanager
@@ -72,100 +117,99 @@ def survive(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        failures.append({"what": what, "error": f"{type(error).__name__}: {lines[-1]}"})
+        failures.append({"what": what, "error": f"{type(error).__name__}: {lines[0][:300]}"})
         print(f"FAILED {what}: {type(error).__name__}: {lines[0][:200]}", flush=True)
         traceback.print_exc(limit=-2)
 
 
-def make_weights(
-    hops: int, species: int, name: str, device: torch.device | str = "cpu"
-) -> PotentialWeights:
+@functools.cache
+def make_weights(hops: int, species: int, name: str) -> PotentialWeights:
     sample = build_lattice(name, 2, REACH, "cpu", rattle=0.12, seed=3)
     sample.species.copy_(torch.arange(len(sample.species)) % species)
     return draw_weights(hops, species, sample)
 
 
-def list_jobs() -> list[tuple[int, str, str, dict[str, LaunchConfig]]]:
-    """All variants to compile: hops, precision, scatter and overrides."""
-    jobs: list[tuple[int, str, str, dict[str, LaunchConfig]]] = []
-    for hops in (1, 2):
-        jobs += [(hops, precision, scatter, {}) for precision, scatter in MODES]
-    for kernel, configs in CONFIGS.items():
-        jobs += [(1, "tf32x3", "fixed", {kernel: config}) for config in configs]
-    return jobs
-
-
-def compile_jobs(index: int) -> None:
-    """Child process: run every N-th variant once on a tiny system, so that the compiler's cache holds it."""
+def compile_jobs(start: int, stride: int) -> None:
+    """Child process: launch every stride-th job once over a tiny system of zeros; print which of them ran."""
+    torch.set_num_threads(1)
     system = build_lattice("Cu", 2, REACH, DEVICE, reverse=True)
-    for k, (hops, precision, scatter, configs) in enumerate(list_jobs()):
-        if k % N_PROCESSES == index:
-            weights = make_weights(hops, 1, "Cu")
-            with survive(f"compile m{hops} {precision} {scatter} {configs}"), override(configs):
-                run(FusedPotential(weights, DEVICE, Options(precision, scatter)), system)
-                torch.cuda.synchronize()
+    for k, (hops, scatter, name, config) in list(enumerate(list_jobs()))[start::stride]:
+        potential = FusedPotential(make_weights(hops, 1, "Cu"), DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
+        space = potential.allocate(system.matrix.n_atoms, system.matrix.n_slots)
+        for tensor in list_buffers(space):
+            tensor.zero_()
+        begin = time.time()
+        with tuning.override(name, config) if config else contextlib.nullcontext():
+            list_calls(hops)[name](potential, space, system)
+            torch.cuda.synchronize()
+        print(json.dumps({"job": k, "seconds": round(time.time() - begin, 1)}), flush=True)
 
 
-@contextlib.contextmanager
-def override(configs: dict[str, LaunchConfig]) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        for kernel, config in configs.items():
-            stack.enter_context(tuning.override(kernel, config))
-        yield
+def list_buffers(space: Workspace) -> list[torch.Tensor]:
+    """Everything but the partial sums, whose unused columns stay zero."""
+    tensors = [space.sites, *space.moments, *space.mixed, *space.invariants, space.messages]
+    tensors += [space.message_gradients, space.node_energies, space.terms, space.accumulators]
+    return [*tensors, space.edges, space.forces, space.energies, space.totals]
+
+
+def compile_all(n_processes: int, limit: float) -> list[int]:
+    """Numbers of the jobs that compiled and ran within the limit in seconds."""
+    command = [sys.executable, __file__, "--compile"]
+    children = [
+        subprocess.Popen([*command, str(k), str(n_processes)], stdout=subprocess.PIPE, text=True)
+        for k in range(n_processes)
+    ]
+    end = time.time() + limit
+    good: list[int] = []
+    for child in children:
+        try:
+            out, _ = child.communicate(timeout=max(0.1, end - time.time()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            out, _ = child.communicate()
+        good += [json.loads(line)["job"] for line in out.splitlines() if line.startswith("{")]
+    return sorted(good)
 
 
 def run(potential: FusedPotential, system: System) -> Any:
     return potential.evaluate(system.positions, system.species, system.matrix)
 
 
-def poison(potential: FusedPotential, system: System) -> None:
-    """Fill every buffer with NaN or the largest integer, but for the sums whose unused columns stay zero."""
-    space = potential.allocate(system.matrix.n_atoms, system.matrix.n_slots)
-    tensors = [space.sites, *space.moments, space.messages, space.message_gradients, space.totals]
-    tensors += [space.node_energies, space.terms, space.accumulators, space.edges, space.forces]
-    tensors += [space.energies]
-    for tensor in tensors:
-        floating = tensor.is_floating_point()
-        tensor.fill_(float("nan") if floating else torch.iinfo(tensor.dtype).max)
-
-
 def find_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     return float((out.double() - reference.double()).norm() / reference.double().norm())
 
 
-def check(name: str, hops: int, species: int, precision: str, scatter: str) -> dict[str, Any]:
+def check(name: str, hops: int, species: int, scatter: str) -> dict[str, Any]:
     """Compare one mode with the float64 definition, and two of its runs with each other."""
     seed = int(time.time() * 1e3) % 2**31
     repeats = {"Cu": 10, "NaCl": 6, "Si": 6}[name]
     system = build_lattice(name, repeats, REACH, DEVICE, rattle=0.1, seed=seed, reverse=True)
     generator = torch.Generator().manual_seed(seed)
-    kinds = torch.randint(0, species, system.species.shape, generator=generator)
-    system.species.copy_(kinds)
+    system.species.copy_(torch.randint(0, species, system.species.shape, generator=generator))
     system.positions.add_(torch.randn(3, device=DEVICE, dtype=torch.float64) * 1000.0)
     weights = make_weights(hops, species, name)
-    on_device = move(weights)
     exact = evaluate_reference(
-        on_device, system.positions, system.species, system.matrix, system.translations
+        move(weights), system.positions, system.species, system.matrix, system.translations
     )
-    potential = FusedPotential(weights, DEVICE, Options(precision, scatter))  # type: ignore[arg-type]
+    potential = FusedPotential(weights, DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
     results = []
     for _ in range(2):
-        poison(potential, system)
-        out = run(potential, system)
-        results.append([part.clone() for part in out])
+        for tensor in list_buffers(potential.allocate(*system.matrix.entries.shape)):
+            floating = tensor.is_floating_point()
+            tensor.fill_(float("nan") if floating else torch.iinfo(tensor.dtype).max)
+        results.append([part.clone() for part in run(potential, system)])
     energy, forces, virial, energies = results[0]
-    composition = on_device.composition[system.species.long()]
-    bits = all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    composition = weights.composition.to(DEVICE)[system.species.long()]
     return {
         "system": name, "atoms": system.matrix.n_atoms, "hops": hops, "species": species, "seed": seed,
-        "precision": precision, "scatter": scatter, "bits_equal": bits,
+        "scatter": scatter,
+        "bits_equal": all(torch.equal(a, b) for a, b in zip(*results, strict=True)),
         "force_rms": float(exact.forces.square().mean().sqrt()),
         "force_error_rms": float((forces - exact.forces).square().mean().sqrt()),
         "force_error_max": float((forces - exact.forces).abs().max()),
         "energy_error_per_atom": float((energy - exact.energy).abs()) / system.matrix.n_atoms,
         "energies_error": find_error(energies - composition, exact.energies - composition),
         "virial_error": find_error(virial, exact.virial),
-        "net_force": float(forces.double().sum(dim=0).abs().max()),
     }  # fmt: skip
 
 
@@ -173,279 +217,158 @@ def move(weights: PotentialWeights) -> PotentialWeights:
     """Parameters on the device, in float64."""
     blocks = tuple(type(b)(*(part.to(DEVICE) for part in b)) for b in weights.blocks)
     core = None if weights.core is None else tuple(part.to(DEVICE) for part in weights.core)
-    return weights._replace(
-        radial=weights.radial.to(DEVICE),
-        pair_factors=weights.pair_factors.to(DEVICE),
-        blocks=blocks,
-        energy_scale=weights.energy_scale.to(DEVICE),
-        composition=weights.composition.to(DEVICE),
-        core=core,
-    )
-
-
-def measure(function: Callable[[], Any], budget_ms: float = 150.0) -> dict[str, float]:
-    """Median, 10 and 90 % quantile of the time per call in ms: blocks of calls between device events, warm."""
-    for _ in range(3):
-        function()
-    torch.cuda.synchronize()
-
-    def time_block(calls: int) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(calls):
-            function()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / calls
-
-    single = time_block(2)
-    calls = max(1, min(200, int(budget_ms / 10 / max(single, 1e-4))))
-    blocks = max(3, min(15, int(budget_ms / max(single * calls, 1e-4))))
-    times = sorted(time_block(calls) for _ in range(blocks))
-    return {
-        "median_ms": statistics.median(times),
-        "q10_ms": times[len(times) // 10],
-        "q90_ms": times[-1 - len(times) // 10],
+    moved = {
+        name: getattr(weights, name).to(DEVICE)
+        for name in ("radial", "pair_factors", "energy_scale", "composition")
     }
+    return weights._replace(blocks=blocks, core=core, **moved)
 
 
-def capture(function: Callable[[], Any]) -> Callable[[], None]:
-    """Record a call in a CUDA graph and return its replay."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+def time_kernels(hops: int, repeats: int = 30) -> list[dict[str, Any]]:
+    """Every launch of one evaluation on its own, over buffers that an evaluation has filled."""
+    system = build_lattice("Cu", repeats, REACH, DEVICE)
+    potential = FusedPotential(make_weights(hops, 1, "Cu"), DEVICE)
+    run(potential, system)
+    space = potential.allocate(*system.matrix.entries.shape)
+    rows = []
+    for name, call in list_calls(hops).items():
+        with survive(f"m{hops} {name}"):
+            result = measure(lambda call=call: call(potential, space, system), 40.0)
+            rows.append({"kernel": name, "hops": hops, "atoms": system.matrix.n_atoms, **result})
+    return rows
 
 
-def measure_ceilings() -> dict[str, float]:
-    """Copy bandwidth (bytes read and written), float32 and tf32 matrix products, on random data."""
-    source = torch.randn(2**29, device=DEVICE)
-    target = torch.empty_like(source)
-    copy = measure(functools.partial(target.copy_, source))["median_ms"]
-    a, b = (torch.randn(8192, 8192, device=DEVICE) for _ in range(2))
-    found = {"copy_TB_per_s": 2 * 2**31 / copy * 1e-9}
-    for name, allowed in (("float32", False), ("tf32", True)):
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-        time_ms = measure(functools.partial(torch.matmul, a, b))["median_ms"]
-        found[f"{name}_TFLOP_per_s"] = 2 * 8192**3 / time_ms * 1e-9
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return found
-
-
-def count_work(hops: int, n_slots: int, channels: int = 16, mixed: int = 16) -> dict[str, Any]:
-    """Floating-point operations and least bytes per atom of every kernel (fixed scatter)."""
-    pairs, hidden, inputs = 8 * channels * 2, 64, 8 * mixed
-    dense = 2 * 16 * channels
-    moments = n_slots * (130 + pairs + 2 * channels + dense)
-    adjoint = n_slots * (330 + 2 * pairs + 3 * channels + 2 * dense)
-    layers = 2 * (inputs * hidden + hidden * hidden)
-    forward = 16 * 2 * channels * mixed + layers + mixed * (2 * 15 + 4 * 61) + 30 * hidden
-    node = 2 * forward + mixed * 6 * 61
-    block = 16 * channels * 4
-    return {
-        "flop": {
-            "moments": hops * moments,
-            "moments_adjoint": hops * adjoint,
-            "node_block": hops * node + (hops - 1) * forward,
-        },
-        "bytes": {
-            "moments": hops * (4 * n_slots + 20 + block),
-            "moments_adjoint": hops * (4 * n_slots + 20 + block + 64 + 32),
-            "node_block": (2 * hops + (hops - 1)) * block + 24,
-        },
-    }
-
-
-def time_kernels(hops: int, repeats: int) -> tuple[list[dict[str, Any]], dict[str, LaunchConfig]]:
-    """Every launch variant of every kernel on one system; the fastest per kernel."""
-    system = build_lattice("Cu", repeats, REACH, DEVICE, reverse=True)
-    weights = make_weights(hops, 1, "Cu")
-    spare = torch.empty(system.matrix.n_atoms, 16, 16, device=DEVICE)
-    rows: list[dict[str, Any]] = []
-    best: dict[str, LaunchConfig] = {}
-
-    def record(kernel: str, config: LaunchConfig | None, options: Options, call: Any) -> None:
-        potential = FusedPotential(weights, DEVICE, options)
-        shown = describe(config) if config else "default"
-        what = f"m{hops} {kernel} {shown} {options.precision} {options.scatter}"
-        with survive(what), override({kernel: config} if config else {}):
-            run(potential, system)
-            space = potential.allocate(system.matrix.n_atoms, system.matrix.n_slots)
-            result = measure(lambda: call(potential, space))
-            rate = system.matrix.n_atoms / result["median_ms"] * 1e3
-            row = {
-                "kernel": kernel, "config": shown, "precision": options.precision,
-                "scatter": options.scatter, "hops": hops, "atoms": system.matrix.n_atoms,
-                "atoms_per_s": rate, **result,
-            }  # fmt: skip
-            rows.append(row)
-            known = [r for r in rows if r["kernel"] == kernel and r["config"] != "default"]
-            if config and row is min(known, key=lambda r: r["median_ms"]):
-                best[kernel] = config
-
-    calls = {
-        "moments": lambda p, s: p.launch_moments(s, system.matrix, 0),
-        "moments_adjoint": lambda p, s: p.launch_adjoint(s, system.matrix, 0),
-        "node_block": lambda p, s: p.launch_node(s, hops - 1, adjoint=True, gradients=spare),
-    }
-    for kernel, configs in CONFIGS.items():
-        for config in configs:
-            record(kernel, config, Options(), calls[kernel])
-    for kernel in calls:
-        for precision, scatter in MODES[1:]:
-            if kernel == "moments_adjoint" or scatter == "fixed":
-                record(kernel, None, Options(precision, scatter), calls[kernel])  # type: ignore[arg-type]
-    record("moments_adjoint", None, Options(with_virial=False), calls["moments_adjoint"])
-    rows[-1]["config"] += " without virial"
-    record(
-        "place", None, Options(), lambda p, s: p.launch_place(s, system.positions, system.species)
-    )
-    record("finish", None, Options(), lambda p, s: p.launch_finish(s))
-    return rows, best
-
-
-def time_evaluation(
-    hops: int, repeats: int, options: Options, best: dict[str, LaunchConfig]
-) -> dict[str, Any]:
-    """Whole evaluation, eager and as a graph, with its peak memory."""
+def time_evaluation(hops: int, repeats: int, options: Options) -> dict[str, Any]:
+    """Whole evaluation as a graph, eager too where small, with its peak memory."""
     torch.cuda.empty_cache()
     system = build_lattice("Cu", repeats, REACH, DEVICE, reverse=options.scatter == "store")
+    torch.cuda.empty_cache()
     n_atoms = system.matrix.n_atoms
-    weights = make_weights(hops, 1, "Cu")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    with override(best):
-        potential = FusedPotential(weights, DEVICE, options)
-        eager = measure(lambda: run(potential, system))
-        peak = torch.cuda.max_memory_allocated() - before
-        graph = measure(capture(lambda: run(potential, system)))
-    finite = bool(torch.isfinite(potential.allocate(*system.matrix.entries.shape).forces).all())
-    list_bytes = system.matrix.entries.numel() * system.matrix.entries.element_size()
-    return {
-        "hops": hops, "atoms": n_atoms, "precision": options.precision, "scatter": options.scatter,
-        "with_virial": options.with_virial, "listed_neighbors": system.matrix.n_slots,
-        "eager": eager, "graph": graph, "finite": finite,
-        "atom_steps_per_s": n_atoms / graph["median_ms"] * 1e3,
-        "bytes_per_atom": (peak + list_bytes) / n_atoms,
+    potential = FusedPotential(make_weights(hops, 1, "Cu"), DEVICE, options)
+    row: dict[str, Any] = {
+        "hops": hops, "atoms": n_atoms, "scatter": options.scatter, "virial": options.with_virial,
+        "listed_neighbors": system.matrix.n_slots,
     }  # fmt: skip
+    row["graph"] = measure(capture(lambda: run(potential, system)))
+    if n_atoms < 200_000:
+        row["eager"] = measure(lambda: run(potential, system))
+    peak = torch.cuda.max_memory_allocated() - before
+    list_bytes = system.matrix.entries.numel() * system.matrix.entries.element_size()
+    forces = potential.allocate(*system.matrix.entries.shape).forces
+    row["finite"] = bool(torch.isfinite(forces.sum()))
+    row["net_force"] = float(forces.double().sum(dim=0).abs().max())
+    row["atom_steps_per_s"] = n_atoms / row["graph"]["median_ms"] * 1e3
+    row["bytes_per_atom"] = (peak + list_bytes) / n_atoms
+    return row
 
 
-def count_inside() -> float:
-    """Mean number of neighbours within the cut-off in the timed structures."""
-    system = build_lattice("Cu", 10, REACH, DEVICE)
-    from fastff.kernels.moment_potential.layout import unpack_neighbors
+def time_variants(numbers: list[int]) -> None:
+    """Child process: time launch variants and compare their forces with the default's; one line each."""
+    system = build_lattice("Cu", 30, REACH, DEVICE)
+    potential = FusedPotential(make_weights(1, 1, "Cu"), DEVICE)
+    default = run(potential, system).forces.clone()
+    space = potential.allocate(*system.matrix.entries.shape)
+    for k in numbers:
+        _, _, kernel, config = list_jobs()[k]
+        assert config is not None
+        with tuning.override(kernel, config):
+            call = list_calls(1)[kernel]
+            result = measure(lambda call=call: call(potential, space, system), 40.0)
+            change = float((run(potential, system).forces - default).abs().max())
+        row = {"kernel": kernel, "config": config.to_dict(), "force_change": change, **result}
+        print(json.dumps({"job": k, **row}), flush=True)
 
-    senders, codes, _ = unpack_neighbors(system.matrix)
-    vectors = system.positions[senders] - system.positions[:, None] + system.translations[codes]
-    return float((vectors.norm(dim=-1) < 5.0).sum(dim=1).double().mean())
+
+def run_variants(numbers: list[int], limit: Callable[[], float]) -> list[dict[str, Any]]:
+    """All variants, in a new process after each that dies."""
+    rows: list[dict[str, Any]] = []
+    while numbers and limit() > 8:
+        command = [sys.executable, __file__, "--variants", *map(str, numbers)]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            out, _ = child.communicate(timeout=limit())
+        except subprocess.TimeoutExpired:
+            child.kill()
+            out, _ = child.communicate()
+        rows += [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        left = [k for k in numbers if k not in {row["job"] for row in rows}]
+        if left:
+            failures.append({"what": str(list_jobs()[left[0]]), "error": "no timing"})
+        numbers = left[1:]
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--compile", type=int, default=None, help="child process")
-    parser.add_argument("--quick", action="store_true", help="checks only")
+    start = time.time()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--compile", type=int, nargs=2, help="child process")
+    parser.add_argument("--variants", type=int, nargs="*", help="child process")
+    parser.add_argument("--budget-seconds", type=float, default=170.0)
+    parser.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="cells per edge")
     arguments = parser.parse_args()
     if arguments.compile is not None:
-        compile_jobs(arguments.compile)
-        return
-    start = time.time()
-    children = [
-        subprocess.Popen([sys.executable, __file__, "--compile", str(k)])
-        for k in range(N_PROCESSES)
-    ]
-    for child in children:
-        with survive("compilation in parallel"):
-            child.wait(timeout=max(1.0, start + 240.0 - time.time()))
-    for child in children:
-        child.kill()
-    print(f"compiled in {time.time() - start:.0f} s", flush=True)
-    record: dict[str, Any] = {"provenance": tuning.describe_machine(DEVICE)}
-    record["provenance"]["commit"] = (
-        os.environ.get("FASTFF_COMMIT") or record["provenance"]["commit"]
-    )
-    record["neighbors_listed"], record["neighbors_inside"] = 54, count_inside()
-    record["checks"] = checks = []
-    for name, hops, species in (
-        ("Cu", 1, 1),
-        ("NaCl", 1, 2),
-        ("Cu", 2, 1),
-        ("NaCl", 2, 3),
-        ("Si", 2, 1),
-    ):
-        for precision, scatter in MODES:
-            with survive(f"check {name} m{hops} {precision} {scatter}"):
-                checks.append(check(name, hops, species, precision, scatter))
-    print_checks(checks)
-    if not arguments.quick:
-        record["ceilings"] = measure_ceilings()
-        record["work"] = {f"m{hops}": count_work(hops, 54) for hops in (1, 2)}
-        record["kernels"], best = time_kernels(1, 30)
-        record["best"] = {kernel: config.to_dict() for kernel, config in best.items()}
+        compile_jobs(*arguments.compile)
+    elif arguments.variants is not None:
+        time_variants(arguments.variants)
+    else:
+        run_stages(arguments, start)
+
+
+def run_stages(arguments: argparse.Namespace, start: float) -> None:
+    """All stages while the budget lasts; the record is stored after each."""
+
+    def left() -> float:
+        return start + arguments.budget_seconds - time.time()
+
+    record: dict[str, Any] = {"provenance": tuning.describe_machine(DEVICE), "failures": failures}
+    commit = os.environ.get("FASTFF_COMMIT")
+    record["provenance"]["commit"] = commit or record["provenance"]["commit"]
+    good = compile_all(arguments.processes, 0.5 * left())
+    jobs = list_jobs()
+    for k in set(range(len(jobs))) - set(good):
+        failures.append({"what": f"compile {jobs[k]}", "error": "did not run"})
+    record["compile_seconds"] = time.time() - start
+    print(f"{len(good)} of {len(jobs)} compiled in {record['compile_seconds']:.0f} s", flush=True)
+    record["checks"], record["kernels"], record["evaluations"] = [], [], []
+
+    def stage(what: str, least: float, work: Callable[[], None]) -> None:
+        if left() < least:
+            failures.append({"what": what, "error": "no time left"})
+            return
+        with survive(what):
+            work()
+        record["seconds"] = time.time() - start
         store(record)
-        record["evaluations"] = evaluations = []
-        for repeats in arguments.sizes:
-            for hops in (1, 2):
-                with survive(f"evaluation m{hops} {repeats}^3 cells"):
-                    evaluations.append(time_evaluation(hops, repeats, Options(), best))
-                torch.cuda.empty_cache()
+
+    def add(key: str, function: Callable[..., Any], *values: Any) -> Callable[[], None]:
+        return lambda: record[key].append(function(*values))
+
+    for case in CHECKS:
+        stage(f"check {case}", 5, add("checks", check, *case))
+    print_checks(record["checks"])
+    stage("ceilings", 5, lambda: record.update(ceilings=measure_ceilings()))
+    for hops in (1, 2):
+        stage(f"kernels of m{hops}", 5, lambda h=hops: record["kernels"].extend(time_kernels(h)))
+    for repeats in arguments.sizes:
         for hops in (1, 2):
-            for precision, scatter in MODES[1:]:
-                with survive(f"evaluation m{hops} {precision} {scatter}"):
-                    options = Options(precision, scatter)  # type: ignore[arg-type]
-                    evaluations.append(time_evaluation(hops, 30, options, best))
-    record["failures"] = failures
+            what = f"evaluation m{hops} {repeats}^3 cells"
+            least = 15 if repeats > 100 else 5
+            stage(what, least, add("evaluations", time_evaluation, hops, repeats, Options()))
+    for options in (
+        Options("tf32x3", "float"),
+        Options("tf32x3", "store"),
+        Options(with_virial=False),
+    ):
+        stage(f"evaluation {options}", 5, add("evaluations", time_evaluation, 1, 30, options))
+    torch.cuda.empty_cache()
+    variants = [k for k in good if jobs[k][3] is not None]
+    stage("variants", 15, lambda: record.update(variants=run_variants(variants, left)))
     record["seconds"] = time.time() - start
     store(record)
-    if not arguments.quick:
-        print_record(record)
-
-
-def store(record: dict[str, Any]) -> None:
-    folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu_student.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def print_checks(checks: list[dict[str, Any]]) -> None:
-    print("check                      force err rms   max      energy/atom  virial   bits")
-    for c in checks:
-        label = f"{c['system']} m{c['hops']} S{c['species']} {c['precision']} {c['scatter']}"
-        print(
-            f"{label:<28} {c['force_error_rms']:.2e} {c['force_error_max']:.2e}  "
-            f"{c['energy_error_per_atom']:.1e}    {c['virial_error']:.1e}  {c['bits_equal']}"
-        )
-
-
-def print_record(record: dict[str, Any]) -> None:
-    print(json.dumps(record["provenance"]))
-    print({k: round(v, 2) for k, v in record["ceilings"].items()})
-    work, ceilings = record["work"]["m1"], record["ceilings"]
-    for row in record["kernels"]:
-        line = f"{row['kernel']:<16} {row['config']:<28} {row['precision']:<7} {row['scatter']:<6}"
-        line += f" {row['median_ms']:8.4f} ms {row['atoms_per_s'] / 1e6:8.1f} M/s"
-        if row["kernel"] in work["flop"]:
-            floor = max(
-                work["flop"][row["kernel"]] / ceilings["float32_TFLOP_per_s"] * 1e-12,
-                work["bytes"][row["kernel"]] / ceilings["copy_TB_per_s"] * 1e-12,
-            )
-            line += f"  {floor * row['atoms_per_s'] * 100:5.1f} % of float32 roofline"
-        print(line)
-    for row in record["evaluations"]:
-        print(
-            f"m{row['hops']} {row['atoms']:>9} atoms {row['precision']:<7} {row['scatter']:<6} "
-            f"graph {row['graph']['median_ms']:9.4f} ms eager {row['eager']['median_ms']:9.4f} ms "
-            f"{row['atom_steps_per_s'] / 1e6:7.2f} M atom-steps/s {row['bytes_per_atom']:7.0f} B/atom"
-        )
-    print(
-        f"neighbours listed 54, inside {record['neighbors_inside']:.1f}; failures: {record['failures']}"
-    )
-    print(f"{record['seconds']:.0f} s in all")
+    print_record(record)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,18 @@
 """Fused evaluation on the device: the launches, in order, over buffers that stay where they are.
 
 Here: :class:`FusedPotential`, which owns packed parameters and a workspace and evaluates positions over a neighbor
-matrix without waiting for the device, so that a call can be captured in a CUDA graph. Not here: kernels, the definition
-(``reference.py``), the choice of a back end.
+matrix without waiting for the device, so that a call can be captured in a CUDA graph. Not here: options and buffers
+(``workspace.py``), kernels, the definition (``reference.py``), the choice of a back end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastff.errors import DataError, UsageError
+from fastff.errors import DataError
 from fastff.kernels import dispatch, tuning
 from fastff.kernels.moment_potential.layout import (
     NeighborMatrix,
@@ -22,54 +21,12 @@ from fastff.kernels.moment_potential.layout import (
     pack_weights,
 )
 from fastff.kernels.moment_potential.reference import Evaluation
-
-Scatter = Literal["fixed", "float", "store"]
-PRECISIONS = ("tf32x3", "tf32", "ieee")
-_FINISH_BLOCK = 256
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to evaluate.
-
-    Attributes
-    ----------
-    precision : {"tf32x3", "tf32", "ieee"}
-        Of matrix products: ``tf32x3`` keeps the digits of float32 on tensor cores, ``tf32`` (fast mode) about three,
-        ``ieee`` does without tensor cores.
-    scatter : {"fixed", "float", "store"}
-        How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.kernels`. ``float`` is not
-        deterministic; ``store`` needs 16 bytes per slot and the matrix's reverse index.
-    with_virial : bool
-    """
-
-    precision: str = "tf32x3"
-    scatter: Scatter = "fixed"
-    with_virial: bool = True
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"precision {self.precision!r}; use one of {', '.join(PRECISIONS)}")
-        if self.scatter not in ("fixed", "float", "store"):
-            raise UsageError(f"scatter {self.scatter!r}; use fixed, float or store")
-
-
-@dataclass
-class Workspace:
-    """Buffers of one size; every kernel writes what it owns completely, so none is ever cleared."""
-
-    sites: Tensor
-    moments: list[Tensor]
-    messages: Tensor
-    message_gradients: Tensor
-    node_energies: Tensor
-    terms: Tensor
-    accumulators: Tensor
-    edges: Tensor
-    forces: Tensor
-    energies: Tensor
-    partials: Tensor
-    totals: Tensor
+from fastff.kernels.moment_potential.workspace import (
+    FINISH_BLOCK,
+    Options,
+    Workspace,
+    build_workspace,
+)
 
 
 class FusedPotential:
@@ -113,34 +70,11 @@ class FusedPotential:
         """Return the workspace of a size, allocated anew only when the size differs from the last one's."""
         if self._workspace is None or self._size != (n_atoms, n_slots):
             self._workspace = None
-            self._workspace = self._build_workspace(n_atoms, n_slots)
+            self._workspace = build_workspace(
+                n_atoms, n_slots, self.packed, self.options, self.device
+            )
             self._size = (n_atoms, n_slots)
         return self._workspace
-
-    def _build_workspace(self, n_atoms: int, n_slots: int) -> Workspace:
-        def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-
-        scatter, channels = self.options.scatter, self.n_channels
-        two = self.n_hops > 1
-        wide = torch.float32 if scatter == "float" else torch.int64
-        n_blocks = -(-n_atoms // _FINISH_BLOCK)
-        return Workspace(
-            sites=make(n_atoms, 4, dtype=torch.int32),
-            moments=[make(n_atoms, 16, channels) for _ in range(self.n_hops)],
-            messages=make(n_atoms, channels) if two else make(0),
-            message_gradients=make(n_atoms, channels, dtype=wide) if two else make(0, dtype=wide),
-            node_energies=make(self.n_hops, -(-n_atoms // 32) * 32),
-            terms=make(n_atoms, 8),
-            accumulators=make(
-                n_atoms, 4, dtype=torch.int64 if scatter == "fixed" else torch.float32
-            ),
-            edges=make(n_atoms, n_slots, 4) if scatter == "store" else make(0),
-            forces=make(n_atoms, 3),
-            energies=make(n_atoms, dtype=torch.float64),
-            partials=torch.zeros(max(n_blocks, 1), 8, dtype=torch.float64, device=self.device),
-            totals=make(8, dtype=torch.float64),
-        )
 
     def evaluate(self, positions: Tensor, species: Tensor, matrix: NeighborMatrix) -> Evaluation:
         """Evaluate; the result's tensors are the workspace's and hold until the next call.
@@ -168,14 +102,15 @@ class FusedPotential:
             self.launch_place(space, positions, species)
             self.launch_moments(space, matrix, 0)
             last = self.n_hops - 1
+            self.launch_invariants(space, 0)
             if last:
-                self.launch_node(space, 0, adjoint=False)
+                self.launch_perceptron(space, 0, adjoint=False)
                 self.launch_moments(space, matrix, 1)
-            self.launch_node(space, last, adjoint=True)
-            self.launch_adjoint(space, matrix, last)
-            if last:
-                self.launch_node(space, 0, adjoint=True)
-                self.launch_adjoint(space, matrix, 0)
+                self.launch_invariants(space, 1)
+            for hop in reversed(range(self.n_hops)):
+                self.launch_perceptron(space, hop, adjoint=True)
+                self.launch_pullback(space, hop)
+                self.launch_adjoint(space, matrix, hop)
             self.launch_finish(space)
         return Evaluation(space.totals[6], space.forces, space.totals[:6], space.energies)
 
@@ -243,24 +178,43 @@ class FusedPotential:
             **arguments,
         )
 
-    def launch_node(
+    def launch_invariants(self, space: Workspace, hop: int, mixed: Tensor | None = None) -> None:
+        """Invariants of one hop, and its moments mixed, over the moments by default."""
+        from fastff.kernels.node_block.kernels import INVARIANTS_SPACE, invariants_kernel
+
+        n_atoms, mixing = space.sites.shape[0], self.packed.blocks[hop].mixing
+        arguments = self._configure(
+            INVARIANTS_SPACE, channels=self.n_channels, mixed=mixing.shape[2]
+        )
+        invariants_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
+            space.moments[hop],
+            mixing,
+            space.mixed[hop] if mixed is None else mixed,
+            space.invariants[hop],
+            n_atoms,
+            C=self.n_channels,
+            Q=mixing.shape[2],
+            PRECISION=self.options.precision,
+            **arguments,
+        )
+
+    def launch_perceptron(
         self, space: Workspace, hop: int, *, adjoint: bool, gradients: Tensor | None = None
     ) -> None:
-        """Node block of one hop: energies and messages, or (``adjoint``) gradients, over the moments by default."""
-        from fastff.kernels.node_block.kernels import NODE_SPACE, node_kernel
+        """Energies and messages of one hop, or (``adjoint``) gradients, over the invariants by default."""
+        from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE, perceptron_kernel
 
         block = self.packed.blocks[hop]
         last = hop == self.n_hops - 1
-        n_mixed, hidden = block.mixing.shape[2], block.weight2.shape
-        n_atoms = space.sites.shape[0]
+        hidden = block.weight2.shape
+        n_atoms, n_inputs = space.invariants[hop].shape
         arguments = self._configure(
-            NODE_SPACE, channels=self.n_channels, mixed=n_mixed, hidden=hidden[0]
+            PERCEPTRON_SPACE, channels=self.n_channels, inputs=n_inputs, hidden=hidden[0]
         )
-        node_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
+        perceptron_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.sites,
-            space.moments[hop],
+            space.invariants[hop],
             space.messages,
-            block.mixing,
             block.shift,
             block.weight1,
             block.bias1,
@@ -273,11 +227,11 @@ class FusedPotential:
             space.node_energies[hop],
             space.messages,
             space.message_gradients,
-            space.moments[hop] if gradients is None else gradients,
+            space.invariants[hop] if gradients is None else gradients,
             space.message_gradients,
             n_atoms,
             C=self.n_channels,
-            Q=n_mixed,
+            INPUTS=n_inputs,
             H1=hidden[0],
             H2=hidden[1],
             HAS_EXTRA=hop > 0,
@@ -286,6 +240,24 @@ class FusedPotential:
             WITH_ADJOINT=adjoint,
             PULL_MESSAGES=adjoint and not last,
             FIXED=self.options.scatter != "float",
+            PRECISION=self.options.precision,
+            **arguments,
+        )
+
+    def launch_pullback(self, space: Workspace, hop: int) -> None:
+        """Gradients in the invariants to gradients in the moments, over the moments."""
+        from fastff.kernels.node_block.kernels import PULLBACK_SPACE, pullback_kernel
+
+        n_atoms, mixing = space.sites.shape[0], self.packed.blocks[hop].mixing
+        arguments = self._configure(PULLBACK_SPACE, channels=self.n_channels, mixed=mixing.shape[2])
+        pullback_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
+            space.mixed[hop],
+            space.invariants[hop],
+            mixing,
+            space.moments[hop],
+            n_atoms,
+            C=self.n_channels,
+            Q=mixing.shape[2],
             PRECISION=self.options.precision,
             **arguments,
         )
@@ -346,7 +318,7 @@ class FusedPotential:
         from fastff.kernels.moment_potential.kernels import finish_kernel, total_kernel
 
         n_atoms = space.sites.shape[0]
-        n_blocks = -(-n_atoms // _FINISH_BLOCK)
+        n_blocks = -(-n_atoms // FINISH_BLOCK)
         finish_kernel[(n_blocks,)](
             space.sites,
             space.node_energies,
@@ -362,6 +334,6 @@ class FusedPotential:
             HAS_CORE=self.packed.core is not None,
             WITH_VIRIAL=self.options.with_virial,
             FIXED=self.options.scatter == "fixed",
-            BLOCK=_FINISH_BLOCK,
+            BLOCK=FINISH_BLOCK,
         )
         total_kernel[(8,)](space.partials, space.totals, n_blocks, BLOCK=1024)

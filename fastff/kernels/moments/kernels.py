@@ -20,6 +20,7 @@ from fastff.kernels.moments.edges import (
     load_center,
     load_edges,
 )
+from fastff.kernels.products import multiply
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace
 
 MOMENTS_SPACE = LaunchSpace(
@@ -87,13 +88,13 @@ def moments_kernel(
             sine, cosine = evaluate_wave(x)
             envelope, _ = evaluate_envelope(x)
             basis = evaluate_basis(sine, cosine, envelope * inverse)
-            radial = tl.dot(basis, mix, input_precision=PRECISION)
+            radial = multiply(basis, mix, tl.zeros((TILE, C), dtype=tl.float32), PRECISION)
             pair = species0 * n_species + species
             source = sender * C if BY_SENDER else pair.to(tl.int64) * C
             factor = tl.load(
                 factors + source[:, None] + channels[None, :], mask=inside[:, None], other=0.0
             )
             harmonics = evaluate_harmonics(dx * inverse, dy * inverse, dz * inverse)
-            total = tl.dot(tl.trans(harmonics), radial * factor, total, input_precision=PRECISION)
+            total = multiply(tl.trans(harmonics), radial * factor, total, PRECISION)
         out = moments + atom * (16 * C) + components[:, None] * C + channels[None, :]
         tl.store(out, total)

@@ -33,6 +33,7 @@ from fastff.kernels.moments.edges import (
     load_edges,
     split8,
 )
+from fastff.kernels.products import multiply
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace
 
 FIXED_BITS = 32
@@ -195,16 +196,19 @@ def adjoint_kernel(
                 factors + source[:, None] + channels[None, :], mask=inside[:, None], other=0.0
             )
             harmonics = evaluate_harmonics(ux, uy, uz)
-            channel_gradient = tl.dot(harmonics, pull, input_precision=PRECISION)
-            basis_gradient = tl.dot(channel_gradient * factor, unmix, input_precision=PRECISION)
+            empty = tl.zeros((TILE, C), dtype=tl.float32)
+            channel_gradient = multiply(harmonics, pull, empty, PRECISION)
+            none = tl.zeros((TILE, N_RADIAL), dtype=tl.float32)
+            basis_gradient = multiply(channel_gradient * factor, unmix, none, PRECISION)
             x = tl.minimum(distance * inverse_cutoff, 1.0)
             sine, cosine = evaluate_wave(x)
             envelope, envelope_slope = evaluate_envelope(x)
             amplitude = envelope * inverse
             slope = (envelope_slope * inverse_cutoff - amplitude) * inverse
             basis = evaluate_basis(sine, cosine, amplitude)
-            radial = tl.dot(basis, mix, input_precision=PRECISION)
-            harmonics_gradient = tl.dot(radial * factor, push, input_precision=PRECISION)
+            radial = multiply(basis, mix, empty, PRECISION)
+            none = tl.zeros((TILE, 16), dtype=tl.float32)
+            harmonics_gradient = multiply(radial * factor, push, none, PRECISION)
             if BY_SENDER:
                 add_at(
                     message_gradients + source[:, None] + channels[None, :],

@@ -1,7 +1,9 @@
-"""Triton kernel of the node block, and its launch configurations.
+"""Triton kernels of the node block, and their launch configurations.
 
-Here: moments of a block of atoms to invariants, perceptron, energy and messages, and straight back to the gradient in
-the moments. Not here: the unrolled couplings (``cubic.py``), launches (:mod:`fastff.kernels.moment_potential`).
+Here: moments to mixed moments and invariants; invariants through the perceptron to energy and messages, and back to the
+gradient in the invariants; that gradient to the gradient in the moments. Three kernels, because one that kept all of it
+in registers spilled kilobytes: what passes between them is 1.5 kB per atom. Not here: the unrolled couplings
+(``cubic.py``), launches (:mod:`fastff.kernels.moment_potential`).
 """
 
 from __future__ import annotations
@@ -10,15 +12,32 @@ import triton
 import triton.language as tl
 
 from fastff.kernels.node_block.cubic import evaluate_cubic, evaluate_cubic_slope, find_degree
+from fastff.kernels.products import multiply
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace
 
-NODE_SPACE = LaunchSpace(
-    "node_block",
-    LaunchConfig({"ATOMS": 16}, 4, 1),
+INVARIANTS_SPACE = LaunchSpace(
+    "invariants",
+    LaunchConfig({"ATOMS": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms}, num_warps, 1)
-        for atoms in (16, 32, 64)
-        for num_warps in (1, 2, 4, 8)
+        for atoms, num_warps in ((16, 1), (16, 2), (32, 2), (32, 4))
+    ),
+)
+PERCEPTRON_SPACE = LaunchSpace(
+    "node_perceptron",
+    LaunchConfig({"ATOMS": 32, "DEPTH": 32}, 4, 1),
+    tuple(
+        LaunchConfig({"ATOMS": atoms, "DEPTH": depth}, num_warps, 1)
+        for atoms, num_warps in ((16, 2), (32, 2), (32, 4))
+        for depth in (16, 32, 64)
+    ),
+)
+PULLBACK_SPACE = LaunchSpace(
+    "invariants_adjoint",
+    LaunchConfig({"ATOMS": 32}, 4, 1),
+    tuple(
+        LaunchConfig({"ATOMS": atoms}, num_warps, 1)
+        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (32, 2), (32, 4))
     ),
 )
 N_KINDS: tl.constexpr = tl.constexpr(8)
@@ -34,11 +53,53 @@ def activate(x):
 
 
 @triton.jit(do_not_specialize=["n_atoms"])
-def node_kernel(
-    sites,
+def invariants_kernel(
     moments,
-    messages_in,
     mixing,
+    mixed_out,
+    invariants,
+    n_atoms,
+    C: tl.constexpr,
+    Q: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ATOMS: tl.constexpr,
+):
+    """Mixed moments (n_atoms, 16, Q) and invariants (n_atoms, 8 Q) of moments (n_atoms, 16, C).
+
+    ``mixed_out`` may be the memory of ``moments`` where C equals Q.
+    """
+    rows = tl.program_id(0).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
+    there = (rows < n_atoms)[:, None]
+    channels = tl.arange(0, C)[None, :]
+    mixeds = tl.arange(0, Q)[None, :]
+    mixed = ()
+    for lm in tl.static_range(16):
+        part = tl.load(
+            moments + rows[:, None] * (16 * C) + lm * C + channels, mask=there, other=0.0
+        )
+        mix = tl.load(mixing + find_degree(lm) * (C * Q) + tl.arange(0, C)[:, None] * Q + mixeds)
+        tl.debug_barrier()  # all have read before anyone writes, should the memory be the same
+        part = multiply(part, mix, tl.zeros((ATOMS, Q), dtype=tl.float32), PRECISION)
+        tl.store(mixed_out + rows[:, None] * (16 * Q) + lm * Q + mixeds, part, mask=there)
+        mixed = mixed + (part,)  # noqa: RUF005
+    for kind in tl.static_range(N_KINDS):
+        if kind == 0:
+            value = mixed[0]
+        elif kind < 4:
+            value = tl.zeros_like(mixed[0])
+            for m in tl.static_range(2 * kind + 1):
+                value += mixed[kind * kind + m] * mixed[kind * kind + m]
+            value = value * (1.0 / (2 * kind + 1))
+        else:
+            value = evaluate_cubic(mixed, kind - 4)
+        tl.store(invariants + rows[:, None] * (N_KINDS * Q) + kind * Q + mixeds, value, mask=there)
+
+
+@triton.jit(do_not_specialize=["n_atoms"])
+def perceptron_kernel(
+    sites,
+    invariants,
+    messages_in,
     shift,
     weight1,
     bias1,
@@ -55,7 +116,7 @@ def node_kernel(
     extra_gradients,
     n_atoms,
     C: tl.constexpr,
-    Q: tl.constexpr,
+    INPUTS: tl.constexpr,
     H1: tl.constexpr,
     H2: tl.constexpr,
     HAS_EXTRA: tl.constexpr,
@@ -66,54 +127,39 @@ def node_kernel(
     FIXED: tl.constexpr,
     PRECISION: tl.constexpr,
     ATOMS: tl.constexpr,
+    DEPTH: tl.constexpr,
 ):
-    """Energies (n_atoms,), messages (n_atoms, C) and dE/dA (n_atoms, 16, C) of ATOMS atoms per program.
+    """Energies (n_atoms,), messages (n_atoms, C) and dE/d(invariants) (n_atoms, INPUTS) of ATOMS atoms per program.
 
     Weights are those of ``node_block.reference.NodeWeights`` with the input scale multiplied into ``weight1``.
     HAS_EXTRA: the atom's own message (``messages_in``) is an input too, and its gradient goes to ``extra_gradients``,
     in fixed point where FIXED. PULL_MESSAGES: ``message_gradients`` (in fixed point where FIXED) are pulled back too.
-    ``gradients`` may be the memory of ``moments``.
+    ``gradients`` may be the memory of ``invariants``. DEPTH inputs are taken at a time.
     """
     rows = tl.program_id(0).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
     inside = rows < n_atoms
     there = inside[:, None]
     channels = tl.arange(0, C)
-    mixeds = tl.arange(0, Q)
     hidden1 = tl.arange(0, H1)
     hidden2 = tl.arange(0, H2)
     species = tl.load(sites + rows * 4 + 3, mask=inside, other=0)
 
-    mixed = ()
-    for lm in tl.static_range(16):
-        part = tl.load(
-            moments + rows[:, None] * (16 * C) + lm * C + channels[None, :], mask=there, other=0.0
-        )
-        mix = tl.load(mixing + find_degree(lm) * (C * Q) + channels[:, None] * Q + mixeds[None, :])
-        mixed = mixed + (tl.dot(part, mix, input_precision=PRECISION),)  # noqa: RUF005
-
     pre = tl.load(bias1 + species[:, None] * H1 + hidden1[None, :])
-    for kind in tl.static_range(N_KINDS):
-        if kind == 0:
-            value = mixed[0]
-        elif kind < 4:
-            value = tl.zeros_like(mixed[0])
-            for m in tl.static_range(2 * kind + 1):
-                value += mixed[kind * kind + m] * mixed[kind * kind + m]
-            value = value * (1.0 / (2 * kind + 1))
-        else:
-            value = evaluate_cubic(mixed, kind - 4)
-        value = value - tl.load(shift + kind * Q + mixeds)[None, :]
-        layer = tl.load(weight1 + (kind * Q + mixeds)[:, None] * H1 + hidden1[None, :])
-        pre = tl.dot(value, layer, pre, input_precision=PRECISION)
     if HAS_EXTRA:
         own = tl.load(messages_in + rows[:, None] * C + channels[None, :], mask=there, other=0.0)
-        own = own - tl.load(shift + channels + N_KINDS * Q)[None, :]
-        layer = tl.load(weight1 + (channels + N_KINDS * Q)[:, None] * H1 + hidden1[None, :])
-        pre = tl.dot(own, layer, pre, input_precision=PRECISION)
+        own = own - tl.load(shift + channels + INPUTS)[None, :]
+        layer = tl.load(weight1 + (channels + INPUTS)[:, None] * H1 + hidden1[None, :])
+        pre = multiply(own, layer, pre, PRECISION)
+    for first in range(0, INPUTS, DEPTH):
+        column = first + tl.arange(0, DEPTH)
+        part = tl.load(invariants + rows[:, None] * INPUTS + column[None, :], mask=there, other=0.0)
+        part = part - tl.load(shift + column)[None, :]
+        rise = tl.load(weight1 + column[:, None] * H1 + hidden1[None, :])
+        pre = multiply(part, rise, pre, PRECISION)
     value1, slope1 = activate(pre)
     pre = tl.load(bias2 + species[:, None] * H2 + hidden2[None, :])
     layer = tl.load(weight2 + hidden1[:, None] * H2 + hidden2[None, :])
-    pre = tl.dot(value1, layer, pre, input_precision=PRECISION)
+    pre = multiply(value1, layer, pre, PRECISION)
     value2, slope2 = activate(pre)
     pull = tl.load(readout + species[:, None] * H2 + hidden2[None, :])
     if WITH_ENERGY:
@@ -122,7 +168,7 @@ def node_kernel(
     if WITH_MESSAGES:
         layer = tl.load(message + hidden2[:, None] * C + channels[None, :])
         out = tl.load(message_bias + species[:, None] * C + channels[None, :])
-        out = tl.dot(value2, layer, out, input_precision=PRECISION)
+        out = multiply(value2, layer, out, PRECISION)
         tl.store(messages_out + rows[:, None] * C + channels[None, :], out, mask=there)
     if WITH_ADJOINT:
         if PULL_MESSAGES:
@@ -132,30 +178,64 @@ def node_kernel(
             if FIXED:
                 raw = raw.to(tl.float32) * (1.0 / _SCALE)
             layer = tl.load(message + hidden2[None, :] * C + channels[:, None])
-            pull = tl.dot(raw, layer, pull, input_precision=PRECISION)
+            pull = multiply(raw, layer, pull, PRECISION)
         layer = tl.load(weight2 + hidden1[None, :] * H2 + hidden2[:, None])
-        pull = tl.dot(pull * slope2, layer, input_precision=PRECISION) * slope1
-        grads = ()
-        for kind in tl.static_range(N_KINDS):
-            layer = tl.load(weight1 + (kind * Q + mixeds)[None, :] * H1 + hidden1[:, None])
-            grads = grads + (tl.dot(pull, layer, input_precision=PRECISION),)  # noqa: RUF005
+        none = tl.zeros((ATOMS, H1), dtype=tl.float32)
+        pull = multiply(pull * slope2, layer, none, PRECISION) * slope1
         if HAS_EXTRA:
-            layer = tl.load(weight1 + (channels + N_KINDS * Q)[None, :] * H1 + hidden1[:, None])
-            extra = tl.dot(pull, layer, input_precision=PRECISION)
+            layer = tl.load(weight1 + (channels + INPUTS)[None, :] * H1 + hidden1[:, None])
+            extra = multiply(pull, layer, tl.zeros((ATOMS, C), dtype=tl.float32), PRECISION)
             if FIXED:
                 extra = (extra * _SCALE).to(tl.int64)
             tl.store(extra_gradients + rows[:, None] * C + channels[None, :], extra, mask=there)
-        for lm in tl.static_range(16):
-            if lm == 0:
-                grad = grads[0]
-            else:
-                grad = mixed[lm] * grads[find_degree(lm)] * (2.0 / (2 * find_degree(lm) + 1))
-                grad += evaluate_cubic_slope(mixed, grads, lm)
-            mix = tl.load(
-                mixing + find_degree(lm) * (C * Q) + channels[None, :] * Q + mixeds[:, None]
-            )
-            tl.store(
-                gradients + rows[:, None] * (16 * C) + lm * C + channels[None, :],
-                tl.dot(grad, mix, input_precision=PRECISION),
-                mask=there,
-            )
+        for first in range(0, INPUTS, DEPTH):
+            column = first + tl.arange(0, DEPTH)
+            fall = tl.load(weight1 + column[None, :] * H1 + hidden1[:, None])
+            grad = multiply(pull, fall, tl.zeros((ATOMS, DEPTH), dtype=tl.float32), PRECISION)
+            tl.store(gradients + rows[:, None] * INPUTS + column[None, :], grad, mask=there)
+
+
+@triton.jit(do_not_specialize=["n_atoms"])
+def pullback_kernel(
+    mixed,
+    invariant_gradients,
+    mixing,
+    gradients,
+    n_atoms,
+    C: tl.constexpr,
+    Q: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ATOMS: tl.constexpr,
+):
+    """dE/dA (n_atoms, 16, C) from mixed moments (n_atoms, 16, Q) and dE/d(invariants) (n_atoms, 8 Q).
+
+    Overwrites ``mixed`` with the gradient in it: passing that through memory keeps the layout that products want out of
+    the couplings, where it would replicate everything. ``gradients`` may be the memory of ``mixed`` where C equals Q.
+    """
+    rows = tl.program_id(0).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
+    there = (rows < n_atoms)[:, None]
+    channels = tl.arange(0, C)[None, :]
+    mixeds = tl.arange(0, Q)[None, :]
+    place = mixed + rows[:, None] * (16 * Q) + mixeds
+    parts = ()
+    for lm in tl.static_range(16):
+        parts = parts + (tl.load(place + lm * Q, mask=there, other=0.0),)  # noqa: RUF005
+    pulls = ()
+    for kind in tl.static_range(N_KINDS):
+        source = invariant_gradients + rows[:, None] * (N_KINDS * Q) + kind * Q + mixeds
+        pulls = pulls + (tl.load(source, mask=there, other=0.0),)  # noqa: RUF005
+    for lm in tl.static_range(16):
+        if lm == 0:
+            grad = pulls[0]
+        else:
+            grad = parts[lm] * pulls[find_degree(lm)] * (2.0 / (2 * find_degree(lm) + 1))
+            grad += evaluate_cubic_slope(parts, pulls, lm)
+        tl.store(place + lm * Q, grad, mask=there)
+    tl.debug_barrier()
+    for degree in tl.static_range(4):
+        mix = tl.load(mixing + degree * (C * Q) + channels * Q + tl.arange(0, Q)[:, None])
+        for lm in range(degree * degree, (degree + 1) * (degree + 1)):
+            grad = tl.load(place + lm * Q, mask=there, other=0.0)
+            tl.debug_barrier()
+            grad = multiply(grad, mix, tl.zeros((ATOMS, C), dtype=tl.float32), PRECISION)
+            tl.store(gradients + rows[:, None] * (16 * C) + lm * C + channels, grad, mask=there)

@@ -1,0 +1,56 @@
+"""Record and table of ``gpu_student.py``. Here: writing and printing. Not here: measuring."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from student_timing import count_work, find_floor
+
+
+def store(record: dict[str, Any]) -> None:
+    folder = Path(os.environ.get("OUT") or Path(__file__).resolve().parents[1] / "results")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu_student.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def print_checks(checks: list[dict[str, Any]]) -> None:
+    print("check                force err rms  max       energy/atom virial   bits")
+    for c in checks:
+        label = f"{c['system']} m{c['hops']} S{c['species']} {c['scatter']}"
+        print(
+            f"{label:<20} {c['force_error_rms']:.2e}  {c['force_error_max']:.2e}  "
+            f"{c['energy_error_per_atom']:.1e}     {c['virial_error']:.1e}  {c['bits_equal']}",
+            flush=True,
+        )
+
+
+def print_record(record: dict[str, Any]) -> None:
+    print(json.dumps(record["provenance"]))
+    ceilings, work = record.get("ceilings"), count_work(54)
+    print({k: round(v, 2) for k, v in (ceilings or {}).items()})
+    for row in record["kernels"]:
+        line = f"m{row['hops']} {row['kernel']:<26} {row['median_ms'] * 1e6 / row['atoms']:7.2f} ns/atom"
+        kind = row["kernel"].split()[0]
+        if ceilings and kind in work:
+            share = find_floor(work[kind], ceilings) * row["atoms"] / row["median_ms"] * 1e5
+            line += f" {share:5.1f} % of roofline"
+        print(line)
+    for row in record["evaluations"]:
+        eager = row.get("eager", {}).get("median_ms", float("nan"))
+        virial = "" if row["virial"] else " no virial"
+        print(
+            f"m{row['hops']} {row['atoms']:>9} atoms {row['scatter']:<5}{virial} "
+            f"graph {row['graph']['median_ms']:9.4f} ms eager {eager:7.3f} ms "
+            f"{row['atom_steps_per_s'] / 1e6:7.2f} M/s {row['bytes_per_atom']:6.0f} B/atom "
+            f"{'' if row['finite'] else 'NOT FINITE'}"
+        )
+    for row in record.get("variants", []):
+        blocks = {**row["config"]["blocks"], "warps": row["config"]["num_warps"]}
+        print(
+            f"{row['kernel']:<19} {blocks!s:<42} {row['median_ms'] * 1e6 / 108000:7.2f} ns/atom "
+            f"changes forces by {row['force_change']:.1e}"
+        )
+    print(f"failures: {record['failures']}\n{record['seconds']:.0f} s in all")

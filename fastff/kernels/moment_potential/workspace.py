@@ -1,0 +1,107 @@
+"""How to evaluate, and the buffers an evaluation works in.
+
+Here: :class:`Options`, :class:`Workspace` and its allocation. Not here: launches (``evaluate.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastff.errors import UsageError
+from fastff.kernels.moment_potential.layout import PackedWeights
+from fastff.kernels.node_block.reference import N_INVARIANT_KINDS
+
+Scatter = Literal["fixed", "float", "store"]
+PRECISIONS = ("tf32x3", "tf32", "ieee")
+FINISH_BLOCK = 256
+"""Atoms per program of the last kernel, which leaves one row of partial sums each."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    Attributes
+    ----------
+    precision : {"tf32x3", "tf32", "ieee"}
+        Of matrix products: ``tf32x3`` keeps the digits of float32 on tensor cores, ``tf32`` (fast mode) about three,
+        ``ieee`` does without tensor cores.
+    scatter : {"fixed", "float", "store"}
+        How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.kernels`. ``float`` is not
+        deterministic; ``store`` needs 16 bytes per slot and the matrix's reverse index.
+    with_virial : bool
+    """
+
+    precision: str = "tf32x3"
+    scatter: Scatter = "fixed"
+    with_virial: bool = True
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision {self.precision!r}; use one of {', '.join(PRECISIONS)}")
+        if self.scatter not in ("fixed", "float", "store"):
+            raise UsageError(f"scatter {self.scatter!r}; use fixed, float or store")
+
+
+@dataclass
+class Workspace:
+    """Buffers of one size; every kernel writes what it owns completely, so none is ever cleared.
+
+    Per hop: ``moments`` (n_atoms, 16, C), later their gradients; ``mixed`` (n_atoms, 16, Q), the same memory where
+    C equals Q; ``invariants`` (n_atoms, 8 Q), later their gradients.
+    """
+
+    sites: Tensor
+    moments: list[Tensor]
+    mixed: list[Tensor]
+    invariants: list[Tensor]
+    messages: Tensor
+    message_gradients: Tensor
+    node_energies: Tensor
+    terms: Tensor
+    accumulators: Tensor
+    edges: Tensor
+    forces: Tensor
+    energies: Tensor
+    partials: Tensor
+    totals: Tensor
+
+
+def build_workspace(
+    n_atoms: int, n_slots: int, packed: PackedWeights, options: Options, device: torch.device
+) -> Workspace:
+    """Allocate the buffers of one size."""
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    scatter, channels = options.scatter, packed.pair_factors.shape[2]
+    n_hops = len(packed.blocks)
+    two = n_hops > 1
+    wide = torch.float32 if scatter == "float" else torch.int64
+    n_blocks = -(-n_atoms // FINISH_BLOCK)
+    n_mixed = int(packed.blocks[0].mixing.shape[2])
+    moments = [make(n_atoms, 16, channels) for _ in range(n_hops)]
+    mixed = moments
+    if n_mixed != channels:
+        mixed = [make(n_atoms, 16, n_mixed) for _ in range(n_hops)]
+    return Workspace(
+        sites=make(n_atoms, 4, dtype=torch.int32),
+        moments=moments,
+        mixed=mixed,
+        invariants=[make(n_atoms, N_INVARIANT_KINDS * n_mixed) for _ in range(n_hops)],
+        messages=make(n_atoms, channels) if two else make(0),
+        message_gradients=make(n_atoms, channels, dtype=wide) if two else make(0, dtype=wide),
+        node_energies=make(n_hops, -(-n_atoms // 32) * 32),
+        terms=make(n_atoms, 8),
+        accumulators=make(n_atoms, 4, dtype=torch.int64 if scatter == "fixed" else torch.float32),
+        edges=make(n_atoms, n_slots, 4) if scatter == "store" else make(0),
+        forces=make(n_atoms, 3),
+        energies=make(n_atoms, dtype=torch.float64),
+        partials=torch.zeros(max(n_blocks, 1), 8, dtype=torch.float64, device=device),
+        totals=make(8, dtype=torch.float64),
+    )
