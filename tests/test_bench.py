@@ -101,7 +101,7 @@ def edit(record, change, *, reseal=True):
 
 def test_run_measures_both_sides(record):
     names = [c.name for c in record.comparisons]
-    assert names == ["held-out frames", "1.5 × the highest temperature", "strained by ±5 %"]
+    assert names == ["held-out frames", "1.5 × the highest temperature, 900 K", "strained by ±5 %"]
     accuracy = record.main.read_accuracy()
     assert record.main.frames.n_frames == accuracy.n_frames == 6
     assert accuracy.force is not None

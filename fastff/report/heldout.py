@@ -82,8 +82,9 @@ class HeldoutPlan:
         """One line for the printed plan and the report."""
         temperatures = sorted({round(t.temperature) for t in self.trajectories})
         sizes = sorted({len(t.start) for t in self.trajectories})
+        noun = "trajectory" if len(self.trajectories) == 1 else "trajectories"
         return (
-            f"{len(self.trajectories)} teacher-driven Langevin trajectories at "
+            f"{len(self.trajectories)} teacher-driven Langevin {noun} at "
             f"{', '.join(str(t) for t in temperatures)} K with seeds of their own, "
             f"{'/'.join(str(n) for n in sizes)} atoms, {self.time_step:g} fs steps; after "
             f"{self.n_equilibrate} steps one frame every {self.interval}, {self.n_frames} frames each"
@@ -146,7 +147,9 @@ def plan_outside(
     shared = {"n_frames": 8, "n_temperatures": 1, "n_equilibrate": n_equilibrate, "interval": 5}
     hot = (1.5 * temperature[1], 1.5 * temperature[1])
     plans = {
-        "1.5 × the highest temperature": plan_heldout(structures[:2], hot, seed=seed + 1, **shared)
+        f"1.5 × the highest temperature, {hot[0]:.0f} K": plan_heldout(
+            structures[:2], hot, seed=seed + 1, **shared
+        )
     }
     crystals = [atoms for atoms in structures if atoms.pbc.all()][:1]
     strained = [strain_structure(atoms, e) for atoms in crystals for e in (-0.05, 0.05)]

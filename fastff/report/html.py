@@ -20,6 +20,7 @@ from fastff.errors import DataError
 from fastff.report import figures
 from fastff.report.markdown import (
     STATUS_WORDS,
+    describe_contest,
     sentence,
     tabulate_accuracy,
     tabulate_dynamics,
@@ -69,7 +70,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
     content = json.dumps(record.model_dump(mode="json"), allow_nan=False, separators=(",", ":"))
     return environment.get_template("report.html.j2").render(
         record=record,
-        title=f"{record.model.name} against {record.teacher.get('name', 'its teacher')}",
+        title=describe_contest(record),
         tiles=_list_tiles(record),
         accuracy_table=tabulate_accuracy(record),
         speed_table=tabulate_speed(record),

@@ -31,6 +31,13 @@ STATUS_WORDS = {
 }
 
 
+def describe_contest(record: BenchRecord) -> str:
+    """Title: the material, the student's architecture, the teacher."""
+    formulas = ", ".join(record.main.frames.formulas[:3])
+    teacher = record.teacher.get("name", "its teacher")
+    return f"{formulas}: fastff {record.model.architecture} against {teacher}"
+
+
 def tabulate_accuracy(record: BenchRecord) -> Table:
     """One row for each comparison and quantity that is defined, then the teacher's noise floor."""
     rows = []
@@ -120,7 +127,7 @@ def write_tables(record: BenchRecord) -> str:
     """The record as a short Markdown document: verdict, tables, provenance."""
     provenance = record.provenance
     parts = [
-        f"## {record.model.name} against {record.teacher.get('name', 'its teacher')}",
+        f"## {describe_contest(record)}",
         "\n".join(f"- {_escape(line)}" for line in record.verdict.lines),
         format_markdown(tabulate_accuracy(record)),
     ]

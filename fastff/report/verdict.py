@@ -178,5 +178,5 @@ def _judge_limits(model: ModelPart, comparisons: tuple[Comparison, ...]) -> str:
         else "the training temperature is not recorded"
     )
     if outside:
-        return f"Limits: {span}; beyond that, {outside}."
+        return f"Limits: {span}; outside the held-out frames: {outside}."
     return f"Limits: {span}; nothing beyond these frames was tested."
