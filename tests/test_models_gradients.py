@@ -1,0 +1,221 @@
+"""The analytic adjoint against autograd, parameter gradients through forces, calibration, the dense layout."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from untrained import make_student
+
+from fastff.errors import DataError, UsageError
+from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.models import ARCHITECTURES, Student, StudentConfig, build_student, configure_student
+from fastff.models.dense import lay_out_edges
+from fastff.neighbors import atoms_to_graph
+from fastff.predict import predict
+from fastff.testing import make_structures
+
+ELEMENTS = (8, 29)
+
+
+def make_batch(student: Student) -> tuple[Graph, Tensor]:
+    structures = make_structures(ELEMENTS).values()
+    graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in structures])
+    return graph, edge_vectors(graph)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def student(request: pytest.FixtureRequest) -> Student:
+    return make_student(request.param, ELEMENTS, n_channels=6, n_mixed=5, hidden=(9, 7)).double()
+
+
+def test_adjoint_is_the_gradient_of_the_energies(student: Student) -> None:
+    graph, vectors = make_batch(student)
+    vectors.requires_grad_()
+    species = student.find_species(graph.numbers)
+    energies, gradient = student.evaluate_edges(vectors, graph.edge_index, species)
+    (expected,) = torch.autograd.grad(energies.sum(), vectors)
+    assert expected.abs().max() > 1e-2
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_core_gradient_is_that_of_its_energies(student: Student) -> None:
+    graph, vectors = make_batch(student)
+    vectors = (vectors * 0.4).requires_grad_()
+    assert student.core is not None
+    energies, gradient = student.core(
+        vectors, graph.edge_index, student.find_species(graph.numbers)
+    )
+    (expected,) = torch.autograd.grad(energies.sum(), vectors)
+    assert expected.abs().max() > 1.0
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_whole_forces_and_virial_are_those_of_autograd(student: Student) -> None:
+    graph, _ = make_batch(student)
+    positions = graph.positions.clone().requires_grad_()
+    strain = torch.zeros(graph.n_systems, 3, 3, dtype=torch.float64, requires_grad=True)
+    scale = torch.eye(3) + 0.5 * (strain + strain.transpose(1, 2))
+    moved = torch.einsum("ia,iab->ib", positions, scale[graph.batch])
+    bent = Graph(
+        moved,
+        graph.numbers,
+        graph.cell @ scale,
+        graph.pbc,
+        graph.batch,
+        graph.edge_index,
+        graph.shifts,
+    )
+    energy = student(bent).energy.sum()
+    force, virial = torch.autograd.grad(energy, [positions, strain])
+    found = student(graph)
+    volume = torch.linalg.det(graph.cell).abs()[:, None, None]
+    torch.testing.assert_close(found.forces, -force, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(found.stress * volume, virial, rtol=1e-9, atol=1e-11)
+
+
+def test_parameter_gradients_through_forces_are_those_of_double_backward(student: Student) -> None:
+    """One backward of the adjoint equals the backward of autograd's own gradient, for every parameter."""
+    student.requires_grad_()
+    graph, vectors = make_batch(student)
+    vectors.requires_grad_()
+    species = student.find_species(graph.numbers)
+    energies, gradient = student.evaluate_edges(vectors, graph.edge_index, species)
+    weights = torch.randn_like(gradient)
+    names, parameters = zip(*student.named_parameters(), strict=True)
+    found = torch.autograd.grad(
+        (gradient * weights).sum(), parameters, retain_graph=True, allow_unused=True
+    )
+    (slope,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
+    expected = torch.autograd.grad((slope * weights).sum(), parameters, allow_unused=True)
+    for name, one, other in zip(names, found, expected, strict=True):
+        if one is None or other is None:
+            assert not any(g is not None and g.any() for g in (one, other)), name
+            continue
+        torch.testing.assert_close(
+            one, other, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    unused = {n for n, g in zip(names, expected, strict=True) if g is None or not g.any()}
+    last = f"blocks.{len(student.blocks) - 1}"  # type: ignore[arg-type]
+    assert unused == {f"{last}.message", f"{last}.message_bias"}
+
+
+def test_parameter_gradients_of_a_tiny_student_by_differences() -> None:
+    tiny = make_student("m2", (29,), n_channels=2, n_mixed=2, n_radial=2, hidden=(3, 2)).double()
+    tiny.requires_grad_()
+    graph, _ = make_batch(tiny)
+    mask = graph.batch == 3
+    one = atoms_to_graph(make_structures((29,))["molecule"], tiny.cutoff)
+    assert mask.any()
+    names, values = zip(*[(n, p) for n, p in tiny.named_parameters() if p.numel()], strict=True)
+    target = torch.linspace(-1, 1, 3 * one.n_atoms, dtype=torch.float64).view(-1, 3)
+
+    def loss(*parameters: Tensor) -> Tensor:
+        found = torch.func.functional_call(tiny, dict(zip(names, parameters, strict=True)), (one,))
+        return (found.forces - target).square().sum() + (found.energy + 4000.0).sum() * 0.1
+
+    assert torch.autograd.gradcheck(loss, values, eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+def test_training_after_prediction_in_one_process() -> None:
+    """Tables made while predicting, in inference mode, are the ones that training differentiates through."""
+    from fastff.kernels.node_block import reference
+
+    reference.build_cubic_table.cache_clear()
+    student = make_student("m2", ELEMENTS)
+    reference.build_cubic_table.cache_clear()
+    structures = list(make_structures(ELEMENTS).values())
+    predict(student, structures)
+    student.requires_grad_()
+    student(atoms_to_graph(structures[0], student.cutoff)).forces.square().sum().backward()
+    assert student.blocks[0].mixing.grad.abs().max() > 0.0  # type: ignore[index, union-attr]
+
+
+def test_calibration_normalises_moments_and_inputs() -> None:
+    student = make_student("m2", ELEMENTS)
+    before = copy.deepcopy(student)
+    graph, vectors = make_batch(student)
+    dense = lay_out_edges(vectors.float(), graph.edge_index, graph.n_atoms, student.cutoff)
+    species = student.find_species(graph.numbers)
+    student.calibrate(dense.vectors, dense.senders, species)
+    for (name, one), (_, other) in zip(
+        student.state_dict().items(), before.state_dict().items(), strict=True
+    ):
+        torch.testing.assert_close(
+            one, other, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n} {m}"
+        )
+    energies, _ = student.evaluate_dense(dense.vectors, dense.senders, species)
+    assert 1e-2 < float(energies.std()) < 1e2
+
+
+def test_width_of_the_layout_does_not_matter(student: Student) -> None:
+    graph, vectors = make_batch(student)
+    species = student.find_species(graph.numbers)
+    narrow = lay_out_edges(vectors, graph.edge_index, graph.n_atoms, student.cutoff)
+    n_slots = narrow.vectors.shape[1]
+    wide = lay_out_edges(vectors, graph.edge_index, graph.n_atoms, student.cutoff, n_slots + 7)
+    assert wide.vectors.shape[1] == n_slots + 7
+    one, slope = student.evaluate_dense(narrow.vectors, narrow.senders, species)
+    other, wide_slope = student.evaluate_dense(wide.vectors, wide.senders, species)
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    filled = torch.zeros(graph.n_atoms * (n_slots + 7), dtype=torch.bool)
+    filled[wide.slots] = True
+    assert not wide_slope.reshape(-1, 3)[~filled].any(), "padding has no gradient"
+    torch.testing.assert_close(
+        wide_slope.reshape(-1, 3)[wide.slots],
+        slope.reshape(-1, 3)[narrow.slots],
+        rtol=0,
+        atol=1e-12,
+    )
+    with pytest.raises(ValueError, match=f"{n_slots} neighbors but the layout only 1 slots"):
+        lay_out_edges(vectors, graph.edge_index, graph.n_atoms, student.cutoff, 1)
+
+
+def test_construction_under_another_default_dtype() -> None:
+    """Other packages set torch's default to float64 for the whole process."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        student = make_student("m2", ELEMENTS)
+        found = predict(student, list(make_structures(ELEMENTS).values()))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert student.dtype == torch.float32
+    assert {
+        b.dtype for n, b in student.named_buffers() if "scale" in n and n != "energy_scale"
+    } == {torch.float32}
+    again = predict(student, list(make_structures(ELEMENTS).values()))
+    assert [one.energy for one in found] == [other.energy for other in again]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"elements": ()}, "elements"),
+        ({"elements": (0, 1)}, "elements"),
+        ({"elements": (119,)}, "elements"),
+        ({"cutoff": 0.0}, "cutoff"),
+        ({"cutoff": float("nan")}, "cutoff"),
+        ({"hidden": (4,)}, "two hidden layers"),
+        ({"n_channels": 0}, "positive"),
+    ],
+)
+def test_configurations_that_mean_nothing(change: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        StudentConfig(**{"architecture": "m1", "elements": (29,), **change})
+
+
+def test_unknown_architectures_are_named() -> None:
+    with pytest.raises(UsageError, match="'m9'; choose one of m1, m2, m2-l"):
+        build_student(StudentConfig("m9", (29,)))
+    with pytest.raises(UsageError, match="'m9'"):
+        configure_student("m9", (29,))
+
+
+def test_configuration_goes_through_json() -> None:
+    import json
+
+    config = configure_student("m2-l", (29, 8, 8), cutoff=4.5)
+    assert config.elements == (8, 29)
+    assert StudentConfig(**json.loads(json.dumps(config.to_dict()))) == config

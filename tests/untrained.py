@@ -1,0 +1,33 @@
+"""An untrained student that does no harm. Not here: any test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastff.graph import batch_graphs, edge_vectors
+from fastff.models import Student, build_student, configure_student
+from fastff.models.dense import lay_out_edges
+from fastff.neighbors import atoms_to_graph
+from fastff.testing import make_structures
+
+
+def make_student(
+    architecture: str, elements: Sequence[int], *, energy_scale: float = 0.05, **sizes: Any
+) -> Student:
+    """A student calibrated on small structures, float32, with composition energies of thousands of eV."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = build_student(configure_student(architecture, tuple(elements), **sizes)).float()
+    structures = make_structures(student.elements).values()
+    graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in structures])
+    dense = lay_out_edges(
+        edge_vectors(graph).float(), graph.edge_index, graph.n_atoms, student.cutoff
+    )
+    student.calibrate(dense.vectors, dense.senders, student.find_species(graph.numbers))
+    student.energy_scale.fill_(energy_scale)
+    offsets = torch.arange(len(student.elements), dtype=torch.float64)
+    student.composition_energies.copy_(-1000.123456789 - 1500.0 * offsets)
+    return student.eval().requires_grad_(False)
