@@ -1,0 +1,131 @@
+"""Batched prediction: order, chunks, kinds of structures, and refusals that name the structure."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from untrained import make_student
+
+from fastff.errors import DataError, UnsupportedElementError
+from fastff.models import Student
+from fastff.predict import predict, split_chunks
+from fastff.testing import make_structures
+
+ELEMENTS = (1, 8, 29)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    return make_student("m2", ELEMENTS).double()
+
+
+@pytest.fixture
+def structures(water: Atoms) -> list[Atoms]:
+    wire = Atoms("CuO", [[0, 0, 0], [1.2, 1.3, 0]], cell=[2.6, 0, 0], pbc=(True, False, False))
+    kinds = list(make_structures(ELEMENTS).values())
+    return [*kinds, water, Atoms("Cu"), wire, bulk("Cu", cubic=True).repeat(2)]
+
+
+@pytest.mark.parametrize("batch_atoms", [1, 5, 9, 4096])
+def test_chunks_change_nothing(student: Student, structures: list[Atoms], batch_atoms: int) -> None:
+    alone = [predict(student, [atoms])[0] for atoms in structures]
+    found = predict(student, structures, batch_atoms=batch_atoms)
+    assert len(found) == len(structures)
+    for atoms, one, other in zip(structures, alone, found, strict=True):
+        assert isinstance(other.energy, float)
+        assert other.energy == pytest.approx(one.energy, abs=1e-10)
+        np.testing.assert_allclose(other.forces, one.forces, rtol=0, atol=1e-12)
+        assert other.forces.shape == (len(atoms), 3)
+        assert other.forces.dtype == np.float64
+        assert other.energies is not None
+        assert other.energies.shape == (len(atoms),)
+        assert other.energies.sum() == pytest.approx(other.energy)
+        assert (other.stress is None) == (not atoms.pbc.all())
+        if other.stress is not None:
+            assert other.stress.shape == (6,)
+            np.testing.assert_allclose(other.stress, one.stress, rtol=0, atol=1e-12)
+
+
+def test_order_is_that_of_the_input(student: Student, structures: list[Atoms]) -> None:
+    forwards = predict(student, structures, batch_atoms=9)
+    backwards = predict(student, structures[::-1], batch_atoms=9)
+    for one, other in zip(forwards, backwards[::-1], strict=True):
+        assert one.energy == pytest.approx(other.energy, abs=1e-10)
+    assert len({round(one.energy, 6) for one in forwards}) == len(structures)
+
+
+def test_stress_components_are_in_voigt_order(student: Student) -> None:
+    atoms = make_structures(ELEMENTS)["bulk"]
+    found = predict(student, [atoms])[0].stress
+    assert found is not None
+    step = 1e-4
+    for place, (a, b) in enumerate([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]):
+        energies = []
+        for sign in (1, -1):
+            strain = np.eye(3)
+            strain[a, b] += sign * step / 2
+            strain[b, a] += sign * step / 2
+            bent = atoms.copy()
+            bent.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+            energies.append(predict(student, [bent])[0].energy)
+        slope = (energies[0] - energies[1]) / (2 * step) / atoms.get_volume()
+        assert found[place] == pytest.approx(slope, abs=1e-6)
+
+
+def test_nothing_to_predict(student: Student) -> None:
+    assert predict(student, []) == []
+
+
+def test_inputs_stay_as_they_were(student: Student, structures: list[Atoms]) -> None:
+    before = [atoms.copy() for atoms in structures]
+    predict(student, structures)
+    assert structures == before
+
+
+def test_results_do_not_share_memory(student: Student, structures: list[Atoms]) -> None:
+    found = predict(student, structures)
+    assert all(one.forces.base is None and one.forces.flags.writeable for one in found)
+    assert not np.shares_memory(found[0].forces, found[1].forces)
+
+
+def test_chunks_hold_every_structure_once() -> None:
+    sizes = [3, 5, 2, 9, 1, 1]
+    structures = [Atoms("Cu" * n) for n in sizes]
+    chunks = list(split_chunks(structures, 5))
+    assert [[len(a) for a in chunk] for chunk in chunks] == [[3], [5], [2], [9], [1, 1]]
+    assert list(split_chunks([], 5)) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "message"),
+    [
+        (Atoms(), DataError, "structure 2: no atoms"),
+        (Atoms("Cu", [[np.nan, 0, 0]]), DataError, "structure 2: position of atom 0 is not finite"),
+        (Atoms("Cu", pbc=True), DataError, "structure 2: cell vector a, b, c is zero"),
+        (Atoms("Cu2"), DataError, "structure 2: atom 0 and atom 1 are 0 Å apart"),
+        (Atoms("X"), UnsupportedElementError, "structure 2: atom 0 has atomic number 0"),
+        (
+            Atoms("OXe", [[0, 0, 0], [2, 0, 0]]),
+            UnsupportedElementError,
+            r"structure 2: atoms contain Xe \(indices 1\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("batch_atoms", [1, 4096])
+def test_the_structure_at_fault_is_named(
+    student: Student, water: Atoms, bad: Atoms, kind: type, message: str, batch_atoms: int
+) -> None:
+    with pytest.raises(kind, match=message):
+        predict(student, [water, water, bad, water], batch_atoms=batch_atoms)
+
+
+def test_single_precision_is_close(structures: list[Atoms], student: Student) -> None:
+    single = make_student("m2", ELEMENTS)
+    assert single.dtype == torch.float32
+    for one, other in zip(predict(single, structures), predict(student, structures), strict=True):
+        assert abs(one.energy - other.energy) / len(one.forces) < 1e-6
+        assert one.forces.dtype == np.float64
+        np.testing.assert_allclose(one.forces, other.forces, rtol=0, atol=1e-5)
