@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -122,6 +122,10 @@ class FastFFCalculator(Calculator):
         self.implemented_properties = list(_PROPERTIES)  # type: ignore[misc]
         if not skin >= 0.0:
             raise UsageError(f"skin {skin} Å must not be negative")
+        if close_contacts not in get_args(CloseContacts):
+            raise UsageError(
+                f"close_contacts {close_contacts!r} is not one of {', '.join(get_args(CloseContacts))}"
+            )
         place = _choose_device(device)
         if isinstance(model, Student):
             self.student = _place_student(model, place, precision)
@@ -264,7 +268,10 @@ def _place_student(student: Student, device: torch.device, dtype: torch.dtype) -
 def _choose_device(device: str | None) -> torch.device:
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device {device!r} is not one; use 'cpu' or 'cuda'") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} requested but no CUDA GPU is usable; use device='cpu'")
     return chosen
