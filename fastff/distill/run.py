@@ -285,6 +285,7 @@ def build_header(
             "n_test": len(split.test),
             "n_steps": result.n_steps,
             "seconds": round(result.seconds, 1),
+            "machine": describe_machine(),
             "stopped": result.stopped,
             "learning_curve": result.learning_curve,
             "frame_hashes": [
@@ -300,6 +301,12 @@ def strip_results(atoms: ase.Atoms) -> ase.Atoms:
     return ase.Atoms(
         numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc
     )
+
+
+def describe_machine() -> str:
+    """GPU, or else the processor, that training ran on."""
+    provenance = collect_provenance()
+    return provenance.gpu or f"{provenance.cpu}, {provenance.cores} cores"
 
 
 def describe_software() -> dict[str, Any]:

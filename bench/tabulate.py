@@ -1,0 +1,116 @@
+"""README's results, made from the records in ``bench/results`` and nothing else.
+
+``python bench/tabulate.py`` prints them; ``python bench/tabulate.py --write`` puts them between the markers in
+README.md. A test compares README with the output, so a number there cannot outlive its record.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastff.report.record import BenchRecord, read_record
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+BEGIN, END = "<!-- results: bench/tabulate.py -->", "<!-- end of results -->"
+
+STUDENTS = {
+    "silicon-demo": "Si, 300-600 K (`make demo`)",
+    "mgo-sevennet": "MgO, 300-900 K (POSCAR, no options)",
+    "cu3au-sevennet": "Cu3Au, 300-900 K (extxyz, no options)",
+}
+"""Records in ``results/NAME.json`` and what README calls them."""
+
+
+def format_accuracies(record: BenchRecord) -> str:
+    """Accuracies in percent, the force error, and the number of frames, as cells of a table."""
+    a = record.main.read_accuracy()
+    cells = [
+        f"{100 * value:.1f} %" if value is not None else "-"
+        for value in (a.force, a.energy, a.stress)
+    ]
+    return " | ".join([*cells, f"{1e3 * a.force_mae:.0f} meV/Å", str(a.n_frames)])
+
+
+def tabulate_students() -> list[str]:
+    """One line a student: accuracy on held-out teacher dynamics, and speed where the teacher was timed."""
+    lines = [
+        "| material | student | forces | energy | stress | force MAE | frames | speed at about 500 atoms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, title in STUDENTS.items():
+        path = RESULTS / f"{name}.json"
+        if not path.is_file():
+            continue
+        record = read_record(path)
+        ratio = record.headline
+        speed = "not timed"
+        if ratio is not None:
+            speed = (
+                f"{ratio.ratio:.0f} times the teacher's ({1e3 * ratio.student_seconds:.0f} ms against "
+                f"{ratio.teacher_seconds:.1f} s, {record.provenance.cores} CPU cores)"
+            )
+        lines.append(
+            f"| {title} | `{record.model.architecture}` | {format_accuracies(record)} | {speed} |"
+        )
+    return lines
+
+
+def tabulate_kernels() -> list[str]:
+    """Whole evaluations of the fused kernels, by size."""
+    record: dict[str, Any] = json.loads((RESULTS / "kernels" / "fused-h100.json").read_text())
+    where = record["provenance"]
+    rows = [e for e in record["evaluations"] if e["scatter"] == "fixed" and e["virial"]]
+    neighbors = {e["listed_neighbors"] for e in rows}
+    sizes = sorted({e["atoms"] for e in rows})
+    lines = [
+        "Fused Triton kernels, energy, forces and virial from positions and a neighbor list of "
+        f"{min(neighbors)} entries an atom (its making not included), replayed from a CUDA graph, {where['gpu']}, torch {where['torch']}, triton "
+        f"{where['triton']}, commit {where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
+        "",
+        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for hops in (1, 2):
+        cells = []
+        for n in sizes:
+            row = next((e for e in rows if e["hops"] == hops and e["atoms"] == n), None)
+            cells.append(
+                "-"
+                if row is None
+                else f"{row['graph']['median_ms']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s)"
+            )
+        lines.append(f"| `m{hops}` | " + " | ".join(cells) + " |")
+    worst = {
+        h: max(c["force_error_rms"] for c in record["checks"] if c["hops"] == h) for h in (1, 2)
+    }
+    lines += [
+        "",
+        "M/s is million atom-steps per second. Against float64, forces of about 1 eV/Å are off by at most "
+        f"{worst[1]:.0e} (`m1`) and {worst[2]:.0e} eV/Å (`m2`) RMS over the checked crystals.",
+    ]
+    return lines
+
+
+def render() -> str:
+    """The block of README between the markers."""
+    return "\n".join([*tabulate_students(), "", *tabulate_kernels()])
+
+
+def main() -> None:
+    """Print the block, or write it into README."""
+    block = render()
+    if "--write" not in sys.argv[1:]:
+        print(block)
+        return
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    readme.write_text(f"{text[:start]}\n{block}\n{text[end:]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
