@@ -433,6 +433,9 @@ class TestBadInput:
         copper: Atoms,
     ) -> None:
         calculator.calculate(copper)
+        with pytest.raises(kind):
+            calculator.calculate(atoms)
+        assert calculator.results == {}
         atoms = atoms.copy()
         atoms.calc = calculator
         for _ in range(2):

@@ -92,10 +92,10 @@ def test_results_do_not_share_memory(student: Student, structures: list[Atoms]) 
 
 
 def test_chunks_hold_every_structure_once() -> None:
-    sizes = [3, 5, 2, 9, 1, 1]
+    sizes = [3, 5, 2, 9, 1, 4]
     structures = [Atoms("Cu" * n) for n in sizes]
     chunks = list(split_chunks(structures, 5))
-    assert [[len(a) for a in chunk] for chunk in chunks] == [[3], [5], [2], [9], [1, 1]]
+    assert [[len(a) for a in chunk] for chunk in chunks] == [[3], [5], [2], [9], [1, 4]]
     assert list(split_chunks([], 5)) == []
 
 
