@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastff.report.record import BenchRecord, read_record
+from fastff.report.verdict import format_percent
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -28,10 +29,7 @@ STUDENTS = {
 def format_accuracies(record: BenchRecord) -> str:
     """Accuracies in percent, the force error, and the number of frames, as cells of a table."""
     a = record.main.read_accuracy()
-    cells = [
-        f"{100 * value:.1f} %" if value is not None else "-"
-        for value in (a.force, a.energy, a.stress)
-    ]
+    cells = [format_percent(value) for value in (a.force, a.energy, a.stress)]
     return " | ".join([*cells, f"{1e3 * a.force_mae:.0f} meV/Å", str(a.n_frames)])
 
 
@@ -68,8 +66,8 @@ def tabulate_kernels() -> list[str]:
     sizes = sorted({e["atoms"] for e in rows})
     lines = [
         "Fused Triton kernels, energy, forces and virial from positions and a neighbor list of "
-        f"{min(neighbors)} entries an atom (its making not included), replayed from a CUDA graph, {where['gpu']}, torch {where['torch']}, triton "
-        f"{where['triton']}, commit {where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
+        f"{min(neighbors)} entries an atom (its making not included), replayed from a CUDA graph, "
+        f"{where['gpu']}, torch {where['torch']}, triton {where['triton']}, commit {where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
         "",
         "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
         "|---|" + "---|" * len(sizes),

@@ -17,6 +17,8 @@ from pathlib import Path
 from ase.build import bulk
 from ase.io import write
 
+from fastff.report.verdict import format_percent
+
 OUT = Path("demo-out")
 INSTALLED = Path(".venv/.installed")
 """Written by make: seconds that the installation took."""
@@ -44,7 +46,7 @@ def main() -> None:
         seconds["install"] = float(INSTALLED.read_text().strip() or "nan")
     seconds["label and train"] = run(
         "train", "--teacher", "sevennet", "--structures", str(crystal), "--temperature", "300-600",
-        "--student", "m1", "--budget", "140", "--max-atoms", "64", "--steps", "1500",
+        "--student", "m1", "--budget", "130", "--max-atoms", "64", "--steps", "1000",
         "--out", str(model.parent),
     )  # fmt: skip
     seconds["bench"] = run(
@@ -63,7 +65,7 @@ def print_summary(record: Path, seconds: dict[str, float]) -> None:
     )
     print("never trained on")
     for name in ("force", "energy", "stress"):
-        print(f"  {name + ' accuracy':<28}{100 * accuracy[name]:6.1f} %")
+        print(f"  {name + ' accuracy':<28}{format_percent(accuracy[name]):>8}")
     for ratio in (r for r in bench["ratios"] if r["mode"] == "ase-call"):
         label = f"speed at {ratio['n_atoms']} atoms"
         print(f"  {label:<28}{ratio['ratio']:6.0f} times the teacher's, both through ASE")

@@ -154,9 +154,11 @@ def train(
     )
     print_verdict(console, outcome)
     if require and not outcome.passed:
+        from fastff.report.verdict import format_percent
+
         raise AccuracyError(
-            f"test accuracy {outcome.test.overall:.1%} ({outcome.test.limiting}) is below the target "
-            f"{outcome.target:.1%}; raise --budget or --steps, or choose a larger --student"
+            f"test accuracy {format_percent(outcome.test.overall)} ({outcome.test.limiting}) is below the target "
+            f"{format_percent(outcome.target)}; raise --budget or --steps, or choose a larger --student"
         )
 
 
@@ -206,6 +208,7 @@ def build_listener(console: Console) -> Listener:
     )
 
     from fastff.distill.run import Listener
+    from fastff.report.verdict import format_percent
 
     columns = (
         TextColumn("{task.description:<9}"),
@@ -250,7 +253,9 @@ def build_listener(console: Console) -> Listener:
         training.start()
 
     def show_step(progress: Any) -> None:
-        note = "" if progress.accuracy is None else f"validation {progress.accuracy:.1%}"
+        note = (
+            "" if progress.accuracy is None else f"validation {format_percent(progress.accuracy)}"
+        )
         training.update(
             training.task_ids[-1], completed=progress.step, total=progress.n_steps, note=note
         )
@@ -259,7 +264,7 @@ def build_listener(console: Console) -> Listener:
         training.stop()
         console.print(
             f"         {result.n_steps} steps in {result.seconds:.0f} s ({result.stopped}); "
-            f"validation accuracy {accuracy.overall:.1%}"
+            f"validation accuracy {format_percent(accuracy.overall)}"
         )
 
     return Listener(
@@ -275,28 +280,25 @@ def build_listener(console: Console) -> Listener:
 
 def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     """Five lines: result, forces, energy and stress, time, next command."""
+    from fastff.report.verdict import format_percent
+
     test = outcome.test
     word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
     console.print(
-        f"[bold]verdict[/]  {outcome.architecture}: accuracy {test.overall:.1%} on {test.n_frames} held-out frames, "
-        f"limited by {test.limiting}; {word} ({outcome.target:.1%})",
+        f"[bold]verdict[/]  {outcome.architecture}: accuracy {format_percent(test.overall)} on {test.n_frames} held-out frames, "
+        f"limited by {test.limiting}; {word} ({format_percent(outcome.target)})",
         soft_wrap=True,
     )
     console.print(
-        f"         forces {format_accuracy(test.force)} (MAE {1e3 * test.force_mae:.1f} meV/Å, "
+        f"         forces {format_percent(test.force)} (MAE {1e3 * test.force_mae:.1f} meV/Å, "
         f"teacher RMS {test.force_rms:.2f} eV/Å)",
         soft_wrap=True,
     )
     energy_mae = "" if test.energy_mae is None else f" (MAE {1e3 * test.energy_mae:.2f} meV/atom)"
     console.print(
-        f"         energy {format_accuracy(test.energy)}{energy_mae}, stress {format_accuracy(test.stress)}",
+        f"         energy {format_percent(test.energy)}{energy_mae}, stress {format_percent(test.stress)}",
         soft_wrap=True,
     )
     times = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
     console.print(f"         time: {times}; model: {outcome.model}", soft_wrap=True)
     console.print(f"next     fastff bench {outcome.model} --compare-teacher", soft_wrap=True)
-
-
-def format_accuracy(value: float | None) -> str:
-    """Percent with one digit, or a dash where the quantity is undefined."""
-    return "-" if value is None else f"{value:.1%}"
