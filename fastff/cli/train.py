@@ -285,7 +285,8 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     test = outcome.test
     word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
     console.print(
-        f"[bold]verdict[/]  {outcome.architecture}: accuracy {format_percent(test.overall)} on {test.n_frames} held-out frames, "
+        f"[bold]verdict[/]  {outcome.architecture}: accuracy {format_percent(test.overall)} on "
+        f"{test.n_frames} held-out frames, "
         f"limited by {test.limiting}; {word} ({format_percent(outcome.target)})",
         soft_wrap=True,
     )
