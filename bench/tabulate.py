@@ -68,7 +68,8 @@ def tabulate_kernels() -> list[str]:
         "Fused Triton kernels, energy, forces and virial from positions and a neighbor list of "
         f"{min(neighbors)} entries an atom (its making not included), replayed from a CUDA graph, "
         f"{where['gpu']}, "
-        f"torch {where['torch']}, triton {where['triton']}, commit {where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
+        f"torch {where['torch']}, triton {where['triton']}, commit "
+        f"{where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
         "",
         "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
         "|---|" + "---|" * len(sizes),
