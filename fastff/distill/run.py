@@ -269,7 +269,7 @@ def build_header(
     limits = request.temperatures if request.structures else None
     if limits is None and temperatures:
         limits = (min(temperatures), max(temperatures))
-    return {
+    header = {
         "fastff_version": fastff.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "teacher": labelled.teacher,
@@ -294,6 +294,16 @@ def build_header(
         },
         **describe_software(),
     }
+    return {key: replace_undefined(value) for key, value in header.items()}
+
+
+def replace_undefined(value: Any) -> Any:
+    """The same nested record with None for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: replace_undefined(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_undefined(entry) for entry in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def strip_results(atoms: ase.Atoms) -> ase.Atoms:

@@ -1,0 +1,108 @@
+"""The whole distillation on a teacher that costs nothing. Not here: its parts, which have tests of their own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from ase.build import bulk
+from ase.io import write
+
+from fastff.checkpoint import load_model
+from fastff.distill.content import hash_structure
+from fastff.distill.formats import read_labels
+from fastff.distill.request import build_request, claim_folder, read_config
+from fastff.distill.run import distill, replace_undefined
+from fastff.errors import UsageError
+
+QUICK = {
+    "temperatures": (300.0, 600.0),
+    "budget": 60,
+    "n_steps": 60,
+    "student": "m1",
+    "cutoff": 4.0,
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a run on copper, labelled by effective-medium theory."""
+    folder = tmp_path_factory.mktemp("distill")
+    write(folder / "cu.xyz", bulk("Cu", cubic=True))
+    request = build_request(
+        teacher="analytic:emt", structures=folder / "cu.xyz", max_atoms=32, **QUICK
+    )
+    outcome = distill(request, folder / "out", device="cpu")
+    assert outcome.model == folder / "out" / "model.safetensors"
+    assert outcome.test.n_frames > 0
+    return folder
+
+
+def test_model_file_tells_its_whole_story(finished: Path) -> None:
+    header = load_model(finished / "out" / "model.safetensors").header
+    assert header["teacher"]["family"] in ("analytic", "ase")
+    assert header["teacher"]["licence"]
+    assert header["teacher"]["citation"]
+    assert header["temperature"] == [300.0, 600.0]
+    assert "Lattice" in header["structures"]
+    assert 0 < header["accuracy"]["test"]["overall"] <= 1
+    assert header["training"]["learning_curve"]
+    json.dumps(header, allow_nan=False)
+
+
+def test_test_frames_are_of_other_trajectories_and_never_trained_on(finished: Path) -> None:
+    labelled = read_labels(finished / "out" / "labels.h5")
+    header = load_model(finished / "out" / "model.safetensors").header
+    trained = set(header["training"]["frame_hashes"])
+    held_out = [f for f in labelled.frames if f.trajectory in labelled.held_out]
+    assert len(held_out) == header["training"]["n_test"] == header["accuracy"]["test"]["n_frames"]
+    assert not trained & {hash_structure(f.atoms).hex() for f in held_out}
+    assert {f.source for f in held_out} == {"teacher-md"}
+    n_known = header["training"]["n_train"] + header["training"]["n_validation"]
+    assert len(trained) == n_known == len(labelled.frames) - len(held_out)
+
+
+def test_labels_alone_need_no_teacher_package(finished: Path, tmp_path: Path) -> None:
+    request = build_request(labels=finished / "out" / "labels.h5", **QUICK)
+    before = {name for name in sys.modules if name.partition(".")[0] in ("sevenn", "chgnet")}
+    outcome = distill(request, tmp_path / "out", device="cpu")
+    after = {name for name in sys.modules if name.partition(".")[0] in ("sevenn", "chgnet")}
+    assert after == before
+    first = load_model(finished / "out" / "model.safetensors").header["accuracy"]["test"]
+    assert outcome.test.force == pytest.approx(first["force"], abs=1e-6)
+
+
+def test_resume_of_a_finished_run_labels_nothing_again(finished: Path) -> None:
+    request = read_config(finished / "out" / "config.yaml")
+    before = read_labels(finished / "out" / "labels.h5")
+    outcome = distill(request, finished / "out", device="cpu", resume=True)
+    assert len(read_labels(finished / "out" / "labels.h5").frames) == len(before.frames)
+    assert outcome.test.n_frames > 0
+
+
+def test_existing_folder_is_refused_and_changed_options_are_named(finished: Path) -> None:
+    request = read_config(finished / "out" / "config.yaml")
+    with pytest.raises(UsageError, match="exists already"):
+        claim_folder(finished / "out", request, resume=False)
+    with pytest.raises(UsageError, match="budget was 60 and is now 61"):
+        claim_folder(finished / "out", request.model_copy(update={"budget": 61}), resume=True)
+
+
+def test_settings_are_checked_by_name() -> None:
+    with pytest.raises(UsageError, match="unknown setting 'cutof'; did you mean 'cutoff'"):
+        build_request(labels="x.xyz", cutof=5.0)
+    with pytest.raises(UsageError, match="temperatures 900-300 K must be positive and ascending"):
+        build_request(labels="x.xyz", temperatures=(900.0, 300.0))
+    with pytest.raises(UsageError, match="need a teacher"):
+        build_request(structures="x.xyz")
+
+
+def test_undefined_numbers_become_none() -> None:
+    nested = {"a": [1.0, float("nan")], "b": {"c": float("inf"), "d": "x"}, "e": (2, None)}
+    assert replace_undefined(nested) == {
+        "a": [1.0, None],
+        "b": {"c": None, "d": "x"},
+        "e": [2, None],
+    }
