@@ -132,14 +132,15 @@ def distill(
     if request.structures:
         assert request.teacher is not None
         teacher = load_teacher(request.teacher, device=device, weights=teacher_weights)
+    start = time.perf_counter()
+    existing = read_labels(request.labels) if request.labels else None
     claim_folder(out, request, resume=resume)
     write_config(out / CONFIG_NAME, request, describe_software())
-    start = time.perf_counter()
     if teacher is not None:
         labelled = label_structures(request, teacher, seeds, out, listener)
     else:
-        assert request.labels is not None
-        labelled = read_labels(request.labels)
+        assert existing is not None
+        labelled = existing
         seeds = choose_examples([frame.atoms for frame in labelled.frames])
     seconds = {"labels": time.perf_counter() - start}
     split = split_frames(labelled.frames, held_out=labelled.held_out, seed=request.seed)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,7 +26,9 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     WeightAveraging,
 )
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from fastff.distill.data import (
@@ -225,10 +228,11 @@ def train_student(
     callbacks: list[Callback] = [averager, keeper, stopper]
     if on_step is not None:
         callbacks.append(StepReporter(on_step))
-    with quiet_lightning():
+    accelerator, devices = place_trainer(settings.device)
+    with quiet_lightning(), pass_signals_on():
         trainer = pl.Trainer(
-            accelerator={"auto": "auto", "cuda": "gpu"}.get(settings.device, settings.device),
-            devices=1,
+            accelerator=accelerator,
+            devices=devices,
             max_epochs=n_epochs,
             check_val_every_n_epoch=max(1, n_epochs // settings.n_validations),
             callbacks=callbacks,
@@ -273,12 +277,12 @@ def _restore_best(module: DistillationModule, keeper: ModelCheckpoint) -> None:
 
 
 def _describe_stop(trainer: pl.Trainer, stopper: EarlyStopping, settings: TrainSettings) -> str:
-    if not stopper.stopped_epoch:
-        return "schedule complete"
-    best = float(stopper.best_score)
-    if settings.stop_at is not None and best >= settings.stop_at:
+    reason = stopper.stopping_reason
+    if reason is EarlyStoppingReason.STOPPING_THRESHOLD:
         return f"reached {settings.stop_at:.1%} at step {trainer.global_step}"
-    return f"no better accuracy in {settings.patience} validations"
+    if reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
+        return f"no better accuracy in {settings.patience} validations"
+    return "schedule complete"
 
 
 def find_checkpoint(folder: Path) -> str | None:
@@ -291,6 +295,29 @@ def find_checkpoint(folder: Path) -> str | None:
             continue
         return str(path)
     return None
+
+
+def place_trainer(device: str) -> tuple[str, int | list[int]]:
+    """Lightning's accelerator and devices for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is a GPU or the CPU."""
+    chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device
+    if not chosen.startswith("cuda"):
+        return "cpu", 1
+    return "gpu", [torch.device(chosen).index or 0]
+
+
+@contextmanager
+def pass_signals_on() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM leave a training as such: Lightning makes silent exits of them, the latter with code 0."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
 
 
 @contextmanager
