@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastff.cli.terminal import DeviceOption, make_console, resolve_device
+from fastff.cli.terminal import DeviceOption, make_console, print_warning, resolve_device
 from fastff.errors import AccuracyError, UsageError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def train(
     console = make_console()
     from fastff.distill.run import Listener, distill
 
-    listener = Listener() if quiet else build_listener(console)
+    listener = Listener(on_split=warn_of_findings) if quiet else build_listener(console)
     outcome = distill(
         request,
         folder,
@@ -160,6 +160,12 @@ def train(
             f"test accuracy {format_percent(outcome.test.overall)} ({outcome.test.limiting}) is below the target "
             f"{format_percent(outcome.target)}; raise --budget or --steps, or choose a larger --student"
         )
+
+
+def warn_of_findings(split: Any, report: Any) -> None:
+    """What is doubtful about the labels is said even when nothing else is."""
+    if report.findings:
+        print_warning(str(report))
 
 
 _OPTIONS = {"temperatures": "temperature", "target": "target_accuracy", "n_steps": "steps"}
