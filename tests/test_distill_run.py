@@ -14,8 +14,9 @@ from fastff.checkpoint import load_model
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.request import build_request, claim_folder, read_config
-from fastff.distill.run import distill, replace_undefined
-from fastff.errors import UsageError
+from fastff.distill.run import distill, remove_overlap, replace_undefined
+from fastff.distill.split import Split
+from fastff.errors import DataError, UsageError
 
 QUICK = {
     "temperatures": (300.0, 600.0),
@@ -106,3 +107,12 @@ def test_undefined_numbers_become_none() -> None:
         "b": {"c": None, "d": "x"},
         "e": [2, None],
     }
+
+
+def test_repeated_structures_never_count_as_held_out(finished: Path) -> None:
+    a, b, c, d = read_labels(finished / "out" / "labels.h5").frames[:4]
+    split = remove_overlap(Split(train=[a, b], validation=[b, c], test=[c, a, d]))
+    assert split.validation == [c]
+    assert split.test == [d]
+    with pytest.raises(DataError, match="all 1 test frames repeat structures"):
+        remove_overlap(Split(train=[a], validation=[b], test=[a]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from fastff.distill.split import Split, split_frames
 from fastff.distill.store import LabelStore
 from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
 from fastff.distill.validate import validate_frames
+from fastff.errors import DataError
 from fastff.predict import predict
 from fastff.report.metrics import Accuracy
 from fastff.report.provenance import collect_provenance
@@ -143,7 +144,9 @@ def distill(
         labelled = existing
         seeds = choose_examples([frame.atoms for frame in labelled.frames])
     seconds = {"labels": time.perf_counter() - start}
-    split = split_frames(labelled.frames, held_out=labelled.held_out, seed=request.seed)
+    split = remove_overlap(
+        split_frames(labelled.frames, held_out=labelled.held_out, seed=request.seed)
+    )
     listener.on_split(split, validate_frames(split.train))
     name, result, validation, attempts = climb_ladder(request, split, out, device, resume, listener)
     seconds["training"] = result.seconds
@@ -163,6 +166,27 @@ def distill(
         seconds=seconds,
         attempts=attempts,
     )
+
+
+def remove_overlap(split: Split) -> Split:
+    """Take frames out of validation and test whose structure an earlier part already holds.
+
+    Raises
+    ------
+    DataError
+        If nothing is left to validate or test on.
+    """
+    seen = {hash_structure(frame.atoms) for frame in split.train}
+    parts = {}
+    for name, frames in (("validation", split.validation), ("test", split.test)):
+        parts[name] = [frame for frame in frames if hash_structure(frame.atoms) not in seen]
+        seen |= {hash_structure(frame.atoms) for frame in frames}
+        if frames and not parts[name]:
+            raise DataError(
+                f"all {len(frames)} {name} frames repeat structures of other parts of the split; "
+                "remove duplicates from the labels"
+            )
+    return replace(split, **parts)
 
 
 def label_structures(
