@@ -294,6 +294,8 @@ def build_header(
     limits = request.temperatures if request.structures else None
     if limits is None and temperatures:
         limits = (min(temperatures), max(temperatures))
+    software = describe_software()
+    machine = software["provenance"]
     header = {
         "fastff_version": fastff.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -310,14 +312,14 @@ def build_header(
             "n_test": len(split.test),
             "n_steps": result.n_steps,
             "seconds": round(result.seconds, 1),
-            "machine": describe_machine(),
+            "machine": machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores",
             "stopped": result.stopped,
             "learning_curve": result.learning_curve,
             "frame_hashes": [
                 hash_structure(f.atoms).hex() for f in (*split.train, *split.validation)
             ],
         },
-        **describe_software(),
+        **software,
     }
     return {key: replace_undefined(value) for key, value in header.items()}
 
@@ -336,12 +338,6 @@ def strip_results(atoms: ase.Atoms) -> ase.Atoms:
     return ase.Atoms(
         numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc
     )
-
-
-def describe_machine() -> str:
-    """GPU, or else the processor, that training ran on."""
-    provenance = collect_provenance()
-    return provenance.gpu or f"{provenance.cpu}, {provenance.cores} cores"
 
 
 def describe_software() -> dict[str, Any]:
