@@ -1,7 +1,8 @@
 """What a teacher or a student says about structures, and where those structures came from.
 
-Here: the records :class:`Labels` and :class:`Frame`. Not here: computing labels (:mod:`fastff.teachers`,
-:mod:`fastff.predict`), storing them (:mod:`fastff.distill.store`), or comparing them (:mod:`fastff.report.metrics`).
+Here: the records :class:`Labels`, :class:`HessianVector` and :class:`Frame`. Not here: computing labels
+(:mod:`fastff.teachers`, :mod:`fastff.predict`), storing them (:mod:`fastff.distill.store`), or comparing them
+(:mod:`fastff.report.metrics`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,32 @@ class Labels:
 
 
 @dataclass(frozen=True)
+class HessianVector:
+    """A teacher's forces on both sides of a structure: a target of second order for any teacher.
+
+    Attributes
+    ----------
+    direction : numpy.ndarray
+        ``u``, shape (n_atoms, 3), dimensionless, root mean square length 1 per atom.
+    step : float
+        ``h``, Å: the structures labelled are at ``R + h u`` and ``R - h u``.
+    forces_plus, forces_minus : numpy.ndarray
+        Forces there, shape (n_atoms, 3), eV/Å.
+    """
+
+    direction: np.ndarray
+    step: float
+    forces_plus: np.ndarray
+    forces_minus: np.ndarray
+
+    @property
+    def product(self) -> np.ndarray:
+        """Hessian times direction by central differences, ``-(F+ - F-) / 2h``, shape (n_atoms, 3), eV/Å^2."""
+        result: np.ndarray = (self.forces_minus - self.forces_plus) / (2 * self.step)
+        return result
+
+
+@dataclass(frozen=True)
 class Frame:
     """One labelled structure with where it came from.
 
@@ -53,6 +80,8 @@ class Frame:
         Temperature of the dynamics, K; nan if the frame is not from dynamics.
     step : int
         Step of the dynamics, -1 if the frame is not from dynamics.
+    hessian_vector : HessianVector or None
+        The teacher's forces beside the structure, where they were asked for.
     """
 
     atoms: ase.Atoms
@@ -61,3 +90,4 @@ class Frame:
     trajectory: int
     temperature: float
     step: int
+    hessian_vector: HessianVector | None = None

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ase
@@ -18,7 +19,7 @@ import pytest
 from fastff.distill.content import hash_structure
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError
-from fastff.labels import Frame, Labels
+from fastff.labels import Frame, HessianVector, Labels
 
 TEACHER = {"name": "analytic:morse", "version": "1", "weights_sha256": "ab", "elements": [14, 8]}
 
@@ -170,7 +171,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         LabelStore(path, "w")
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = 99
-    with pytest.raises(DataError, match="schema 99; this fastff reads up to 1"):
+    with pytest.raises(DataError, match="schema 99; this fastff reads up to 2"):
         LabelStore(path)
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = 1
@@ -303,3 +304,62 @@ def test_kill_at_random_moments_loses_and_doubles_nothing(tmp_path: Path) -> Non
         assert [frame.step for frame in frames] == list(range(reached))
         assert_same(frames[-1], make_frame(reached - 1))
     assert reached > 96
+
+
+def add_target(frame: Frame, seed: int) -> Frame:
+    rng = np.random.default_rng(seed)
+    shape = frame.atoms.positions.shape
+    arrays = [rng.normal(size=shape) for _ in range(3)]
+    return replace(frame, hessian_vector=HessianVector(arrays[0], 0.01, arrays[1], arrays[2]))
+
+
+def test_hessian_vector_targets_come_back_beside_frames_without(tmp_path: Path) -> None:
+    plain, more = make_frame(0), make_frame(2)
+    full, broken = add_target(make_frame(1), 1), add_target(make_frame(3), 3)
+    assert broken.hessian_vector is not None
+    broken.hessian_vector.forces_minus[2, 1] = np.nan
+    path = tmp_path / "a.h5"
+    with LabelStore(path, "a", teacher=TEACHER) as store:
+        store.append([plain])
+        assert store.n_hessian_vectors == 0
+        store.append([full, more, broken])
+    with LabelStore(path, "a", teacher=TEACHER) as store:
+        assert store.n_hessian_vectors == 1
+        assert store.append([add_target(make_frame(4), 4)]).added == 1
+    with LabelStore(path) as store:
+        back = store.read()
+        reasons = [reason for _, reason in store.read_quarantine()]
+    assert [frame.hessian_vector is not None for frame in back] == [False, True, False, True]
+    assert reasons == ["forces beside the structure not finite"]
+    assert full.hessian_vector is not None
+    assert back[1].hessian_vector is not None
+    for name in ("direction", "forces_plus", "forces_minus"):
+        expected = getattr(full.hessian_vector, name)
+        assert np.array_equal(getattr(back[1].hessian_vector, name), expected)
+    assert back[1].hessian_vector.step == 0.01
+    assert_same(back[0], plain)
+    with h5py.File(path, "r+") as file:
+        file["frames/atoms/hvp_forces_plus"][7, 1] += 1e-9
+    with LabelStore(path) as store, pytest.raises(DataError, match="wrong checksum of frame 1"):
+        store.read()
+
+
+def test_facts_about_the_labels_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with LabelStore(path, "a", teacher=TEACHER) as store:
+        store.append([make_frame(0)])
+        store.note(self_check={"conservative": True})
+        store.append([make_frame(1)])
+        store.note(trusted="own training")
+    with LabelStore(path) as store:
+        assert store.record == {"self_check": {"conservative": True}, "trusted": "own training"}
+        assert len(store.read()) == 2
+        with pytest.raises(UsageError, match="mode 'a'"):
+            store.note(more=1)
+
+
+def test_a_given_reason_sets_a_frame_aside(tmp_path: Path) -> None:
+    with LabelStore(tmp_path / "a.h5", "a") as store:
+        store.append([make_frame(0), make_frame(1)], reasons=["", "looked at"])
+        assert [reason for _, reason in store.read_quarantine()] == ["looked at"]
+        assert len(store) == 1

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ase
 import numpy as np
 
 from fastff.errors import DataError
-from fastff.labels import Labels
+from fastff.labels import Frame, Labels
 
 POSITION_RESOLUTION = 1e-6
 """Å; structures closer than this in every coordinate have the same hash."""
@@ -24,6 +25,25 @@ HASH_BYTES = 16
 
 CHARGE_KEYS = ("charge", "spin")
 """Entries of ``atoms.info`` that change what a teacher answers."""
+
+
+@dataclass(frozen=True)
+class AppendReport:
+    """What became of the frames given to :meth:`fastff.distill.store.LabelStore.append`.
+
+    Attributes
+    ----------
+    added : int
+        Frames stored.
+    duplicates : int
+        Frames that were there already and were skipped.
+    quarantined : tuple of str
+        Reason for each frame that was set aside.
+    """
+
+    added: int
+    duplicates: int
+    quarantined: tuple[str, ...]
 
 
 def describe_teacher(teacher: Any) -> dict[str, Any]:
@@ -118,6 +138,29 @@ def _round_to_bytes(values: np.ndarray) -> bytes:
     return np.rint(values / POSITION_RESOLUTION).astype("<i8").tobytes()
 
 
+def find_fault(frame: Frame) -> str | None:
+    """Say why a frame cannot be used, Hessian-vector target included, or return None if it can.
+
+    Raises
+    ------
+    DataError
+        Shapes do not fit the structure.
+    """
+    fault = find_label_fault(frame.atoms, frame.labels)
+    target = frame.hessian_vector
+    if fault or target is None:
+        return fault
+    for values in (target.direction, target.forces_plus, target.forces_minus):
+        if np.shape(values) != (len(frame.atoms), 3):
+            raise DataError(
+                f"Hessian-vector target of {frame.atoms.get_chemical_formula()} has shape {np.shape(values)}; "
+                f"need {(len(frame.atoms), 3)}"
+            )
+        if not np.isfinite(values).all():
+            return "forces beside the structure not finite"
+    return None
+
+
 def find_label_fault(atoms: ase.Atoms, labels: Labels) -> str | None:
     """Say why labels cannot be used, or return None if they can.
 
@@ -148,3 +191,11 @@ def find_label_fault(atoms: ase.Atoms, labels: Labels) -> str | None:
         if value is not None and not np.isfinite(value).all():
             return f"{name} not finite"
     return None
+
+
+def find_outlier(frame: Frame, limit: float | None) -> str | None:
+    """Say so if a force is longer than ``limit`` (eV/Å), else return None."""
+    if limit is None:
+        return None
+    largest = float(np.linalg.norm(frame.labels.forces, axis=1).max())
+    return f"force {largest:.1f} eV/Å above {limit:g}" if largest > limit else None

@@ -3,8 +3,9 @@
 Here: the HDF5 layout and its schema number. Not here: what the columns mean (:mod:`fastff.distill.rows`), or the
 order of writes that keeps a file whole (:mod:`fastff.distill.store`).
 
-Layout: attributes ``format``, ``schema`` and ``teacher`` (JSON); array ``committed`` of shape (2, 2), the number of
-frames and atoms in each group; groups ``frames`` and ``quarantine``, each with the tables ``frames`` and ``atoms``.
+Layout: attributes ``format``, ``schema``, ``teacher`` and ``record`` (both JSON); array ``committed`` of shape (2, 2),
+the number of frames and atoms in each group; groups ``frames`` and ``quarantine``, each with the tables ``frames`` and
+``atoms``.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from fastff.distill.rows import ATOM_COLUMNS, FRAME_COLUMNS, Rows
+from fastff.distill.rows import Rows, list_columns
+from fastff.errors import DataError
 
 FORMAT = "fastff-labels"
-SCHEMA = 1
+SCHEMA = 2
+"""2: attribute ``record`` and columns of Hessian-vector targets, both of which may be missing."""
 GROUPS = ("frames", "quarantine")
 """Sound frames, and frames set aside with a reason."""
 
@@ -34,13 +38,73 @@ def read_rows(group: h5py.Group, rows: slice) -> Rows:
     return {name: dataset[rows] for name, dataset in group.items()}
 
 
-def create_layout(file: h5py.File, teacher: Mapping[str, Any], capacity: Capacity) -> None:
+@dataclass(frozen=True)
+class Header:
+    """What a label file says of itself.
+
+    Attributes
+    ----------
+    teacher : dict
+        Who made the labels.
+    record : dict
+        What else is known of them: the teacher's self-check, how they were made.
+    hessian : bool
+        Whether the file has columns for Hessian-vector targets.
+    """
+
+    teacher: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    hessian: bool = False
+
+
+def open_file(path: Path, writable: bool) -> h5py.File:
+    """Open a label file.
+
+    Raises
+    ------
+    DataError
+        It is no HDF5 file, or another process writes it.
+    """
+    try:
+        return h5py.File(path, "r+" if writable else "r", locking=writable)
+    except BlockingIOError as error:
+        message = f"{path} is being written by another process; wait for it"
+        raise DataError(message) from error
+    except OSError as error:
+        raise DataError(f"{path} is not a readable HDF5 file: {error}") from error
+
+
+def read_header(file: h5py.File, path: Path) -> Header:
+    """Read what a label file says of itself.
+
+    Raises
+    ------
+    DataError
+        It is no label file, one of a newer fastff, or damaged.
+    """
+    if file.attrs.get("format") != FORMAT:
+        raise DataError(f"{path} is an HDF5 file but not a fastff label file")
+    schema = int(file.attrs.get("schema", 0))
+    if schema > SCHEMA:
+        raise DataError(
+            f"{path} has label schema {schema}; this fastff reads up to {SCHEMA}. Update fastff."
+        )
+    try:
+        teacher = json.loads(file.attrs["teacher"])
+        record = json.loads(file.attrs.get("record", "{}"))
+        return Header(teacher, record, "hvp_step" in file["frames/frames"])
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} is damaged: its teacher record cannot be read") from error
+
+
+def create_layout(file: h5py.File, header: Header, capacity: Capacity) -> None:
     """Create all groups and arrays of an empty label file."""
     file.attrs["format"] = FORMAT
     file.attrs["schema"] = SCHEMA
-    file.attrs["teacher"] = json.dumps(teacher)
+    file.attrs["teacher"] = json.dumps(header.teacher)
+    file.attrs["record"] = json.dumps(header.record)
     for name in GROUPS:
-        for part, columns in enumerate((FRAME_COLUMNS, ATOM_COLUMNS)):
+        for part, columns in enumerate(list_columns(header.hessian)):
             group = file.create_group(f"{name}/{('frames', 'atoms')[part]}")
             for column, (dtype, shape) in columns.items():
                 _create_array(group, column, (capacity[name][part], *shape), dtype)
@@ -60,14 +124,30 @@ def write_counts(file: h5py.File, counts: Capacity) -> None:
     file["committed"][...] = np.array([counts[name] for name in GROUPS], dtype="<i8")
 
 
-def copy_rows(old: h5py.File, new: h5py.File, counts: Capacity) -> None:
-    """Copy the committed rows of one label file into another that has room for them."""
+def erase_leftovers(file: h5py.File, counts: Capacity, *, dry: bool) -> int:
+    """Count the rows of an append that was cut short, and erase their hashes unless ``dry``."""
+    n_cut = 0
     for name in GROUPS:
-        for part, columns in enumerate((FRAME_COLUMNS, ATOM_COLUMNS)):
+        column = file[f"{name}/frames/hash"]
+        start = counts[name][0]
+        leftovers = int(np.any(column[start:], axis=1).sum()) if column.shape[0] > start else 0
+        if leftovers and not dry:
+            column[start:] = 0
+        n_cut += leftovers
+    return n_cut
+
+
+def copy_rows(old: h5py.File, new: h5py.File, counts: Capacity) -> None:
+    """Copy the committed rows of one label file into another that has room for them.
+
+    Columns that only the new file has are filled with nan: they are those of Hessian-vector targets.
+    """
+    for name in GROUPS:
+        for part, table in enumerate(("frames", "atoms")):
             rows = slice(0, counts[name][part])
-            for column in columns if rows.stop else ():
-                place = f"{name}/{('frames', 'atoms')[part]}/{column}"
-                new[place][rows] = old[place][rows]
+            source, target = old[f"{name}/{table}"], new[f"{name}/{table}"]
+            for column in target if rows.stop else ():
+                target[column][rows] = source[column][rows] if column in source else np.nan
 
 
 def sync_file(file: h5py.File) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastff.distill.content import CHARGE_KEYS, HASH_BYTES
 from fastff.errors import UsageError
-from fastff.labels import Frame, Labels
+from fastff.labels import Frame, HessianVector, Labels
 
 SOURCE_BYTES = 32
 REASON_BYTES = 160
@@ -51,7 +51,24 @@ ATOM_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
     "energies": ("<f8", ()),  # eV per atom, nan if there are none
 }
 
+HESSIAN_FRAME_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "hvp_step": ("<f8", ()),  # h in Å, nan if the frame has no Hessian-vector target
+}
+HESSIAN_ATOM_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "hvp_direction": ("<f8", (3,)),  # u; nan where there is no target
+    "hvp_forces_plus": ("<f8", (3,)),  # eV/Å at R + h u
+    "hvp_forces_minus": ("<f8", (3,)),  # eV/Å at R - h u
+}
+"""Columns that a file has only once a frame needs them."""
+
 Rows = dict[str, np.ndarray]
+
+
+def list_columns(hessian: bool) -> tuple[dict[str, tuple[str, tuple[int, ...]]], ...]:
+    """Return the columns of the ``frames`` and of the ``atoms`` table, with or without Hessian-vector targets."""
+    if not hessian:
+        return FRAME_COLUMNS, ATOM_COLUMNS
+    return FRAME_COLUMNS | HESSIAN_FRAME_COLUMNS, ATOM_COLUMNS | HESSIAN_ATOM_COLUMNS
 
 
 def pack_frames(
@@ -60,6 +77,7 @@ def pack_frames(
     reasons: Sequence[str],
     held_out: bool,
     first_atom: int,
+    hessian: bool = False,
 ) -> tuple[Rows, Rows]:
     """Turn frames into rows of the two tables.
 
@@ -75,6 +93,8 @@ def pack_frames(
         Whether the frames were made for testing only.
     first_atom : int
         Row of the ``atoms`` table at which these frames will start.
+    hessian : bool
+        Whether the tables have the columns of Hessian-vector targets.
 
     Raises
     ------
@@ -82,14 +102,15 @@ def pack_frames(
         A source name is longer than the column.
     """
     n_frames = len(frames)
+    frame_columns, atom_columns = list_columns(hessian)
     frame_rows = {
-        name: np.zeros((n_frames, *shape), dtype) for name, (dtype, shape) in FRAME_COLUMNS.items()
+        name: np.zeros((n_frames, *shape), dtype) for name, (dtype, shape) in frame_columns.items()
     }
     counts = np.array([len(frame.atoms) for frame in frames], dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)])
     atom_rows = {
         name: np.full((starts[-1], *shape), np.nan if "f" in dtype else 0, dtype)
-        for name, (dtype, shape) in ATOM_COLUMNS.items()
+        for name, (dtype, shape) in atom_columns.items()
     }
     for index, frame in enumerate(frames):
         rows = slice(starts[index], starts[index + 1])
@@ -131,6 +152,12 @@ def _pack_frame(frame: Frame, frames: Rows, atoms: Rows, index: int, rows: slice
         atoms["energies"][rows] = labels.energies
     if structure.has("momenta"):
         atoms["momenta"][rows] = structure.get_momenta()
+    if "hvp_step" in frames:
+        target = frame.hessian_vector
+        frames["hvp_step"][index] = np.nan if target is None else target.step
+        if target is not None:
+            for name in HESSIAN_ATOM_COLUMNS:
+                atoms[name][rows] = getattr(target, name.removeprefix("hvp_"))
 
 
 def unpack_frame(frames: Rows, atoms: Rows, index: int, rows: slice) -> Frame:
@@ -161,15 +188,33 @@ def unpack_frame(frames: Rows, atoms: Rows, index: int, rows: slice) -> Frame:
         trajectory=int(frames["trajectory"][index]),
         temperature=float(frames["temperature"][index]),
         step=int(frames["step"][index]),
+        hessian_vector=_unpack_hessian_vector(frames, atoms, index, rows),
     )
+
+
+def _unpack_hessian_vector(
+    frames: Rows, atoms: Rows, index: int, rows: slice
+) -> HessianVector | None:
+    if not _has_hessian_vector(frames, index):
+        return None
+    arrays = {
+        name.removeprefix("hvp_"): atoms[name][rows].astype(np.float64)
+        for name in HESSIAN_ATOM_COLUMNS
+    }
+    return HessianVector(step=float(frames["hvp_step"][index]), **arrays)
+
+
+def _has_hessian_vector(frames: Rows, index: int) -> bool:
+    return "hvp_step" in frames and bool(np.isfinite(frames["hvp_step"][index]))
 
 
 def compute_crc(frames: Rows, atoms: Rows, index: int, rows: slice) -> int:
     """Return the CRC-32 of one frame's row and of its atoms' rows."""
     crc = 0
-    for name in FRAME_COLUMNS:
+    frame_columns, atom_columns = list_columns(_has_hessian_vector(frames, index))
+    for name in frame_columns:
         if name not in ("crc", "first_atom"):
             crc = zlib.crc32(np.ascontiguousarray(frames[name][index]).tobytes(), crc)
-    for name in ATOM_COLUMNS:
+    for name in atom_columns:
         crc = zlib.crc32(np.ascontiguousarray(atoms[name][rows]).tobytes(), crc)
     return crc

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -26,18 +26,22 @@ import h5py
 import numpy as np
 
 from fastff.distill.content import (
+    AppendReport,
     describe_teacher,
-    find_label_fault,
+    find_fault,
+    find_outlier,
     hash_structure,
     require_same_teacher,
 )
 from fastff.distill.layout import (
-    FORMAT,
     GROUPS,
-    SCHEMA,
     Capacity,
+    Header,
     copy_rows,
     create_layout,
+    erase_leftovers,
+    open_file,
+    read_header,
     read_rows,
     sync_file,
     sync_folder,
@@ -50,25 +54,6 @@ from fastff.labels import Frame
 INITIAL_FRAMES = 64
 
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True)
-class AppendReport:
-    """What became of the frames given to :meth:`LabelStore.append`.
-
-    Attributes
-    ----------
-    added : int
-        Frames stored.
-    duplicates : int
-        Frames that were there already and were skipped.
-    quarantined : tuple of str
-        Reason for each frame that was set aside.
-    """
-
-    added: int
-    duplicates: int
-    quarantined: tuple[str, ...]
 
 
 class LabelStore:
@@ -86,8 +71,6 @@ class LabelStore:
 
     Attributes
     ----------
-    teacher : dict
-        Stored record of the teacher.
     n_cut : int
         Rows of an unfinished append that were found (and, when writable, erased) on opening.
 
@@ -114,21 +97,22 @@ class LabelStore:
             raise DataError(f"{self.path}: no such label file")
         if mode == "w" and exists:
             raise DataError(f"{self.path} exists already; choose another name or append to it")
-        record = describe_teacher(teacher)
+        given = describe_teacher(teacher)
         if not exists:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._replace_file(record, dict.fromkeys(GROUPS, (INITIAL_FRAMES, INITIAL_FRAMES * 64)))
+            room = dict.fromkeys(GROUPS, (INITIAL_FRAMES, INITIAL_FRAMES * 64))
+            self._replace_file(Header(given), room)
         else:
-            self._file = self._open_file()
+            self._file = open_file(self.path, self.writable)
             if self.writable:
                 for stray in self.path.parent.glob(f".{self.path.name}.*.tmp"):
                     stray.unlink(missing_ok=True)
         try:
-            self.teacher = self._read_header()
+            self._header = read_header(self._file, self.path)
             if teacher is not None:
-                require_same_teacher(self.teacher, record, str(self.path))
+                require_same_teacher(self.teacher, given, str(self.path))
             self._counts = self._read_counts()
-            self.n_cut = self._find_leftovers()
+            self.n_cut = erase_leftovers(self._file, self._counts, dry=not self.writable)
             self._hashes = self._read_hashes()
         except BaseException:
             self._file.close()
@@ -138,6 +122,23 @@ class LabelStore:
 
     def __len__(self) -> int:
         return self._counts["frames"][0]
+
+    @property
+    def teacher(self) -> dict[str, Any]:
+        """Stored record of the teacher."""
+        return self._header.teacher
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What else is stored about the labels, see :meth:`note`."""
+        return self._header.record
+
+    @property
+    def n_hessian_vectors(self) -> int:
+        """Number of sound frames that have a Hessian-vector target."""
+        if not self._header.hessian:
+            return 0
+        return int(np.isfinite(self.read_column("hvp_step")).sum())
 
     @property
     def n_quarantined(self) -> int:
@@ -186,7 +187,12 @@ class LabelStore:
     # --- writing ---
 
     def append(
-        self, frames: Sequence[Frame], *, held_out: bool = False, force_limit: float | None = None
+        self,
+        frames: Sequence[Frame],
+        *,
+        held_out: bool = False,
+        force_limit: float | None = None,
+        reasons: Sequence[str] | None = None,
     ) -> AppendReport:
         """Store frames; all of them, or none if the process dies in between.
 
@@ -201,6 +207,8 @@ class LabelStore:
             Mark the frames' trajectories as made for testing only.
         force_limit : float, optional
             Largest accepted length of a force, eV/Å.
+        reasons : sequence of str, optional
+            For each frame, why it is to be set aside; an empty one lets the labels decide.
 
         Raises
         ------
@@ -209,19 +217,17 @@ class LabelStore:
         UsageError
             The store was opened for reading.
         """
-        if not self.writable:
-            raise UsageError(f"{self.path} was opened for reading; open it with mode 'a' to append")
+        self._require_writable()
         batches: dict[str, list[tuple[Frame, bytes, str]]] = {name: [] for name in GROUPS}
         seen: set[bytes] = set()
         duplicates = 0
-        for frame in frames:
+        for frame, given in zip(frames, reasons or [""] * len(frames), strict=True):
             key = self.hash(frame.atoms)
             if key in self._hashes or key in seen:
                 duplicates += 1
                 continue
             seen.add(key)
-            reason = find_label_fault(frame.atoms, frame.labels)
-            reason = reason or _find_outlier(frame, force_limit) or ""
+            reason = given or find_fault(frame) or find_outlier(frame, force_limit) or ""
             batches["quarantine" if reason else "frames"].append((frame, key, reason))
         if seen:
             self._guard("write", lambda: self._write_batches(batches, held_out))
@@ -231,6 +237,21 @@ class LabelStore:
             quarantined=tuple(reason for _, _, reason in batches["quarantine"]),
         )
 
+    def note(self, **facts: Any) -> None:
+        """Store facts about the labels, such as the teacher's self-check; they must be JSON-able.
+
+        Raises
+        ------
+        UsageError
+            The store was opened for reading.
+        """
+        self._require_writable()
+        record = json.loads(json.dumps({**self.record, **facts}))
+        if record != self.record:
+            capacity = {group: self._capacity(group) for group in GROUPS}
+            header = replace(self._header, record=record)
+            self._guard("write", lambda: self._replace_file(header, capacity))
+
     def close(self) -> None:
         """Trim unused space and close the file. Closing twice is allowed."""
         if not self._file:
@@ -238,7 +259,7 @@ class LabelStore:
         slack = any(self._capacity(name) != self._counts[name] for name in GROUPS)
         try:
             if self.writable and slack:
-                self._guard("trim", lambda: self._replace_file(self.teacher, self._counts))
+                self._guard("trim", lambda: self._replace_file(self._header, self._counts))
         finally:
             self._file.close()
 
@@ -263,8 +284,13 @@ class LabelStore:
             if not batch:
                 continue
             frames, keys, reasons = zip(*batch, strict=True)
+            if not self._header.hessian and any(frame.hessian_vector for frame in frames):
+                capacity = {group: self._capacity(group) for group in GROUPS}
+                self._replace_file(replace(self._header, hessian=True), capacity)
             first_frame, first_atom = self._counts[name]
-            frame_rows, atom_rows = pack_frames(frames, keys, reasons, held_out, first_atom)
+            frame_rows, atom_rows = pack_frames(
+                frames, keys, reasons, held_out, first_atom, self._header.hessian
+            )
             end = first_frame + len(batch), first_atom + len(atom_rows["numbers"])
             self._reserve(name, end)
             for column, values in frame_rows.items():
@@ -285,16 +311,16 @@ class LabelStore:
         if all(have >= need for have, need in zip(capacity[name], needed, strict=True)):
             return
         capacity[name] = (2 * needed[0] + INITIAL_FRAMES, 2 * needed[1] + INITIAL_FRAMES)
-        self._replace_file(self.teacher, capacity)
+        self._replace_file(self._header, capacity)
 
-    def _replace_file(self, teacher: dict[str, Any], capacity: Capacity) -> None:
+    def _replace_file(self, header: Header, capacity: Capacity) -> None:
         """Write a file with the given room, copy the committed rows into it, and put it in place."""
         old: h5py.File | None = getattr(self, "_file", None)
         counts = self._counts if old else dict.fromkeys(GROUPS, (0, 0))
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             with h5py.File(temporary, "w", libver=("earliest", "v110")) as new:
-                create_layout(new, teacher, capacity)
+                create_layout(new, header, capacity)
                 if old:
                     copy_rows(old, new, counts)
                 write_counts(new, counts)
@@ -303,33 +329,10 @@ class LabelStore:
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(self.path.parent)
-        self._file = self._open_file()
+        self._file = open_file(self.path, self.writable)
+        self._header = header
         if old:
             old.close()
-
-    def _open_file(self) -> h5py.File:
-        try:
-            return h5py.File(self.path, "r+" if self.writable else "r", locking=self.writable)
-        except BlockingIOError as error:
-            message = f"{self.path} is being written by another process; wait for it"
-            raise DataError(message) from error
-        except OSError as error:
-            raise DataError(f"{self.path} is not a readable HDF5 file: {error}") from error
-
-    def _read_header(self) -> dict[str, Any]:
-        kind = self._file.attrs.get("format")
-        if kind != FORMAT:
-            raise DataError(f"{self.path} is an HDF5 file but not a fastff label file")
-        schema = int(self._file.attrs.get("schema", 0))
-        if schema > SCHEMA:
-            raise DataError(
-                f"{self.path} has label schema {schema}; this fastff reads up to {SCHEMA}. Update fastff."
-            )
-        try:
-            record: dict[str, Any] = json.loads(self._file.attrs["teacher"])
-        except (KeyError, ValueError) as error:
-            raise DataError(f"{self.path} is damaged: its teacher record cannot be read") from error
-        return record
 
     def _read_counts(self) -> dict[str, tuple[int, int]]:
         committed = self._guard("read", lambda: self._file["committed"][...])
@@ -339,17 +342,6 @@ class LabelStore:
             if not (0 <= pair[0] <= room[0] and 0 <= pair[1] <= room[1]):
                 raise DataError(f"{self.path} is damaged: {name} counts {pair}, room for {room}")
         return counts
-
-    def _find_leftovers(self) -> int:
-        n_cut = 0
-        for name in GROUPS:
-            column = self._frames(name)["hash"]
-            start = self._counts[name][0]
-            leftovers = int(np.any(column[start:], axis=1).sum()) if column.shape[0] > start else 0
-            if leftovers and self.writable:
-                column[start:] = 0
-            n_cut += leftovers
-        return n_cut
 
     def _read_hashes(self) -> dict[bytes, tuple[str, int]]:
         return {
@@ -377,6 +369,10 @@ class LabelStore:
             result.append((frame, frames["reason"][index].decode()))
         return result
 
+    def _require_writable(self) -> None:
+        if not self.writable:
+            raise UsageError(f"{self.path} was opened for reading; open it with mode 'a' to write")
+
     def _frames(self, group: str) -> h5py.Group:
         return self._file[f"{group}/frames"]
 
@@ -391,10 +387,3 @@ class LabelStore:
             return function()
         except (OSError, KeyError) as error:
             raise DataError(f"cannot {action} {self.path}: {error}") from error
-
-
-def _find_outlier(frame: Frame, limit: float | None) -> str | None:
-    if limit is None:
-        return None
-    largest = float(np.linalg.norm(frame.labels.forces, axis=1).max())
-    return f"force {largest:.1f} eV/Å above {limit:g}" if largest > limit else None
