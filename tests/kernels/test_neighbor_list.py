@@ -1,0 +1,127 @@
+"""The neighbor list of tensors against vesin and against the list of graphs. Kernel: ``interpreted_engine.py``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastff.errors import DataError
+from fastff.kernels.moment_potential.layout import unpack_neighbors
+from fastff.kernels.neighbor_list import build_neighbors
+from fastff.kernels.neighbor_list import op as list_op
+from fastff.kernels.neighbor_list.plan import assign_bins, make_frame
+from fastff.neighbors import build_edges, complete_cell
+
+from .lists import NASTY, draw_structure, list_by_op, list_by_vesin
+
+FULL = (True, True, True)
+
+
+def expect(positions, cell, pbc, reach):
+    pbc = np.asarray(pbc, dtype=bool)
+    completed = complete_cell(positions, np.asarray(cell, dtype=float), pbc, reach)
+    edges, shifts = build_edges(positions, completed, pbc, reach)
+    return {(*e, *s) for e, s in zip(edges.T.tolist(), shifts.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_nasty_cells(name):
+    positions, cell, flags = NASTY[name]
+    assert list_by_op(positions, cell, flags, 4.0) == expect(positions, cell, flags, 4.0)
+
+
+def test_periodic_cells_by_vesin():
+    positions, cell, flags = NASTY["left-handed"]
+    found = list_by_op(positions, cell, flags, 4.0)
+    assert found == list_by_vesin(positions, cell, np.array(flags, bool), 4.0)
+    assert len(found) > 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**31), flags=st.tuples(*[st.booleans()] * 3), sort_atoms=st.booleans())
+def test_random_cells(seed, flags, sort_atoms):
+    positions, cell, pbc, reach = draw_structure(seed, flags)
+    found = list_by_op(positions, cell, pbc, reach, sort_atoms=sort_atoms, n_slots=2)
+    assert found == expect(positions, cell, pbc, reach)
+
+
+def test_rows_are_unwrapped_by_their_wraps():
+    positions, cell, _ = NASTY["many boxes away"]
+    found = build_neighbors(torch.tensor(positions), cell, FULL, 4.0, sort_atoms=True)
+    staged = torch.tensor(positions)[found.order] - found.wraps.double() @ torch.tensor(cell)
+    fractional = staged @ torch.tensor(cell).inverse()
+    assert float(fractional.min()) >= -1e-12
+    assert float(fractional.max()) <= 1 + 1e-12
+    senders, codes, filled = unpack_neighbors(found.matrix)
+    shifts = found.matrix.translations[:, :3].double() * 2.0**-26
+    vectors = staged[senders] - staged[:, None] + shifts[codes]
+    wrapped = (vectors + 32.0) % 64.0 - 32.0
+    assert float(wrapped.norm(dim=-1)[filled].max()) < 4.0
+
+
+def test_reverse_index():
+    positions, cell, _ = NASTY["two bins"]
+    found = build_neighbors(torch.tensor(positions), cell, FULL, 4.0, reverse=True)
+    matrix = found.matrix
+    senders, codes, filled = unpack_neighbors(matrix)
+    back = matrix.reverse[filled].long()
+    rows = torch.arange(matrix.n_atoms)[:, None].expand_as(senders)[filled]
+    assert torch.equal(senders.flatten()[back], rows)
+    assert torch.equal(codes.flatten()[back], (2 * found.images + 1) ** 3 - 1 - codes[filled])
+    assert torch.equal(back.sort().values, filled.flatten().nonzero().flatten())
+
+
+def test_buffers_stay_until_they_are_too_small():
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(60, 3, generator=generator, dtype=torch.float64) * 12
+    first = build_neighbors(positions, np.eye(3) * 12, FULL, 4.0)
+    again = build_neighbors(positions + 0.1, np.eye(3) * 12, FULL, 4.0, out=first.matrix)
+    assert again.matrix is first.matrix
+    squeezed = build_neighbors(positions * 0.6, np.eye(3) * 7.2, FULL, 4.0, out=first.matrix)
+    assert squeezed.matrix is not first.matrix
+    assert int(squeezed.matrix.counts.max()) > first.matrix.n_slots
+    assert list_by_op(positions * 0.6, np.eye(3) * 7.2, FULL, 4.0, n_slots=1) == expect(
+        (positions * 0.6).numpy(), np.eye(3) * 7.2, FULL, 4.0
+    )
+
+
+def test_wide_entries_where_int32_would_overflow(monkeypatch):
+    positions, cell, flags = NASTY["two bins"]
+    expected = expect(positions, cell, flags, 4.0)
+    monkeypatch.setattr(list_op, "_INT32", 64)
+    found = build_neighbors(torch.tensor(positions), np.asarray(cell), FULL, 4.0)
+    assert found.matrix.entries.dtype == torch.int64
+    assert list_by_op(positions, cell, flags, 4.0) == expected
+
+
+def test_bins_are_limited():
+    """A thin gas fills a few thousand bins, not one per reach."""
+    positions = torch.rand(100, 3, dtype=torch.float64) * 1e4
+    bins = assign_bins(positions, make_frame(np.eye(3) * 1e4, FULL), 3.0)
+    assert np.prod(bins.shape) <= 4096
+    assert bins.spans == (1, 1, 1)
+    assert int(bins.keys.max()) < np.prod(bins.shape)
+
+
+@pytest.mark.parametrize(
+    ("positions", "cell", "reach", "message"),
+    [
+        (torch.zeros(2, 2), np.eye(3), 3.0, r"shape \(2, 2\)"),
+        (torch.zeros(2, 3), np.eye(3), 0.0, "reach 0.0 Å must be positive"),
+        (torch.zeros(2, 3), np.zeros((3, 3)), 3.0, "no volume"),
+        (torch.zeros(2, 3), np.ones((3, 3)), 3.0, "no volume"),
+        (torch.tensor([[0.0, float("nan"), 0.0]]), np.eye(3), 3.0, "not finite"),
+        (torch.zeros(2, 3), np.diag([9.0, 9.0, 0.01]), 3.0, "0.01 Å thin"),
+    ],
+)
+def test_bad_input(positions, cell, reach, message):
+    with pytest.raises(DataError, match=message):
+        build_neighbors(positions, cell, FULL, reach)
+
+
+def test_no_atoms():
+    found = build_neighbors(torch.zeros(0, 3), np.eye(3), FULL, 3.0)
+    assert found.matrix.n_atoms == 0
