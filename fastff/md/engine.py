@@ -1,0 +1,285 @@
+"""Running steps in chunks without waiting for the device.
+
+Here: :class:`Engine`. Not here: equations (:mod:`fastff.md.integrators`), files, guards that look at results.
+
+One iteration is: first half of a step, test of the neighbor list, forces, second half. Every change is predicated on
+flags that live on the device. When the list may miss a pair, the first half is done and the second is not; further
+iterations change nothing, until the host, which reads the flags once per chunk, has rebuilt the list. The next
+iteration then completes the step. No step is lost and none uses a list that misses a pair; where chunks end does not
+matter. On CUDA an iteration, and an observation, are graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastff.errors import SimulationUnstableError
+from fastff.md.integrators import Integrator
+from fastff.md.observe import COLUMNS, measure_row
+from fastff.md.protocol import DevicePotential
+from fastff.md.settings import MDSettings
+from fastff.md.state import State
+
+_N_ROWS = 128
+_LONGEST_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a chunk has led.
+
+    Attributes
+    ----------
+    step : int
+        Complete steps done.
+    complete : bool
+        False within a step that waits for a new list.
+    failed : bool
+        The next step would move an atom too far, or an energy is not finite.
+    rows : (n_rows, n_columns) float64 array
+        Recorded since the last chunk, see :data:`~fastff.md.observe.COLUMNS`.
+    """
+
+    step: int
+    complete: bool
+    failed: bool
+    rows: np.ndarray
+
+
+class Pacer:
+    """How many steps to queue before the flags are read: many while the list is young, few when it should end."""
+
+    def __init__(self) -> None:
+        self._lifetime: float | None = None
+        self._age = 0
+
+    def suggest(self) -> int:
+        """Steps of the next chunk."""
+        if self._lifetime is None:
+            return 16
+        left = int(0.8 * self._lifetime) - self._age
+        return max(1, left, int(0.1 * self._lifetime))
+
+    def advance(self, n_steps: int, *, rebuilt: bool) -> None:
+        """Take note of steps done, and of a rebuild after them."""
+        self._age += n_steps
+        if rebuilt:
+            last = self._lifetime
+            self._lifetime = self._age if last is None else 0.5 * (last + self._age)
+            self._age = 0
+        elif self._lifetime is None or self._age > self._lifetime:
+            self._lifetime = float(self._age) if self._age > 16 else None
+
+
+class Engine:
+    """A state, a potential and an integrator, advanced together.
+
+    Parameters
+    ----------
+    potential : DevicePotential
+    state : State
+        On the potential's device; changed in place.
+    settings : MDSettings
+    list_reference : (positions, cell), optional
+        Where the neighbor list was built, if not here: a restarted run then continues with the list it had.
+    """
+
+    def __init__(
+        self,
+        potential: DevicePotential,
+        state: State,
+        settings: MDSettings,
+        list_reference: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        self.potential, self.state, self.settings = potential, state, settings
+        self.integrator = Integrator(settings, state)
+        self.list_positions, self.list_cell = state.positions.clone(), state.cell.clone()
+        self._attach(list_reference)
+        self.n_rebuilds = 0
+        self._pressure = None
+        barostat = self.integrator.barostat
+        if barostat is not None:
+            self._pressure = barostat.pressure
+            state.slope.copy_(barostat.measure_slope(state, state.velocities, potential.virial))
+        device = state.positions.device
+        self._board = torch.zeros(_N_ROWS + 2, len(COLUMNS), dtype=torch.float64, device=device)
+        self._n_rows = torch.zeros((), dtype=torch.int64, device=device)
+        self._last_row = torch.full((), -1, dtype=torch.int64, device=device)
+        self._pacer = Pacer()
+        self._filled = -1
+        self._step = int(state.step)
+        self._capture()
+
+    def _attach(self, reference: tuple[Tensor, Tensor] | None) -> None:
+        state, potential = self.state, self.potential
+        current = state.positions.clone(), state.cell.clone()
+        if reference is not None:
+            state.positions.copy_(reference[0])
+            state.cell.copy_(reference[1])
+        potential.attach(state.positions, state.numbers, state.cell, state.pbc)
+        self._remember_list()
+        state.positions.copy_(current[0])
+        state.cell.copy_(current[1])
+        potential.check()
+        if bool(potential.stale):
+            potential.rebuild()
+            self._remember_list()
+        potential.compute()
+
+    def _remember_list(self) -> None:
+        self.list_positions.copy_(self.state.positions)
+        self.list_cell.copy_(self.state.cell)
+
+    @property
+    def step(self) -> int:
+        """Complete steps done, as the host knows."""
+        return self._step
+
+    def advance(self, target: int) -> Progress:
+        """Run one chunk of steps towards ``target`` and read the flags."""
+        n_steps = min(target - self._step, self._fill_random(), self._pacer.suggest())
+        n_steps = min(n_steps, _LONGEST_CHUNK)
+        interval = self.settings.interval
+        if n_steps >= interval:  # rows of a chunk must fit
+            n_steps = min(n_steps, (_N_ROWS - 2) * interval)
+        self.state.target.fill_(target)
+        for step in range(self._step + 1, self._step + n_steps + 1):
+            self._iterate()
+            if step % interval == 0:
+                self._observe()
+            if not self.potential.capturable and bool(self.potential.stale | self.state.failed):
+                break
+        return self._read()
+
+    def observe(self) -> Progress:
+        """Record a row for the present state, which must be complete, unless that has been done."""
+        self.state.target.fill_(self._step)
+        self._observe()
+        return self._read()
+
+    def _fill_random(self) -> int:
+        """Make sure that random numbers of the next step are there; for how many steps they last."""
+        random = self.integrator.random
+        if random is None:
+            return _LONGEST_CHUNK
+        if not (0 <= self._filled <= self._step < self._filled + random.length):
+            random.start.fill_(self._step)
+            self._fill()
+            self._filled = self._step
+        return self._filled + random.length - self._step
+
+    def _read(self) -> Progress:
+        """Copy flags and rows to the host, which waits for the device; rebuild the list if it is stale."""
+        state = self.state
+        flags = [state.step, state.pending, state.failed, self.potential.stale, self._n_rows]
+        self._board[_N_ROWS + 1, : len(flags)] = torch.stack([f.double() for f in flags])
+        self._n_rows.zero_()
+        board = self._board.cpu().numpy()
+        step, pending, failed, stale, n_rows = (int(x) for x in board[_N_ROWS + 1, : len(flags)])
+        moved = step - self._step
+        self._step = step
+        if stale and not failed:
+            self._rebuild(moved)
+        else:
+            self._pacer.advance(moved, rebuilt=False)
+        return Progress(step, not pending, bool(failed), board[:n_rows].copy())
+
+    def _rebuild(self, moved: int) -> None:
+        relocated = self.potential.rebuild()
+        self._remember_list()
+        self.n_rebuilds += 1
+        self._pacer.advance(moved + 1, rebuilt=True)
+        self.potential.check()
+        if bool(self.potential.stale):
+            raise SimulationUnstableError(
+                f"the neighbor list is stale as soon as it is built, at step {self._step}; use a larger skin"
+            )
+        if relocated:
+            self._capture()
+
+    def _iterate_eagerly(self) -> None:
+        state, potential = self.state, self.potential
+        going = (state.step < state.target) & ~state.failed
+        self._begin(going & ~state.pending)
+        potential.check()
+        potential.compute()
+        self._finish(going & ~state.failed & state.pending & (potential.stale == 0))
+
+    def _begin(self, ready: Tensor) -> None:
+        state = self.state
+        half = self.integrator.begin(state, self.potential.forces)
+        longest = half.velocities.abs().amax() * self.integrator.timestep
+        sound = longest <= self.settings.max_displacement  # False for NaN
+        state.failed |= ready & ~sound
+        go = ready & sound
+        _commit(go, state.positions, half.positions)
+        _commit(go, state.velocities, half.velocities)
+        if half.cell is not None and half.strain is not None:
+            _commit(go, state.cell, half.cell)
+            _commit(go, state.strain, half.strain)
+        if half.heat is not None:
+            _commit(go, state.heat, state.heat + half.heat)
+        if half.work is not None:
+            _commit(go, state.work, state.work + half.work)
+        state.pending |= go
+
+    def _finish(self, ready: Tensor) -> None:
+        state, potential = self.state, self.potential
+        sound = torch.isfinite(potential.energy)
+        state.failed |= ready & ~sound
+        go = ready & sound
+        half = self.integrator.finish(state, potential.forces, potential.virial)
+        _commit(go, state.velocities, half.velocities)
+        if half.slope is not None:
+            _commit(go, state.slope, half.slope)
+        if half.heat is not None:
+            _commit(go, state.heat, state.heat + half.heat)
+        if half.work is not None:
+            _commit(go, state.work, state.work + half.work)
+        state.step += go
+        state.pending &= ~go
+
+    def _observe_eagerly(self) -> None:
+        state = self.state
+        row = measure_row(state, self.potential, self._pressure)
+        go = ~state.pending & (state.step != self._last_row) & (state.target >= 0)
+        go &= self._n_rows < _N_ROWS
+        slot = torch.where(go, self._n_rows, _N_ROWS).view(1)
+        self._board.index_copy_(0, slot, row[None])
+        self._n_rows += go
+        _commit(go, self._last_row, state.step)
+
+    def _capture(self) -> None:
+        """Make graphs of iteration, observation and random numbers, or leave them eager."""
+        random = self.integrator.random
+        functions: list[Callable[[], None]] = [self._iterate_eagerly, self._observe_eagerly]
+        functions.append(random.fill if random is not None else lambda: None)
+        if self.potential.capturable and self.state.positions.is_cuda:
+            self.state.target.fill_(-1)  # nothing moves while warming up
+            functions = [_capture_graph(function) for function in functions]
+            self._filled = -1
+        self._iterate, self._observe, self._fill = functions
+
+
+def _commit(go: Tensor, old: Tensor, new: Tensor) -> None:
+    """Replace ``old`` by ``new`` in place where ``go``; a NaN that is not taken does no harm."""
+    torch.where(go, new, old, out=old)
+
+
+def _capture_graph(function: Callable[[], None]) -> Callable[[], None]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    replay: Callable[[], None] = graph.replay
+    return replay
