@@ -13,7 +13,7 @@ from ase.io import write
 from fastff.checkpoint import load_model
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
-from fastff.distill.request import build_request, claim_folder, read_config
+from fastff.distill.request import build_request, check_folder, read_config
 from fastff.distill.run import distill, remove_overlap, replace_undefined
 from fastff.distill.split import Split
 from fastff.errors import DataError, UsageError
@@ -86,9 +86,38 @@ def test_resume_of_a_finished_run_labels_nothing_again(finished: Path) -> None:
 def test_existing_folder_is_refused_and_changed_options_are_named(finished: Path) -> None:
     request = read_config(finished / "out" / "config.yaml")
     with pytest.raises(UsageError, match="exists already"):
-        claim_folder(finished / "out", request, resume=False)
+        check_folder(finished / "out", request, resume=False)
     with pytest.raises(UsageError, match="budget was 60 and is now 61"):
-        claim_folder(finished / "out", request.model_copy(update={"budget": 61}), resume=True)
+        check_folder(finished / "out", request.model_copy(update={"budget": 61}), resume=True)
+
+
+def test_changed_input_files_are_noticed(finished: Path) -> None:
+    request = read_config(finished / "out" / "config.yaml")
+    check_folder(finished / "out", request, resume=True)
+    text = (finished / "cu.xyz").read_text()
+    (finished / "cu.xyz").write_text(text.replace("0.0", "0.1", 1))
+    try:
+        with pytest.raises(UsageError, match=r"content of .*cu\.xyz has changed since"):
+            check_folder(finished / "out", request, resume=True)
+    finally:
+        (finished / "cu.xyz").write_text(text)
+
+
+def test_folders_that_cannot_be_written_are_refused(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = read_config(finished / "out" / "config.yaml")
+    with pytest.raises(UsageError, match="cannot be written"):
+        check_folder(finished / "cu.xyz" / "out", request, resume=False)
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(UsageError, match="cannot be written"):
+        check_folder(tmp_path / "a" / "b", request, resume=False)
+
+
+def test_unknown_top_level_keys_of_a_recipe_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("request: {labels: x.xyz}\nbudget: 3\n")
+    with pytest.raises(DataError, match="unknown key 'budget' at the top level"):
+        read_config(tmp_path / "a.yaml")
 
 
 def test_settings_are_checked_by_name() -> None:
@@ -98,6 +127,10 @@ def test_settings_are_checked_by_name() -> None:
         build_request(labels="x.xyz", temperatures=(900.0, 300.0))
     with pytest.raises(UsageError, match="need a teacher"):
         build_request(structures="x.xyz")
+    with pytest.raises(UsageError, match="labels need no teacher; leave out 'chgnet'"):
+        build_request(labels="x.xyz", teacher="chgnet")
+    with pytest.raises(UsageError, match="options of a teacher need the teacher's name"):
+        build_request(labels="x.xyz", teacher_options={"trust": True})
 
 
 def test_undefined_numbers_become_none() -> None:

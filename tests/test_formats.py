@@ -168,6 +168,20 @@ def test_trajectories_of_a_file(tmp_path: Path) -> None:
     assert numbers == [0, 1] * 50
 
 
+@pytest.mark.parametrize("name", ["one", "frame-{}"])
+def test_names_that_divide_nothing_are_no_trajectories(tmp_path: Path, name: str) -> None:
+    structures = []
+    for index in range(40):
+        atoms = molecule("CO")
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((2, 3)))
+        atoms.info["config_id"] = name.format(index)
+        structures.append(atoms)
+    ase.io.write(tmp_path / "a.xyz", structures)
+    labelled = read_labels(tmp_path / "a.xyz")
+    assert labelled.blocks
+    assert [frame.trajectory for frame in labelled.frames] == [k // 2 for k in range(40)]
+
+
 def test_npz(tmp_path: Path) -> None:
     frames = make_copper_frames(6)
     arrays = {

@@ -69,6 +69,53 @@ def test_validation_prefers_physical_frames() -> None:
     assert {frame.source for frame in split.validation} == {"thermal"}
 
 
+def make_elements(symbols: list[str], length: int = 10) -> list[Frame]:
+    labels = Labels(0.0, np.zeros((1, 3)), None)
+    return [
+        Frame(ase.Atoms(symbol), labels, "file", trajectory=number, temperature=300.0, step=step)
+        for number, symbol in enumerate(symbols)
+        for step in range(length)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_element_of_one_trajectory_stays_in_training(seed: int) -> None:
+    split = split_frames(make_elements(["H", "C", "C", "N", "C", "O"]), seed=seed)
+    assert {frame.atoms.symbols[0] for frame in split.train} == {"H", "C", "N", "O"}
+    assert len(split.validation) == len(split.test) == 10
+
+
+def test_elements_only_in_held_out_frames_are_refused_before_training() -> None:
+    with pytest.raises(DataError, match="O occurs in test frames but in none to train on"):
+        split_frames(make_elements(["C", "C", "O"]), held_out={2})
+    with pytest.raises(DataError, match="every trajectory holds an element that no other one"):
+        split_frames(make_elements(["C", "N", "O"]))
+
+
+def test_small_sets_are_larger_than_their_fraction() -> None:
+    split = split_frames(make_frames([1] * 60))
+    assert len(split.test) == 10
+    assert len(split.validation) == 10
+    assert len(split_frames(make_frames([1] * 20)).test) == 4
+
+
+def test_training_frames_next_to_a_held_out_block_are_left_out() -> None:
+    frames = make_frames([30] * 10)
+    split = split_frames(frames, blocks=True)
+    held_out = {frames.index(f) for f in (*split.validation, *split.test)}
+    for frame in split.train:
+        assert not held_out & set(range(frames.index(frame) - 3, frames.index(frame) + 4))
+    assert len(split.train) + len(held_out) + split.left_out == 300
+    assert 0 < split.left_out <= 3 * 2 * len(held_out) / 30
+    assert "left out between blocks" in str(split)
+    assert split.test_kind == "frames of other blocks of the file"
+
+
+def test_blocks_of_another_composition_have_no_border() -> None:
+    split = split_frames(make_elements(["C", "N"] * 8, length=5), blocks=True)
+    assert split.left_out == 0
+
+
 def test_refusals() -> None:
     with pytest.raises(DataError, match="50 frames form 1 trajectories; 3 besides"):
         split_frames(make_frames([50]))

@@ -13,18 +13,19 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from torch_geometric.data import Batch
 
+from fastff.distill.callbacks import average_weights
 from fastff.distill.data import (
     build_loader,
     choose_batch_size,
-    count_slots,
+    fit_composition,
     measure_labels,
-    prepare_frame,
+    prepare_frames,
     stack_voigt,
 )
 from fastff.distill.module import BATCH_FIELDS, ResidualLosses, measure_frames
+from fastff.distill.resident import ResidentBatches
 from fastff.distill.train import (
     TrainSettings,
-    average_weights,
     find_checkpoint,
     prepare_student,
     train_student,
@@ -103,8 +104,7 @@ def test_residuals_add_up_to_the_labels(frames: list[Frame]) -> None:
         for k, (a, p) in enumerate(zip(structures, predict(student, structures), strict=True))
     ]
     own[1] = replace(own[1], labels=replace(own[1].labels, stress=None))
-    n_slots = count_slots(own, student.cutoff)
-    batch = Batch.from_data_list([prepare_frame(f, student, n_slots) for f in own])
+    batch = Batch.from_data_list(prepare_frames(own, student))
     losses = ResidualLosses(student, measure_labels(frames))(*(batch[n] for n in BATCH_FIELDS))
     assert losses.max() < 1e-20
 
@@ -120,8 +120,7 @@ def test_each_loss_sees_its_own_label(frames: list[Frame], kind: int) -> None:
         replace(labels, energy=labels.energy + 0.1),
         replace(labels, stress=labels.stress + 0.01),
     ][kind]
-    data = prepare_frame(replace(frames[0], labels=changed), student, 60)
-    batch = Batch.from_data_list([data])
+    batch = Batch.from_data_list(prepare_frames([replace(frames[0], labels=changed)], student))
     losses = ResidualLosses(student, measure_labels(frames))(*(batch[n] for n in BATCH_FIELDS))
     others = [k for k in range(3) if k != kind]
     assert losses[kind] > 1e-4
@@ -224,5 +223,104 @@ def test_infinite_loss_stops_and_names_the_batch(frames: list[Frame], tmp_path: 
     bad[0, 0] = 1e30
     spoiled = [replace(frames[0], labels=replace(frames[0].labels, forces=bad)), *frames[1:20]]
     settings = replace(SETTINGS, learning_rate=1e30, n_steps=200)
-    with pytest.raises(FloatingPointError, match=r"loss is .* \(frames \["):
+    with pytest.raises(DataError, match=r"loss is .* \(training frames \["):
         train_student(spoiled, frames[20:], settings, tmp_path)
+
+
+def test_one_absurd_energy_does_not_move_the_composition_energies() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.integers(1, 20, (50, 2)).astype(float)
+    energy = counts @ [-13.6, -2041.8] + rng.normal(scale=0.01, size=50) * counts.sum(axis=1)
+    energy[3] += 1e6
+    np.testing.assert_allclose(fit_composition(counts, energy), [-13.6, -2041.8], atol=0.05)
+    same = np.full((40, 2), [4.0, 4.0])
+    energy = same @ [-3.0, -5.0]
+    energy[7] = 1e7
+    np.testing.assert_allclose(same @ fit_composition(same, energy), -32.0)
+
+
+@pytest.fixture(scope="module")
+def mixed(frames: list[Frame]) -> list[Frame]:
+    """Cells of four atoms and of one."""
+    small = bulk("Cu", a=3.7)
+    return [*frames[:5], *(label(small, 100 + k) for k in range(3))]
+
+
+def test_resident_batches_give_the_losses_of_collated_ones(mixed: list[Frame]) -> None:
+    """Padding atoms change nothing, in value or in gradient."""
+    student, statistics = prepare_student(mixed, SETTINGS)
+    student = student.double()
+    data = prepare_frames(mixed, student)
+    losses = ResidualLosses(student, statistics)
+    resident = ResidentBatches(data, 4, "cpu", seed=5, padding_vector=(student.cutoff, 0.0, 0.0))
+    assert len(resident) == 2
+    for batch in resident:
+        assert batch["species"].shape == (16,)
+        own = losses(*(batch[name] for name in BATCH_FIELDS))
+        chosen = Batch.from_data_list([data[k] for k in batch["frame_index"].tolist()])
+        wanted = losses(*(chosen[name] for name in BATCH_FIELDS))
+        torch.testing.assert_close(own, wanted, rtol=1e-10, atol=1e-14)
+        gradients = [
+            torch.autograd.grad(value.sum(), list(student.parameters()), allow_unused=True)
+            for value in (own, wanted)
+        ]
+        for a, b in zip(*gradients, strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
+def test_resident_order_depends_on_seed_epoch_and_rank(mixed: list[Frame]) -> None:
+    student, _ = prepare_student(mixed, SETTINGS)
+    data = prepare_frames(mixed, student)
+
+    def order(seed: int, epoch: int, rank: int = 0, n_ranks: int = 1) -> list[int]:
+        resident = ResidentBatches(
+            data, 2, "cpu", seed=seed, padding_vector=(9.0, 0, 0), rank=rank, n_ranks=n_ranks
+        )
+        resident.sampler.set_epoch(epoch)
+        return [int(k) for batch in resident for k in batch["frame_index"]]
+
+    assert order(1, 0) == order(1, 0)
+    assert sorted(order(1, 0)) == list(range(8))
+    assert order(1, 0) != order(1, 1) != order(2, 1)
+    assert sorted(order(1, 0, 0, 2) + order(1, 0, 1, 2)) == list(range(8))
+    with pytest.raises(DataError, match="do not fill a batch"):
+        ResidentBatches(data, 5, "cpu", seed=0, padding_vector=(9.0, 0, 0), n_ranks=2)
+
+
+def test_patience_counts_from_the_middle_of_the_schedule(
+    frames: list[Frame], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, n_steps=60, n_validations=12, patience=1, learning_rate=1e-7)
+    result = train_student(frames[:20], frames[20:], settings, tmp_path)
+    assert 30 <= result.n_steps < 60
+    assert "no better accuracy in 1 validations" in result.stopped
+
+
+def test_finished_training_is_not_continued(frames: list[Frame], tmp_path: Path) -> None:
+    settings = replace(SETTINGS, n_steps=60, n_validations=12, patience=1, learning_rate=1e-7)
+    first = train_student(frames[:20], frames[20:], settings, tmp_path)
+    again = train_student(frames[:20], frames[20:], settings, tmp_path, resume=True)
+    assert (again.n_steps, again.seconds, again.stopped) == (
+        first.n_steps,
+        first.seconds,
+        first.stopped,
+    )
+    assert again.learning_curve == first.learning_curve
+    for name, value in first.student.state_dict().items():
+        assert torch.equal(value, again.student.state_dict()[name]), name
+    (tmp_path / "finished.json").write_text("{")
+    with pytest.raises(DataError, match=r"finished\.json cannot be read"):
+        train_student(frames[:20], frames[20:], settings, tmp_path, resume=True)
+
+
+def test_seconds_count_the_runs_that_are_continued(frames: list[Frame], tmp_path: Path) -> None:
+    train_student(frames[:20], frames[20:], SETTINGS, tmp_path)
+    (tmp_path / "finished.json").unlink()
+    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        checkpoint["seconds"] = 1000.0
+        torch.save(checkpoint, path)
+    result = train_student(frames[:20], frames[20:], SETTINGS, tmp_path, resume=True)
+    assert 1000.0 < result.seconds < 1100.0

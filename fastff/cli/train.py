@@ -6,6 +6,8 @@ Here: options, the printed plan, progress and verdict. Not here: the distillatio
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +63,21 @@ def train(
         Path | None,
         typer.Option(help="Weight file of the teacher.", rich_help_panel=_SOURCE),
     ] = None,
+    teacher_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for the teacher, such as modal=omat24; may be repeated.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    trust_teacher_file: Annotated[
+        bool,
+        typer.Option(
+            "--trust-teacher-file",
+            help="Load a --teacher-weights file of unknown hash although it can run code (pickle).",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +104,8 @@ def train(
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Optimiser steps; by the amount of data if left out.", rich_help_panel=_STUDENT
+            help="Optimiser steps, rounded up to whole passes; chosen if left out.",
+            rich_help_panel=_STUDENT,
         ),
     ] = None,
     stop_at: Annotated[
@@ -102,7 +120,12 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out.", rich_help_panel=_RUN)
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run in --out, with its config.yaml.",
+            rich_help_panel=_RUN,
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=_RUN)] = 0,
     require: Annotated[
@@ -117,10 +140,12 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Distil a teacher into a small, fast student for your material."""
-    from fastff.distill.request import build_request, read_values
+    from fastff.distill.request import CONFIG_NAME, build_request, read_values
 
     values: dict[str, Any] = {
         "teacher": teacher,
+        "teacher_weights": teacher_weights,
+        "teacher_options": read_options(teacher_option or (), trust_teacher_file),
         "structures": structures,
         "labels": labels,
         "temperatures": parse_temperatures(temperature),
@@ -134,6 +159,8 @@ def train(
         "stop_at": stop_at,
         "seed": seed,
     }
+    if config is None and resume and out is not None:
+        config = out / CONFIG_NAME
     if config is not None:
         given = {name for name in values if is_given(context, name)}
         values = {**read_values(config), **{name: values[name] for name in given}}
@@ -143,15 +170,11 @@ def train(
     console = make_console()
     from fastff.distill.run import Listener, distill
 
-    listener = Listener(on_split=warn_of_findings) if quiet else build_listener(console)
-    outcome = distill(
-        request,
-        folder,
-        device=device,
-        resume=resume,
-        teacher_weights=teacher_weights,
-        listener=listener,
-    )
+    with ExitStack() as displays:
+        listener = (
+            Listener(on_split=warn_of_findings) if quiet else build_listener(console, displays)
+        )
+        outcome = distill(request, folder, device=device, resume=resume, listener=listener)
     print_verdict(console, outcome)
     if require and not outcome.passed:
         from fastff.report.verdict import format_percent
@@ -168,14 +191,47 @@ def warn_of_findings(split: Any, report: Any) -> None:
         print_warning(str(report))
 
 
-_OPTIONS = {"temperatures": "temperature", "target": "target_accuracy", "n_steps": "steps"}
-"""Names of settings whose option is spelt otherwise."""
+def describe_small_sets(split: Any) -> list[str]:
+    """What to say about sets of so few frames that their accuracy is a rough guess."""
+    return [
+        f"only {len(frames)} {name} frames: their accuracy is a rough guess; label more trajectories"
+        for name, frames in (("validation", split.validation), ("test", split.test))
+        if len(frames) < 10
+    ]
+
+
+_OPTIONS = {
+    "temperatures": ("temperature",),
+    "target": ("target_accuracy",),
+    "n_steps": ("steps",),
+    "teacher_options": ("teacher_option", "trust_teacher_file"),
+}
+"""Options of the settings that are spelt otherwise."""
 
 
 def is_given(context: typer.Context, setting: str) -> bool:
-    """Whether the user wrote the option of a setting, rather than leaving its default."""
-    source = context.get_parameter_source(_OPTIONS.get(setting, setting))
-    return source is not None and source.name != "DEFAULT"
+    """Whether the user wrote an option of a setting, rather than leaving its default."""
+    sources = [context.get_parameter_source(name) for name in _OPTIONS.get(setting, (setting,))]
+    return any(source is not None and source.name != "DEFAULT" for source in sources)
+
+
+def read_options(pairs: Sequence[str], trust: bool = False) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` pairs; values are YAML scalars.
+
+    Raises
+    ------
+    UsageError
+        If a pair has no ``=`` or no key.
+    """
+    import yaml
+
+    options: dict[str, Any] = {"trust": True} if trust else {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key.strip():
+            raise UsageError(f"--teacher-option {pair!r} is not of the form KEY=VALUE")
+        options[key.strip()] = yaml.safe_load(value)
+    return options
 
 
 def parse_temperatures(text: str) -> tuple[float, float]:
@@ -203,8 +259,8 @@ def name_folder(source: Path | None, teacher: str | None) -> Path:
     return Path("runs") / re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 
-def build_listener(console: Console) -> Listener:
-    """A listener that prints the plan, progress bars and short summaries."""
+def build_listener(console: Console, displays: ExitStack) -> Listener:
+    """A listener that prints the plan, progress bars and short summaries; ``displays`` takes the bars down."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -226,6 +282,8 @@ def build_listener(console: Console) -> Listener:
     labelling = Progress(*columns, console=console)
     label_task = labelling.add_task("labelling", total=None, note="")
     training = Progress(*columns, console=console)
+    displays.callback(labelling.stop)
+    displays.callback(training.stop)
 
     def show_plan(plan: Any, teacher: Any) -> None:
         info = teacher.info
@@ -246,6 +304,8 @@ def build_listener(console: Console) -> Listener:
 
     def show_split(split: Any, report: Any) -> None:
         console.print(f"frames   {split}", markup=False, soft_wrap=True)
+        for line in describe_small_sets(split):
+            console.print(f"         {line}", markup=False, soft_wrap=True, style="yellow")
         if report.findings:
             console.print(str(report), markup=False, soft_wrap=True)
 
@@ -292,7 +352,7 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
     console.print(
         f"[bold]verdict[/]  {outcome.architecture}: accuracy {format_percent(test.overall)} on "
-        f"{test.n_frames} held-out frames, "
+        f"{test.n_frames} {outcome.test_kind}, "
         f"limited by {test.limiting}; {word} ({format_percent(outcome.target)})",
         soft_wrap=True,
     )
@@ -308,4 +368,5 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     )
     times = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
     console.print(f"         time: {times}; model: {outcome.model}", soft_wrap=True)
-    console.print(f"next     fastff bench {outcome.model} --compare-teacher", soft_wrap=True)
+    against = "--compare-teacher" if outcome.teacher else "--labels FILE"
+    console.print(f"next     fastff bench {outcome.model} {against}", soft_wrap=True)

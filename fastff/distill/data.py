@@ -17,6 +17,7 @@ from torch.utils.data import DistributedSampler
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
+from fastff.distill.resident import ResidentBatches, count_bytes
 from fastff.errors import DataError
 from fastff.graph import Graph, batch_graphs, edge_vectors
 from fastff.labels import Frame
@@ -36,7 +37,7 @@ class LabelStatistics:
         Atomic numbers present, ascending.
     composition_energies : tuple of float
         ``E0`` per element, eV: least squares of the energies on the composition, of least norm where that is
-        not unique.
+        not unique, over the frames whose energy is not absurd (:func:`fit_composition`).
     force_rms : float
         eV/Å, of the median frame, so that a few close contacts do not set the scale of thermal forces.
     energy_spread : float
@@ -65,7 +66,7 @@ def measure_labels(frames: Sequence[Frame]) -> LabelStatistics:
     elements = sorted({int(z) for frame in frames for z in frame.atoms.numbers})
     counts = np.array([[(f.atoms.numbers == z).sum() for z in elements] for f in frames], float)
     energy = np.array([f.labels.energy for f in frames])
-    per_element, *_ = np.linalg.lstsq(counts, energy, rcond=1e-9)
+    per_element = fit_composition(counts, energy)
     n_atoms = counts.sum(axis=1)
     residual = (energy - counts @ per_element) / n_atoms
     squares = np.array([np.mean(np.square(f.labels.forces)) for f in frames])
@@ -84,6 +85,32 @@ def measure_labels(frames: Sequence[Frame]) -> LabelStatistics:
     )
 
 
+def fit_composition(counts: np.ndarray, energy: np.ndarray, limit: float = 30.0) -> np.ndarray:
+    """Energies per element (n_elements,) that add up to the energies of compositions, eV.
+
+    Least squares over the frames whose residual per atom is within ``limit`` times the median absolute one of a first
+    fit by least absolute deviations, which a few absurd energies do not move.
+
+    Parameters
+    ----------
+    counts : (n_frames, n_elements) array
+        Atoms of every element.
+    energy : (n_frames,) array, eV
+    limit : float
+    """
+    n_atoms = counts.sum(axis=1)
+    weights = 1.0 / n_atoms
+    deviation = np.zeros(len(energy))
+    for _ in range(30):  # iteratively reweighted least squares
+        rows = np.sqrt(weights)[:, None] * counts
+        fit, *_ = np.linalg.lstsq(rows, np.sqrt(weights) * energy, rcond=1e-9)
+        deviation = np.abs(energy - counts @ fit) / n_atoms
+        weights = 1.0 / (n_atoms * np.maximum(deviation, 1e-3))
+    keep = deviation <= limit * max(float(np.median(deviation)), 1e-3)
+    fit, *_ = np.linalg.lstsq(counts[keep], energy[keep], rcond=1e-9)
+    return np.asarray(fit)
+
+
 class ResidualData(Data):
     """One frame as the learned part of a student sees it: composition energies and core repulsion taken off.
 
@@ -91,8 +118,8 @@ class ResidualData(Data):
     ``energy_scale`` for energies.
 
     Fields: ``vectors (n_atoms, n_slots, 3)``, ``senders (n_atoms, n_slots)``, ``species (n_atoms,)``,
-    ``volume (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``, ``target_stress (1, 6)`` (NaN
-    where unknown), ``frame_index (1,)``.
+    ``volume (1,)``, ``n_atoms (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``,
+    ``target_stress (1, 6)`` (NaN where unknown), ``frame_index (1,)``.
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -104,19 +131,27 @@ class ResidualData(Data):
         return 0
 
 
-def count_slots(frames: Sequence[Frame], cutoff: float) -> int:
-    """Largest number of neighbors of any atom in ``frames``, at least one."""
-    widest = 1
-    for frame in frames:
-        receivers = atoms_to_graph(frame.atoms, cutoff).edge_index[0]
-        widest = max(widest, int(torch.bincount(receivers).max()) if len(receivers) else 1)
-    return widest
+def count_slots(graphs: Sequence[Graph]) -> int:
+    """Largest number of neighbors of any atom, at least one."""
+    counts = [torch.bincount(g.edge_index[0]).max() for g in graphs if g.n_edges]
+    return max([1, *(int(count) for count in counts)])
+
+
+def prepare_frames(frames: Sequence[Frame], student: Student) -> list[ResidualData]:
+    """Lay out frames with equally many slots and subtract what the student does not learn."""
+    graphs = [atoms_to_graph(frame.atoms, student.cutoff) for frame in frames]
+    n_slots = count_slots(graphs)
+    return [
+        prepare_frame(frame, student, graph, n_slots, index)
+        for index, (frame, graph) in enumerate(zip(frames, graphs, strict=True))
+    ]
 
 
 @torch.no_grad()
-def prepare_frame(frame: Frame, student: Student, n_slots: int, index: int = 0) -> ResidualData:
+def prepare_frame(
+    frame: Frame, student: Student, graph: Graph, n_slots: int, index: int = 0
+) -> ResidualData:
     """Lay out one frame and subtract what the student does not learn."""
-    graph = atoms_to_graph(frame.atoms, student.cutoff)
     species = student.find_species(graph.numbers)
     vectors = edge_vectors(graph)
     baseline = student.evaluate_baseline(graph, vectors, species)
@@ -131,6 +166,7 @@ def prepare_frame(frame: Frame, student: Student, n_slots: int, index: int = 0) 
         senders=dense.senders,
         species=species,
         volume=torch.linalg.det(graph.cell).abs().to(student.dtype),
+        n_atoms=torch.tensor([float(graph.n_atoms)], dtype=student.dtype),
         target_energy=((frame.labels.energy - baseline.energy) / scale).to(student.dtype),
         target_forces=((torch.as_tensor(frame.labels.forces) - baseline.forces) / scale).to(
             student.dtype
@@ -140,22 +176,46 @@ def prepare_frame(frame: Frame, student: Student, n_slots: int, index: int = 0) 
     )
 
 
+RESIDENT_SHARE = 0.4
+"""Part of a GPU's free memory that training frames may take."""
+
+
 def build_loader(
-    frames: Sequence[Frame], student: Student, batch_size: int, *, seed: int | None = None
-) -> DataLoader:
+    frames: Sequence[Frame],
+    student: Student,
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    n_ranks: int = 1,
+) -> DataLoader | ResidentBatches:
     """Batches of frames, shuffled anew at every epoch if ``seed`` is given.
 
     The order depends on seed and epoch alone, so a resumed run sees what an uninterrupted one would have seen. A
-    shuffled loader leaves out the last, smaller batch of an epoch, so that batches keep one shape.
+    shuffled loader leaves out the last, smaller batch of an epoch, so that batches keep one shape. On a GPU the frames
+    stay in its memory if they fit.
     """
-    n_slots = count_slots(frames, student.cutoff)
-    data = [prepare_frame(frame, student, n_slots, index) for index, frame in enumerate(frames)]
+    data = prepare_frames(frames, student)
     if seed is None:
         return DataLoader(data, batch_size=batch_size)
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if count_bytes(data) < RESIDENT_SHARE * free:
+            return ResidentBatches(
+                data,
+                batch_size,
+                device,
+                seed=seed,
+                padding_vector=(student.cutoff, 0.0, 0.0),
+                rank=rank,
+                n_ranks=n_ranks,
+            )
     sampler: DistributedSampler[ResidualData] = DistributedSampler(
         data,  # type: ignore[arg-type]
-        num_replicas=1,
-        rank=0,
+        num_replicas=n_ranks,
+        rank=rank,
         shuffle=True,
         seed=seed,
     )

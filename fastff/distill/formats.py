@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,15 @@ class LabelledSet:
         Trajectories that were made for testing only.
     quarantined : list of (Frame, str)
         Frames set aside, with the reason.
+    blocks : bool
+        Trajectories are consecutive blocks of the file, which does not name them.
     """
 
     frames: list[Frame]
     teacher: dict[str, Any]
     held_out: frozenset[int] = frozenset()
     quarantined: list[tuple[Frame, str]] = field(default_factory=list)
+    blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,9 @@ def read_labels(path: str | Path, keys: LabelKeys | None = None) -> LabelledSet:
     Returns
     -------
     LabelledSet
-        Frames in the order of the file. Where the file does not name trajectories, consecutive frames
-        of one composition form about 20 of them, so that splits do not separate neighbors in time.
+        Frames in the order of the file. Where the file does not name trajectories, or names only one or as many as
+        there are frames, consecutive frames of one composition form about 20 blocks, so that splits do not
+        separate neighbors in time.
 
     Raises
     ------
@@ -109,7 +113,7 @@ def read_labels(path: str | Path, keys: LabelKeys | None = None) -> LabelledSet:
     if not result.frames:
         aside = f" ({len(result.quarantined)} with unusable labels)" if result.quarantined else ""
         raise DataError(f"{path} holds no labelled frames{aside}")
-    return result
+    return _group_unnamed(result)
 
 
 def _read_structures(path: Path) -> tuple[list[ase.Atoms], dict[str, Any]]:
@@ -260,6 +264,7 @@ def _strip(atoms: ase.Atoms) -> ase.Atoms:
 
 
 def _number_trajectories(structures: Sequence[ase.Atoms]) -> list[int]:
+    """Numbers that the frames state, or one each, which means that they state none."""
     for key in TRAJECTORY_KEYS:
         if structures and all(key in atoms.info for atoms in structures):
             names = [str(atoms.info[key]) for atoms in structures]
@@ -267,15 +272,24 @@ def _number_trajectories(structures: Sequence[ase.Atoms]) -> list[int]:
                 return [int(name) for name in names]
             order = {name: number for number, name in enumerate(dict.fromkeys(names))}
             return [order[name] for name in names]
-    length = max(1, math.ceil(len(structures) / N_BLOCKS))
-    numbers, number, in_block, previous = [], -1, length, None
-    for atoms in structures:
-        composition = tuple(sorted(atoms.numbers))
+    return list(range(len(structures)))
+
+
+def _group_unnamed(labelled: LabelledSet) -> LabelledSet:
+    """Consecutive blocks instead of one trajectory for all frames, or one for each."""
+    frames = labelled.frames
+    n_named = len({frame.trajectory for frame in frames})
+    if labelled.held_out or 1 < n_named < len(frames):
+        return labelled
+    length = max(1, math.ceil(len(frames) / N_BLOCKS))
+    grouped, number, in_block, previous = [], -1, length, None
+    for frame in frames:
+        composition = tuple(sorted(frame.atoms.numbers))
         if in_block >= length or composition != previous:
             number, in_block = number + 1, 0
-        numbers.append(number)
+        grouped.append(replace(frame, trajectory=number))
         in_block, previous = in_block + 1, composition
-    return numbers
+    return replace(labelled, frames=grouped, blocks=True)
 
 
 def _read_npz(path: Path) -> LabelledSet:

@@ -6,6 +6,8 @@ Here: loss, optimiser, schedule, validation by the one accuracy definition. Not 
 from __future__ import annotations
 
 import copy
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +18,12 @@ from torch.nn import functional
 from torch_geometric.data import Batch
 
 from fastff.distill.data import LabelStatistics, stack_voigt
+from fastff.errors import DataError
+from fastff.graph import Graph, batch_graphs
 from fastff.labels import Frame, Labels
 from fastff.models import Student
-from fastff.predict import predict
+from fastff.neighbors import atoms_to_graph
+from fastff.predict import split_chunks, split_prediction
 from fastff.report.metrics import Accuracy, measure_accuracy
 
 
@@ -43,6 +48,7 @@ BATCH_FIELDS = (
     "species",
     "batch",
     "volume",
+    "n_atoms",
     "target_energy",
     "target_forces",
     "target_stress",
@@ -50,10 +56,18 @@ BATCH_FIELDS = (
 """What the loss reads of a batch, in order."""
 
 
+CHECK_INTERVAL = 50
+"""Steps between looks at the losses on a GPU."""
+
+VALIDATION_ATOMS = 4096
+"""Atoms validated together."""
+
+
 class ResidualLosses(nn.Module):
     """Force, energy and stress terms of a batch; fixed shapes, no synchronisation, so that a GPU can replay it.
 
-    Each term is a Huber loss of the error over its scale in ``statistics``, quadratic up to one.
+    ``n_atoms`` (n_systems,) counts the atoms of each frame without padding ones, which feel and exert no force. Each
+    term is a Huber loss of the error over its scale in ``statistics``, quadratic up to one.
     """
 
     def __init__(self, student: Student, statistics: LabelStatistics) -> None:
@@ -71,6 +85,7 @@ class ResidualLosses(nn.Module):
         species: Tensor,
         batch: Tensor,
         volume: Tensor,
+        n_atoms: Tensor,
         target_energy: Tensor,
         target_forces: Tensor,
         target_stress: Tensor,
@@ -82,13 +97,12 @@ class ResidualLosses(nn.Module):
         virial = torch.einsum("nsa,nsb->nab", vectors, gradient)
         virial = virial.new_zeros(n_systems, 3, 3).index_add(0, batch, virial)
         stress = stack_voigt(0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None])
-        n_atoms = volume.new_zeros(n_systems).index_add(0, batch, torch.ones_like(energies))
         energy = energies.new_zeros(n_systems).index_add(0, batch, energies)
         known = torch.isfinite(target_stress)
         wanted = torch.where(known, target_stress, stress.detach())
         return torch.stack(
             [
-                relative_huber(forces - target_forces, self.force_unit).mean(),
+                relative_huber(forces - target_forces, self.force_unit).sum() / (3 * n_atoms.sum()),
                 relative_huber((energy - target_energy) / n_atoms, self.energy_unit).mean(),
                 relative_huber(stress - wanted, self.stress_unit).sum() / known.sum().clamp_min(1),
             ]
@@ -161,32 +175,54 @@ class DistillationModule(pl.LightningModule):
         self.loss_weights = weights or LossWeights()
         self.learning_curve: list[dict[str, float]] = []
         self._losses = CapturedLosses(ResidualLosses(student, statistics))
+        self._unseen: list[tuple[int, Tensor, Tensor]] = []
+        self._validation_graphs: list[tuple[list[Graph], Graph]] = []
+        self._started = time.perf_counter()
+        self._seconds_before = 0.0
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch.
+    @property
+    def seconds(self) -> float:
+        """Time since this module was made, and that of the runs it continues."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def training_step(self, batch: Batch | dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of one batch; looked at every :data:`CHECK_INTERVAL` steps, so that a GPU is not waited for.
 
         Raises
         ------
-        FloatingPointError
-            If the loss is not finite, naming the frames of the batch; the last checkpoint is untouched.
+        DataError
+            If a loss was not finite, naming the frames of that batch; the last checkpoint is untouched.
         """
         losses = self._losses(*(batch[name] for name in BATCH_FIELDS))
         progress = min(self.global_step / max(self.n_steps, 1), 1.0)
         w = self.loss_weights
         energy_weight = w.energy_start + (w.energy - w.energy_start) * progress
         loss = w.forces * losses[0] + energy_weight * losses[1] + w.stress * losses[2]
-        if self.global_step % 50 == 0 and not bool(torch.isfinite(loss)):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.global_step} (frames "
-                f"{batch.frame_index.tolist()}); lower the learning rate or check these labels"
-            )
-        self.log("loss", loss, prog_bar=True, batch_size=batch.num_graphs)
+        self._unseen.append((self.global_step, loss.detach(), batch["frame_index"]))
+        if len(self._unseen) >= (CHECK_INTERVAL if loss.is_cuda else 1):
+            self._check_losses()
         return loss
+
+    def _check_losses(self) -> None:
+        unseen, self._unseen = self._unseen, []
+        if not unseen:
+            return
+        values = torch.stack([loss for _, loss, _ in unseen]).tolist()
+        for value, (step, _, frames) in zip(values, unseen, strict=True):
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the loss is {value} at step {step} (training frames {frames.tolist()}); lower --learning-rate "
+                    "or check these labels; --resume continues from the last checkpoint"
+                )
+        self.log("loss", sum(values) / len(values), prog_bar=True, batch_size=1)
+
+    def on_validation_start(self) -> None:
+        """Never validate or keep weights that a loss out of bounds has spoilt."""
+        self._check_losses()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the accuracy over all validation frames, predicted as a user predicts, with the averaged weights."""
-        predicted = predict(self.student, [frame.atoms for frame in self.validation_frames])
-        accuracy = measure_frames(self.validation_frames, predicted)
+        accuracy = measure_frames(self.validation_frames, self._predict_validation())
         self.log("accuracy", accuracy.overall, prog_bar=True, batch_size=1)
         self.log("force_accuracy", accuracy.force or 0.0, prog_bar=True, batch_size=1)
         self.learning_curve.append(
@@ -198,18 +234,36 @@ class DistillationModule(pl.LightningModule):
             }
         )
 
+    def _predict_validation(self) -> list[Labels]:
+        """As :func:`fastff.predict.predict`, with neighbors found once and kept."""
+        if not self._validation_graphs:
+            structures = [frame.atoms for frame in self.validation_frames]
+            for chunk in split_chunks(structures, VALIDATION_ATOMS):
+                graphs = [atoms_to_graph(atoms, self.student.cutoff) for atoms in chunk]
+                self._validation_graphs.append((graphs, batch_graphs(graphs).to(self.device)))
+        predicted: list[Labels] = []
+        for graphs, batch in self._validation_graphs:
+            predicted += split_prediction(self.student(batch), graphs)
+        return predicted
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the learning curve with the checkpoint."""
+        """Keep the learning curve and the time with the checkpoint."""
         checkpoint["learning_curve"] = self.learning_curve
+        checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the learning curve."""
+        """Restore the learning curve and the time."""
         self.learning_curve = list(checkpoint["learning_curve"])
+        self._seconds_before = float(checkpoint.get("seconds", 0.0))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with a short warm-up and a cosine schedule that ends at a thousandth of the learning rate."""
         optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+            self.student.parameters(),
+            lr=self.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=1e-4,
+            fused=self.device.type == "cuda" or None,
         )
         warmup = max(1, min(100, self.n_steps // 20))
         schedule = torch.optim.lr_scheduler.SequentialLR(

@@ -7,6 +7,7 @@ Here: the strict request, its file, and the rule for continuing an earlier run. 
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fastff.checkpoint import write_atomically
 from fastff.errors import DataError, UsageError
+from fastff.teachers.weights import hash_file
 
 CONFIG_NAME = "config.yaml"
 """File of the resolved request in the output folder."""
@@ -29,6 +31,10 @@ class DistillRequest(BaseModel):
     ----------
     teacher : str or None
         Teacher specification, such as ``sevennet:7net-0``.
+    teacher_weights : Path or None
+        Weight file of the teacher.
+    teacher_options : dict
+        Options of the teacher, such as ``modal`` of SevenNet; ``trust`` vouches for a weight file that needs pickle.
     structures, labels : Path or None
         Seed structures, or labels that exist already.
     temperatures : (float, float)
@@ -46,7 +52,7 @@ class DistillRequest(BaseModel):
     learning_rate : float
     batch_atoms : int
     patience : int
-        Validations without a better accuracy after which training stops.
+        Validations without a better accuracy after which training stops, in the second half of the schedule.
     stop_at : float or None
         Validation accuracy at which training stops at once.
     seed : int
@@ -55,6 +61,8 @@ class DistillRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     teacher: str | None = None
+    teacher_weights: Path | None = None
+    teacher_options: dict[str, str | bool | int | float] = Field(default_factory=dict)
     structures: Path | None = None
     labels: Path | None = None
     temperatures: tuple[float, float] = (300.0, 900.0)
@@ -66,7 +74,7 @@ class DistillRequest(BaseModel):
     n_steps: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=5e-3, gt=0.0, le=1.0)
     batch_atoms: int = Field(default=512, ge=1)
-    patience: int = Field(default=12, ge=1)
+    patience: int = Field(default=6, ge=1)
     stop_at: float | None = Field(default=None, gt=0.0, lt=1.0)
     seed: int = Field(default=0, ge=0)
 
@@ -76,6 +84,12 @@ class DistillRequest(BaseModel):
             raise ValueError("give either structures (with a teacher) or labels, not both")
         if self.structures is not None and self.teacher is None:
             raise ValueError("structures need a teacher to label them")
+        if self.labels is not None and self.teacher is not None:
+            raise ValueError(
+                f"labels need no teacher; leave out {self.teacher!r}, or give structures to label"
+            )
+        if self.teacher is None and (self.teacher_weights or self.teacher_options):
+            raise ValueError("weights or options of a teacher need the teacher's name")
         low, high = self.temperatures
         if not 0.0 < low <= high:
             raise ValueError(f"temperatures {low:g}-{high:g} K must be positive and ascending")
@@ -109,11 +123,23 @@ def build_request(**values: Any) -> DistillRequest:
         raise UsageError(f"{where + ': ' if where else ''}{message}{given}") from error
 
 
+def hash_inputs(request: DistillRequest) -> dict[str, str]:
+    """SHA-256 of every file that the request names, by setting."""
+    hashes = {}
+    for name in ("structures", "labels", "teacher_weights"):
+        path = getattr(request, name)
+        if path is not None:
+            try:
+                hashes[name] = hash_file(path)
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    return hashes
+
+
 def write_config(path: Path, request: DistillRequest, context: dict[str, Any]) -> None:
-    """Write the request, resolved, with versions and back ends, as YAML."""
-    text = yaml.safe_dump(
-        {"request": request.model_dump(mode="json"), **context}, sort_keys=False, allow_unicode=True
-    )
+    """Write the request, resolved, with hashes of its files, versions and back ends, as YAML."""
+    record = {"request": request.model_dump(mode="json"), "inputs": hash_inputs(request), **context}
+    text = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
     write_atomically(path, text.encode())
 
 
@@ -128,6 +154,10 @@ def read_config(path: Path) -> DistillRequest:
     return build_request(**read_values(path))
 
 
+CONFIG_KEYS = ("request", "inputs", "provenance", "kernels")
+"""Top level of a configuration; a recipe needs only the first."""
+
+
 def read_values(path: Path) -> dict[str, Any]:
     """Read the mapping under ``request`` of a recipe or of an earlier run's configuration, not yet validated.
 
@@ -136,40 +166,58 @@ def read_values(path: Path) -> dict[str, Any]:
     DataError
         If the file is missing or holds no such mapping.
     """
+    return dict(_load_config(path)["request"])
+
+
+def _load_config(path: Path) -> dict[str, Any]:
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        values = dict(stored["request"])
+        dict(stored["request"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a fastff configuration ({reason})") from error
-    return values
+    for key in stored:
+        if key not in CONFIG_KEYS:
+            raise DataError(
+                f"{path}: unknown key {key!r} at the top level; settings belong under 'request'"
+            )
+    return dict(stored)
 
 
-def claim_folder(out: Path, request: DistillRequest, *, resume: bool) -> None:
+def check_folder(out: Path, request: DistillRequest, *, resume: bool) -> None:
     """Make sure ``out`` may be written: new or empty, or an earlier run of the same request to be resumed.
 
     Raises
     ------
     UsageError
-        If the folder holds anything else.
+        If the folder holds anything else, or cannot be written.
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; choose another --out")
+    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UsageError(f"{out} cannot be written; choose another --out")
     occupied = out.is_dir() and any(out.iterdir())
     if occupied and not resume:
         raise UsageError(
             f"output folder {out} exists already; choose another --out, or continue it with --resume"
         )
     if resume:
-        stored = read_config(out / CONFIG_NAME)
-        changed = [
-            key
-            for key in DistillRequest.model_fields
-            if getattr(stored, key) != getattr(request, key)
-        ]
-        if changed:
+        _check_same(out, request)
+
+
+def _check_same(out: Path, request: DistillRequest) -> None:
+    stored = read_config(out / CONFIG_NAME)
+    for key in DistillRequest.model_fields:
+        if getattr(stored, key) != getattr(request, key):
             raise UsageError(
-                f"cannot resume {out}: {changed[0]} was {getattr(stored, changed[0])!r} and is now "
-                f"{getattr(request, changed[0])!r}; resume with the same options or start a new folder"
+                f"cannot resume {out}: {key} was {getattr(stored, key)!r} and is now "
+                f"{getattr(request, key)!r}; resume with the same options or start a new folder"
             )
-    out.mkdir(parents=True, exist_ok=True)
+    earlier = _load_config(out / CONFIG_NAME).get("inputs") or {}
+    for name, digest in hash_inputs(request).items():
+        if earlier.get(name, digest) != digest:
+            raise UsageError(
+                f"cannot resume {out}: the content of {getattr(request, name)} has changed since; restore it or "
+                "start a new folder"
+            )

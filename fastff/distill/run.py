@@ -25,7 +25,7 @@ from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.module import measure_frames
 from fastff.distill.planning import plan_sampling
-from fastff.distill.request import CONFIG_NAME, DistillRequest, claim_folder, write_config
+from fastff.distill.request import CONFIG_NAME, DistillRequest, check_folder, write_config
 from fastff.distill.sampling import (
     SamplingProgress,
     SamplingReport,
@@ -76,8 +76,12 @@ class DistillOutcome:
     architecture : str
     validation, test : Accuracy
         On frames of other trajectories than the training frames; ``test`` was never looked at while training.
+    test_kind : str
+        What the test frames are, in words.
     target : float
         Accuracy that was asked for.
+    teacher : str or None
+        Name of the teacher, if the labels say.
     seconds : dict
         Wall time of each part.
     attempts : dict
@@ -88,7 +92,9 @@ class DistillOutcome:
     architecture: str
     validation: Accuracy
     test: Accuracy
+    test_kind: str
     target: float
+    teacher: str | None
     seconds: dict[str, float]
     attempts: dict[str, float] = field(default_factory=dict)
 
@@ -104,7 +110,6 @@ def distill(
     *,
     device: str = "auto",
     resume: bool = False,
-    teacher_weights: Path | None = None,
     listener: Listener | None = None,
 ) -> DistillOutcome:
     """Carry out a request.
@@ -118,8 +123,6 @@ def distill(
         ``"auto"``, ``"cpu"`` or ``"cuda"``, for teacher and student.
     resume : bool
         Continue an interrupted run of the same request.
-    teacher_weights : Path, optional
-        Weight file of the teacher.
     listener : Listener, optional
 
     Raises
@@ -128,14 +131,20 @@ def distill(
         With one line that says what to do.
     """
     listener = listener or Listener()
+    check_folder(out, request, resume=resume)
     seeds = read_structures(request.structures) if request.structures else []
     teacher = None
     if request.structures:
         assert request.teacher is not None
-        teacher = load_teacher(request.teacher, device=device, weights=teacher_weights)
+        teacher = load_teacher(
+            request.teacher,
+            device=device,
+            weights=request.teacher_weights,
+            options=request.teacher_options,
+        )
     start = time.perf_counter()
     existing = read_labels(request.labels) if request.labels else None
-    claim_folder(out, request, resume=resume)
+    out.mkdir(parents=True, exist_ok=True)
     write_config(out / CONFIG_NAME, request, describe_software())
     if teacher is not None:
         labelled = label_structures(request, teacher, seeds, out, listener)
@@ -145,7 +154,9 @@ def distill(
         seeds = choose_examples([frame.atoms for frame in labelled.frames])
     seconds = {"labels": time.perf_counter() - start}
     split = remove_overlap(
-        split_frames(labelled.frames, held_out=labelled.held_out, seed=request.seed)
+        split_frames(
+            labelled.frames, held_out=labelled.held_out, blocks=labelled.blocks, seed=request.seed
+        )
     )
     listener.on_split(split, validate_frames(split.train))
     name, result, validation, attempts = climb_ladder(request, split, out, device, resume, listener)
@@ -162,7 +173,9 @@ def distill(
         architecture=name,
         validation=validation,
         test=test,
+        test_kind=split.test_kind,
         target=request.target,
+        teacher=labelled.teacher.get("name"),
         seconds=seconds,
         attempts=attempts,
     )
@@ -177,7 +190,7 @@ def remove_overlap(split: Split) -> Split:
         If nothing is left to validate or test on.
     """
     seen = {hash_structure(frame.atoms) for frame in split.train}
-    parts = {}
+    parts: dict[str, Any] = {}
     for name, frames in (("validation", split.validation), ("test", split.test)):
         parts[name] = [frame for frame in frames if hash_structure(frame.atoms) not in seen]
         seen |= {hash_structure(frame.atoms) for frame in frames}
@@ -310,6 +323,7 @@ def build_header(
             "n_train": len(split.train),
             "n_validation": len(split.validation),
             "n_test": len(split.test),
+            "test_kind": split.test_kind,
             "n_steps": result.n_steps,
             "seconds": round(result.seconds, 1),
             "machine": machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores",

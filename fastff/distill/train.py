@@ -1,36 +1,34 @@
 """Training one student on labelled frames, resumable.
 
-Here: settings, callbacks and checkpoints around :class:`~fastff.distill.module.DistillationModule`. Not here: where
+Here: settings and checkpoints around :class:`~fastff.distill.module.DistillationModule`. Not here: callbacks, where
 labels come from (:mod:`fastff.distill.sampling`), model files (:mod:`fastff.checkpoint`), the command line.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-import signal
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    ModelCheckpoint,
-    WeightAveraging,
-)
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
+from fastff.checkpoint import write_atomically
+from fastff.distill.callbacks import (
+    AveragedWeights,
+    LatePatience,
+    StepReporter,
+    TrainProgress,
+    pass_signals_on,
+    quiet_lightning,
+)
 from fastff.distill.data import (
     LabelStatistics,
     build_loader,
@@ -46,6 +44,10 @@ from fastff.models import Student, build_student, configure_student
 from fastff.models.dense import lay_out_edges
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+FINISHED_NAME = "finished.json"
+"""Record of a training that came to its end."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class TrainSettings:
     n_validations : int
         Validations over the run, about.
     patience : int
-        Stop after this many validations without a better accuracy.
+        Stop after this many validations without a better accuracy, counted from the middle of the schedule on: before,
+        a high learning rate hides what comes.
     stop_at : float or None
         Stop as soon as the validation accuracy reaches this.
     seed : int
@@ -82,7 +85,7 @@ class TrainSettings:
     learning_rate: float = 5e-3
     ema_decay: float = 0.995
     n_validations: int = 20
-    patience: int = 10
+    patience: int = 6
     stop_at: float | None = None
     seed: int = 0
     device: str = "auto"
@@ -96,8 +99,8 @@ class TrainSettings:
 class TrainResult:
     """A trained student and how it got there.
 
-    ``learning_curve`` is a list of ``{step, accuracy, force_accuracy, force_mae}``; ``seconds`` counts this
-    process only.
+    ``learning_curve`` is a list of ``{step, accuracy, force_accuracy, force_mae}``; ``seconds`` includes those of
+    interrupted runs that this one continues, up to their last checkpoints.
     """
 
     student: Student
@@ -106,31 +109,6 @@ class TrainResult:
     n_steps: int
     seconds: float
     stopped: str
-
-
-@dataclass(frozen=True)
-class TrainProgress:
-    """State of a running training: steps done and planned, and the newest validation accuracy if there is one."""
-
-    step: int
-    n_steps: int
-    accuracy: float | None
-
-
-class StepReporter(Callback):
-    """Passes the progress of a training on to whoever shows it."""
-
-    def __init__(self, on_step: Callable[[TrainProgress], None]) -> None:
-        self._on_step = on_step
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
-        """Report after every step."""
-        assert isinstance(pl_module, DistillationModule)
-        curve = pl_module.learning_curve
-        accuracy = curve[-1]["accuracy"] if curve else None
-        self._on_step(TrainProgress(trainer.global_step, pl_module.n_steps, accuracy))
 
 
 def prepare_student(
@@ -186,27 +164,48 @@ def train_student(
     Raises
     ------
     DataError
-        If a set is empty or holds nothing to learn.
-    FloatingPointError
-        If the loss stops being finite.
+        If a set is empty or holds nothing to learn, or the loss stops being finite.
     """
     if not validation:
         raise DataError("no validation frames; give more trajectories or frames")
-    start = time.perf_counter()
     student, statistics = prepare_student(training, settings)
     batch_size = choose_batch_size(training, settings.batch_atoms)
-    steps_per_epoch = len(training) // batch_size
-    n_epochs = math.ceil(settings.n_steps / steps_per_epoch)
+    n_epochs = math.ceil(settings.n_steps / (len(training) // batch_size))
     module = DistillationModule(
         student,
         statistics,
         list(validation),
-        n_steps=n_epochs * steps_per_epoch,
+        n_steps=n_epochs * (len(training) // batch_size),
         learning_rate=settings.learning_rate,
     )
-    checkpoints = out / "checkpoints"
+    if not (resume and (out / FINISHED_NAME).is_file()):
+        _fit(module, training, batch_size, n_epochs, settings, out, resume, on_step)
+    record = _read_finished(out / FINISHED_NAME)
+    best = out / CHECKPOINTS / record["best"]
+    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    return TrainResult(
+        student=student.cpu().eval().requires_grad_(False),
+        statistics=statistics,
+        learning_curve=record["learning_curve"],
+        n_steps=record["n_steps"],
+        seconds=record["seconds"],
+        stopped=record["stopped"],
+    )
+
+
+def _fit(
+    module: DistillationModule,
+    training: Sequence[Frame],
+    batch_size: int,
+    n_epochs: int,
+    settings: TrainSettings,
+    out: Path,
+    resume: bool,
+    on_step: Callable[[TrainProgress], None] | None,
+) -> None:
+    """Train to the end of the schedule or an early stop, and leave a record of how it ended."""
     keeper = ModelCheckpoint(
-        dirpath=checkpoints,
+        dirpath=out / CHECKPOINTS,
         filename="{step:07d}",
         monitor="accuracy",
         mode="max",
@@ -214,7 +213,8 @@ def train_student(
         save_last=True,
         save_on_train_epoch_end=False,
     )
-    stopper = EarlyStopping(
+    stopper = LatePatience(
+        begin=module.n_steps // 2,
         monitor="accuracy",
         mode="max",
         patience=settings.patience,
@@ -222,10 +222,7 @@ def train_student(
         stopping_threshold=settings.stop_at,
         check_on_train_epoch_end=False,
     )
-    averager = WeightAveraging(
-        use_buffers=False, multi_avg_fn=partial(average_weights, settings.ema_decay)
-    )
-    callbacks: list[Callback] = [averager, keeper, stopper]
+    callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper]
     if on_step is not None:
         callbacks.append(StepReporter(on_step))
     accelerator, devices = place_trainer(settings.device)
@@ -240,40 +237,33 @@ def train_student(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=min(20, steps_per_epoch),
+            log_every_n_steps=min(20, module.n_steps // n_epochs),
         )
+        device = trainer.strategy.root_device
         trainer.fit(
             module,
-            build_loader(training, student, batch_size, seed=settings.seed),
-            build_loader(validation[:1], student, 1),
-            ckpt_path=find_checkpoint(checkpoints) if resume else None,
+            build_loader(training, module.student, batch_size, seed=settings.seed, device=device),
+            build_loader(module.validation_frames[:1], module.student, 1),
+            ckpt_path=find_checkpoint(out / CHECKPOINTS) if resume else None,
             weights_only=True,
         )
-    _restore_best(module, keeper)
-    return TrainResult(
-        student=student.cpu().eval().requires_grad_(False),
-        statistics=statistics,
-        learning_curve=module.learning_curve,
-        n_steps=trainer.global_step,
-        seconds=time.perf_counter() - start,
-        stopped=_describe_stop(trainer, stopper, settings),
-    )
+    record = {
+        "best": Path(keeper.best_model_path).name,
+        "n_steps": trainer.global_step,
+        "seconds": module.seconds,
+        "stopped": _describe_stop(trainer, stopper, settings),
+        "learning_curve": module.learning_curve,
+    }
+    write_atomically(out / FINISHED_NAME, json.dumps(record).encode())
 
 
-@torch.no_grad()
-def average_weights(
-    decay: float, averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int
-) -> None:
-    """Exponential moving average in place, with a decay that grows from 0.1 so that early weights fade."""
-    n = int(n_averaged)
-    torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
-
-
-def _restore_best(module: DistillationModule, keeper: ModelCheckpoint) -> None:
-    """Load the averaged weights of the best validation, which may be earlier than the last."""
-    if keeper.best_model_path:
-        best = torch.load(keeper.best_model_path, map_location=module.device, weights_only=True)
-        module.load_state_dict(best["state_dict"])
+def _read_finished(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); remove it and use --resume again"
+        ) from error
 
 
 def _describe_stop(trainer: pl.Trainer, stopper: EarlyStopping, settings: TrainSettings) -> str:
@@ -303,39 +293,3 @@ def place_trainer(device: str) -> tuple[str, int | list[int]]:
     if not chosen.startswith("cuda"):
         return "cpu", 1
     return "gpu", [torch.device(chosen).index or 0]
-
-
-@contextmanager
-def pass_signals_on() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM leave a training as such: Lightning makes silent exits of them, the latter with code 0."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SIGTERMException:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
-
-
-@contextmanager
-def quiet_lightning() -> Any:
-    """Silence Lightning's start-up notes and the warnings that do not apply here."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [entry.level for entry in loggers]
-    for entry in loggers:
-        entry.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-            warnings.filterwarnings("ignore", message=".*stream.*AccumulateGrad.*")
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
-            yield
-    finally:
-        for entry, level in zip(loggers, levels, strict=True):
-            entry.setLevel(level)

@@ -1,0 +1,129 @@
+"""What Lightning calls while a student trains, and how its trainer is kept quiet.
+
+Here: progress, averaged weights, early stopping, signals. Not here: the order of a training
+(:mod:`fastff.distill.train`), the loss (:mod:`fastff.distill.module`).
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from fastff.distill.module import DistillationModule
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """State of a running training: steps done and planned, and the newest validation accuracy if there is one."""
+
+    step: int
+    n_steps: int
+    accuracy: float | None
+
+
+class StepReporter(Callback):
+    """Passes the progress of a training on to whoever shows it."""
+
+    def __init__(self, on_step: Callable[[TrainProgress], None]) -> None:
+        self._on_step = on_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Report after every step."""
+        assert isinstance(pl_module, DistillationModule)
+        curve = pl_module.learning_curve
+        accuracy = curve[-1]["accuracy"] if curve else None
+        self._on_step(TrainProgress(trainer.global_step, pl_module.n_steps, accuracy))
+
+
+class LatePatience(EarlyStopping):
+    """Early stopping that loses patience only after ``begin`` optimiser steps; the threshold counts at once."""
+
+    def __init__(self, begin: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.patience: int
+        self._begin = begin
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Judge the newest validation."""
+        patience = self.patience
+        if trainer.global_step < self._begin:
+            self.patience, self.wait_count = sys.maxsize, 0
+        super().on_validation_end(trainer, pl_module)
+        self.patience = patience
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of the weights, kept on the device that trains, counted on the CPU.
+
+    A counter on a GPU would be waited for at every step.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=partial(average_weights, decay))
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the averaged copy."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        if self._average_model is not None:
+            self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+
+@torch.no_grad()
+def average_weights(
+    decay: float, averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor | int
+) -> None:
+    """Exponential moving average in place, with a decay that grows from 0.1 so that early weights fade."""
+    n = int(n_averaged)
+    torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+
+
+@contextmanager
+def pass_signals_on() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM leave a training as such: Lightning makes silent exits of them, the latter with code 0."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SIGTERMException:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
+
+
+@contextmanager
+def quiet_lightning() -> Any:
+    """Silence Lightning's start-up notes and the warnings that do not apply here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [entry.level for entry in loggers]
+    for entry in loggers:
+        entry.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+            warnings.filterwarnings("ignore", message=".*stream.*AccumulateGrad.*")
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
+            yield
+    finally:
+        for entry, level in zip(loggers, levels, strict=True):
+            entry.setLevel(level)
