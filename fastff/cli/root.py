@@ -35,6 +35,9 @@ class CommandSource:
 
 COMMANDS: dict[str, CommandSource] = {
     "train": CommandSource("fastff.cli.train", "train", "Make a model"),
+    "label": CommandSource("fastff.cli.label", "label", "Make a model"),
+    "merge": CommandSource("fastff.cli.merge", "merge", "Make a model"),
+    "labels": CommandSource("fastff.cli.labels", "labels", "Make a model"),
     "bench": CommandSource("fastff.cli.bench", "bench", "Judge a model"),
     "predict": CommandSource("fastff.cli.predict", "predict", "Use a model"),
     "teachers": CommandSource("fastff.cli.teachers", "teachers", "This machine"),

@@ -50,6 +50,8 @@ class TeacherInfo:
         Range of one message or pair, Å; None where it is not known.
     notes : tuple of str
         What a user must know of this teacher, in whole sentences.
+    max_neighbors : int or None
+        Neighbors kept per atom where that number is reached in ordinary matter, so that energies and forces jump.
     """
 
     name: str
@@ -63,6 +65,7 @@ class TeacherInfo:
     conservative: bool
     cutoff: float | None
     notes: tuple[str, ...] = ()
+    max_neighbors: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able dictionary."""

@@ -219,7 +219,9 @@ class Worker:
         elif device.startswith("cuda"):
             environment["JAX_PLATFORMS"] = "cuda"
             if ":" in device:
-                environment["CUDA_VISIBLE_DEVICES"] = device.split(":")[1]
+                environment["CUDA_VISIBLE_DEVICES"] = _find_physical_device(
+                    int(device.split(":")[1])
+                )
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         try:
             # -P: this folder has files named as the packages of teachers; they must not stand in their way
@@ -261,6 +263,12 @@ class Worker:
                 f"FeNNol could not {task}: {found['kind']}: {text[0] if text else ''}"
             )
         return found, results
+
+
+def _find_physical_device(index: int) -> str:
+    """Name of the GPU that this process calls number ``index``; it may itself see only some of them."""
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return visible[index] if index < len(visible) else str(index)
 
 
 def _end_process(process: subprocess.Popen[bytes]) -> None:

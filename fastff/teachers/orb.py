@@ -123,6 +123,9 @@ class OrbTeacher(Teacher):
             conservative=self._variant.conservative,
             cutoff=6.0,
             notes=(*describe_limits(self._variant), f"Evaluated in {self._precision}."),
+            max_neighbors=self._variant.max_neighbors
+            if self._variant.max_neighbors < 120
+            else None,
         )
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +106,17 @@ LOADERS: dict[str, Callable[..., Teacher]] = {
 }
 
 
+PICKLED = ("sevennet",)
+"""Families whose weight files, given by path, are loaded with pickle."""
+
+
 def load_teacher(
     spec: str,
     *,
     device: str = "auto",
     weights: Path | None = None,
     options: Mapping[str, Any] | None = None,
+    trust_reason: str | None = None,
 ) -> Teacher:
     """Load a teacher by its specification.
 
@@ -126,6 +131,9 @@ def load_teacher(
         Weight file to use instead of the teacher's own.
     options : mapping, optional
         Options of the family; unknown ones are refused.
+    trust_reason : str, optional
+        Why the user trusts ``weights`` although loading them runs code stored in them (pickle) and their hash is
+        unknown. Recorded in the teacher's notes, which travel with labels and students.
 
     Returns
     -------
@@ -145,7 +153,22 @@ def load_teacher(
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(LOADERS)}"
         raise UsageError(f"unknown teacher '{spec}'; {hint}")
     path = None if weights is None else Path(weights)
-    return loader(variant or None, device=device, weights=path, options=dict(options or {}))
+    chosen = dict(options or {})
+    if trust_reason is None:
+        return loader(variant or None, device=device, weights=path, options=chosen)
+    if not trust_reason.strip():
+        raise UsageError("--trust-teacher-file needs a reason, such as 'trained by our group'")
+    if family.lower() not in PICKLED or path is None:
+        raise UsageError(
+            f"--trust-teacher-file is for weight files that need pickle, given by path ({', '.join(PICKLED)}); leave "
+            f"it out for {spec}" + (" or give --teacher-weights" if path is None else "")
+        )
+    teacher = loader(
+        variant or None, device=device, weights=path, options={**chosen, "trust": True}
+    )
+    note = f"Weight file trusted by the user: {trust_reason.strip()}"
+    teacher.info = replace(teacher.info, notes=(*teacher.info.notes, note))
+    return teacher
 
 
 def list_teachers() -> list[TeacherStatus]:

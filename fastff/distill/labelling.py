@@ -1,0 +1,360 @@
+"""Labelling structures with a teacher, batch by batch, so that it can be killed and continued.
+
+Here: :class:`Labeller`, its plan and report, the teacher's self-check, Hessian-vector targets. Not here: reading
+structures (:mod:`fastff.distill.jobs`), making new ones (:mod:`fastff.distill.sampling`), several processes
+(:mod:`fastff.distill.scaling`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import ase
+import numpy as np
+
+import fastff
+from fastff.distill.content import hash_structure
+from fastff.distill.jobs import LabelJob, batch_jobs
+from fastff.distill.store import LabelStore
+from fastff.errors import DataError, UsageError
+from fastff.labels import Frame, HessianVector
+
+if TYPE_CHECKING:
+    from fastff.teachers import Teacher, TeacherInfo
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """How to label.
+
+    Attributes
+    ----------
+    batch_atoms : int
+        Most atoms handed to the teacher, and stored, at once.
+    hessian_step : float or None
+        Å; also label the structure displaced by ± this along a random direction, for a Hessian-vector target.
+    force_limit : float or None
+        eV/Å; frames with larger forces are set aside.
+    self_check : bool
+        Measure the teacher before labelling and store the outcome with the labels.
+    """
+
+    batch_atoms: int = 1024
+    hessian_step: float | None = None
+    force_limit: float | None = None
+    self_check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_atoms < 1:
+            raise UsageError(f"batches of {self.batch_atoms} atoms make no sense; use at least 1")
+        if self.hessian_step is not None and not 1e-4 <= self.hessian_step <= 0.1:
+            raise UsageError(
+                f"step of Hessian-vector targets is {self.hessian_step:g} Å; use 0.0001 to 0.1, such as 0.01"
+            )
+
+
+@dataclass(frozen=True)
+class LabelPlan:
+    """What is going to be labelled; ``str(plan)`` is a few lines.
+
+    Attributes
+    ----------
+    n_frames : int
+        Frames asked of this process.
+    n_found : int
+        Of these, stored by an earlier run.
+    n_repeated : int
+        Of these, equal to an earlier one.
+    n_pending : int
+        Frames to be labelled.
+    n_evaluations, n_atoms : int
+        Structures, and the sum of their atoms, that the teacher will see.
+    seconds_per_atom : float
+        Time of the teacher, nan until measured.
+    """
+
+    n_frames: int
+    n_found: int
+    n_repeated: int
+    n_pending: int
+    n_evaluations: int
+    n_atoms: int
+    seconds_per_atom: float = math.nan
+
+    def __str__(self) -> str:
+        parts = [f"{self.n_pending} of {self.n_frames} frames to label"]
+        if self.n_found:
+            parts.append(f"{self.n_found} stored by an earlier run")
+        if self.n_repeated:
+            parts.append(f"{self.n_repeated} repeated")
+        lines = [", ".join(parts)]
+        if self.n_pending:
+            cost = f"{self.n_evaluations} evaluations of {self.n_atoms} atoms in all"
+            seconds = self.seconds_per_atom * self.n_atoms
+            if math.isfinite(seconds):
+                cost += f", about {format_duration(seconds)}"
+            lines.append(cost)
+        return "\n".join(lines)
+
+
+@dataclass
+class LabelReport:
+    """What became of the frames asked for; filled while labelling."""
+
+    n_labelled: int = 0
+    n_found: int = 0
+    n_repeated: int = 0
+    set_aside: list[str] = field(default_factory=list)
+    n_atoms: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        text = f"{self.n_labelled} frames labelled in {format_duration(self.seconds)}"
+        if self.n_atoms and self.seconds:
+            text += f" ({1e3 * self.seconds / self.n_atoms:.3g} ms per atom)"
+        for count, what in ((self.n_found, "found stored"), (self.n_repeated, "repeated")):
+            text += f", {count} {what}" if count else ""
+        if self.set_aside:
+            text += f", {len(self.set_aside)} set aside (first: {self.set_aside[0]})"
+        return text
+
+
+@dataclass
+class LabelListener:
+    """What a front end wants to be told; only the first process tells it."""
+
+    on_teacher: Callable[[Teacher], None] = lambda teacher: None
+    on_check: Callable[[dict[str, Any]], None] = lambda check: None
+    on_plan: Callable[[LabelPlan], None] = lambda plan: None
+    on_batch: Callable[[int, int], None] = lambda done, total: None
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that reports, by the variables that launchers set."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name]) == 0
+    return True
+
+
+class Labeller:
+    """Labels jobs with one teacher into one file.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    store : LabelStore
+        Open for appending, of this teacher.
+    jobs : sequence of LabelJob
+        What this process is to label; those stored already are passed over.
+    settings : LabelSettings
+    known : collection of bytes
+        Content hashes of frames that other files of the same job hold.
+    on_batch : callable, optional
+        Called with the number of frames done and to do after each batch.
+
+    Raises
+    ------
+    UnsupportedElementError
+        A frame has elements the teacher does not know.
+    DataError
+        The file holds frames without Hessian-vector targets, and they are asked for.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        store: LabelStore,
+        jobs: Sequence[LabelJob],
+        settings: LabelSettings,
+        *,
+        known: Collection[bytes] = (),
+        on_batch: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        self.teacher, self.store, self.settings, self.on_batch = teacher, store, settings, on_batch
+        self.report = LabelReport()
+        without = len(store) - store.n_hessian_vectors
+        if settings.hessian_step is not None and without:
+            raise DataError(
+                f"{store.path} holds {without} frames without Hessian-vector targets; write to a new file, or leave "
+                "the option out"
+            )
+        pending, seen = [], set()
+        for job in jobs:
+            key = store.hash(job.atoms)
+            if key in seen:
+                self.report.n_repeated += 1
+            elif store.has(key) or key in known:
+                self.report.n_found += 1
+            else:
+                teacher.check_elements(job.atoms)
+                pending.append(job)
+            seen.add(key)
+        self.plan = self._make_plan(len(jobs), pending)
+        self.batches = batch_jobs(pending, settings.batch_atoms)
+        self._n_done = 0
+
+    def _make_plan(self, n_frames: int, pending: Sequence[LabelJob]) -> LabelPlan:
+        copies = 1 if self.settings.hessian_step is None else 3
+        return LabelPlan(
+            n_frames=n_frames,
+            n_found=self.report.n_found,
+            n_repeated=self.report.n_repeated,
+            n_pending=len(pending),
+            n_evaluations=copies * len(pending),
+            n_atoms=copies * sum(len(job.atoms) for job in pending),
+        )
+
+    def check_teacher(self, examples: Sequence[ase.Atoms]) -> dict[str, Any] | None:
+        """Measure the teacher once and store the outcome; None where it was stored before or is not asked for."""
+        self.store.note(fastff_version=fastff.__version__)
+        if not self.settings.self_check or "self_check" in self.store.record or not examples:
+            return None
+        from fastff.teachers.selfcheck import check_teacher
+
+        outcome = check_teacher(self.teacher, examples).to_dict()
+        self.store.note(self_check=outcome)
+        return outcome
+
+    def measure(self) -> LabelPlan:
+        """Label the first batch, or two if the teacher is cold, and return the plan with the time it takes."""
+        start, n_timed = time.perf_counter(), 0
+        for _ in range(min(2, len(self.batches))):
+            before = self.report.n_atoms
+            start = time.perf_counter()
+            self.label_batch(self.batches.pop(0))
+            n_timed = self.report.n_atoms - before
+        if n_timed:
+            self.plan = replace(self.plan, seconds_per_atom=(time.perf_counter() - start) / n_timed)
+        return self.plan
+
+    def run(self) -> LabelReport:
+        """Label all that is pending."""
+        while self.batches:
+            self.label_batch(self.batches.pop(0))
+        return self.report
+
+    def label_batch(self, jobs: Sequence[LabelJob]) -> None:
+        """Label and store some jobs; if the process dies, all of them are stored or none."""
+        start = time.perf_counter()
+        frames = label_jobs(self.teacher, jobs, self.settings.hessian_step)
+        outcome = self.store.append(frames, force_limit=self.settings.force_limit)
+        copies = 1 if self.settings.hessian_step is None else 3
+        self.report.n_labelled += outcome.added
+        self.report.set_aside += outcome.quarantined
+        self.report.n_atoms += copies * sum(len(job.atoms) for job in jobs)
+        self.report.seconds += time.perf_counter() - start
+        self._n_done += len(jobs)
+        self.on_batch(self._n_done, self.plan.n_pending)
+
+
+def label_jobs(
+    teacher: Any, jobs: Sequence[LabelJob], hessian_step: float | None = None
+) -> list[Frame]:
+    """Label jobs in one call of the teacher.
+
+    Parameters
+    ----------
+    teacher : Teacher
+        Anything with ``label(structures) -> list[Labels]``.
+    jobs : sequence of LabelJob
+    hessian_step : float, optional
+        Å, see :class:`LabelSettings`.
+    """
+    structures = [job.atoms for job in jobs]
+    directions: list[np.ndarray] = []
+    if hessian_step is not None:
+        directions = [draw_direction(atoms) for atoms in structures]
+        structures += [
+            displace(job.atoms, sign * hessian_step * direction)
+            for sign in (1, -1)
+            for job, direction in zip(jobs, directions, strict=True)
+        ]
+    labels = teacher.label(structures)
+    frames = []
+    for index, job in enumerate(jobs):
+        target = None
+        if hessian_step is not None:
+            plus, minus = labels[len(jobs) + index], labels[2 * len(jobs) + index]
+            target = HessianVector(directions[index], hessian_step, plus.forces, minus.forces)
+        frames.append(
+            Frame(
+                job.atoms,
+                labels[index],
+                job.source,
+                job.trajectory,
+                job.temperature,
+                job.step,
+                target,
+            )
+        )
+    return frames
+
+
+def draw_direction(atoms: ase.Atoms) -> np.ndarray:
+    """Random displacement of root mean square length 1 per atom, the same for the same structure.
+
+    Without a common translation, to which forces do not respond. Shape (n_atoms, 3), dimensionless.
+    """
+    rng = np.random.default_rng(list(hash_structure(atoms)))
+    direction = rng.normal(size=(len(atoms), 3))
+    if len(atoms) > 1:
+        direction -= direction.mean(axis=0)
+    result: np.ndarray = direction * np.sqrt(len(atoms)) / np.linalg.norm(direction)
+    return result
+
+
+def displace(atoms: ase.Atoms, moves: np.ndarray) -> ase.Atoms:
+    """A copy with ``moves`` (n_atoms, 3), Å, added to the positions."""
+    moved = atoms.copy()
+    moved.positions += moves
+    return moved
+
+
+def describe_caveats(info: TeacherInfo, check: dict[str, Any] | None = None) -> list[str]:
+    """What makes a teacher's labels less than a smooth energy and its derivatives, in whole sentences."""
+    caveats = []
+    if not info.conservative:
+        caveats.append(
+            "Direct teacher: its forces are not the derivative of its energy; a student can follow only their "
+            "conservative part."
+        )
+    if info.max_neighbors is not None:
+        caveats.append(
+            f"Truncated-neighbor teacher: at most {info.max_neighbors} neighbors per atom; its energy and forces jump."
+        )
+    if check and info.conservative and not check["conservative"]:
+        caveats.append(
+            f"The forces differ from the slope of the energy by {100 * check['slope_mismatch']:.1f} %, though the "
+            "teacher is said to be conservative."
+        )
+    return caveats
+
+
+def describe_check(check: dict[str, Any]) -> str:
+    """One line about a stored self-check."""
+    names = (
+        "rotation_force",
+        "translation_force",
+        "permutation_force",
+        "batch_force",
+        "jitter_force",
+    )
+    floor = max(check[name] or 0.0 for name in names)
+    mismatch = 100 * check["slope_mismatch"]
+    return (
+        f"noise floor {floor:.1e} eV/Å (forces {check['force_rms']:.2f} RMS), slope of the energy against forces "
+        f"{mismatch:.2g} %"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

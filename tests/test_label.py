@@ -1,0 +1,404 @@
+"""Labelling from the command line: whole, in shards, killed, in several processes; merging; looking at the outcome."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import ase
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.io import write
+
+from fastff.distill.content import hash_structure
+from fastff.distill.formats import read_labels
+from fastff.distill.jobs import parse_shard, read_jobs
+from fastff.distill.labelling import describe_caveats, draw_direction
+from fastff.distill.merging import merge_labels
+from fastff.distill.store import LabelStore
+from fastff.errors import DataError, UsageError
+from fastff.labels import Frame, Labels
+from fastff.teachers import load_teacher
+
+Run = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).resolve().parents[1]
+
+SLOW_TEACHER = '''
+import os, time
+from ase.calculators.emt import EMT
+
+class SlowEMT(EMT):
+    """EMT that takes its time and counts its calls in a file."""
+    def calculate(self, *args, **kwargs):
+        time.sleep(float(os.environ.get("TEACHER_SECONDS", "0.02")))
+        super().calculate(*args, **kwargs)
+'''
+
+
+def make_frames(count: int) -> list[ase.Atoms]:
+    frames = []
+    for seed in range(count):
+        atoms = bulk("Cu", cubic=True) * ((2, 1, 1) if seed % 2 else (1, 1, 1))
+        atoms.rattle(0.08, seed=seed)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture
+def copper_file(tmp_path: Path) -> Path:
+    """Twenty frames, and the first one again."""
+    frames = make_frames(20)
+    write(tmp_path / "cu.xyz", [*frames, frames[0]])
+    return tmp_path / "cu.xyz"
+
+
+def test_every_frame_is_labelled_once_and_the_teacher_is_on_record(
+    run_cli: Run, copper_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.h5"
+    arguments = (
+        "label",
+        "--teacher",
+        "analytic:emt",
+        copper_file,
+        "--out",
+        out,
+        "--batch-atoms",
+        "20",
+    )
+    code, text, _ = run_cli(*arguments)
+    assert code == 0
+    assert re.search(r"plan +20 of 21 frames to label, 1 repeated", text)
+    assert re.search(r"licence LGPL", text)
+    assert re.search(r"about \d", text)
+    assert re.search(r"verdict +20 frames labelled", text)
+    emt = load_teacher("analytic:emt")
+    with LabelStore(out) as store:
+        frames = store.read()
+        assert store.teacher["licence"] == emt.info.licence
+        assert store.teacher["citation"] == emt.info.citation
+        assert store.teacher["version"] == emt.info.version
+        assert store.record["self_check"]["conservative"] is True
+    assert len(frames) == 20
+    for frame, atoms in zip(frames, make_frames(20), strict=True):
+        expected = emt.label([atoms])[0]
+        np.testing.assert_allclose(frame.labels.forces, expected.forces, atol=1e-6)
+        assert frame.labels.energy == pytest.approx(expected.energy, abs=1e-6)
+    code, text, _ = run_cli(*arguments)
+    assert code == 0
+    assert "0 frames labelled" in text
+    assert "20 found stored" in text
+
+
+def test_hessian_vector_targets_are_central_differences(
+    run_cli: Run, copper_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.h5"
+    arguments = ("label", "--teacher", "analytic:emt", copper_file, "--no-self-check", "--quiet")
+    assert run_cli(*arguments, "--out", out, "--hessian-vectors", "--hessian-step", "0.005")[0] == 0
+    emt = load_teacher("analytic:emt")
+    with LabelStore(out) as store:
+        assert "self_check" not in store.record
+        assert store.n_hessian_vectors == 20
+        frame = store.read([3])[0]
+    target = frame.hessian_vector
+    assert target is not None
+    assert np.sqrt((target.direction**2).sum(axis=1).mean()) == pytest.approx(1.0)
+    np.testing.assert_allclose(target.direction, draw_direction(frame.atoms))
+    sides = [frame.atoms.copy(), frame.atoms.copy()]
+    sides[0].positions += 0.005 * target.direction
+    sides[1].positions -= 0.005 * target.direction
+    plus, minus = (labels.forces for labels in emt.label(sides))
+    np.testing.assert_allclose(target.forces_plus, plus, atol=1e-10)
+    np.testing.assert_allclose(target.forces_minus, minus, atol=1e-10)
+    np.testing.assert_allclose(target.product, (minus - plus) / 0.01, atol=1e-8)
+    plain = tmp_path / "plain.h5"
+    assert run_cli(*arguments, "--out", plain)[0] == 0
+    code, _, err = run_cli(*arguments, "--out", plain, "--hessian-vectors")
+    assert code == 4
+    assert "20 frames without Hessian-vector targets" in err
+
+
+def test_shards_merge_to_what_one_process_makes(
+    run_cli: Run, copper_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.h5"
+    arguments = ("label", "--teacher", "analytic:emt", copper_file, "--quiet")
+    for shard in ("1/3", "2/3", "3/3"):
+        assert run_cli(*arguments, "--out", out, "--shard", shard)[0] == 0
+    shards = [tmp_path / f"labels.{k}-of-3.h5" for k in (3, 1, 2)]
+    code, text, _ = run_cli("merge", *shards, shards[0], "--out", out)
+    assert code == 0
+    assert "20 frames of 4 files" in text
+    assert "duplicates dropped" in text
+    whole = tmp_path / "whole.h5"
+    assert run_cli(*arguments, "--out", whole)[0] == 0
+    with LabelStore(out) as merged, LabelStore(whole) as direct:
+        pairs = list(zip(merged.read(), direct.read(), strict=True))
+        assert merged.record["self_check"] == direct.record["self_check"]
+    assert all(hash_structure(a.atoms) == hash_structure(b.atoms) for a, b in pairs)
+    assert all(a.trajectory == b.trajectory for a, b in pairs)
+    assert len({a.trajectory for a, _ in pairs}) == 20
+    code, _, err = run_cli("merge", *shards, "--out", out)
+    assert code == 2
+    assert "exists already" in err
+
+
+def test_labels_of_two_teachers_do_not_mix(run_cli: Run, copper_file: Path, tmp_path: Path) -> None:
+    arguments = (copper_file, "--quiet", "--no-self-check", "--out")
+    assert run_cli("label", "--teacher", "analytic:emt", *arguments, tmp_path / "a.h5")[0] == 0
+    assert run_cli("label", "--teacher", "analytic:morse", *arguments, tmp_path / "b.h5")[0] == 0
+    code, _, err = run_cli(
+        "merge", tmp_path / "a.h5", tmp_path / "b.h5", "--out", tmp_path / "c.h5"
+    )
+    assert code == 4
+    assert "another teacher: name is" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "c.h5").exists()
+    code, _, err = run_cli("label", "--teacher", "analytic:morse", *arguments, tmp_path / "a.h5")
+    assert code == 4
+    assert "another teacher" in err
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_merging_keeps_test_trajectories_and_quarantine(tmp_path: Path) -> None:
+    def make(number: int) -> Frame:
+        atoms = make_frames(number + 1)[number]
+        labels = Labels(float(number), np.ones((len(atoms), 3)), np.zeros(6))
+        return Frame(atoms, labels, "teacher-md", number // 2, 300.0, number)
+
+    first, second = tmp_path / "a.h5", tmp_path / "b.h5"
+    with LabelStore(first, "a") as store:
+        store.append([make(5), make(4)], held_out=True)
+        store.append([make(0)], reasons=["looked odd"])
+    with LabelStore(second, "a") as store:
+        store.append([make(2), make(5), make(3)], held_out=False)
+    with pytest.raises(DataError, match="trajectory 2 is held out"):
+        merge_labels([first, second], tmp_path / "c.h5")
+    second.unlink()
+    with LabelStore(second, "a") as store:
+        store.append([make(3), make(2), make(1)])
+    merge_labels([first, second], tmp_path / "c.h5")
+    with LabelStore(tmp_path / "c.h5") as store:
+        assert [frame.step for frame in store.read()] == [1, 2, 3, 4, 5]
+        assert store.held_out == {2}
+        assert [reason for _, reason in store.read_quarantine()] == ["looked odd"]
+
+
+def start(arguments: list[str], folder: Path, seconds: float) -> subprocess.Popen[bytes]:
+    (folder / "slow_teacher.py").write_text(SLOW_TEACHER)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
+        "TEACHER_SECONDS": str(seconds),
+    }
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        environment.pop(name, None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "fastff", "label", *arguments],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def count_frames(path: Path) -> int:
+    try:
+        with LabelStore(path) as store:
+            return len(store)
+    except DataError:
+        return 0
+
+
+@pytest.mark.slow
+def test_kill_9_loses_and_doubles_nothing(copper_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "labels.h5"
+    arguments = ["cu.xyz", "--teacher", "ase:slow_teacher:SlowEMT", "--out", "labels.h5"]
+    arguments += ["--batch-atoms", "6", "--no-self-check"]
+    seen = 0
+    for wanted in (3, 9):
+        process = start(arguments, tmp_path, 0.15)
+        deadline = time.time() + 60
+        while count_frames(out) < wanted and process.poll() is None and time.time() < deadline:
+            time.sleep(0.02)
+        assert process.poll() is None, process.stdout.read().decode()  # type: ignore[union-attr]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with LabelStore(out) as store:
+            frames = store.read()
+        assert seen <= len(frames) < 20
+        assert len(frames) >= wanted
+        seen = len(frames)
+    process = start(arguments, tmp_path, 0.0)
+    text = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, text
+    assert re.search(
+        rf"plan +{20 - seen} of 21 frames to label, {seen} stored by an earlier run", text
+    )
+    with LabelStore(out) as store:
+        hashes = [hash_structure(frame.atoms) for frame in store.read()]
+    assert hashes == [hash_structure(job.atoms) for job in read_jobs([copper_file])[:20]]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_survive_a_kill(copper_file: Path, tmp_path: Path) -> None:
+    """Lightning starts the second process itself; gloo on the CPU."""
+    out, parts = tmp_path / "labels.h5", tmp_path / "labels.h5.parts"
+    arguments = ["cu.xyz", "--teacher", "ase:slow_teacher:SlowEMT", "--out", "labels.h5"]
+    arguments += ["--batch-atoms", "6", "--no-self-check", "--device", "cpu", "--devices", "2"]
+    process = start(arguments, tmp_path, 0.2)
+    deadline = time.time() + 120
+    files = [parts / "1-of-2.h5", parts / "2-of-2.h5"]
+    while min(map(count_frames, files)) < 2 and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stdout.read().decode()  # type: ignore[union-attr]
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()  # type: ignore[union-attr]
+    assert not out.exists()
+    found = sum(map(count_frames, files))
+    assert 4 <= found < 20
+    process = start(arguments, tmp_path, 0.0)
+    text = process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 0, text
+    assert text.count("verdict") == 1
+    assert "holds 20 frames" in text
+    assert not parts.exists()
+    with LabelStore(out) as store:
+        hashes = [hash_structure(frame.atoms) for frame in store.read()]
+    assert hashes == [hash_structure(job.atoms) for job in read_jobs([copper_file])[:20]]
+
+
+def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Path) -> None:
+    frames = make_frames(30)
+    emt = load_teacher("analytic:emt")
+    labelled = [
+        Frame(atoms, labels, "file", 0, float("nan"), -1)
+        for atoms, labels in zip(frames, emt.label(frames), strict=True)
+    ]
+    spoilt = replace(labelled[7].labels, forces=labelled[7].labels.forces.copy())
+    spoilt.forces[1] = 80.0
+    labelled[7] = replace(labelled[7], labels=spoilt)
+    path = tmp_path / "labels.h5"
+    with LabelStore(path, "a", teacher=emt) as store:
+        store.append(labelled)
+    code, text, _ = run_cli("labels", path)
+    assert code == 0
+    assert re.search(r"force outlier +warning +1 +7", text)
+    assert "LGPL" in text
+    code, _, err = run_cli("labels", path, "--strict")
+    assert code == 4
+    assert "force outlier" in err
+    code, text, _ = run_cli("labels", path, "--quarantine", "--export", tmp_path / "sound.xyz")
+    assert code == 0
+    assert "29 are left" in text
+    with LabelStore(path) as store:
+        kept = store.read_quarantine()
+        assert len(store) == 29
+    assert [reason for _, reason in kept] == ["force outlier"]
+    np.testing.assert_allclose(kept[0][0].labels.forces, spoilt.forces)
+    assert len(read_labels(tmp_path / "sound.xyz").frames) == 29
+    code, _, err = run_cli("labels", tmp_path / "sound.xyz", "--quarantine")
+    assert code == 2
+    assert "--export" in err
+    assert run_cli("labels", tmp_path / "sound.xyz", "--export", tmp_path / "again.h5")[0] == 0
+    with LabelStore(tmp_path / "again.h5") as store:
+        assert len(store) == 29
+        assert store.teacher["name"] == emt.info.name
+
+
+def test_sampling_writes_a_trainable_file(run_cli: Run, tmp_path: Path) -> None:
+    write(tmp_path / "cu.cif", bulk("Cu", cubic=True))
+    arguments = ("label", "--teacher", "analytic:emt", tmp_path / "cu.cif", "--sample")
+    arguments += ("--budget", "60", "--max-atoms", "8", "--out", tmp_path / "labels.h5")
+    code, text, _ = run_cli(*arguments)
+    assert code == 0
+    assert "Sampling plan" in text
+    found = read_labels(tmp_path / "labels.h5")
+    assert found.held_out
+    assert len(found.frames) > 30
+    with LabelStore(tmp_path / "labels.h5") as store:
+        assert "self_check" in store.record
+    code, _, err = run_cli(*arguments, "--shard", "1/2")
+    assert code == 2
+    assert "--seed" in err
+
+
+def test_what_cannot_be_labelled_is_said_in_one_line(
+    run_cli: Run, copper_file: Path, tmp_path: Path
+) -> None:
+    base = ("label", "--teacher", "analytic:emt", copper_file)
+    for extra, code, words in (
+        (("--out", tmp_path / "a.xyz"), 2, "must end in .h5"),
+        (("--out", tmp_path / "a.h5", "--shard", "4/3"), 2, "not I/N"),
+        (("--out", tmp_path / "a.h5", "--shard", "1/3", "--devices", "2"), 2, "only one of them"),
+        (("--out", tmp_path / "a.h5", "--teacher-option", "x"), 2, "KEY=VALUE"),
+        (("--out", tmp_path / "a.h5", "--trust-teacher-file", "ours"), 2, "leave it out"),
+        (("--out", tmp_path / "a.h5", "--hessian-vectors", "--hessian-step", "2"), 2, "0.01"),
+    ):
+        status, _, err = run_cli(*base, *extra)
+        assert status == code, err
+        assert words in err
+        assert err.count("\n") == 1
+    write(tmp_path / "x.xyz", [molecule("H2O"), ase.Atoms("Xe")])
+    status, _, err = run_cli(
+        "label", "--teacher", "analytic:emt", tmp_path / "x.xyz", "--out", tmp_path / "a.h5"
+    )
+    assert status == 4
+    assert "does not know Xe" in err
+
+
+def test_other_formats_and_named_trajectories(tmp_path: Path) -> None:
+    from ase.db import connect
+
+    frames = make_frames(6)
+    for index, atoms in enumerate(frames):
+        atoms.info["replica"] = "ab"[index % 2]
+    write(tmp_path / "a.traj", frames)
+    write(tmp_path / "b.xyz", frames)
+    with connect(tmp_path / "c.db") as database:
+        for atoms in frames:
+            database.write(atoms)
+    write(tmp_path / "POSCAR", frames[0])
+    for name, count in (("a.traj", 6), ("b.xyz", 6), ("c.db", 6), ("POSCAR", 1)):
+        assert len(read_jobs([tmp_path / name])) == count
+    jobs = read_jobs([tmp_path / "b.xyz"])
+    assert len({job.trajectory for job in jobs}) == 2
+    assert [job.step for job in jobs] == [0, 0, 1, 1, 2, 2]
+    charged = frames[0].copy()
+    charged.set_initial_charges([1.0, 0, 0, 0])
+    write(tmp_path / "d.traj", charged)
+    assert read_jobs([tmp_path / "d.traj"])[0].atoms.info == {"charge": 1.0}
+
+
+def test_shards_are_counted_from_one() -> None:
+    assert parse_shard("3/16") == (3, 16)
+    for text in ("0/3", "4/3", "a/b", "3"):
+        with pytest.raises(UsageError, match="not I/N"):
+            parse_shard(text)
+
+
+def test_direct_and_truncated_teachers_are_called_so() -> None:
+    info = load_teacher("analytic:morse").info
+    assert describe_caveats(info) == []
+    assert "Direct" in describe_caveats(replace(info, conservative=False))[0]
+    assert "at most 20" in describe_caveats(replace(info, max_neighbors=20))[0]
+    check = {"conservative": False, "slope_mismatch": 0.3}
+    assert "30.0 %" in describe_caveats(info, check)[0]
+
+
+def test_trust_is_given_with_a_reason() -> None:
+    with pytest.raises(UsageError, match="needs a reason"):
+        load_teacher("sevennet", weights=Path("x.pth"), trust_reason=" ")
+    with pytest.raises(UsageError, match="or give --teacher-weights"):
+        load_teacher("sevennet", trust_reason="ours")
