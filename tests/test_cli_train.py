@@ -111,7 +111,7 @@ def test_a_failed_run_leaves_no_progress_bar(
     run_train: Run, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped: list[Progress] = []
-    monkeypatch.setattr(Progress, "stop", stopped.append)
+    monkeypatch.setattr(Progress, "stop", lambda self: stopped.append(self))
 
     def fail(*_: Any, listener: Any, **__: Any) -> None:
         raise DataError("planted")
