@@ -33,8 +33,8 @@ def teachers(
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("teacher", "installed", "weights", "forces"):
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for heading in ("teacher", "package", "weights", "forces"):
         table.add_column(heading, no_wrap=True)
     table.add_column("licence", overflow="fold")
     table.add_column("elements", justify="right")
@@ -44,7 +44,7 @@ def teachers(
             (row.version or "yes") if row.installed else "[red]no[/red]",
             "yes" if row.weights_present else "[red]no[/red]",
             "-dE/dr" if row.conservative else "[yellow]direct[/yellow]",
-            escape(row.licence),
+            escape(row.licence.removesuffix(" License")),
             str(row.n_elements) if row.n_elements else "-",
         )
     console.print(table)
