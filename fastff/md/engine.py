@@ -113,6 +113,10 @@ class Engine:
         self._pacer = Pacer()
         self._filled = -1
         self._step = int(state.step)
+        if list_reference is not None:
+            self._last_row.fill_(self._step)
+        self.sound_step = self._step
+        self.sound = (state.positions.clone(), state.velocities.clone(), state.cell.clone())
         self._capture()
 
     def _attach(self, reference: tuple[Tensor, Tensor] | None) -> None:
@@ -155,6 +159,13 @@ class Engine:
             if not self.potential.capturable and bool(self.potential.stale | self.state.failed):
                 break
         return self._read()
+
+    def remember_sound(self) -> None:
+        """Keep a copy of the present state as the last one known to be sound, on the device."""
+        now = (self.state.positions, self.state.velocities, self.state.cell)
+        for copy, value in zip(self.sound, now, strict=True):
+            copy.copy_(value)
+        self.sound_step = self._step
 
     def observe(self) -> Progress:
         """Record a row for the present state, which must be complete, unless that has been done."""

@@ -2,8 +2,8 @@
 
 Here: one writer per format, each able to go back to a mark it gave. Not here: when frames are written, threads.
 
-H5MD: P. de Buyl, P. H. Colberg and F. Höfling, Comput. Phys. Commun. 185, 1546 (2014). All frames are allocated when the
-file is made, so that a killed run leaves a sound file; rows not yet written have step -1.
+H5MD: P. de Buyl, P. H. Colberg and F. Höfling, Comput. Phys. Commun. 185, 1546 (2014). All frames are allocated when
+the file is made, so that a killed run leaves a sound file; rows not yet written have step -1.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class H5Writer(TrajectoryWriter):
         box.attrs["boundary"] = [b"periodic" if flag else b"none" for flag in template.pbc]
         step = self._create("particles/all/step", (n_frames,), np.int64, None, fill=-1)
         time = self._create("particles/all/time", (n_frames,), np.float64, "fs")
-        parts = {name: (n_frames, n_atoms, 3) for name in _DATASETS}
+        parts = dict.fromkeys(_DATASETS, (n_frames, n_atoms, 3))
         for name, shape in parts.items():
             _, dtype, unit = _DATASETS[name]
             self._create(f"particles/all/{name}/value", shape, dtype, unit)

@@ -1,0 +1,365 @@
+"""A whole run: files, restarts, guards, Ctrl-C.
+
+Here: :func:`simulate`, the Python form of ``fastff md``. Not here: printing, the equations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+import torch
+
+from fastff.errors import SimulationUnstableError, UsageError
+from fastff.md.engine import Engine, Progress
+from fastff.md.observe import COLUMNS
+from fastff.md.protocol import DevicePotential
+from fastff.md.recorder import LogWriter, Recorder
+from fastff.md.restart import (
+    RestartPoint,
+    check_binding,
+    read_restart,
+    remove_strays,
+    restore_state,
+)
+from fastff.md.settings import MDSettings
+from fastff.md.snapshot import take_frame, take_restart
+from fastff.md.state import State, build_state, find_fixed, make_atoms
+from fastff.md.summary import Summary, summarize
+from fastff.md.trajectory import check_suffix, open_trajectory
+from fastff.structures import check_structure
+
+LOG_NAME, RESTART_NAME, FINAL_NAME = "log.csv", "restart.safetensors", "final.extxyz"
+GOOD_NAME, BAD_NAME = "last-good.extxyz", "unstable.extxyz"
+Listener = Callable[[int, float, np.ndarray | None], None]
+"""Receives after every chunk: step, ns/day of this process, last row of observables or None."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run writes."""
+
+    folder: Path
+    trajectory: Path
+
+    @property
+    def log(self) -> Path:
+        """Table of observables."""
+        return self.folder / LOG_NAME
+
+    @property
+    def restart(self) -> Path:
+        """Restart file."""
+        return self.folder / RESTART_NAME
+
+    @property
+    def final(self) -> Path:
+        """Last structure, with velocities."""
+        return self.folder / FINAL_NAME
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What :func:`simulate` has done.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        The last structure, with velocities.
+    step, first_step : int
+        Where the run stands, and where this process began.
+    seconds : float
+        Wall time of the steps of this process.
+    ns_per_day : float
+    n_rebuilds : int
+        Neighbor lists built on the way.
+    summary : Summary
+        Of the whole run, read from its log.
+    files : RunFiles
+    """
+
+    atoms: ase.Atoms
+    step: int
+    first_step: int
+    seconds: float
+    ns_per_day: float
+    n_rebuilds: int
+    summary: Summary
+    files: RunFiles
+
+
+def plan_files(folder: Path, trajectory: Path | None, n_atoms: int, *, restart: bool) -> RunFiles:
+    """Where a run writes; refuses to write over another one.
+
+    Raises
+    ------
+    UsageError
+        If the folder or the trajectory exists and ``restart`` is False, or no format fits the trajectory's suffix.
+    """
+    if trajectory is None:
+        trajectory = folder / ("trajectory.extxyz" if n_atoms <= 10_000 else "trajectory.h5")
+    check_suffix(trajectory)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder")
+    if not restart:
+        taken = folder.is_dir() and any(folder.iterdir())
+        for path, present in ((folder, taken), (trajectory, trajectory.exists())):
+            if present:
+                raise UsageError(
+                    f"{path} exists; add --restart to continue its run, or choose another place"
+                )
+    return RunFiles(folder, trajectory)
+
+
+def simulate(
+    potential: DevicePotential,
+    atoms: ase.Atoms,
+    settings: MDSettings,
+    out: str | Path,
+    *,
+    model: str = "",
+    trajectory: str | Path | None = None,
+    restart: bool = False,
+    listener: Listener | None = None,
+) -> RunResult:
+    """Run molecular dynamics and write log, trajectory, restart files and the last structure.
+
+    Parameters
+    ----------
+    potential : DevicePotential
+        See :func:`fastff.md.potentials.make_potential`.
+    atoms : ase.Atoms
+        Where the run begins; not modified. FixAtoms is honoured, other constraints are refused.
+    settings : MDSettings
+    out : path
+        Folder; made here, and refused if it holds anything unless ``restart`` is set.
+    model : str
+        Identity of the model, such as its SHA-256; a run is continued with the same one only.
+    trajectory : path, optional
+        Its suffix chooses the format: extxyz, xyz, h5, hdf5, h5md or traj.
+    restart : bool
+        Continue from the restart file in ``out``; without one, begin anew there.
+    listener : callable, optional
+        See :data:`Listener`.
+
+    Raises
+    ------
+    SimulationUnstableError
+        If the dynamics blow up; last sound structure and bad one are saved.
+    KeyboardInterrupt
+        After Ctrl-C, when trajectory and restart file are complete.
+    UsageError, DataError
+        If the request makes no sense, or files cannot be continued.
+    """
+    check_structure(atoms)
+    folder = Path(out)
+    path = Path(trajectory) if trajectory is not None else None
+    files = plan_files(folder, path, len(atoms), restart=restart)
+    state = build_state(atoms, settings, potential.device)
+    binding = {
+        "settings": settings.list_binding(), "system": _identify(atoms), "model": model,
+    }  # fmt: skip
+    point = None
+    if restart and files.restart.exists():
+        point = read_restart(files.restart)
+        check_binding(point, binding, files.restart)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_strays(files.restart)
+    reference = restore_state(state, point) if point is not None else None
+    engine = Engine(potential, state, settings, reference)
+    recorder = _open_recorder(files, atoms, settings, binding, point)
+    first, seconds = engine.step, 0.0
+    try:
+        with _watch_signals() as received:
+            seconds = _run(engine, recorder, settings, listener, received, fresh=point is None)
+    except SimulationUnstableError as error:
+        recorder.close()
+        _save_unstable(engine, recorder, atoms, settings, files)
+        raise SimulationUnstableError(
+            f"{error}; the last sound structure is {folder / GOOD_NAME}, the bad one {folder / BAD_NAME}: "
+            "use a shorter time step, or a model trained on such structures"
+        ) from None
+    finally:
+        recorder.close()
+    if received:
+        _leave(received[0])
+    final = _export(atoms, state)
+    _write_atoms(files.final, final)
+    rate = (engine.step - first) / seconds if seconds > 0 else 0.0
+    return RunResult(
+        final, engine.step, first, seconds, rate * settings.timestep * 0.0864,
+        engine.n_rebuilds, summarize(files.log, len(atoms)), files,
+    )  # fmt: skip
+
+
+def _identify(atoms: ase.Atoms) -> dict[str, Any]:
+    """JSON-able identity of a start structure."""
+    digest = hashlib.sha256()
+    for array in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, atoms.get_masses()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    if atoms.has("momenta"):
+        digest.update(np.ascontiguousarray(atoms.get_momenta()).tobytes())
+    fixed = np.flatnonzero(find_fixed(atoms)).tolist()
+    return {"atoms": len(atoms), "sha256": digest.hexdigest(), "fixed": fixed}
+
+
+def _open_recorder(
+    files: RunFiles,
+    atoms: ase.Atoms,
+    settings: MDSettings,
+    binding: dict[str, Any],
+    point: RestartPoint | None,
+) -> Recorder:
+    marks = {} if point is None else point.marks
+    n_frames = settings.n_steps // settings.frame_interval + 1
+    files.trajectory.parent.mkdir(parents=True, exist_ok=True)
+    log = LogWriter(files.log, settings.timestep, marks.get("log"))
+    writer = open_trajectory(files.trajectory, atoms, n_frames, marks.get("trajectory"))
+    return Recorder(
+        log, writer, files.restart, atoms, settings.timestep, settings.min_distance, binding
+    )
+
+
+def _run(
+    engine: Engine,
+    recorder: Recorder,
+    settings: MDSettings,
+    listener: Listener | None,
+    received: list[int],
+    *,
+    fresh: bool,
+) -> float:
+    """Step until the end or a signal; return wall seconds."""
+    if fresh:
+        _record(engine, recorder, settings, engine.observe())
+        recorder.add_frame(take_frame(engine))
+        recorder.add_restart(take_restart(engine))
+    begun, first, saved, complete = time.monotonic(), engine.step, engine.step, True
+    while engine.step < settings.n_steps and not (received and complete):
+        progress = engine.advance(_find_next(engine.step, settings))
+        complete = progress.complete
+        last = _record(engine, recorder, settings, progress)
+        if complete and progress.step % settings.frame_interval == 0 and progress.step > saved:
+            recorder.add_frame(take_frame(engine))
+        if complete and progress.step % settings.restart_interval == 0 and progress.step > saved:
+            recorder.add_restart(take_restart(engine))
+        saved = progress.step if complete else saved
+        if listener is not None:
+            passed = max(time.monotonic() - begun, 1e-9)
+            rate = (progress.step - first) / passed
+            listener(progress.step, rate * settings.timestep * 0.0864, last)
+    if engine.state.positions.is_cuda:
+        torch.cuda.synchronize()
+    seconds = time.monotonic() - begun
+    recorder.add_restart(take_restart(engine))
+    return seconds
+
+
+def _find_next(step: int, settings: MDSettings) -> int:
+    """Next step at which something is written."""
+    due = [settings.n_steps]
+    for interval in (settings.frame_interval, settings.restart_interval):
+        due.append((step // interval + 1) * interval)
+    return min(due)
+
+
+def _record(
+    engine: Engine, recorder: Recorder, settings: MDSettings, progress: Progress
+) -> np.ndarray | None:
+    """Hand rows over and stop unstable dynamics; return the last row."""
+    recorder.add_rows(progress.rows)
+    limit = settings.temperature_limit
+    for row in progress.rows:
+        temperature = row[COLUMNS.index("temperature_K")]
+        if not temperature <= limit:
+            raise SimulationUnstableError(
+                f"temperature {temperature:.0f} K is above the limit of {limit:.0f} K at step {int(row[0])}"
+            )
+    if progress.failed:
+        raise SimulationUnstableError(
+            f"an energy is not finite or a coordinate would move by more than {settings.max_displacement:g} Å "
+            f"in the step after step {progress.step}"
+        )
+    if recorder.fault:
+        raise SimulationUnstableError(recorder.fault)
+    if not len(progress.rows):
+        return None
+    if progress.complete:
+        engine.remember_sound()
+    last: np.ndarray = progress.rows[-1]
+    return last
+
+
+@contextmanager
+def _watch_signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM instead of dying of them; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    watched = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in watched}
+
+    def note(number: int, _: Any) -> None:
+        if received:
+            _leave(number)
+        received.append(number)
+
+    for number in watched:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
+
+
+def _export(template: ase.Atoms, state: State) -> ase.Atoms:
+    values = (state.positions, state.velocities, state.cell)
+    atoms = make_atoms(template, *(value.cpu().numpy() for value in values))
+    atoms.calc = None
+    return atoms
+
+
+def _write_atoms(path: Path, atoms: ase.Atoms) -> None:
+    import io
+
+    from ase.io import write
+
+    from fastff.checkpoint import write_atomically
+
+    text = io.StringIO()
+    write(text, atoms, format="extxyz")
+    write_atomically(path, text.getvalue().encode())
+
+
+def _save_unstable(
+    engine: Engine, recorder: Recorder, atoms: ase.Atoms, settings: MDSettings, files: RunFiles
+) -> None:
+    """Save the last sound structure and the bad one."""
+    if recorder.fault and recorder.bad_frame is not None:
+        bad = recorder.bad_frame.to_atoms(atoms)
+        good = (recorder.sound_frame or recorder.bad_frame).to_atoms(atoms)
+    else:
+        bad = _export(atoms, engine.state)
+        bad.info["step"] = engine.step
+        good = make_atoms(atoms, *(value.cpu().numpy() for value in engine.sound))
+        good.calc = None
+        good.info["step"] = engine.sound_step
+    _write_atoms(files.folder / BAD_NAME, bad)
+    _write_atoms(files.folder / GOOD_NAME, good)
