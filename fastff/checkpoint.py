@@ -184,14 +184,7 @@ def load_model(
         If the file cannot be used; the message says what failed.
     """
     path = Path(path)
-    header = read_header(path)
-    try:
-        with safe_open(str(path), framework="pt") as handle:
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ModelFileError(f"{path} is damaged: {error}; restore the file") from error
-    if hash_tensors(tensors) != header.get("sha256"):
-        raise ModelFileError(f"{path} is damaged: its tensors do not match their stored SHA-256")
+    header, tensors = _read(path)
     try:
         student = build_student(StudentConfig(**header["config"]))
         name = next(name for name, _ in student.named_parameters())
@@ -201,3 +194,43 @@ def load_model(
         raise ModelFileError(f"{path} does not fit its own configuration: {first}") from error
     student.header = header
     return student.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a file, both checked against their hashes."""
+    header = read_header(path)
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ModelFileError(f"{path} is damaged: {error}; restore the file") from error
+    if hash_tensors(tensors) != header.get("sha256"):
+        raise ModelFileError(f"{path} is damaged: its tensors do not match their stored SHA-256")
+    return header, tensors
+
+
+def stamp_header(path: str | Path, changes: Mapping[str, Any]) -> None:
+    """Add entries to the header of a model file, or replace them, leaving every tensor bit as it is.
+
+    Parameters
+    ----------
+    path : path
+        Replaced in one step when the new file is complete on disk.
+    changes : mapping
+        JSON-able; must not touch ``format``, ``config``, ``sha256`` or ``header_sha256``.
+
+    Raises
+    ------
+    ModelFileError
+        If the file cannot be used or written.
+    ValueError
+        If ``changes`` touches what belongs to the file itself.
+    """
+    path = Path(path)
+    own = {"format", "config", "sha256", "header_sha256"} & set(changes)
+    if own:
+        raise ValueError(f"{', '.join(sorted(own))} of a header belong to the file; leave them out")
+    header, tensors = _read(path)
+    record = json.loads(json.dumps({**header, **changes}, allow_nan=False))
+    record["header_sha256"] = hash_header(record)
+    write_atomically(path, serialize(tensors, metadata={_KEY: json.dumps(record)}))

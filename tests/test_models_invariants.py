@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,20 +13,24 @@ from torch import Tensor
 from untrained import make_student
 
 from fastff.errors import UnsupportedElementError
-from fastff.graph import batch_graphs, edge_vectors
-from fastff.models import ARCHITECTURES, Prediction, Student
+from fastff.graph import batch_graphs
+from fastff.models import ARCHITECTURES, Student
 from fastff.models.zbl import ScreenedCore
 from fastff.neighbors import atoms_to_graph
 from fastff.testing import (
-    CheckReport,
     check_student,
     evaluate,
     make_structures,
     measure_forces,
-    measure_supercell,
 )
 
 ELEMENTS = (8, 14, 29)
+STATIC = {
+    "forces", "stress", "rotation", "inversion", "translation", "permutation", "supercell", "momentum",
+    "jacobian, float32", "rotation, float32", "float32", "skin", "primitive cell", "separation",
+    "isolated atoms", "cut-off", "batch", "crosstalk", "repulsion", "saved and loaded",
+}  # fmt: skip
+"""The gate without dynamics, in which untrained students fall into their own cores."""
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -36,9 +39,10 @@ def student(request: pytest.FixtureRequest) -> Student:
 
 
 def test_every_invariant(student: Student) -> None:
-    report = check_student(student)
+    report = check_student(student, only=STATIC)
     assert set(report.failures) <= {"repulsion"}, f"\n{report}"
-    assert len(report.checks) == 4 * 8 + 5
+    assert {check.test for check in report.checks} == STATIC
+    assert not report.not_applicable
 
 
 def test_forces_are_large_enough_to_mean_something(student: Student) -> None:
@@ -248,145 +252,6 @@ class TestCore:
         envelope = 1 - 28 * u**6 + 48 * u**7 - 21 * u**8
         energy, _ = self.scan(np.array([1.0]), (29, 29))
         assert float(energy[0]) == pytest.approx(14.399645 * 29**2 * phi * envelope, rel=1e-6)
-
-
-def _negate_forces(found: Prediction, graph: object, model: Student) -> Prediction:
-    return Prediction(found.energy, -found.forces, found.stress, found.energies)
-
-
-def _negate_stress(found: Prediction, graph: object, model: Student) -> Prediction:
-    return Prediction(found.energy, found.forces, -found.stress, found.energies)
-
-
-def _drop_shear(found: Prediction, graph: object, model: Student) -> Prediction:
-    stress = found.stress * torch.eye(3, dtype=torch.float64)
-    return Prediction(found.energy, found.forces, stress, found.energies)
-
-
-def _pull_to_origin(found: Prediction, graph: object, model: Student) -> Prediction:
-    extra = 1e-6 * graph.positions.square().sum(dim=1)  # type: ignore[attr-defined]
-    energies = found.energies + extra.to(found.energies)
-    energy = torch.zeros_like(found.energy).index_add(0, graph.batch, energies)  # type: ignore[attr-defined]
-    forces = found.forces - 2e-6 * graph.positions.to(found.forces)  # type: ignore[attr-defined]
-    return Prediction(energy, forces, found.stress, energies)
-
-
-def _prefer_x(found: Prediction, graph: object, model: Student) -> Prediction:
-    receivers = graph.edge_index[0]  # type: ignore[attr-defined]
-    vectors = edge_vectors(graph).to(found.forces)  # type: ignore[arg-type]
-    pair = 1e-5 * (vectors[:, 0] ** 2) * (model.cutoff - vectors.norm(dim=1)) ** 4
-    energies = found.energies.index_add(0, receivers, pair.to(found.energies))
-    energy = torch.zeros_like(found.energy).index_add(0, graph.batch, energies)  # type: ignore[attr-defined]
-    return Prediction(energy, found.forces, found.stress, energies)
-
-
-def _count_atoms(found: Prediction, graph: object, model: Student) -> Prediction:
-    sizes = torch.bincount(graph.batch)  # type: ignore[attr-defined]
-    energy = found.energy + 1e-6 * sizes.to(found.energy) ** 2
-    return Prediction(energy, found.forces, found.stress, found.energies)
-
-
-def _depend_on_order(found: Prediction, graph: object, model: Student) -> Prediction:
-    place = torch.arange(graph.n_atoms).to(found.forces)  # type: ignore[attr-defined]
-    return Prediction(
-        found.energy, found.forces * (1 + 1e-6 * place[:, None]), found.stress, found.energies
-    )
-
-
-def _push_one(found: Prediction, graph: object, model: Student) -> Prediction:
-    forces = found.forces.clone()
-    forces[0] += 1e-6
-    return Prediction(found.energy, forces, found.stress, found.energies)
-
-
-def _shift_vacuum(found: Prediction, graph: object, model: Student) -> Prediction:
-    energies = found.energies + 1e-6
-    energy = found.energy + 1e-6 * torch.bincount(graph.batch).to(found.energy)  # type: ignore[attr-defined]
-    return Prediction(energy, found.forces, found.stress, energies)
-
-
-def _step_at_cutoff(found: Prediction, graph: object, model: Student) -> Prediction:
-    counts = torch.bincount(graph.edge_index[0], minlength=graph.n_atoms)  # type: ignore[attr-defined]
-    energies = found.energies + 1e-5 * counts
-    energy = torch.zeros_like(found.energy).index_add(0, graph.batch, energies)  # type: ignore[attr-defined]
-    return Prediction(energy, found.forces, found.stress, energies)
-
-
-def _lose_digits(found: Prediction, graph: object, model: Student) -> Prediction:
-    if model.dtype == torch.float64:
-        return found
-    forces = found.forces.bfloat16().float()
-    return Prediction(found.energy, forces, found.stress, found.energies)
-
-
-def _mix_batch(found: Prediction, graph: object, model: Student) -> Prediction:
-    forces = found.forces * (1 + 1e-6 * (graph.n_systems - 1))  # type: ignore[attr-defined]
-    return Prediction(found.energy, forces, found.stress, found.energies)
-
-
-def _attract(found: Prediction, graph: object, model: Student) -> Prediction:
-    return Prediction(-found.energy, -found.forces, -found.stress, -found.energies)
-
-
-@pytest.mark.parametrize(
-    ("defect", "caught_by"),
-    [
-        (_negate_forces, "forces, molecule"),
-        (_negate_stress, "stress, bulk"),
-        (_drop_shear, "stress, slab"),
-        (_pull_to_origin, "translation, molecule"),
-        (_prefer_x, "rotation, bulk"),
-        (_count_atoms, "supercell, bulk"),
-        (_count_atoms, "separation"),
-        (_depend_on_order, "permutation, bulk"),
-        (_push_one, "momentum, bulk"),
-        (_shift_vacuum, "isolated atoms"),
-        (_step_at_cutoff, "cut-off"),
-        (_lose_digits, "float32, bulk"),
-        (_mix_batch, "batch"),
-        (_attract, "repulsion"),
-    ],
-)
-def test_the_contract_catches(
-    defect: Callable[..., Prediction], caught_by: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = make_student("m1", (8, 29), energy_scale=0.02)
-    forward = Student.forward
-    monkeypatch.setattr(Student, "forward", lambda self, g: defect(forward(self, g), g, self))
-    report: CheckReport = check_student(model)
-    assert caught_by in report.failures, f"\n{report}"
-    assert report.to_dict()["passed"] is False
-
-
-def test_the_contract_passes_a_sound_student() -> None:
-    model = make_student("m1", (8, 29), energy_scale=0.02)
-    before = copy.deepcopy(model.state_dict())
-    report = check_student(model)
-    assert report.passed, f"\n{report}"
-    assert "FAIL" not in str(report)
-    assert report.to_dict()["passed"] is True
-    assert model.dtype == torch.float32
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-
-
-def test_supercell_contract_sees_missing_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minimum-image list, the classic mistake, breaks small cells."""
-    import fastff.testing as contract
-
-    def keep_nearest(atoms: Atoms, cutoff: float):  # type: ignore[no-untyped-def]
-        from dataclasses import replace
-
-        graph = atoms_to_graph(atoms, cutoff)
-        inside = (graph.shifts.abs().amax(dim=1) <= 1) & (
-            graph.edge_index[0] != graph.edge_index[1]
-        )
-        return replace(graph, edge_index=graph.edge_index[:, inside], shifts=graph.shifts[inside])
-
-    model = make_student("m1", (29,)).double()
-    atoms = bulk("Cu", cubic=True)
-    assert measure_supercell(model, atoms) < 1e-9
-    monkeypatch.setattr(contract, "atoms_to_graph", keep_nearest)
-    assert measure_supercell(model, atoms) > 1e-6
 
 
 def test_batch_of_one_is_that_graph(water: Atoms) -> None:

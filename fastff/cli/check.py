@@ -1,0 +1,163 @@
+"""``fastff check``: the physics gate on a model file.
+
+Here: the command, its table, its record, the stamp in the model file. Not here: the tests and their limits
+(:mod:`fastff.testing`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastff.cli.terminal import DeviceOption, make_console, resolve_device
+from fastff.errors import AccuracyError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from rich.table import Table
+
+    from fastff.models import Student
+    from fastff.testing import CheckReport
+
+MAX_STRUCTURES = 8
+"""Most structures taken from a file; the tests ask for thousands of energies of each."""
+
+SEED_ATOMS = 64
+"""Largest structure of a model's own header that is checked too."""
+
+
+def check(
+    model: Annotated[Path, typer.Argument(help="Model file written by `fastff train`.")],
+    structures: Annotated[
+        Path | None,
+        typer.Option(
+            "--structures",
+            help=f"Check on these too (any format of ASE, at most {MAX_STRUCTURES}).",
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write every measured value here.")
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Dynamics of 20 ps instead of 0.5 ps.")
+    ] = False,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature", min=1.0, help="K, of the dynamics; else the model's highest."
+        ),
+    ] = None,
+    stamp: Annotated[
+        bool, typer.Option("--stamp/--no-stamp", help="Record the outcome in the model file.")
+    ] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Test that a model obeys physics: forces, symmetries, range, dynamics. Exit code 6 if it does not."""
+    if json_file is not None:
+        from fastff.cli.predict import check_output
+
+        check_output(json_file, force=True)
+
+    from fastff.checkpoint import load_model, stamp_header
+    from fastff.testing import check_student
+
+    student = load_model(model, device=resolve_device(device))
+    named = choose_structures(student, structures)
+    kelvin = temperature or choose_temperature(student.header)
+    console = make_console()
+    with console.status("checking"):
+        report = check_student(student, named, path=model, temperature=kelvin, full=full)
+    record = describe_run(report, student, full=full, temperature=kelvin, names=list(named))
+    if json_file is not None:
+        write_record(json_file, record)
+    if stamp:
+        stamp_header(model, {"check": record})
+    console.print(make_table(report))
+    done = "recorded in the model file" if stamp else "not recorded"
+    skipped = len({check.test for check in report.summarize() if check.status == "n/a"})
+    console.print(
+        f"{len(report.checks)} checks on {len(named) + 4} structures, {len(report.failures)} failed, "
+        f"{skipped} tests not applicable; {done}",
+        soft_wrap=True,
+    )
+    if not report.passed:
+        failed = [row.test for row in report.summarize() if row.status == "fail"]
+        raise AccuracyError(
+            f"{model} fails {len(report.failures)} physics checks ({', '.join(failed)}); "
+            "do not use it for dynamics"
+        )
+
+
+def choose_structures(student: Student, path: Path | None) -> dict[str, Atoms]:
+    """Structures of a file, else the smallest of those the model was made from, by name."""
+    import io
+
+    from ase.io import read
+
+    from fastff.structures import read_structures
+
+    if path is not None:
+        frames = read_structures(path)[:MAX_STRUCTURES]
+        return {f"{path.name} {k}": atoms for k, atoms in enumerate(frames)}
+    text = student.header.get("structures")
+    seeds = read(io.StringIO(text), index=":", format="extxyz") if text else []
+    small = [atoms for atoms in seeds if 1 < len(atoms) <= SEED_ATOMS]
+    return {f"seed {atoms.get_chemical_formula()}": atoms for atoms in small[:1]}
+
+
+def choose_temperature(header: dict[str, Any]) -> float:
+    """Highest temperature, K, of the labels that a model was trained on, between 50 and 3000; 300 if unknown."""
+    limits = header.get("temperature")
+    return min(max(float(limits[-1]), 50.0), 3000.0) if limits else 300.0
+
+
+def describe_run(
+    report: CheckReport, student: Student, *, full: bool, temperature: float, names: list[str]
+) -> dict[str, Any]:
+    """JSON-able record of a gate: every check, when, with what, on which model."""
+    from datetime import UTC, datetime
+
+    from fastff import __version__
+
+    return {
+        **report.to_dict(),
+        "full": full,
+        "temperature": temperature,
+        "structures": names,
+        "device": student.device.type,
+        "model_sha256": student.header.get("sha256"),
+        "fastff_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, replacing ``path`` in one step."""
+    from fastff.checkpoint import write_atomically
+
+    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def make_table(report: CheckReport) -> Table:
+    """One row for each test, with the structure on which it came out worst."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("test", "measured", "limit", "unit", "", "worst on"):
+        table.add_column(heading, justify="right" if heading in ("measured", "limit") else "left")
+    styles = {"pass": "green", "fail": "bold red", "n/a": "dim"}
+    for row in report.summarize():
+        applies = row.value is not None
+        table.add_row(
+            row.test,
+            f"{row.value:.1e}" if applies else "-",
+            f"{row.limit:.0e}" if applies else "-",
+            row.unit,
+            Text(row.status, style=styles[row.status]),
+            ", ".join(word for word in (row.structure, row.reason) if word),
+        )
+    return table

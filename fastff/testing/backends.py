@@ -1,0 +1,59 @@
+"""Triton kernels against torch, on a student's own structures.
+
+Here: whether this machine runs the kernels, and how far their results are from torch's. Not here: tests of single
+kernels, which belong to each op.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from ase import Atoms
+
+from fastff import kernels
+from fastff.kernels.moment_potential.layout import find_obstacle, pack_edges
+from fastff.models import Student
+from fastff.models.fused import collect_weights
+from fastff.models.moment import MomentStudent
+from fastff.neighbors import atoms_to_graph
+from fastff.testing.subject import evaluate
+
+
+def explain_backends(model: Student) -> str:
+    """Why the kernels cannot be compared here; empty if they can."""
+    if model.device.type != "cuda":
+        return f"the model is on the {model.device.type}; kernels run on a GPU (--device cuda)"
+    if isinstance(model, MomentStudent):
+        obstacle = find_obstacle(collect_weights(model))
+        return f"no kernels for this student: {obstacle}" if obstacle else ""
+    return ""
+
+
+@torch.no_grad()
+def measure_backends(model: Student, structures: Sequence[Atoms]) -> tuple[float, float]:
+    """Largest change between Triton and torch in float32: energy, eV/atom, and forces, eV/Å."""
+    single = copy.deepcopy(model).float()
+    energy, forces = 0.0, 0.0
+    for atoms in structures:
+        with kernels.use("torch"):
+            expected = evaluate(single, [atoms])
+        found = _evaluate_fused(single, atoms)
+        energy = max(energy, abs(float(found[0] - expected.energy[0])) / len(atoms))
+        forces = max(forces, float((found[1] - expected.forces).abs().max()))
+    return energy, forces
+
+
+def _evaluate_fused(model: Student, atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
+    if not isinstance(model, MomentStudent):
+        with kernels.use("triton"):
+            found = evaluate(model, [atoms])
+        return found.energy[0], found.forces
+    from fastff.kernels.moment_potential.evaluate import FusedPotential
+
+    graph = atoms_to_graph(atoms, model.cutoff).to(model.device)
+    matrix = pack_edges(graph.edge_index, graph.shifts, graph.cell[0], graph.n_atoms)
+    potential = FusedPotential(collect_weights(model), model.device)
+    result = potential.evaluate(graph.positions, model.find_species(graph.numbers), matrix)
+    return result.energy, result.forces

@@ -1,0 +1,490 @@
+"""The physics gate sees a planted defect in every row, passes what is sound, and is recorded in the model file."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.lj import LennardJones
+from untrained import make_student
+
+from fastff.checkpoint import load_model, read_header, save_model, stamp_header
+from fastff.errors import DataError, ModelFileError
+from fastff.graph import Graph, edge_vectors
+from fastff.models import Prediction, Student
+from fastff.neighbors import VerletCache, atoms_to_graph
+from fastff.testing import (
+    Check,
+    CheckReport,
+    check_calculator,
+    check_student,
+    measure_other_process,
+    measure_supercell,
+)
+
+ELEMENTS = (8, 29)
+COLD = 2.0
+"""K; at more an untrained student, which repels at short range only, falls into its own cores."""
+
+
+def total(found: Prediction, graph: Graph, energies: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(found.energy).index_add(0, graph.batch, energies)
+
+
+def _negate_forces(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    return Prediction(found.energy, -found.forces, found.stress, found.energies)
+
+
+def _negate_stress(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    return Prediction(found.energy, found.forces, -found.stress, found.energies)
+
+
+def _drop_shear(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    stress = found.stress * torch.eye(3, dtype=torch.float64)
+    return Prediction(found.energy, found.forces, stress, found.energies)
+
+
+def _pull_to_origin(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    extra = 1e-6 * graph.positions.square().sum(dim=1)
+    energies = found.energies + extra.to(found.energies)
+    energy = torch.zeros_like(found.energy).index_add(0, graph.batch, energies)
+    forces = found.forces - 2e-6 * graph.positions.to(found.forces)
+    return Prediction(energy, forces, found.stress, energies)
+
+
+def _prefer_x(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    receivers = graph.edge_index[0]
+    vectors = edge_vectors(graph).to(found.forces)
+    pair = 1e-5 * (vectors[:, 0] ** 2) * (model.cutoff - vectors.norm(dim=1)) ** 4
+    energies = found.energies.index_add(0, receivers, pair.to(found.energies))
+    energy = torch.zeros_like(found.energy).index_add(0, graph.batch, energies)
+    return Prediction(energy, found.forces, found.stress, energies)
+
+
+def _count_atoms(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    sizes = torch.bincount(graph.batch)
+    energy = found.energy + 1e-6 * sizes.to(found.energy) ** 2
+    return Prediction(energy, found.forces, found.stress, found.energies)
+
+
+def _depend_on_order(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    place = torch.arange(graph.n_atoms).to(found.forces)
+    return Prediction(
+        found.energy, found.forces * (1 + 1e-6 * place[:, None]), found.stress, found.energies
+    )
+
+
+def _push_one(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    forces = found.forces.clone()
+    forces[0] += 1e-6
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+def _shift_vacuum(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    energies = found.energies + 1e-6
+    energy = found.energy + 1e-6 * torch.bincount(graph.batch).to(found.energy)
+    return Prediction(energy, found.forces, found.stress, energies)
+
+
+def _step_at_cutoff(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    counts = torch.bincount(graph.edge_index[0], minlength=graph.n_atoms)
+    energies = found.energies + 1e-5 * counts
+    energy = torch.zeros_like(found.energy).index_add(0, graph.batch, energies)
+    return Prediction(energy, found.forces, found.stress, energies)
+
+
+def _lose_digits(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    if model.dtype == torch.float64:
+        return found
+    forces = found.forces.bfloat16().float()
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+def _mix_batch(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    forces = found.forces * (1 + 1e-6 * (graph.n_systems - 1))
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+def _attract(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    return Prediction(-found.energy, -found.forces, -found.stress, -found.energies)
+
+
+def _see_hands(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """A pseudoscalar of the first three edges of every atom: sound under rotation, wrong under inversion."""
+    vectors = edge_vectors(graph).to(found.forces)
+    counts = torch.bincount(graph.edge_index[0], minlength=graph.n_atoms)
+    first = counts.cumsum(0) - counts
+    some = counts >= 3
+    triple = torch.stack([vectors[first[some] + k] for k in range(3)], dim=1)
+    energies = found.energies.clone()
+    energies[some] += 1e-5 * torch.linalg.det(triple.double())
+    return Prediction(total(found, graph, energies), found.forces, found.stress, energies)
+
+
+def _twirl(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """Forces of a curl between neighbors, which are no gradient but keep the total force."""
+    receivers = graph.edge_index[0]
+    vectors = edge_vectors(graph).to(found.forces)
+    near = (1.0 - vectors.norm(dim=1, keepdim=True) / model.cutoff).clamp_min(0.0) ** 3
+    axis = torch.tensor([0.0, 0.0, 1.0]).to(found.forces)
+    push = 0.3 * near * torch.linalg.cross(axis.expand_as(vectors), vectors)
+    forces = found.forces.index_add(0, receivers, push)
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+def _leak(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """One structure of a batch feels the first atom of all."""
+    place = graph.positions[0, 0].to(found.energy)
+    energy = found.energy + 1e-7 * place * (torch.arange(graph.n_systems).to(found.energy) > 0)
+    return Prediction(energy, found.forces, found.stress, found.energies)
+
+
+def _prefer_primitive(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    volume = torch.linalg.det(graph.cell).abs().to(found.energy)
+    sizes = torch.bincount(graph.batch).to(found.energy)
+    return Prediction(
+        found.energy + 1e-6 * sizes * volume, found.forces, found.stress, found.energies
+    )
+
+
+def _squeeze(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    stress = found.stress[0] if len(found.stress) == 1 else found.stress
+    return Prediction(found.energy, found.forces, stress, found.energies)
+
+
+def _jitter(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """Noise in the energy, the same for the same positions, as a truncated neighbor list makes it."""
+    wild = torch.sin(1e7 * graph.positions.sum(dim=1)).to(found.energies)
+    energies = found.energies + 2e-3 * wild
+    return Prediction(total(found, graph, energies), found.forces, found.stress, energies)
+
+
+def _turn_in_single_precision(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    return found if model.dtype == torch.float64 else _prefer_x_strongly(found, graph, model)
+
+
+def _prefer_x_strongly(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    forces = found.forces * torch.tensor([1.01, 1.0, 1.0]).to(found.forces)
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+def _heat(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    return _scale_twirl(found, graph, model, 30.0)
+
+
+def _scale_twirl(found: Prediction, graph: Graph, model: Student, scale: float) -> Prediction:
+    twirled = _twirl(found, graph, model)
+    forces = found.forces + scale * (twirled.forces - found.forces)
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+DEFECTS: list[tuple[Callable[..., Prediction], str]] = [
+    (_negate_forces, "forces, molecule"),
+    (_negate_stress, "stress, bulk"),
+    (_drop_shear, "stress, slab"),
+    (_pull_to_origin, "translation, molecule"),
+    (_prefer_x, "rotation, bulk"),
+    (_see_hands, "inversion, bulk"),
+    (_count_atoms, "supercell, bulk"),
+    (_count_atoms, "separation"),
+    (_prefer_primitive, "primitive cell"),
+    (_depend_on_order, "permutation, bulk"),
+    (_push_one, "momentum, bulk"),
+    (_shift_vacuum, "isolated atoms"),
+    (_step_at_cutoff, "cut-off"),
+    (_twirl, "jacobian, float32, bulk"),
+    (_turn_in_single_precision, "rotation, float32, bulk"),
+    (_lose_digits, "float32, bulk"),
+    (_mix_batch, "batch"),
+    (_squeeze, "batch"),
+    (_leak, "crosstalk"),
+    (_attract, "repulsion"),
+    (_heat, "NVE drift, bulk"),
+    (_jitter, "NVE order, bulk"),
+]
+
+
+def name_test(check: str) -> str:
+    head, _, structure = check.rpartition(", ")
+    return head if structure in ("molecule", "bulk", "slab") else check
+
+
+@pytest.fixture
+def student() -> Student:
+    return make_student("m1", ELEMENTS, energy_scale=0.02)
+
+
+@pytest.mark.parametrize(("defect", "caught_by"), DEFECTS)
+def test_a_defect_is_seen(
+    defect: Callable[..., Prediction],
+    caught_by: str,
+    student: Student,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    test = name_test(caught_by)
+    sound = check_student(student, only={test}, temperature=COLD)
+    assert caught_by in {check.name for check in sound.checks if check.passed}, f"\n{sound}"
+    forward = Student.forward
+    monkeypatch.setattr(Student, "forward", lambda self, g: defect(forward(self, g), g, self))
+    report = check_student(student, only={test}, temperature=COLD)
+    assert caught_by in report.failures, f"\n{report}"
+    assert not report.passed
+    assert report.to_dict()["passed"] is False
+
+
+def test_a_stale_neighbor_list_is_seen(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VerletCache, "needs_rebuild", lambda self, *state: self._reference is None)
+    monkeypatch.setattr(VerletCache, "_filter", lambda self, *state: (self._edges, self._shifts))
+    rebuild = VerletCache.rebuild
+
+    def build_without_skin(self: VerletCache, *state: Any) -> None:
+        self.skin = 0.0
+        rebuild(self, *state)
+
+    monkeypatch.setattr(VerletCache, "rebuild", build_without_skin)
+    report = check_student(student, only={"skin"})
+    assert "skin, bulk" in report.failures, f"\n{report}"
+
+
+def test_a_lost_parameter_is_seen(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    state_dict = Student.state_dict
+
+    def round_tensors(self: Student, *arguments: Any, **more: Any) -> dict[str, torch.Tensor]:
+        whole = state_dict(self, *arguments, **more)
+        return {k: v.half().to(v.dtype) if v.is_floating_point() else v for k, v in whole.items()}
+
+    assert check_student(student, only={"saved and loaded"}).passed
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "fastff.testing.files.save_model",
+            lambda path, model, header: _save_rounded(path, model, header, round_tensors),
+        )
+        report = check_student(student, only={"saved and loaded"})
+    assert report.failures == ("saved and loaded",)
+
+
+def _save_rounded(path: Path, model: Student, header: dict, round_tensors: Any) -> None:
+    other = copy.deepcopy(model)
+    other.load_state_dict(round_tensors(model))
+    save_model(path, other, header)
+
+
+def test_another_process_that_sees_another_file_is_seen(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, student, {})
+    cell = [bulk("Cu", cubic=True)]
+    assert measure_other_process(path, cell) == 0.0
+    other = copy.deepcopy(student)
+    other.energy_scale.mul_(1.0 + 1e-12)
+    monkeypatch.setattr("fastff.testing.files.load_model", lambda *a, **k: other.double())
+    assert measure_other_process(path, cell) == 1.0
+    monkeypatch.setattr("fastff.testing.files._PROGRAM", "raise SystemExit(1)")
+    assert np.isnan(measure_other_process(path, cell))
+
+
+def test_missing_images_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minimum-image list, the classic mistake, breaks small cells."""
+    from dataclasses import replace
+
+    def keep_nearest(atoms: Atoms, cutoff: float) -> Graph:
+        graph = atoms_to_graph(atoms, cutoff)
+        inside = (graph.shifts.abs().amax(dim=1) <= 1) & (
+            graph.edge_index[0] != graph.edge_index[1]
+        )
+        return replace(graph, edge_index=graph.edge_index[:, inside], shifts=graph.shifts[inside])
+
+    model = make_student("m1", (29,)).double()
+    atoms = bulk("Cu", cubic=True)
+    assert measure_supercell(model, atoms) < 1e-9
+    monkeypatch.setattr("fastff.testing.subject.atoms_to_graph", keep_nearest)
+    assert measure_supercell(model, atoms) > 1e-6
+
+
+def test_a_sound_student_passes_unchanged(student: Student) -> None:
+    before = copy.deepcopy(student.state_dict())
+    report = check_student(student, temperature=COLD)
+    assert report.passed, f"\n{report}"
+    assert "FAIL" not in str(report)
+    assert set(report.not_applicable) == {"other process", "kernels, energy", "kernels, forces"}
+    assert student.dtype == torch.float32
+    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+
+
+class TestReport:
+    """What is written of a gate."""
+
+    rows = CheckReport(
+        (
+            Check("a", 1.0, 2.0, "eV", "one"),
+            Check("a", float("nan"), 2.0, "eV", "two"),
+            Check("b", None, 0.0, "", "", "no GPU"),
+            Check("c", 0.0, 0.0, "eV"),
+            Check("c", 1e-30, 0.0, "eV", "tiny"),
+        )
+    )
+
+    def test_nothing_passes_silently(self) -> None:
+        assert self.rows.failures == ("a, two", "c, tiny")
+        assert self.rows.not_applicable == ("b",)
+        assert not self.rows.checks[2].passed
+        assert [c.name for c in self.rows.summarize()] == ["a, two", "b", "c, tiny"]
+        assert "n/a  b" in str(self.rows)
+        assert "no GPU" in str(self.rows)
+
+    def test_through_json_and_back(self) -> None:
+        record = json.loads(json.dumps(self.rows.to_dict(), allow_nan=False))
+        again = CheckReport.from_dict(record)
+        assert str(again) == str(self.rows)
+        assert again.failures == self.rows.failures
+        with pytest.raises(DataError, match="fastff check"):
+            CheckReport.from_dict({"checks": [{"name": "a"}]})
+
+
+class TestCalculators:
+    """Any ASE calculator."""
+
+    copper = bulk("Cu", cubic=True)
+    copper.positions += np.random.default_rng(0).normal(scale=0.05, size=(4, 3))
+
+    def test_a_sound_one(self) -> None:
+        report = check_calculator(EMT(), [self.copper])
+        assert set(report.failures) <= {"repulsion"}, f"\n{report}"
+        assert {"separation", "cut-off", "float32", "batch"} <= set(report.not_applicable)
+
+    def test_cutoff_gives_more_tests(self) -> None:
+        lj = LennardJones(sigma=2.3, epsilon=0.1, rc=5.0, smooth=True)
+        report = check_calculator(lj, {"copper": self.copper}, cutoff=5.0)
+        assert "separation" in {check.name for check in report.checks if check.passed}
+        assert "cut-off" in {check.name for check in report.checks if check.passed}
+
+    def test_a_jump_at_the_cutoff(self) -> None:
+        lj = LennardJones(sigma=2.3, epsilon=5.0, rc=4.0, smooth=False)
+        report = check_calculator(lj, {"copper": self.copper}, cutoff=4.0)
+        assert "cut-off" in report.failures
+
+    @pytest.mark.parametrize(
+        ("kind", "caught_by"),
+        [("forces", "forces, copper"), ("stale", "reuse"), ("stress", "stress, copper")],
+    )
+    def test_defects(self, kind: str, caught_by: str) -> None:
+        class Defective(EMT):
+            calls = 0
+
+            def calculate(self, *arguments: Any, **more: Any) -> None:
+                super().calculate(*arguments, **more)
+                self.calls += 1
+                if kind == "forces":
+                    self.results["forces"] = self.results["forces"] * 1.01
+                elif kind == "stale":
+                    self.results["energy"] += 1e-6 * self.calls
+                elif "stress" in self.results:
+                    self.results["stress"] = -self.results["stress"]
+
+        report = check_calculator(Defective(), {"copper": self.copper})
+        assert caught_by in report.failures, f"\n{report}"
+
+    def test_no_structures(self) -> None:
+        with pytest.raises(DataError, match="at least one"):
+            check_calculator(EMT(), [])
+
+
+class TestStamp:
+    """Entries added to a model file."""
+
+    @pytest.fixture
+    def path(self, student: Student, tmp_path: Path) -> Path:
+        path = tmp_path / "m.safetensors"
+        save_model(path, student, {"teacher": {"name": "none"}})
+        return path
+
+    def test_weights_stay_as_they_are(self, path: Path) -> None:
+        before, old = load_model(path), read_header(path)
+        stamp_header(path, {"check": {"passed": True}})
+        after, new = load_model(path), read_header(path)
+        assert new["check"] == {"passed": True}
+        assert {k: v for k, v in new.items() if k not in ("check", "header_sha256")} == {
+            k: v for k, v in old.items() if k != "header_sha256"
+        }
+        assert new["header_sha256"] != old["header_sha256"]
+        for name, value in before.state_dict().items():
+            assert torch.equal(value, after.state_dict()[name]), name
+
+    def test_what_belongs_to_the_file_is_refused(self, path: Path) -> None:
+        with pytest.raises(ValueError, match="sha256"):
+            stamp_header(path, {"sha256": "0"})
+
+    def test_a_damaged_file_is_not_blessed(self, path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.write_bytes(bytes(data))
+        with pytest.raises(ModelFileError, match="SHA-256"):
+            stamp_header(path, {"check": {}})
+        assert path.read_bytes() == bytes(data)
+
+
+class TestCommand:
+    """``fastff check``."""
+
+    @pytest.fixture
+    def path(self, student: Student, tmp_path: Path) -> Path:
+        path = tmp_path / "m.safetensors"
+        save_model(path, student, {})
+        return path
+
+    def test_pass_table_record_and_stamp(
+        self, path: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        record = tmp_path / "check.json"
+        code, out, err = run_cli(
+            "check", path, "--json", record, "--device", "cpu", "--temperature", "2"
+        )
+        assert code == 0, out + err
+        assert "0 failed" in out
+        assert "n/a" in out
+        stored = read_header(path)["check"]
+        assert stored == json.loads(record.read_text())
+        assert stored["passed"] is True
+        assert stored["temperature"] == 2.0
+        assert CheckReport.from_dict(stored).passed
+
+    def test_fail_and_no_stamp(
+        self,
+        path: Path,
+        tmp_path: Path,
+        run_cli: Callable[..., tuple[int, str, str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        from ase.io import write
+
+        forward = Student.forward
+        monkeypatch.setattr(
+            Student, "forward", lambda self, g: _push_one(forward(self, g), g, self)
+        )
+        before = path.read_bytes()
+        write(tmp_path / "cu.xyz", bulk("Cu", cubic=True))
+        code, out, err = run_cli(
+            "check",
+            path,
+            "--no-stamp",
+            "--device",
+            "cpu",
+            "--temperature",
+            "2",
+            "--structures",
+            tmp_path / "cu.xyz",
+        )
+        assert code == 6
+        assert "momentum" in err
+        assert "cu.xyz 0" in out or "fail" in out
+        assert path.read_bytes() == before
