@@ -1,7 +1,8 @@
 """``FastFFCalculator``: a student behind ASE's calculator interface.
 
-Here: the life cycle of one calculator, argument compatibility, caching of the neighbor list. Not here: models, batches
-of many structures (:func:`fastff.predict.predict`), dynamics.
+Here: the life cycle of one calculator, argument compatibility, what ASE must be told. Not here: models, neighbor lists
+and the choice of kernels (:mod:`fastff.evaluator`), batches of many structures (:func:`fastff.predict.predict`),
+dynamics.
 """
 
 from __future__ import annotations
@@ -24,10 +25,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastff.checkpoint import load_model
 from fastff.errors import DataError, UsageError
-from fastff.graph import Graph, edge_vectors
+from fastff.evaluator import Choice, Evaluator, Outcome
 from fastff.models import Student
-from fastff.neighbors import VerletCache, atoms_to_graph
-from fastff.predict import split_prediction
+from fastff.neighbors import VerletCache
 from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
 
 _PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
@@ -136,8 +136,13 @@ class FastFFCalculator(Calculator):
         self.charge, self.spin, self.skin = charge, spin, float(skin)
         self.close_contacts: CloseContacts = close_contacts
         self.extras: dict[str, Any] = {}
-        self._cache = VerletCache(self.student.cutoff, self.skin)
+        self.evaluator = Evaluator(
+            self.student,
+            skin=self.skin,
+            contact_limit=None if close_contacts == "ignore" else CLOSEST_DISTANCE,
+        )
         self._electronic: tuple[float, float] | None = None
+        self._checked: tuple[Any, Any, Any, int, float] | None = None
         self.parameters.update(
             {
                 "model": self.model_path or type(self.student).__name__,
@@ -168,7 +173,8 @@ class FastFFCalculator(Calculator):
             If the structure cannot be used; ``results`` is then empty.
         """
         self.results = {}
-        super().calculate(atoms, properties, system_changes)
+        if atoms is not None:
+            self.atoms = atoms.copy()
         atoms = self.atoms
         if atoms is None:
             raise UsageError("no atoms to calculate; pass atoms or set atoms.calc first")
@@ -177,43 +183,65 @@ class FastFFCalculator(Calculator):
             raise PropertyNotImplementedError(f"{self.name} does not give {sorted(unknown)}")
         electronic = self._read_electronic(atoms)
         self._check_electronic(electronic)
-        check_structure(atoms, close_contacts="ignore")
-        graph = atoms_to_graph(atoms, self.student.cutoff, cache=self._cache)
-        self._check_contacts(graph)
-        with torch.inference_mode():
-            prediction = self.student(graph.to(self.student.device))
-        labels = split_prediction(prediction, [graph])[0]
-        if not np.isfinite(labels.energy) or not np.isfinite(labels.forces).all():
-            raise DataError(
-                f"energy {labels.energy} eV or a force is not finite; check for overlapping atoms"
-            )
+        rank, volume = self._check_atoms(atoms)
+        outcome = self.evaluator.evaluate(
+            atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
+        )
+        self._check_outcome(outcome)
         results: dict[str, Any] = {
-            "energy": labels.energy,
-            "free_energy": labels.energy,
-            "forces": labels.forces,
-            "energies": labels.energies,
+            "energy": outcome.energy,
+            "free_energy": outcome.energy,
+            "forces": outcome.forces,
+            "energies": outcome.energies,
         }
-        if atoms.cell.rank == 3:
-            matrix = prediction.stress[0].double().cpu().numpy()
-            completed = abs(float(torch.linalg.det(graph.cell[0])))
-            results["stress"] = full_3x3_to_voigt_6_stress(matrix) * completed / atoms.cell.volume
+        if rank == 3:
+            results["stress"] = full_3x3_to_voigt_6_stress(outcome.virial / volume)
         self.results = results
         self._electronic = electronic
 
-    def _check_contacts(self, graph: Graph) -> None:
-        """Refuse, or warn of, atoms that coincide."""
-        if self.close_contacts == "ignore" or graph.n_edges == 0:
-            return
-        squared = edge_vectors(graph).square().sum(dim=1)
-        nearest = int(squared.argmin())
-        distance = float(squared[nearest].sqrt())
-        if distance >= CLOSEST_DISTANCE:
-            return
-        i, j = graph.edge_index[:, nearest].tolist()
-        message = f"atoms {i} and {j} are {distance:.3g} Å apart, closer than {CLOSEST_DISTANCE} Å"
-        if self.close_contacts == "raise":
-            raise DataError(f"{message}; check the structure or the time step")
-        warnings.warn(message, UserWarning, stacklevel=4)
+    def explain(self) -> Choice:
+        """Which path evaluations take, fused kernels or torch, and why."""
+        return self.evaluator.explain()
+
+    @property
+    def _cache(self) -> VerletCache:
+        """Neighbor list of the torch path."""
+        return self.evaluator.cache
+
+    def _check_atoms(self, atoms: Atoms) -> tuple[int, float]:
+        """Rank and volume of the cell of a structure that can be used; asks again only for what has changed."""
+        cell = atoms.cell.array
+        known = self._checked
+        if (
+            known is not None
+            and np.isfinite(atoms.positions.sum())
+            and np.array_equal(known[0], atoms.numbers)
+            and np.array_equal(known[1], atoms.pbc)
+            and np.array_equal(known[2], cell)
+        ):
+            return known[3], known[4]
+        self._checked = None
+        check_structure(atoms, close_contacts="ignore")
+        rank = int(atoms.cell.rank)
+        volume = float(atoms.cell.volume) if rank == 3 else 0.0
+        self._checked = (atoms.numbers.copy(), atoms.pbc.copy(), cell.copy(), rank, volume)
+        return rank, volume
+
+    def _check_outcome(self, outcome: Outcome) -> None:
+        """Refuse, or warn of, atoms that coincide; refuse numbers that are none."""
+        contact = outcome.contact
+        if contact is not None:
+            message = (
+                f"atoms {contact.first} and {contact.second} are {contact.distance:.3g} Å apart, "
+                f"closer than {CLOSEST_DISTANCE} Å"
+            )
+            if self.close_contacts == "raise":
+                raise DataError(f"{message}; check the structure or the time step")
+            warnings.warn(message, UserWarning, stacklevel=4)
+        if not outcome.is_finite:
+            raise DataError(
+                f"energy {outcome.energy} eV or a force is not finite; check for overlapping atoms"
+            )
 
     def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
         """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""
@@ -239,12 +267,6 @@ class FastFFCalculator(Calculator):
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """JSON-able provenance, as ASE databases store it."""
         return dict(self.parameters)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but buffers, which are rebuilt."""
-        state = self.__dict__.copy()
-        state["_cache"] = VerletCache(self.student.cutoff, self.skin)
-        return state
 
 
 def _read_number(name: str, value: Any) -> float:

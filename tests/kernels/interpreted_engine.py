@@ -6,13 +6,26 @@ tests/kernels/interpreted_engine.py``.
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
+from ase.build import bulk
+from untrained import make_student
 
-from fastff import kernels
+from fastff import kernels, resident
+from fastff.calculator import FastFFCalculator
+from fastff.errors import DataError, UnsupportedElementError
+from fastff.evaluator import Evaluator, Outcome, choose_path
 from fastff.kernels import contract, dispatch
 from fastff.kernels.neighbor_list import build_neighbors
+from fastff.kernels.neighbor_list.plan import make_frame
+from fastff.kernels.skin_check import check_skin, take_snapshot
+from fastff.md.protocol import DevicePotential
+from fastff.models import Student
+from fastff.neighbors import VerletCache
 
 from .lists import NASTY, draw_structure, list_by_op
 
@@ -25,7 +38,7 @@ FULL = (True, True, True)
 @pytest.mark.parametrize("name", NASTY)
 def test_lists_of_nasty_cells(name):
     positions, cell, flags = NASTY[name]
-    reach = 1.0 if name == "skewed" else 4.0
+    reach = 0.5 if name == "skewed" else 4.0
     expected = list_by_op(positions, cell, flags, reach)
     with kernels.use("triton"):
         assert list_by_op(positions, cell, flags, reach) == expected
@@ -43,8 +56,7 @@ def test_lists_of_random_cells(seed):
 
 
 def test_rows_grow_and_buffers_stay():
-    positions = torch.tensor(NASTY["two bins"][0])
-    cell = np.asarray(NASTY["two bins"][1])
+    positions, cell = torch.tensor(NASTY["molecule"][0]), np.eye(3) * 9.0
     with kernels.use("triton"):
         small = build_neighbors(positions, cell, FULL, 4.0, n_slots=1)
         assert small.matrix.n_slots >= int(small.matrix.counts.max()) > 1
@@ -55,10 +67,203 @@ def test_rows_grow_and_buffers_stay():
 def test_wide_entries(monkeypatch):
     from fastff.kernels.neighbor_list import op
 
-    positions, cell, flags = NASTY["two bins"]
+    positions, cell, flags = NASTY["left-handed"]
     expected = list_by_op(positions, cell, flags, 4.0)
     monkeypatch.setattr(op, "_INT32", 64)
     with kernels.use("triton"):
         found = build_neighbors(torch.tensor(positions), np.asarray(cell), FULL, 4.0)
         assert found.matrix.entries.dtype == torch.int64
         assert list_by_op(positions, cell, flags, 4.0) == expected
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_skin_check_is_that_of_the_cache(seed):
+    """Random moves and strains; single precision or a bound that is not tight would show."""
+    rng = np.random.default_rng(seed)
+    pbc = rng.random(3) < 0.5
+    cell = np.diag(rng.uniform(2.5, 6.0, 3)) + rng.normal(scale=0.5, size=(3, 3))
+    positions = rng.uniform(0, 6, (5, 3))
+    strain = np.eye(3) + rng.normal(scale=(0.0, 0.02)[seed % 2], size=(3, 3))
+    frame = make_frame(cell, tuple(bool(p) for p in pbc))
+    snapshot = take_snapshot(torch.tensor(positions), frame, 5.0, 1.0)
+    cache = VerletCache(5.0, 1.0)
+    cache.update(positions, cell, pbc)
+    seen = set()
+    for width in (0.0, 0.02, 0.1, 0.2, 0.3):
+        moved = positions @ strain + rng.normal(scale=width, size=positions.shape)
+        answers = [cache.needs_rebuild(moved, cell @ strain, pbc)]
+        for backend in ("torch", "triton"):
+            stale = torch.zeros((), dtype=torch.int32)
+            with kernels.use(backend):
+                check_skin(torch.tensor(moved), torch.tensor(cell @ strain), snapshot, stale)
+            answers.append(bool(stale))
+        assert answers[0] == answers[1] == answers[2]
+        seen.add(answers[0])
+    assert True in seen
+
+
+def test_skin_check_at_its_edge():
+    positions = torch.zeros(300, 3, dtype=torch.float64)
+    cell = torch.eye(3, dtype=torch.float64) * 9
+    snapshot = take_snapshot(positions, make_frame(cell.numpy(), FULL), 5.0, 1.0)
+
+    def check(moved, cell):
+        stale = torch.zeros((), dtype=torch.int32)
+        with kernels.use("triton"):
+            check_skin(moved, cell, snapshot, stale)
+        return int(stale)
+
+    far = positions.clone()
+    far[299, 1] = 0.4999999
+    assert check(far, cell) == 0
+    far[299, 1] = 0.5000001
+    assert check(far, cell) == 1
+    assert check(positions, cell * (5 / 6 + 1e-6)) == 0
+    assert check(positions, cell * (5 / 6 - 1e-6)) == 1
+    assert check(positions, cell * 1.3) == 0
+    assert check(positions, cell.roll(1, 0)) == 0, "a rotation strains nothing"
+    far[299, 1] = float("nan")
+    assert check(far, cell) == 1
+
+
+def make_atoms(kind: str) -> Atoms:
+    atoms = bulk("Cu", cubic=True) * (1, 1, 2)
+    atoms.numbers[1] = 8
+    atoms.rattle(0.1, seed=1)
+    skew = np.array([[0, 0.3, 0], [0, 0, 0.2], [0.1, 0, 0]])
+    atoms.set_cell(atoms.cell.array + skew)
+    if kind == "slab":
+        atoms.pbc = (True, False, True)
+    elif kind == "molecule":
+        atoms.pbc, atoms.cell = False, np.zeros((3, 3))
+    atoms.positions += (7.0, -90.0, 400.0)
+    return atoms
+
+
+def expect(outcome: Outcome, student: Student, atoms: Atoms) -> None:
+    """An evaluation equals that of the student in float64."""
+    with kernels.use("torch"):
+        exact = Evaluator(student.double()).evaluate(
+            atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
+        )
+    tolerance = 1e-5 * (1.0 + 0.2 * abs(exact.forces).max())
+    assert abs(outcome.energy - exact.energy) < len(atoms) * tolerance
+    np.testing.assert_allclose(outcome.forces, exact.forces, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(outcome.energies, exact.energies, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(outcome.virial, exact.virial, rtol=0, atol=10 * tolerance)
+    assert abs(exact.forces).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "sort_from"),
+    [("bulk", "m2", 1), ("bulk", "m1", 10_000), ("slab", "m1", 1), ("molecule", "m1", 10_000)],
+)
+def test_fused_evaluator(kind, architecture, sort_from, monkeypatch):
+    """Through moves within the skin, beyond it, strain, wrapping, other species, another size."""
+    monkeypatch.setattr(resident, "SORT_FROM", sort_from)
+    student, exact = (make_student(architecture, (8, 29)) for _ in range(2))
+    evaluator = Evaluator(student, skin=0.6)
+    atoms = make_atoms(kind)
+
+    def run():
+        with kernels.use("triton"), contract.poison_allocations():
+            assert evaluator.explain().path == "fused"
+            return evaluator.evaluate(atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers)
+
+    first = run()
+    expect(first, exact, atoms)
+    again = run()
+    assert again.energy == first.energy
+    assert (again.forces == first.forces).all()
+    potential = evaluator._session.potential
+    atoms.rattle(0.02, seed=2)
+    expect(run(), exact, atoms)
+    assert potential.n_builds == 1
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.04), scale_atoms=True)
+    atoms.rattle(0.2, seed=3)
+    expect(run(), exact, atoms)
+    assert potential.n_builds == 2
+    atoms.wrap(eps=0)
+    expect(run(), exact, atoms)
+    assert evaluator._session.potential is potential
+    atoms.numbers[2] = 8
+    expect(run(), exact, atoms)
+    assert evaluator._session.potential is not potential
+    del atoms[0]
+    expect(run(), exact, atoms)
+
+
+def test_rows_grow_under_compression():
+    student, exact = (make_student("m1", (29,)) for _ in range(2))
+    evaluator = Evaluator(student, skin=0.4)
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    sizes = set()
+    for _ in range(3):
+        with kernels.use("triton"):
+            found = evaluator.evaluate(atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers)
+        expect(found, exact, atoms)
+        sizes.add(evaluator._session.potential._neighbors.matrix.n_slots)
+        atoms.set_cell(atoms.cell.array * 0.9, scale_atoms=True)
+    assert len(sizes) > 1
+    assert evaluator._session.potential.n_builds == 3
+
+
+def test_fused_calculator():
+    calculator = FastFFCalculator(make_student("m1", (8, 29)), device="cpu", skin=0.5)
+    atoms = make_atoms("bulk")
+    atoms.calc = calculator
+    with kernels.use("torch"):
+        forces, stress = atoms.get_forces(), atoms.get_stress()
+        assert calculator.explain() == ("torch", "selected by kernels.use")
+    calculator.reset()
+    with kernels.use("triton"):
+        assert calculator.explain().path == "fused"
+        np.testing.assert_allclose(atoms.get_forces(), forces, rtol=0, atol=2e-6)
+        np.testing.assert_allclose(atoms.get_stress(), stress, rtol=0, atol=1e-7)
+        assert type(atoms.get_potential_energy()) is float
+        twin = pickle.loads(pickle.dumps(calculator))
+        assert twin.evaluator._session is None
+        twin.calculate(atoms)
+        assert (twin.results["forces"] == calculator.results["forces"]).all()
+        atoms.positions[3] = atoms.positions[0] + (0.05, 0, 0)
+        with pytest.raises(DataError, match=r"are 0\.05 Å apart, closer than 0\.1 Å"):
+            atoms.get_forces()
+        assert calculator.results == {}
+        atoms.positions[3] = atoms.positions[0] + (2.0, 0, 0)
+        atoms.get_forces()
+        atoms.numbers[0] = 79
+        with pytest.raises(UnsupportedElementError, match="Au"):
+            atoms.get_forces()
+
+
+def test_fused_path_is_refused_with_a_reason():
+    student = make_student("m1", (29,))
+    expected = r"the student is torch\.float64"
+    with kernels.use("triton"), pytest.raises(kernels.BackendError, match=expected):
+        choose_path(student.double())
+    with kernels.use("auto"):
+        assert choose_path(make_student("m1", (29,))).path == "torch"
+
+
+def test_resident_potential_is_a_device_potential():
+    potential = resident.ResidentPotential(make_student("m1", (8, 29)), skin=0.5)
+    assert isinstance(potential, DevicePotential)
+    atoms = make_atoms("bulk")
+    positions, cell = torch.tensor(atoms.positions), torch.tensor(atoms.cell.array)
+    with kernels.use("triton"):
+        numbers = torch.tensor(atoms.numbers)
+        potential.attach(positions, numbers, cell, torch.tensor(atoms.pbc))
+        potential.check()
+        potential.compute()
+        kept = [potential.energy, potential.forces, potential.virial, potential.stale]
+        before = potential.forces.clone()
+        positions[0] += 0.6
+        potential.check()
+        assert int(potential.stale) == 1
+        assert potential.rebuild() is False
+        assert int(potential.stale) == 0
+        potential.compute()
+    now = [potential.energy, potential.forces, potential.virial, potential.stale]
+    assert all(a is b for a, b in zip(kept, now, strict=True))
+    assert not torch.equal(before, potential.forces)

@@ -88,7 +88,7 @@ def make_frame(cell: Array, periodic: tuple[bool, bool, bool]) -> Frame:
     if np.isfinite(rows).all() and lengths.min() > 1e-8:
         volume = abs(np.linalg.det(rows / lengths[:, None]))
         if volume > 1e-10:
-            inverse = np.linalg.inv(rows)
+            inverse: Array = np.asarray(np.linalg.inv(rows), dtype=np.float64)
             heights: Array = np.asarray(1.0 / np.linalg.norm(inverse, axis=0), dtype=np.float64)
             return Frame(rows, inverse, heights, periodic)
     raise DataError(

@@ -1,0 +1,340 @@
+"""One structure after another, quickly: the choice between fused kernels and torch, and what is kept between calls.
+
+Here: :class:`Evaluator`, arrays in and arrays out. Not here: ASE calculators, checks of structures, many structures at
+once (:mod:`fastff.predict`), what stays on the device (:mod:`fastff.resident`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastff.errors import UsageError
+from fastff.graph import Graph, edge_vectors
+from fastff.kernels import dispatch
+from fastff.kernels.moment_potential.layout import find_obstacle
+from fastff.kernels.moment_potential.op import OP
+from fastff.kernels.moment_potential.workspace import Options
+from fastff.kernels.replay import Replay
+from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
+from fastff.models.base import Student
+from fastff.models.fused import collect_weights
+from fastff.models.moment import MomentStudent
+from fastff.neighbors import VerletCache, build_edges, complete_cell
+from fastff.resident import ResidentPotential
+
+Array = NDArray[np.float64]
+
+
+class Choice(NamedTuple):
+    """Which path evaluations take: ``"fused"`` (Triton kernels) or ``"torch"``, and why."""
+
+    path: str
+    reason: str
+
+
+class Contact(NamedTuple):
+    """The closest pair of a structure: atoms, distance in Å."""
+
+    first: int
+    second: int
+    distance: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation gives, in arrays of the caller's own.
+
+    Attributes
+    ----------
+    energy : float, eV
+    forces : (n_atoms, 3) float64 array, eV/Å
+    virial : (3, 3) float64 array, eV
+        Stress times the volume of the cell, positive under tension.
+    energies : (n_atoms,) float64 array, eV
+    contact : Contact or None
+        The closest pair, if it is nearer than the evaluator's limit.
+    """
+
+    energy: float
+    forces: Array
+    virial: Array
+    energies: Array
+    contact: Contact | None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether energy and all forces are numbers."""
+        return bool(np.isfinite(self.energy) and np.isfinite(self.forces.sum()))
+
+
+def find_student_obstacle(student: Student) -> str | None:
+    """Why the fused kernels cannot take a student, or None."""
+    if not isinstance(student, MomentStudent):
+        return f"{type(student).__name__} is no moment student"
+    if student.dtype != torch.float32:
+        return f"the student is {student.dtype}, the kernels take float32"
+    return find_obstacle(collect_weights(student))
+
+
+def choose_path(student: Student, obstacle: str | None = None) -> Choice:
+    """Which path evaluations of a student take on its device under the present selection of back ends.
+
+    Raises
+    ------
+    BackendError
+        Triton is forced and cannot run.
+    """
+    obstacle = obstacle or find_student_obstacle(student)
+    backend, reason = dispatch.decide(OP, student.device, obstacle)
+    return Choice("fused" if backend == "triton" else "torch", reason)
+
+
+class Evaluator:
+    """Energies, forces and virials of one student, for structures that resemble their predecessors.
+
+    Parameters
+    ----------
+    student : Student
+        On its device and in its dtype; its parameters must not change while the evaluator is used.
+    skin : float, Å
+        By how much neighbor lists reach beyond the cut-off; 0 builds a list at every call.
+    precision : {"tf32x3", "tf32", "ieee"}
+        Of matrix products on the fused path; see :class:`~fastff.kernels.moment_potential.workspace.Options`.
+    contact_limit : float, optional
+        Distance in Å below which the closest pair is reported.
+
+    Notes
+    -----
+    A moment student in float32 on a CUDA device takes the fused kernels, from the third call on as a replayed CUDA
+    graph; :meth:`explain` tells. Everything else takes torch. Not for several threads at once. Copies and pickles carry
+    no buffers.
+    """
+
+    def __init__(
+        self,
+        student: Student,
+        *,
+        skin: float = 1.0,
+        precision: str = "tf32x3",
+        contact_limit: float | None = None,
+    ) -> None:
+        if not skin >= 0.0:
+            raise UsageError(f"skin {skin} Å must not be negative")
+        self.student, self.skin, self.contact_limit = student, float(skin), contact_limit
+        self.options = Options(precision=precision)
+        self._obstacle = find_student_obstacle(student)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop lists and buffers; the next call builds them anew."""
+        self.cache = VerletCache(self.student.cutoff, self.skin)
+        self._session: FusedSession | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but buffers."""
+        return {**self.__dict__, "cache": None, "_session": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore, without buffers."""
+        self.__dict__.update(state)
+        self.forget()
+
+    def explain(self) -> Choice:
+        """Which path the next evaluation takes, and why."""
+        if self._obstacle is None:
+            return choose_path(self.student)
+        return choose_path(self.student, self._obstacle)
+
+    def evaluate(
+        self, positions: Array, cell: Array, pbc: NDArray[np.bool_], numbers: NDArray[np.int64]
+    ) -> Outcome:
+        """Evaluate one structure.
+
+        Parameters
+        ----------
+        positions : (n_atoms, 3) float64 array, Å
+        cell : (3, 3) float64 array, Å
+        pbc : (3,) bool array
+        numbers : (n_atoms,) integer array
+
+        Raises
+        ------
+        UnsupportedElementError
+            If an element is unknown to the student.
+        DataError
+            If positions or cell cannot be used.
+        DeviceMemoryError
+            If the structure does not fit into the memory of the device.
+        BackendError
+            If Triton is forced and cannot run.
+        """
+        arguments = (positions, cell, np.asarray(pbc, dtype=bool), numbers)
+        try:
+            return dispatch.run(
+                OP,
+                self.student.device,
+                lambda: self._evaluate_fused(*arguments),
+                lambda: self._evaluate_torch(*arguments),
+                self._obstacle,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.forget()
+            raise DeviceMemoryError(
+                describe_shortage(len(positions), self.student.device)
+            ) from error
+
+    def _evaluate_fused(
+        self, positions: Array, cell: Array, pbc: NDArray[np.bool_], numbers: NDArray[np.int64]
+    ) -> Outcome:
+        session = self._session
+        if session is None or not session.fits(numbers, pbc):
+            self._session = None
+            session = FusedSession(self, positions, cell, pbc, numbers)
+            self._session = session
+            numbers_out = session.evaluate(positions, cell, fresh=True)
+        else:
+            numbers_out = session.evaluate(positions, cell)
+        n_atoms = len(positions)
+        contact = None
+        if self.contact_limit is not None and np.isfinite(numbers_out[10]):
+            contact = find_contact(positions, cell, pbc, self.contact_limit)
+        return Outcome(
+            float(numbers_out[0]),
+            numbers_out[12 : 12 + 3 * n_atoms].reshape(n_atoms, 3).copy(),
+            numbers_out[1:10].reshape(3, 3).copy(),
+            numbers_out[12 + 3 * n_atoms :].copy(),
+            contact,
+        )
+
+    def _evaluate_torch(
+        self, positions: Array, cell: Array, pbc: NDArray[np.bool_], numbers: NDArray[np.int64]
+    ) -> Outcome:
+        completed, edges, shifts = self.cache.update(positions, cell, pbc)
+        graph = Graph(
+            positions=torch.tensor(positions, dtype=torch.float64),
+            numbers=torch.tensor(numbers, dtype=torch.int64),
+            cell=torch.tensor(completed, dtype=torch.float64)[None],
+            pbc=torch.tensor(pbc)[None],
+            batch=torch.zeros(len(positions), dtype=torch.int64),
+            edge_index=torch.from_numpy(edges),
+            shifts=torch.from_numpy(shifts),
+        )
+        contact = self._find_contact(graph)
+        with torch.inference_mode():
+            prediction = self.student(graph.to(self.student.device))
+        volume = abs(float(np.linalg.det(completed)))
+        return Outcome(
+            float(prediction.energy[0]),
+            prediction.forces.double().cpu().numpy(),
+            prediction.stress[0].double().cpu().numpy() * volume,
+            prediction.energies.double().cpu().numpy(),
+            contact,
+        )
+
+    def _find_contact(self, graph: Graph) -> Contact | None:
+        if self.contact_limit is None or graph.n_edges == 0:
+            return None
+        squared = edge_vectors(graph).square().sum(dim=1)
+        nearest = int(squared.argmin())
+        distance = float(squared[nearest].sqrt())
+        if distance >= self.contact_limit:
+            return None
+        i, j = graph.edge_index[:, nearest].tolist()
+        return Contact(i, j, distance)
+
+
+def find_contact(
+    positions: Array, cell: Array, pbc: NDArray[np.bool_], limit: float
+) -> Contact | None:
+    """The closest pair nearer than ``limit`` Å, on the host."""
+    completed = complete_cell(positions, cell, pbc, limit)
+    edges, shifts = build_edges(positions, completed, pbc, limit)
+    if not edges.shape[1]:
+        return None
+    vectors = positions[edges[1]] - positions[edges[0]] + shifts @ completed
+    distances = np.linalg.norm(vectors, axis=1)
+    nearest = int(distances.argmin())
+    return Contact(int(edges[0, nearest]), int(edges[1, nearest]), float(distances[nearest]))
+
+
+class FusedSession:
+    """One structure on the device, its positions and cell exchanged for new ones at every call.
+
+    One transfer in (cell, positions), one out (everything), one graph in between. The skin is checked in the same
+    graph: a result that came from a stale list is thrown away, the list is built and the graph runs again.
+    """
+
+    def __init__(
+        self,
+        owner: Evaluator,
+        positions: Array,
+        cell: Array,
+        pbc: NDArray[np.bool_],
+        numbers: NDArray[np.int64],
+    ) -> None:
+        student = owner.student
+        assert isinstance(student, MomentStudent)
+        device = student.device
+        self._numbers, self._pbc = np.array(numbers), np.array(pbc)
+        n_atoms, pinned = len(positions), device.type == "cuda"
+        self._sent = torch.empty(9 + 3 * n_atoms, dtype=torch.float64, pin_memory=pinned)
+        self._received = torch.empty(12 + 4 * n_atoms, dtype=torch.float64, pin_memory=pinned)
+        self._outgoing, self._incoming = self._sent.numpy(), self._received.numpy()
+        self._inputs = torch.empty_like(self._sent, device=device)
+        self._device = device
+        self.potential = ResidentPotential(
+            student, skin=owner.skin, options=owner.options, contact_limit=owner.contact_limit
+        )
+        self._send(positions, cell)
+        self.potential.attach(
+            self._inputs[9:].view(n_atoms, 3),
+            torch.from_numpy(self._numbers).to(torch.int64),
+            self._inputs[:9].view(3, 3),
+            torch.from_numpy(self._pbc),
+        )
+        self._replay = Replay(self._step, device)
+
+    def fits(self, numbers: NDArray[np.int64], pbc: NDArray[np.bool_]) -> bool:
+        """Whether a structure differs in positions and cell alone."""
+        return np.array_equal(numbers, self._numbers) and np.array_equal(pbc, self._pbc)
+
+    def evaluate(self, positions: Array, cell: Array, *, fresh: bool = False) -> Array:
+        """Numbers of :class:`~fastff.kernels.staging.op.Results`, in a buffer that the next call overwrites."""
+        if not fresh:
+            self._send(positions, cell)
+        current = fresh
+        if not fresh and self.potential.skin == 0.0:
+            self._rebuild()
+            current = True
+        self._replay()
+        self._receive()
+        if self._incoming[11] != 0.0 and not current:
+            self._rebuild()
+            self._replay()
+            self._receive()
+        return self._incoming
+
+    def _step(self) -> None:
+        self.potential.check()
+        self.potential.compute()
+
+    def _rebuild(self) -> None:
+        if self.potential.rebuild():
+            self._replay.forget()
+
+    def _send(self, positions: Array, cell: Array) -> None:
+        self._outgoing[:9] = np.asarray(cell, dtype=np.float64).ravel()
+        self._outgoing[9:] = np.asarray(positions, dtype=np.float64).ravel()
+        self._inputs.copy_(self._sent, non_blocking=True)
+
+    def _receive(self) -> None:
+        self._received.copy_(self.potential.results.buffer, non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()

@@ -1,0 +1,58 @@
+"""CUDA graphs: a sequence of launches over fixed buffers, recorded once and replayed.
+
+Here: :class:`Replay`. Not here: what is recorded, or when buffers move. Recording takes a tenth of a second, so it
+waits until a function has been called a few times on the same buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+EAGER_CALLS = 2
+"""Calls before recording; at least one, in which kernels are compiled and loaded."""
+
+
+class Replay:
+    """A function without arguments that is replayed from a CUDA graph where there is a CUDA device.
+
+    Parameters
+    ----------
+    function : callable
+        Launches work on fixed buffers and never waits for the device.
+    device : torch.device
+    """
+
+    def __init__(self, function: Callable[[], None], device: torch.device) -> None:
+        self._function, self._device = function, device
+        self.forget()
+
+    @property
+    def recorded(self) -> bool:
+        """Whether the next call is a replay."""
+        return self._graph is not None
+
+    def forget(self) -> None:
+        """Drop the recording: buffers have moved."""
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._calls = 0
+
+    def __call__(self) -> None:
+        """Run the function, or replay it."""
+        if self._graph is None:
+            self._calls += 1
+            if self._device.type != "cuda" or self._calls <= EAGER_CALLS:
+                self._function()
+                return
+            self._graph = self._record()
+        self._graph.replay()
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
+            self._function()
+        return graph
