@@ -240,8 +240,8 @@ def _run(
 ) -> float:
     """Step until the end or a signal; return wall seconds."""
     if fresh:
-        _record(engine, recorder, settings, engine.observe())
         recorder.add_frame(take_frame(engine))
+        _record(engine, recorder, settings, engine.observe())
         recorder.add_restart(take_restart(engine))
     begun, first, saved, complete = time.monotonic(), engine.step, engine.step, True
     while engine.step < settings.n_steps and not (received and complete):
