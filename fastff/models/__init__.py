@@ -8,6 +8,7 @@ from typing import Any
 from fastff.errors import UsageError
 from fastff.models.base import Prediction, Student, StudentConfig
 from fastff.models.moment import MomentStudent
+from fastff.models.painn import PainnStudent
 
 __all__ = ["ARCHITECTURES", "Prediction", "Student", "StudentConfig", "build_student"]
 
@@ -15,6 +16,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "m1": {"n_hops": 1},
     "m2": {"n_hops": 2},
     "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32},
+    "painn": {"n_hops": 3, "n_channels": 32, "n_radial": 16, "hidden": (32, 32)},
 }
 """Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""
 
@@ -36,4 +38,5 @@ def build_student(config: StudentConfig) -> Student:
             f"unknown student architecture {config.architecture!r}; "
             f"choose one of {', '.join(ARCHITECTURES)}"
         )
-    return MomentStudent(replace(config), n_hops=ARCHITECTURES[config.architecture]["n_hops"])
+    family = PainnStudent if config.architecture.startswith("painn") else MomentStudent
+    return family(replace(config), n_hops=ARCHITECTURES[config.architecture]["n_hops"])

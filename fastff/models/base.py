@@ -152,6 +152,21 @@ class Student(PreciseBuffers, abc.ABC):
         """
 
     @abc.abstractmethod
+    def evaluate_features(
+        self, vectors: Tensor, senders: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`evaluate_dense`, with the last-layer features of every atom.
+
+        Returns
+        -------
+        energies, gradient
+            As there.
+        features : (n_atoms, n_features) tensor
+            The energy of an atom is linear in them, with coefficients that depend on its species alone; zero for an
+            atom without neighbors.
+        """
+
+    @abc.abstractmethod
     def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:
         """Set fixed normalisations from sample data, before training; arguments as in :meth:`evaluate_dense`."""
 
@@ -184,6 +199,18 @@ class Student(PreciseBuffers, abc.ABC):
         learned = energies.double() * self.energy_scale, gradient * self.energy_scale.to(self.dtype)
         fixed = self._evaluate_fixed(graph, vectors, species)
         return assemble_prediction(graph, vectors, learned[0] + fixed[0], learned[1] + fixed[1])
+
+    def predict_features(self, graph: Graph) -> tuple[Prediction, Tensor]:
+        """Prediction and last-layer features (n_atoms, n_features) of every structure, in one pass."""
+        species = self.find_species(graph.numbers)
+        vectors = edge_vectors(graph).to(self.dtype)
+        dense = lay_out_edges(vectors, graph.edge_index, species.shape[0], self.cutoff)
+        energies, rows, features = self.evaluate_features(dense.vectors, dense.senders, species)
+        gradient = rows.reshape(-1, 3)[dense.slots]
+        learned = energies.double() * self.energy_scale, gradient * self.energy_scale.to(self.dtype)
+        fixed = self._evaluate_fixed(graph, vectors, species)
+        total = assemble_prediction(graph, vectors, learned[0] + fixed[0], learned[1] + fixed[1])
+        return total, features
 
     def evaluate_baseline(self, graph: Graph, vectors: Tensor, species: Tensor) -> Prediction:
         """The part that is not learned: composition energies and core repulsion, in the dtype of ``vectors``."""

@@ -127,22 +127,29 @@ class MomentStudent(Student):
         weights = self.radial_weights[hop] * self.moment_scale[hop]
         return weights if weights.shape[0] == 1 else weights[species]
 
-    def _compute_vacuum(self) -> list[Tensor]:
-        """Energy that each node block gives an atom of each species without neighbours."""
+    def _compute_vacuum(self) -> list[tuple[Tensor, Tensor]]:
+        """Energy and last hidden layer that each node block gives an atom of each species without neighbours."""
         species = torch.arange(len(self.elements), device=self.device)
         moments = self.pair_factors.new_zeros(len(species), 16, self.config.n_channels)
-        energies, messages = [], None
+        found: list[tuple[Tensor, Tensor]] = []
+        messages: Tensor | None = None
         for block in self.blocks:
-            energy, messages, _ = compute_node(
+            energy, messages, cache = compute_node(
                 moments, messages, species, block.weights, self.cubic_table
             )
-            energies.append(energy)
-        return energies
+            found.append((energy, cache.hidden))
+        return found
 
     def evaluate_dense(
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`fastff.models.base.Student.evaluate_dense`."""
+        return self.evaluate_features(vectors, senders, species)[:2]
+
+    def evaluate_features(
+        self, vectors: Tensor, senders: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See :meth:`fastff.models.base.Student.evaluate_features`."""
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         table = self.cubic_table
         factors = self.pair_factors[species[:, None], species[senders]]
@@ -156,8 +163,11 @@ class MomentStudent(Student):
             weights = self._gather_radial(hop, species)
             moments, radial = compute_moments(geometry, weights, factors)
             energy, messages, cache = compute_node(moments, messages, species, block.weights, table)
-            energies = energies + (energy - vacuum[hop][species])
+            energies = energies + (energy - vacuum[hop][0][species])
             saved.append((weights, factors, radial, cache))
+        features = torch.cat(
+            [saved[k][3].hidden - vacuum[k][1][species] for k in range(self.n_hops)], dim=1
+        )
         gradient = torch.zeros_like(geometry.unit)
         message_gradient: Tensor | None = None
         for hop in reversed(range(self.n_hops)):
@@ -173,7 +183,7 @@ class MomentStudent(Student):
                 message_gradient = extra_gradient.index_add(
                     0, senders.flatten(), factor_gradient.flatten(0, 1)
                 )
-        return energies, gradient
+        return energies, gradient, features
 
     @torch.no_grad()
     def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:

@@ -46,12 +46,13 @@ class NodeWeights(NamedTuple):
 
 
 class NodeCache(NamedTuple):
-    """Intermediates of the forward computation that the adjoint reads."""
+    """Intermediates of the forward computation: what the adjoint reads, and the last hidden layer (n_atoms, H2)."""
 
     mixed: Tensor
     products: tuple[Tensor, Tensor, Tensor]
     slope1: Tensor
     slope2: Tensor
+    hidden: Tensor
 
 
 class CubicTable(NamedTuple):
@@ -173,7 +174,7 @@ def compute_node(
     hidden2, slope2 = activate(hidden1 @ weights.weight2 + weights.bias2[species])
     energies = (hidden2 * weights.readout[species]).sum(dim=1)
     messages = hidden2 @ weights.message + weights.message_bias[species]
-    return energies, messages, NodeCache(mixed, products, slope1, slope2)
+    return energies, messages, NodeCache(mixed, products, slope1, slope2, hidden2)
 
 
 def compute_node_adjoint(
