@@ -118,6 +118,12 @@ def md(
         float | None,
         typer.Option(help="K; stop above this. Default 10 times the set one, >= 5000."),
     ] = None,
+    compile_steps: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the integrator: a slower start, shorter steps on a GPU."
+        ),
+    ] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Continue the run in --out; repeat its options.")
     ] = False,
@@ -135,6 +141,7 @@ def md(
         relaxation=relaxation, pressure=pressure, pressure_relaxation=pressure_relaxation,
         compressibility=compressibility, seed=seed, velocities=velocities.value, skin=skin, interval=interval,
         frame_interval=frame_interval, restart_interval=restart_interval, max_temperature=max_temperature,
+        compile_steps=compile_steps,
     )  # fmt: skip
     place = resolve_device(device)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fastff.errors import SimulationUnstableError
+from fastff.kernels.replay import Replay
 from fastff.md.integrators import Integrator
 from fastff.md.observe import COLUMNS, measure_row
 from fastff.md.protocol import DevicePotential
@@ -117,7 +118,7 @@ class Engine:
             self._last_row.fill_(self._step)
         self.sound_step = self._step
         self.sound = (state.positions.clone(), state.velocities.clone(), state.cell.clone())
-        self._capture()
+        self._prepare()
 
     def _attach(self, reference: tuple[Tensor, Tensor] | None) -> None:
         state, potential = self.state, self.potential
@@ -211,22 +212,23 @@ class Engine:
                 f"the neighbor list is stale as soon as it is built, at step {self._step}; use a larger skin"
             )
         if relocated:
-            self._capture()
+            for replay in self._replays[:2]:
+                replay.forget()
 
     def _iterate_eagerly(self) -> None:
         state, potential = self.state, self.potential
         going = (state.step < state.target) & ~state.failed
-        self._begin(going & ~state.pending)
+        self._begin_step(going & ~state.pending)
         potential.check()
         potential.compute()
-        self._finish(going & ~state.failed & state.pending & (potential.stale == 0))
+        self._finish_step(going & ~state.failed & state.pending & (potential.stale == 0))
 
     def _begin(self, ready: Tensor) -> None:
         state = self.state
         half = self.integrator.begin(state, self.potential.forces)
         longest = half.velocities.abs().amax() * self.integrator.timestep
         sound = longest <= self.settings.max_displacement  # False for NaN
-        state.failed |= ready & ~sound
+        state.failed.logical_or_(ready & ~sound)
         go = ready & sound
         _commit(go, state.positions, half.positions)
         _commit(go, state.velocities, half.velocities)
@@ -237,12 +239,12 @@ class Engine:
             _commit(go, state.heat, state.heat + half.heat)
         if half.work is not None:
             _commit(go, state.work, state.work + half.work)
-        state.pending |= go
+        state.pending.logical_or_(go)
 
     def _finish(self, ready: Tensor) -> None:
         state, potential = self.state, self.potential
         sound = torch.isfinite(potential.energy)
-        state.failed |= ready & ~sound
+        state.failed.logical_or_(ready & ~sound)
         go = ready & sound
         half = self.integrator.finish(state, potential.forces, potential.virial)
         _commit(go, state.velocities, half.velocities)
@@ -252,8 +254,8 @@ class Engine:
             _commit(go, state.heat, state.heat + half.heat)
         if half.work is not None:
             _commit(go, state.work, state.work + half.work)
-        state.step += go
-        state.pending &= ~go
+        state.step.add_(go)
+        state.pending.logical_and_(~go)
 
     def _observe_eagerly(self) -> None:
         state = self.state
@@ -265,32 +267,26 @@ class Engine:
         self._n_rows += go
         _commit(go, self._last_row, state.step)
 
-    def _capture(self) -> None:
-        """Make graphs of iteration, observation and random numbers, or leave them eager."""
+    def _prepare(self) -> None:
+        """Let iteration, observation and random numbers become graphs where that is possible."""
+        self._begin_step, self._finish_step = self._begin, self._finish
+        if self.settings.compile_steps:
+            self._begin_step = torch.compile(self._begin, fullgraph=True, dynamic=False)
+            self._finish_step = torch.compile(self._finish, fullgraph=True, dynamic=False)
         random = self.integrator.random
         functions: list[Callable[[], None]] = [self._iterate_eagerly, self._observe_eagerly]
         functions.append(random.fill if random is not None else lambda: None)
-        if self.potential.capturable and self.state.positions.is_cuda:
-            self.state.target.fill_(-1)  # nothing moves while warming up
-            functions = [_capture_graph(function) for function in functions]
-            self._filled = -1
+        self._replays: list[Replay] = []
+        if self.potential.capturable:
+            device = self.state.positions.device
+            self._replays = [Replay(function, device) for function in functions]
+            functions = list(self._replays)
         self._iterate, self._observe, self._fill = functions
 
 
 def _commit(go: Tensor, old: Tensor, new: Tensor) -> None:
     """Replace ``old`` by ``new`` in place where ``go``; a NaN that is not taken does no harm."""
-    torch.where(go, new, old, out=old)
-
-
-def _capture_graph(function: Callable[[], None]) -> Callable[[], None]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            function()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    replay: Callable[[], None] = graph.replay
-    return replay
+    if torch.compiler.is_compiling():
+        old.copy_(torch.where(go, new, old))
+    else:
+        torch.where(go, new, old, out=old)

@@ -68,6 +68,9 @@ class MDSettings:
         Å by which the neighbor list reaches beyond the cut-off.
     interval, frame_interval, restart_interval : int
         Steps between rows of the log, frames of the trajectory, and restart files.
+    compile_steps : bool
+        Let torch compile the halves of a step into few kernels. Starting takes longer; results differ in their last
+        bits.
     max_temperature : float, optional
         K; a hotter system has blown up. By default ten times the highest set temperature, and at least 5000 K.
     max_displacement : float
@@ -93,6 +96,7 @@ class MDSettings:
     interval: int = 100
     frame_interval: int = 1000
     restart_interval: int = 10_000
+    compile_steps: bool = False
     max_temperature: float | None = None
     max_displacement: float = 0.5
     min_distance: float = 0.5
