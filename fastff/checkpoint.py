@@ -23,11 +23,15 @@ from safetensors.torch import save as serialize
 
 from fastff.errors import ModelFileError, UsageError
 from fastff.models import Student, StudentConfig, build_student
+from fastff.models.uncertainty import UncertaintyParameters
 
-FORMAT_VERSION = 1
-"""Version of the header and tensor layout written by this fastff."""
+FORMAT_VERSION = 2
+"""Version of the header and tensor layout written by this fastff; 2 added the tensors of the uncertainty."""
 
 _KEY = "fastff"
+
+_UNCERTAINTY = "uncertainty."
+"""Prefix of the tensors of :class:`~fastff.models.uncertainty.UncertaintyParameters`."""
 
 
 def save_model(path: str | Path, student: Student, header: Mapping[str, Any]) -> None:
@@ -47,7 +51,9 @@ def save_model(path: str | Path, student: Student, header: Mapping[str, Any]) ->
         If the file cannot be written.
     """
     path = Path(path)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in student.state_dict().items()}
+    extra = student.uncertainty.to_tensors() if student.uncertainty is not None else {}
+    whole = {**student.state_dict(), **{_UNCERTAINTY + k: v for k, v in extra.items()}}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in whole.items()}
     record = {
         **header,
         "format": FORMAT_VERSION,
@@ -185,10 +191,14 @@ def load_model(
     """
     path = Path(path)
     header, tensors = _read(path)
+    extra = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_UNCERTAINTY)}
     try:
         student = build_student(StudentConfig(**header["config"]))
         name = next(name for name, _ in student.named_parameters())
         student.to(dtype=tensors[name].dtype).load_state_dict(tensors, strict=True)
+        if extra:
+            named = {k.removeprefix(_UNCERTAINTY): v for k, v in extra.items()}
+            student.uncertainty = UncertaintyParameters.from_tensors(named).to(device)
     except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
         first = str(error).splitlines()[0]
         raise ModelFileError(f"{path} does not fit its own configuration: {first}") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from fastff.graph import Graph, edge_vectors
 from fastff.models.dense import lay_out_edges
 from fastff.models.precise import PreciseBuffers
 from fastff.models.zbl import ScreenedCore
+
+if TYPE_CHECKING:
+    from fastff.models.uncertainty import UncertaintyParameters
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Student(PreciseBuffers, abc.ABC):
         super().__init__()
         self.config = config
         self.header: dict[str, Any] = {}
+        self.uncertainty: UncertaintyParameters | None = None
         n_species = len(config.elements)
         species_of = torch.full((119,), -1, dtype=torch.int64)
         species_of[list(config.elements)] = torch.arange(n_species)

@@ -33,6 +33,7 @@ from fastff.kernels.node_block.reference import (
     compute_node_adjoint,
     mix_channels,
 )
+from fastff.kernels.rows import pick_rows
 from fastff.models.base import Student, StudentConfig
 
 
@@ -90,6 +91,12 @@ class NodeBlock(nn.Module):
         )
 
 
+def _gather_messages(messages: Tensor, senders: Tensor) -> Tensor:
+    """Message of the sender in every slot, (n_atoms, n_slots, n_channels)."""
+    picked = messages.index_select(0, senders.flatten())
+    return picked.view(*senders.shape, messages.shape[1])
+
+
 class MomentStudent(Student):
     """One- or two-hop moment model with an analytic adjoint. See the module docstring."""
 
@@ -125,7 +132,15 @@ class MomentStudent(Student):
 
     def _gather_radial(self, hop: int, species: Tensor) -> Tensor:
         weights = self.radial_weights[hop] * self.moment_scale[hop]
-        return weights if weights.shape[0] == 1 else weights[species]
+        return weights if weights.shape[0] == 1 else pick_rows(weights, species)
+
+    def _gather_pairs(self, species: Tensor, senders: Tensor) -> Tensor:
+        """Factors of receiver and sender species, (n_atoms, n_slots, n_channels)."""
+        if not (torch.is_grad_enabled() and self.pair_factors.requires_grad):
+            return self.pair_factors[species[:, None], species[senders]]
+        known = torch.arange(len(self.elements), device=species.device)
+        of_sender = (species[senders][:, :, None] == known).to(self.dtype)
+        return of_sender @ pick_rows(self.pair_factors, species)
 
     def _compute_vacuum(self) -> list[tuple[Tensor, Tensor]]:
         """Energy and last hidden layer that each node block gives an atom of each species without neighbours."""
@@ -152,21 +167,21 @@ class MomentStudent(Student):
         """See :meth:`fastff.models.base.Student.evaluate_features`."""
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         table = self.cubic_table
-        factors = self.pair_factors[species[:, None], species[senders]]
+        factors = self._gather_pairs(species, senders)
         messages: Tensor | None = None
         energies = torch.zeros_like(geometry.distance[:, 0, 0])
         vacuum = self._compute_vacuum()
         saved: list[tuple[Tensor, Tensor, Tensor, NodeCache]] = []
         for hop, block in enumerate(self.blocks):
             if messages is not None:
-                factors = messages[senders]
+                factors = _gather_messages(messages, senders)
             weights = self._gather_radial(hop, species)
             moments, radial = compute_moments(geometry, weights, factors)
             energy, messages, cache = compute_node(moments, messages, species, block.weights, table)
-            energies = energies + (energy - vacuum[hop][0][species])
+            energies = energies + (energy - pick_rows(vacuum[hop][0], species))
             saved.append((weights, factors, radial, cache))
         features = torch.cat(
-            [saved[k][3].hidden - vacuum[k][1][species] for k in range(self.n_hops)], dim=1
+            [saved[k][3].hidden - pick_rows(vacuum[k][1], species) for k in range(self.n_hops)], dim=1
         )
         gradient = torch.zeros_like(geometry.unit)
         message_gradient: Tensor | None = None
@@ -195,10 +210,10 @@ class MomentStudent(Student):
         """
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         messages: Tensor | None = None
-        factors = self.pair_factors[species[:, None], species[senders]]
+        factors = self._gather_pairs(species, senders)
         for hop, block in enumerate(self.blocks):
             if messages is not None:
-                factors = messages[senders]
+                factors = _gather_messages(messages, senders)
             self.moment_scale[hop] = 1.0
             weights = self._gather_radial(hop, species)
             moments, _ = compute_moments(geometry, weights, factors)
