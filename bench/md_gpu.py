@@ -1,0 +1,277 @@
+"""Check and time molecular dynamics on the GPU of this machine.
+
+Run from the root of the repository: ``python bench/md_gpu.py [--budget-seconds 115]``. Needs torch, triton, ase, vesin,
+h5py and this repository. Writes ``md_gpu.json`` after every stage, to the folder ``OUT`` if that variable is set, else
+to ``bench/results``; prints one line per row. The commit is read from git, or from ``FASTFF_COMMIT``. ``--tiny`` runs
+everything small on the CPU, to see that it runs. ``--model FILE --structure FILE`` measures drift with a trained model;
+else with an untrained one of copper, whose forces are scaled down until it is stable.
+
+Order: graphs against eager steps, thin against thick skins, a restart against no restart, bit for bit or nearly; whole
+steps at 1,372 atoms for every ensemble; drift of the energy; rates at 108,000 and a million atoms beside those of the
+evaluation alone. No stage starts that the budget does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from ase import Atoms  # noqa: E402
+from ase.build import bulk  # noqa: E402
+from ase.io import read  # noqa: E402
+from untrained import make_student  # noqa: E402
+
+from fastff.checkpoint import load_model  # noqa: E402
+from fastff.kernels import tuning  # noqa: E402
+from fastff.kernels.replay import Replay  # noqa: E402
+from fastff.md.engine import Engine  # noqa: E402
+from fastff.md.observe import COLUMNS  # noqa: E402
+from fastff.md.potentials import make_potential  # noqa: E402
+from fastff.md.settings import MDSettings  # noqa: E402
+from fastff.md.snapshot import take_restart  # noqa: E402
+from fastff.md.state import build_state  # noqa: E402
+from fastff.models import Student  # noqa: E402
+from fastff.neighbors import atoms_to_graph  # noqa: E402
+
+Row = dict[str, Any]
+FORCES = {"m1": 0.3, "m2": 0.003}
+"""eV/Å; an untrained m2 is violent, so it hardly acts: core repulsion keeps the atoms of a dense fluid apart."""
+CASES: tuple[tuple[str, dict[str, str]], ...] = (
+    ("nve", {"ensemble": "nve"}),
+    ("nvt langevin", {"ensemble": "nvt"}),
+    ("nvt rescale", {"ensemble": "nvt", "thermostat": "rescale"}),
+    ("npt isotropic", {"ensemble": "npt", "thermostat": "rescale"}),
+    ("npt anisotropic", {"ensemble": "npt", "barostat": "anisotropic"}),
+)
+
+
+def make_crystal(repeats: int, rattle: float = 0.02) -> Atoms:
+    atoms = bulk("Cu", cubic=True).repeat(repeats)
+    atoms.positions += np.random.default_rng(0).normal(scale=rattle, size=(len(atoms), 3))
+    return atoms
+
+
+def build_model(architecture: str, device: torch.device) -> Student:
+    """An untrained student of copper with :data:`FORCES` on a crystal rattled by 0.1 Å."""
+    student = make_student(architecture, (29,))
+    with torch.no_grad():
+        for name, value in student.named_parameters():
+            if name.endswith(".message"):
+                value.mul_(0.02)  # what untrained messages do to a second hop is violent
+        forces = student(atoms_to_graph(make_crystal(3, 0.1), student.cutoff)).forces
+        student.energy_scale.mul_(FORCES[architecture] / float(forces.square().mean().sqrt()))
+    return student.to(device)
+
+
+def make_engine(student: Student, atoms: Atoms, settings: MDSettings, *, graphs: bool = True) -> Engine:  # fmt: skip
+    potential = make_potential(student, settings.skin)
+    engine = Engine(potential, build_state(atoms, settings, student.device), settings)
+    if not graphs:
+        for replay in engine._replays:
+            replay._device = torch.device("cpu")  # a replay records on CUDA alone
+    return engine
+
+
+def run_to(engine: Engine, step: int) -> np.ndarray:
+    """Advance; rows recorded on the way."""
+    rows = [np.zeros((0, len(COLUMNS)))]
+    while engine.step < step:
+        progress = engine.advance(step)
+        if progress.failed:
+            raise RuntimeError(f"unstable after step {progress.step}")
+        rows.append(progress.rows)
+    return np.concatenate(rows)
+
+
+def wait(engine: Engine) -> None:
+    if engine.state.positions.is_cuda:
+        torch.cuda.synchronize()
+
+
+def check_equality(student: Student, name: str, changes: dict[str, str], tiny: bool) -> Row:
+    """Largest differences of positions in Å between runs that should be the same."""
+    atoms = make_crystal(2 if tiny else 5)
+    n = 30 if tiny else 300
+    base = MDSettings(
+        n_steps=n, temperature=900.0, skin=0.4, relaxation=50.0, interval=10, compressibility=0.1, **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+    first = make_engine(student, atoms, base)
+    run_to(first, n)
+    eager = make_engine(student, atoms, base, graphs=False)
+    run_to(eager, n)
+    thick = make_engine(student, atoms, replace(base, skin=2.0))
+    run_to(thick, n)
+    half = make_engine(student, atoms, base)
+    run_to(half, n // 2)
+    kept = take_restart(half).read()
+    state = build_state(atoms, base, student.device)
+    for field in ("positions", "velocities", "cell", "heat", "work", "slope"):
+        getattr(state, field).copy_(torch.from_numpy(kept[field]))
+    state.step.fill_(n // 2)
+    reference = tuple(
+        torch.from_numpy(kept[f]).to(student.device) for f in ("list_positions", "list_cell")
+    )
+    again = Engine(make_potential(student, base.skin), state, base, reference)  # type: ignore[arg-type]
+    run_to(again, n)
+
+    def differ(other: Engine) -> float:
+        return float((other.state.positions - first.state.positions).abs().max())
+
+    return {
+        "case": name, "atoms": len(atoms), "steps": n, "rebuilds": first.n_rebuilds,
+        "recorded": bool(first._replays) and first._replays[0].recorded,
+        "graphs_or_not": differ(eager), "restart_or_not": differ(again), "thin_or_thick_skin": differ(thick),
+    }  # fmt: skip
+
+
+def time_steps(
+    student: Student, repeats: int, name: str, changes: dict[str, str], compiled: bool, seconds: float
+) -> Row:  # fmt: skip
+    """Wall time of a whole step: list upkeep, forces, integrator, flags, one row per 100 steps."""
+    atoms = make_crystal(repeats)
+    settings = MDSettings(
+        n_steps=10**9, temperature=300.0, compile_steps=compiled, interval=100, **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+    if student.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    begun = time.perf_counter()
+    engine = make_engine(student, atoms, settings)
+    run_to(engine, 20)
+    wait(engine)
+    ready = time.perf_counter() - begun
+    first, rebuilds, begun = engine.step, engine.n_rebuilds, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        if engine.advance(settings.n_steps).failed:
+            raise RuntimeError(f"unstable after step {engine.step}")
+    wait(engine)
+    passed, n_steps = time.perf_counter() - begun, engine.step - first
+    row: Row = {
+        "model": student.config.architecture, "case": name, "compiled": compiled, "atoms": len(atoms),
+        "steps": n_steps, "ms_per_step": passed / max(n_steps, 1) * 1e3,
+        "atom_steps_per_s": n_steps * len(atoms) / passed, "rebuilds": engine.n_rebuilds - rebuilds,
+        "ns_per_day": n_steps / passed * 0.0864, "seconds_to_start": ready,
+    }  # fmt: skip
+    row["evaluation_ms"] = time_evaluation(engine, 0.3 * seconds)
+    row["share_of_evaluation_rate"] = row["evaluation_ms"] / row["ms_per_step"]
+    if student.device.type == "cuda":
+        row["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return row
+
+
+def time_evaluation(engine: Engine, seconds: float) -> float:
+    """Milliseconds of ``compute`` alone over the same list, as a graph, without reading anything back."""
+    replay = Replay(engine.potential.compute, engine.state.positions.device)
+    for _ in range(4):
+        replay()
+    wait(engine)
+    count, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        for _ in range(8):
+            replay()
+        wait(engine)
+        count += 8
+    return (time.perf_counter() - begun) / count * 1e3
+
+
+def measure_drift(student: Student, atoms: Atoms, picoseconds: float, name: str) -> Row:
+    """Slope of the total energy in NVE at 1 fs."""
+    n_steps = int(picoseconds * 1000)
+    settings = MDSettings(n_steps=n_steps, ensemble="nve", temperature=300.0, interval=50)
+    engine = make_engine(student, atoms, settings)
+    rows = run_to(engine, n_steps)
+    column = {key: rows[:, k] for k, key in enumerate(COLUMNS)}
+    conserved = column["conserved_eV"] - column["conserved_eV"][0]
+    slope = float(np.polyfit(column["step"] / 1000.0, conserved, 1)[0])
+    return {
+        "model": name, "atoms": len(atoms), "picoseconds": picoseconds,
+        "drift_meV_per_atom_ps": slope * 1e3 / len(atoms),
+        "drift_over_kinetic_deviation": abs(float(conserved[-1])) / float(column["kinetic_eV"].std()),
+        "energy_deviation_meV_per_atom": float(conserved.std()) * 1e3 / len(atoms),
+        "temperature_K": float(column["temperature_K"][len(rows) // 5 :].mean()), "rebuilds": engine.n_rebuilds,
+    }  # fmt: skip
+
+
+def store(record: Row) -> None:
+    folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "md_gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main() -> None:
+    start = time.time()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--budget-seconds", type=float, default=115.0)
+    parser.add_argument("--tiny", action="store_true", help="small, on the CPU")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--structure", type=Path)
+    arguments = parser.parse_args()
+    tiny = arguments.tiny
+    device = torch.device("cpu" if tiny else "cuda")
+    record: Row = {"provenance": tuning.describe_machine(device), "failures": []}
+    commit = os.environ.get("FASTFF_COMMIT")
+    record["provenance"]["commit"] = commit or record["provenance"].get("commit")
+
+    def stage(key: str, least: float, work: Callable[..., Row], *values: Any) -> None:
+        what = f"{key} {[v for v in values if not isinstance(v, Student | Atoms)]}"
+        if start + arguments.budget_seconds - time.time() < least:
+            record["failures"].append({"what": what, "error": "no time left"})
+            return
+        gc.collect()  # an engine and its graphs refer to each other
+        if not tiny:
+            torch.cuda.empty_cache()
+        try:
+            row = work(*values)
+            record.setdefault(key, []).append(row)
+            print(f"[{time.time() - start:5.1f} s] {key} {json.dumps(row)}", flush=True)
+        except Exception as error:
+            line = (str(error).splitlines() or [""])[0][:300]
+            record["failures"].append({"what": what, "error": f"{type(error).__name__}: {line}"})
+            print(f"FAILED {what}", flush=True)
+            traceback.print_exc(limit=-3)
+        record["seconds"] = time.time() - start
+        store(record)
+
+    students = {name: build_model(name, device) for name in ("m1", "m2")}
+    span = 0.2 if tiny else 1.5
+    small, middle, large = (2, 2, 3) if tiny else (7, 30, 63)
+    for student in students.values():
+        stage("steps", 6, time_steps, student, small, *CASES[0], False, span)
+    for name, changes in (CASES[0], CASES[3]):
+        stage("equality", 6, check_equality, students["m1"], name, changes, tiny)
+    for student in students.values():
+        stage("rates", 8, time_steps, student, middle, *CASES[0], False, span)
+        stage("rates", 12, time_steps, student, large, *CASES[0], False, 2 * span)
+    for name, student in students.items():
+        stage("drift", 8, measure_drift, student, make_crystal(small), 0.1 if tiny else 20.0, name)
+    if arguments.model is not None:
+        trained = load_model(arguments.model, device=device)
+        atoms = read(arguments.structure)
+        stage("drift", 8, measure_drift, trained, atoms, 20.0, arguments.model.name)
+    for case in CASES[1:]:
+        stage("steps", 5, time_steps, students["m1"], small, *case, False, span)
+    stage("equality", 6, check_equality, students["m2"], *CASES[4], tiny)
+    if not tiny:  # compilers on the host take long
+        for case in (CASES[0], CASES[1], CASES[3]):
+            stage("steps", 15, time_steps, students["m1"], small, *case, True, span)
+        stage("steps", 10, time_steps, students["m2"], small, *CASES[0], True, span)
+    record["seconds"] = time.time() - start
+    store(record)
+    print(f"failures: {record['failures']}\n{record['seconds']:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
