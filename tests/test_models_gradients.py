@@ -11,6 +11,7 @@ from untrained import make_student
 
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.kernels.rows import pick_rows
 from fastff.models import ARCHITECTURES, Student, StudentConfig, build_student, configure_student
 from fastff.models.dense import lay_out_edges
 from fastff.models.moment import MomentStudent
@@ -223,3 +224,15 @@ def test_configuration_goes_through_json() -> None:
     config = configure_student("m2-l", (29, 8, 8), cutoff=4.5)
     assert config.elements == (8, 29)
     assert StudentConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_picked_rows_are_indexed_rows_with_the_same_gradient() -> None:
+    table = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    index = torch.randint(3, (50,))
+    weights = torch.randn(50, 2, 4, dtype=torch.float64)
+    picked = pick_rows(table, index)
+    assert torch.equal(picked, table[index])
+    assert torch.equal(pick_rows(table.detach(), index), table[index])
+    (own,) = torch.autograd.grad((picked * weights).sum(), table)
+    (wanted,) = torch.autograd.grad((table[index] * weights).sum(), table)
+    torch.testing.assert_close(own, wanted)

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -74,7 +73,9 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        super().__init__(use_buffers=False, multi_avg_fn=partial(average_weights, decay))
+        super().__init__(use_buffers=False)
+        self._decay = decay
+        self._latest_update_step: int
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the averaged copy."""
@@ -82,6 +83,22 @@ class AveragedWeights(WeightAveraging):
         super().setup(trainer, pl_module, stage)
         if self._average_model is not None:
             self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Average after every optimiser step; buffers do not change in training."""
+        averaged = self._average_model
+        if averaged is None or trainer.global_step <= self._latest_update_step:
+            return
+        own, current = list(averaged.module.parameters()), list(pl_module.parameters())
+        if averaged.n_averaged == 0:
+            with torch.no_grad():
+                torch._foreach_copy_(own, current)
+        else:
+            average_weights(self._decay, own, current, averaged.n_averaged)
+        averaged.n_averaged += 1
+        self._latest_update_step = trainer.global_step
 
 
 @torch.no_grad()

@@ -181,7 +181,8 @@ class MomentStudent(Student):
             energies = energies + (energy - pick_rows(vacuum[hop][0], species))
             saved.append((weights, factors, radial, cache))
         features = torch.cat(
-            [saved[k][3].hidden - pick_rows(vacuum[k][1], species) for k in range(self.n_hops)], dim=1
+            [saved[k][3].hidden - pick_rows(vacuum[k][1], species) for k in range(self.n_hops)],
+            dim=1,
         )
         gradient = torch.zeros_like(geometry.unit)
         message_gradient: Tensor | None = None

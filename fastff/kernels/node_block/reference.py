@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fastff.kernels.couplings import CUBIC_TRIPLES, list_cubic_terms
+from fastff.kernels.rows import pick_rows
 
 N_COMPONENTS = 16
 """Components lm of the moments, l <= 3."""
@@ -170,10 +171,10 @@ def compute_node(
     invariants, products = compute_invariants(mixed, table)
     inputs = invariants if extra is None else torch.cat([invariants, extra], dim=1)
     inputs = (inputs - weights.shift) * weights.scale
-    hidden1, slope1 = activate(inputs @ weights.weight1 + weights.bias1[species])
-    hidden2, slope2 = activate(hidden1 @ weights.weight2 + weights.bias2[species])
-    energies = (hidden2 * weights.readout[species]).sum(dim=1)
-    messages = hidden2 @ weights.message + weights.message_bias[species]
+    hidden1, slope1 = activate(inputs @ weights.weight1 + pick_rows(weights.bias1, species))
+    hidden2, slope2 = activate(hidden1 @ weights.weight2 + pick_rows(weights.bias2, species))
+    energies = (hidden2 * pick_rows(weights.readout, species)).sum(dim=1)
+    messages = hidden2 @ weights.message + pick_rows(weights.message_bias, species)
     return energies, messages, NodeCache(mixed, products, slope1, slope2, hidden2)
 
 
@@ -198,7 +199,7 @@ def compute_node_adjoint(
     moments_gradient : (n_atoms, 16, n_channels) tensor
     extra_gradient : (n_atoms, n_extra) tensor
     """
-    hidden2_gradient = weights.readout[species]
+    hidden2_gradient = pick_rows(weights.readout, species)
     if message_gradient is not None:
         hidden2_gradient = hidden2_gradient + message_gradient @ weights.message.T
     hidden1_gradient = (hidden2_gradient * cache.slope2) @ weights.weight2.T
