@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,7 +159,7 @@ def md(
     identity = f"{student.header.get('sha256', '')} {dtype.value}"
     console = make_console()
     print_plan(console, atoms, settings, files, place)
-    with ShownProgress(console, settings) as shown:
+    with ShownProgress(console, settings) as shown, _advise(console):
         result = simulate(
             make_potential(student, settings.skin), atoms, settings, folder, model=identity,
             trajectory=trajectory, restart=restart, listener=shown.update,
@@ -251,6 +253,16 @@ def _format_size(n_bytes: float) -> str:
             break
         n_bytes /= 1000
     return f"{n_bytes:.3g} {unit}"
+
+
+@contextmanager
+def _advise(console: Console) -> Iterator[None]:
+    """Say how an interrupted run goes on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        console.print("stopped; the same command with --restart continues", soft_wrap=True)
+        raise
 
 
 class ShownProgress:

@@ -36,6 +36,7 @@ from fastff.md.snapshot import take_frame, take_restart
 from fastff.md.state import State, build_state, find_fixed, make_atoms
 from fastff.md.summary import Summary, summarize
 from fastff.md.trajectory import check_suffix, open_trajectory
+from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
 from fastff.structures import check_structure
 
 LOG_NAME, RESTART_NAME, FINAL_NAME = "log.csv", "restart.safetensors", "final.extxyz"
@@ -175,11 +176,12 @@ def simulate(
     folder.mkdir(parents=True, exist_ok=True)
     remove_strays(files.restart)
     reference = restore_state(state, point) if point is not None else None
-    engine = Engine(potential, state, settings, reference)
+    with _explain_memory(len(atoms), potential.device):
+        engine = Engine(potential, state, settings, reference)
     recorder = _open_recorder(files, atoms, settings, binding, point)
     first, seconds = engine.step, 0.0
     try:
-        with _watch_signals() as received:
+        with _watch_signals() as received, _explain_memory(len(atoms), potential.device):
             seconds = _run(engine, recorder, settings, listener, received, fresh=point is None)
     except SimulationUnstableError as error:
         recorder.close()
@@ -297,6 +299,17 @@ def _record(
         engine.remember_sound()
     last: np.ndarray = progress.rows[-1]
     return last
+
+
+@contextmanager
+def _explain_memory(n_atoms: int, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into one line."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(describe_shortage(n_atoms, device)) from error
 
 
 @contextmanager
