@@ -397,8 +397,25 @@ def test_direct_and_truncated_teachers_are_called_so() -> None:
     assert "30.0 %" in describe_caveats(info, check)[0]
 
 
-def test_trust_is_given_with_a_reason() -> None:
+def test_trust_is_given_with_a_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a reason"):
-        load_teacher("sevennet", weights=Path("x.pth"), trust_reason=" ")
+        load_teacher("sevennet", weights=tmp_path / "x.pth", options={"trust": " "})
     with pytest.raises(UsageError, match="or give --teacher-weights"):
-        load_teacher("sevennet", trust_reason="ours")
+        load_teacher("sevennet", options={"trust": "ours"})
+    from fastff.teachers.sevennet import SHIPPED
+    from fastff.teachers.weights import find_package
+
+    folder = find_package("sevenn")
+    if folder is None:
+        pytest.skip("sevenn is not installed")
+    published = folder / "pretrained_potentials" / SHIPPED["7net-0"].file
+    unknown = tmp_path / "own.pth"
+    unknown.write_bytes(
+        published.read_bytes() + b"\0"
+    )  # another hash; zip files bear a trailing byte
+    with pytest.raises(UsageError, match="--trust-teacher-file"):
+        load_teacher("sevennet", weights=unknown, device="cpu")
+    teacher = load_teacher(
+        "sevennet", weights=unknown, device="cpu", options={"trust": "copied by hand"}
+    )
+    assert teacher.info.notes[-1] == "Weight file trusted by the user: copied by hand"

@@ -95,6 +95,13 @@ def label(
     budget: Annotated[
         int | None, typer.Option(help="Teacher evaluations.", rich_help_panel=_SAMPLE)
     ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            help="Frames wanted; with --budget, how densely dynamics is stored.",
+            rich_help_panel=_SAMPLE,
+        ),
+    ] = None,
     max_atoms: Annotated[
         int, typer.Option(help="Largest cell that is made.", rich_help_panel=_SAMPLE)
     ] = 120,
@@ -119,7 +126,7 @@ def label(
     device: DeviceOption = "auto",
 ) -> None:
     """Label structures with a teacher; the same command continues after an interruption."""
-    from fastff.cli.train import parse_temperatures
+    from fastff.cli.train import parse_temperatures, read_options
     from fastff.distill.jobs import choose_examples, name_shard, parse_shard, read_jobs, take_shard
     from fastff.distill.labelling import LabelSettings, is_first_process
 
@@ -142,17 +149,14 @@ def label(
             f"started as {os.environ['WORLD_SIZE']} processes; give --devices (for each node) and --nodes"
         )
 
+    options = read_options(teacher_option or ())
+    if trust_teacher_file is not None:
+        options["trust"] = trust_teacher_file
+
     def load(on_device: str) -> Teacher:
         from fastff.teachers import load_teacher
 
-        options = parse_options(teacher_option or [])
-        return load_teacher(
-            teacher,
-            device=on_device,
-            weights=teacher_weights,
-            options=options,
-            trust_reason=trust_teacher_file,
-        )
+        return load_teacher(teacher, device=on_device, weights=teacher_weights, options=options)
 
     settings = LabelSettings(
         batch_atoms, hessian_step if hessian_vectors else None, force_limit, self_check
@@ -163,6 +167,7 @@ def label(
         plan_options = {
             "temperatures": parse_temperatures(temperature),
             "budget": budget,
+            "n_frames": frames,
             "max_atoms": max_atoms,
             "seed": seed,
         }
@@ -289,24 +294,3 @@ def label_samples(
     print_verdict(
         console, " ".join(str(report).split("\n")[:1]), out, *stored, teacher=teacher.info
     )
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read ``KEY=VALUE`` pairs; values are numbers and truth values where they read as such (YAML).
-
-    Raises
-    ------
-    UsageError
-        If a pair has no key or no equals sign.
-    """
-    import yaml
-
-    options = {}
-    for pair in pairs:
-        key, mark, value = pair.partition("=")
-        if not (key and mark):
-            raise UsageError(
-                f"--teacher-option {pair!r} is not KEY=VALUE, such as precision=float64"
-            )
-        options[key] = yaml.safe_load(value)
-    return options

@@ -116,7 +116,6 @@ def load_teacher(
     device: str = "auto",
     weights: Path | None = None,
     options: Mapping[str, Any] | None = None,
-    trust_reason: str | None = None,
 ) -> Teacher:
     """Load a teacher by its specification.
 
@@ -130,10 +129,9 @@ def load_teacher(
     weights : Path, optional
         Weight file to use instead of the teacher's own.
     options : mapping, optional
-        Options of the family; unknown ones are refused.
-    trust_reason : str, optional
-        Why the user trusts ``weights`` although loading them runs code stored in them (pickle) and their hash is
-        unknown. Recorded in the teacher's notes, which travel with labels and students.
+        Options of the family; unknown ones are refused. ``trust`` may be the reason why the user trusts ``weights``
+        although loading them runs code stored in them (pickle) and their hash is unknown; it is recorded in the
+        teacher's notes, which travel with labels and students.
 
     Returns
     -------
@@ -154,21 +152,25 @@ def load_teacher(
         raise UsageError(f"unknown teacher '{spec}'; {hint}")
     path = None if weights is None else Path(weights)
     chosen = dict(options or {})
-    if trust_reason is None:
-        return loader(variant or None, device=device, weights=path, options=chosen)
-    if not trust_reason.strip():
+    reason = chosen.get("trust")
+    if isinstance(reason, str):
+        _check_reason(spec, reason, path)
+    teacher = loader(variant or None, device=device, weights=path, options=chosen)
+    if isinstance(reason, str):
+        note = f"Weight file trusted by the user: {reason.strip()}"
+        teacher.info = replace(teacher.info, notes=(*teacher.info.notes, note))
+    return teacher
+
+
+def _check_reason(spec: str, reason: str, weights: Path | None) -> None:
+    """Raise :class:`UsageError` unless a reason for trust is given where trust is needed."""
+    if not reason.strip():
         raise UsageError("--trust-teacher-file needs a reason, such as 'trained by our group'")
-    if family.lower() not in PICKLED or path is None:
+    if spec.partition(":")[0].lower() not in PICKLED or weights is None:
         raise UsageError(
             f"--trust-teacher-file is for weight files that need pickle, given by path ({', '.join(PICKLED)}); leave "
-            f"it out for {spec}" + (" or give --teacher-weights" if path is None else "")
+            f"it out for {spec}" + (" or give --teacher-weights" if weights is None else "")
         )
-    teacher = loader(
-        variant or None, device=device, weights=path, options={**chosen, "trust": True}
-    )
-    note = f"Weight file trusted by the user: {trust_reason.strip()}"
-    teacher.info = replace(teacher.info, notes=(*teacher.info.notes, note))
-    return teacher
 
 
 def list_teachers() -> list[TeacherStatus]:
