@@ -5,6 +5,7 @@ Here: batching, chunking and conversion to plain arrays. Not here: models, files
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -14,10 +15,21 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from fastff.errors import UnsupportedElementError
 from fastff.graph import Graph, batch_graphs
 from fastff.labels import Labels
+from fastff.memory import (
+    DeviceMemoryError,
+    describe_shortage,
+    is_out_of_memory,
+    release_memory,
+)
 from fastff.models import Prediction, Student
 from fastff.models.base import describe_unknown
 from fastff.neighbors import atoms_to_graph
 from fastff.structures import check_structure
+
+MAX_RETRIES = 3
+"""How often a batch is halved where memory runs out."""
+
+_log = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -32,7 +44,8 @@ def predict(
     structures : sequence of ase.Atoms
         Not modified.
     batch_atoms : int
-        Most atoms evaluated together; a larger structure is evaluated alone.
+        Most atoms evaluated together; a larger structure is evaluated alone. Where memory runs out, the number is
+        halved, at most three times.
 
     Returns
     -------
@@ -45,15 +58,44 @@ def predict(
         If a structure cannot be used, with its place in the list.
     UnsupportedElementError
         If a structure holds an element that the student does not know, likewise.
+    DeviceMemoryError
+        If memory runs out even so; the message says how many atoms were asked for.
     """
     results: list[Labels] = []
     for chunk in split_chunks(structures, batch_atoms):
         for number, atoms in enumerate(chunk, start=len(results)):
             _check(atoms, model, f"structure {number}" if len(structures) > 1 else "structure")
         graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
-        prediction = model(batch_graphs(graphs).to(model.device))
-        results.extend(split_prediction(prediction, graphs))
+        results.extend(_evaluate(model, graphs, retries=MAX_RETRIES))
     return results
+
+
+def _evaluate(model: Student, graphs: Sequence[Graph], retries: int) -> list[Labels]:
+    """Evaluate graphs together, or in halves of about equal size where memory runs out."""
+    try:
+        prediction = model(batch_graphs(graphs).to(model.device))
+        return split_prediction(prediction, graphs)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = error.with_traceback(None)  # its frames hold tensors
+    release_memory(model.device)
+    n_atoms = sum(graph.n_atoms for graph in graphs)
+    if retries == 0 or len(graphs) == 1:
+        raise DeviceMemoryError(describe_shortage(n_atoms, model.device)) from reason
+    _log.info("memory ran out with %d atoms; evaluating them in two parts", n_atoms)
+    middle = _find_middle([graph.n_atoms for graph in graphs])
+    parts = graphs[:middle], graphs[middle:]
+    return [label for part in parts for label in _evaluate(model, part, retries - 1)]
+
+
+def _find_middle(sizes: Sequence[int]) -> int:
+    """Where to cut a sequence so that the larger part is smallest; neither is empty."""
+    total, before, best = sum(sizes), 0, (sum(sizes), 1)
+    for cut in range(1, len(sizes)):
+        before += sizes[cut - 1]
+        best = min(best, (max(before, total - before), cut))
+    return best[1]
 
 
 def _check(atoms: Atoms, model: Student, name: str) -> None:

@@ -10,7 +10,9 @@ from ase.build import bulk
 from untrained import make_student
 
 from fastff.errors import DataError, UnsupportedElementError
-from fastff.models import Student
+from fastff.graph import Graph
+from fastff.memory import DeviceMemoryError
+from fastff.models import Prediction, Student
 from fastff.predict import predict, split_chunks
 from fastff.testing import make_structures
 
@@ -129,3 +131,48 @@ def test_single_precision_is_close(structures: list[Atoms], student: Student) ->
         assert abs(one.energy - other.energy) / len(one.forces) < 1e-6
         assert one.forces.dtype == np.float64
         np.testing.assert_allclose(one.forces, other.forces, rtol=0, atol=1e-5)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int, text: str) -> list[int]:
+    """Let evaluations of more than ``most`` atoms run out of memory; sizes of all that were asked for."""
+    seen: list[int] = []
+    forward = Student.forward
+
+    def fail(self: Student, graph: Graph) -> Prediction:
+        seen.append(graph.n_atoms)
+        if graph.n_atoms > most:
+            raise RuntimeError(text)
+        return forward(self, graph)
+
+    monkeypatch.setattr(Student, "forward", fail)
+    return seen
+
+
+def test_batches_are_halved_where_memory_runs_out(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    structures = [bulk("Cu", cubic=True) for _ in range(8)]
+    for k, atoms in enumerate(structures):
+        atoms.rattle(0.05, seed=k)
+    expected = predict(student, structures)
+    seen = limit_memory(monkeypatch, 8, "CUDA error: Out of Memory. Tried to allocate")
+    found = predict(student, structures)
+    assert seen == [32, 16, 8, 8, 16, 8, 8]
+    for one, other in zip(expected, found, strict=True):
+        assert other.energy == pytest.approx(one.energy, abs=1e-10)
+        np.testing.assert_allclose(other.forces, one.forces, rtol=0, atol=1e-12)
+
+
+def test_memory_that_never_suffices(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = limit_memory(monkeypatch, 0, "warp: memory allocation failed")
+    with pytest.raises(
+        DeviceMemoryError, match="32 atoms at once do not fit into the memory of cpu"
+    ):
+        predict(student, [bulk("Cu", cubic=True)] * 64)
+    assert seen == [256, 128, 64, 32]
+    with pytest.raises(DeviceMemoryError, match="4 atoms"):
+        predict(student, [bulk("Cu", cubic=True)])
+    seen = limit_memory(monkeypatch, 0, "device lost")
+    with pytest.raises(RuntimeError, match="device lost"):
+        predict(student, [bulk("Cu", cubic=True)] * 2)
+    assert len(seen) == 1
