@@ -11,13 +11,14 @@ from untrained import make_student
 
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.kernels.couplings import CUBIC_TRIPLES
 from fastff.kernels.rows import pick_rows
 from fastff.models import ARCHITECTURES, Student, StudentConfig, build_student, configure_student
 from fastff.models.dense import lay_out_edges
 from fastff.models.moment import MomentStudent
 from fastff.neighbors import atoms_to_graph
 from fastff.predict import predict
-from fastff.testing import make_structures
+from fastff.testing import make_structures, measure_forces
 
 ELEMENTS = (8, 29)
 
@@ -204,6 +205,8 @@ def test_construction_under_another_default_dtype() -> None:
         ({"cutoff": float("nan")}, "cutoff"),
         ({"hidden": (4,)}, "two hidden layers"),
         ({"n_channels": 0}, "positive"),
+        ({"l_max": 4}, "l_max"),
+        ({"body_order": 1}, "body_order"),
     ],
 )
 def test_configurations_that_mean_nothing(change: dict, message: str) -> None:
@@ -216,6 +219,21 @@ def test_unknown_architectures_are_named() -> None:
         build_student(StudentConfig("m9", (29,)))
     with pytest.raises(UsageError, match="'m9'"):
         configure_student("m9", (29,))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_used"),
+    [({}, 8), ({"body_order": 3}, 4), ({"body_order": 2}, 1), ({"l_max": 0}, 2)],
+)
+def test_ablations_use_fewer_invariants(sizes: dict, n_used: int) -> None:
+    if "l_max" in sizes:
+        n_used = 1 + sum(max(triple) == 0 for triple in CUBIC_TRIPLES)
+    student = make_student("m2", ELEMENTS, n_channels=6, n_mixed=5, hidden=(9, 7), **sizes).double()
+    for block, n_extra in zip(student.blocks, (0, 6), strict=True):  # type: ignore[arg-type]
+        assert int((block.scale != 0).sum()) == 5 * n_used + n_extra
+    atoms = make_structures(ELEMENTS)["bulk"]
+    assert measure_forces(student, atoms) < 1e-6
+    assert StudentConfig(**student.config.to_dict()) == student.config
 
 
 def test_configuration_goes_through_json() -> None:

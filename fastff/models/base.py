@@ -41,6 +41,11 @@ class StudentConfig:
         Widths of the two hidden layers of each node block.
     core_repulsion : bool
         Add the ZBL screened nuclear repulsion.
+    l_max : int
+        Largest degree, 0 to 3, of the harmonics whose invariants are used. Like ``body_order`` an ablation: a moment
+        student computes the others too and multiplies them by zero. Of no meaning to ``painn``.
+    body_order : int
+        2 for l = 0 alone, 3 with power spectrum, 4 with cubic couplings.
     """
 
     architecture: str
@@ -51,6 +56,8 @@ class StudentConfig:
     n_mixed: int = 16
     hidden: tuple[int, int] = (64, 64)
     core_repulsion: bool = True
+    l_max: int = 3
+    body_order: int = 4
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "elements", tuple(sorted({int(z) for z in self.elements})))
@@ -62,6 +69,10 @@ class StudentConfig:
         sizes = (self.n_radial, self.n_channels, self.n_mixed, *self.hidden)
         if len(self.hidden) != 2 or min(sizes) < 1:
             raise DataError(f"sizes {sizes} must be positive, with two hidden layers")
+        if self.l_max not in (0, 1, 2, 3) or self.body_order not in (2, 3, 4):
+            raise DataError(
+                f"l_max {self.l_max} must be 0 to 3 and body_order {self.body_order} 2 to 4"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; ``StudentConfig(**d)`` gives the configuration back."""

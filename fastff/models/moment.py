@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastff.kernels.couplings import CUBIC_TRIPLES
 from fastff.kernels.moments.reference import (
     compute_moments,
     compute_moments_adjoint,
@@ -54,7 +55,8 @@ class NodeBlock(nn.Module):
 
         self.mixing = draw(4, config.n_channels, config.n_mixed, fan_in=config.n_channels)
         self.register_buffer("shift", torch.zeros(n_inputs))
-        self.register_buffer("scale", torch.ones(n_inputs))
+        self._used = mask_invariants(config, n_extra)
+        self.register_buffer("scale", self._used.to(torch.get_default_dtype()))
         self.weight1 = draw(n_inputs, h1, fan_in=n_inputs)
         self.bias1 = nn.Parameter(torch.randn(n_species, h1) * 0.1)
         self.weight2 = draw(h1, h2, fan_in=h1)
@@ -73,6 +75,7 @@ class NodeBlock(nn.Module):
         floor = 0.05 * inputs.square().mean(dim=0).sqrt()
         self.shift.copy_(inputs.mean(dim=0))
         self.scale.copy_(1.0 / torch.maximum(spread, floor).clamp_min(1e-6))
+        self.scale.mul_(self._used.to(self.scale))
 
     @property
     def weights(self) -> NodeWeights:
@@ -95,6 +98,15 @@ def _gather_messages(messages: Tensor, senders: Tensor) -> Tensor:
     """Message of the sender in every slot, (n_atoms, n_slots, n_channels)."""
     picked = messages.index_select(0, senders.flatten())
     return picked.view(*senders.shape, messages.shape[1])
+
+
+def mask_invariants(config: StudentConfig, n_extra: int) -> Tensor:
+    """Which inputs of a node block are used, (8 n_mixed + n_extra,) bool, given ``l_max`` and ``body_order``."""
+    used = [config.body_order >= 2]
+    used += [config.body_order >= 3 and degree <= config.l_max for degree in (1, 2, 3)]
+    used += [config.body_order >= 4 and max(triple) <= config.l_max for triple in CUBIC_TRIPLES]
+    kinds = torch.tensor(used).repeat_interleave(config.n_mixed)
+    return torch.cat([kinds, torch.ones(n_extra, dtype=torch.bool)])
 
 
 class MomentStudent(Student):

@@ -1,0 +1,96 @@
+"""The study of students: jobs, held-out trajectories, resuming, the table."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastff.models import ARCHITECTURES, configure_student
+
+SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "study.py"
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_variant_is_a_student_of_its_own(study: ModuleType) -> None:
+    variants = study.STUDENTS + study.ABLATIONS
+    assert len({variant.name for variant in variants}) == len(variants)
+    for variant in variants:
+        base = {k: v for k, v in ARCHITECTURES[variant.architecture].items() if k != "n_hops"}
+        sizes = {**base, **variant.sizes}
+        config = configure_student(variant.architecture, (14,), cutoff=variant.cutoff, **sizes)
+        plain = configure_student(variant.architecture, (14,))
+        assert (config == plain) == (variant in study.STUDENTS), variant.name
+
+
+def test_whole_trajectories_are_held_out(study: ModuleType) -> None:
+    frames = [SimpleNamespace(trajectory=10 * k, step=s) for k in range(16) for s in range(3)]
+    training, validation, test = study.split_trajectories(frames)
+    sets = [{frame.trajectory for frame in part} for part in (training, validation, test)]
+    assert [len(part) for part in (training, validation, test)] == [36, 6, 6]
+    assert not sets[0] & sets[1]
+    assert not sets[0] & sets[2]
+    assert not sets[1] & sets[2]
+    assert sets[2] == {30, 110}
+    with pytest.raises(SystemExit, match="at least eight"):
+        study.split_trajectories(frames[:12])
+
+
+def make_record(system: str, variant: Any, force: float | None) -> dict[str, Any]:
+    found = {"force": force, "force_mae": 0.0301, "energy": None, "energy_mae": None, "stress": 0.9}
+    return {
+        "system": system,
+        "variant": {"name": variant.name},
+        "accuracy": {"test": found},
+        "n_parameters": 12345,
+        "n_steps": 10,
+        "seconds_this_process": 3.0,
+    }
+
+
+def test_table_has_students_in_order_and_no_numbers_that_are_not_there(study: ModuleType) -> None:
+    records = [make_record("si", v, 0.951) for v in reversed(study.STUDENTS[:2])]
+    lines = study.tabulate(records).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["m1", "m2"]
+    assert "| 95.1 | 30.1 | - | - | 90.0 | 12,345 |" in lines[2]
+
+
+def test_done_jobs_are_not_run_again(study: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    name = "none__m1"
+    record = make_record("none", study.STUDENTS[0], 0.5)
+    (tmp_path / "jobs" / f"{name}.json").write_text(json.dumps(record))
+    command = [sys.executable, str(SCRIPT), "--labels", "none.npz", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--only", "m1$"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| none | m1 | 50.0 |" in (tmp_path / "study.md").read_text()
+    listed = subprocess.run([*command, "--list"], capture_output=True, text=True).stdout.split()
+    assert listed == [f"none__{variant.name}" for variant in study.STUDENTS]
+    left = subprocess.run(
+        [*command, "--only", "m2$", "--budget-seconds", "-1"], capture_output=True, text=True
+    )
+    assert left.returncode == 1
+    assert "none__m2; run again" in left.stderr
+
+
+def test_a_student_with_the_sizes_of_a_variant(study: ModuleType, tmp_path: Path) -> None:
+    arguments = argparse.Namespace(labels=[Path("a/si.npz")], ablations=True, only="painn-c64")
+    ((name, path, variant),) = study.list_jobs(arguments)
+    assert (name, path.stem, variant.sizes["n_channels"]) == ("si__painn-c64", "si", 64)
