@@ -17,6 +17,8 @@ from fastff.distill.request import build_request, check_folder, read_config
 from fastff.distill.run import distill, remove_overlap, replace_undefined
 from fastff.distill.split import Split
 from fastff.errors import DataError, UsageError
+from fastff.models.uncertainty import measure_uncertainty
+from fastff.neighbors import atoms_to_graph
 
 QUICK = {
     "temperatures": (300.0, 600.0),
@@ -51,6 +53,16 @@ def test_model_file_tells_its_whole_story(finished: Path) -> None:
     assert 0 < header["accuracy"]["test"]["overall"] <= 1
     assert header["training"]["learning_curve"]
     json.dumps(header, allow_nan=False)
+
+
+def test_model_file_grades_structures_unlike_its_training(finished: Path) -> None:
+    student = load_model(finished / "out" / "model.safetensors")
+    familiar, strange = bulk("Cu", cubic=True), bulk("Cu", "bcc", a=2.4, cubic=True)
+    grades = [
+        float(measure_uncertainty(student, atoms_to_graph(a, student.cutoff)).grades.max())
+        for a in (familiar, strange)
+    ]
+    assert grades[0] < 2 < grades[1]
 
 
 def test_test_frames_are_of_other_trajectories_and_never_trained_on(finished: Path) -> None:

@@ -88,7 +88,7 @@ def train(
     student: Annotated[
         str,
         typer.Option(
-            help="m1, m2, m2-l, or auto: the smallest that meets the target.",
+            help="m1, m2, m2-l, painn (a baseline), or auto: the smallest of the first three that meets the target.",
             rich_help_panel=_STUDENT,
         ),
     ] = "auto",

@@ -42,7 +42,7 @@ class DistillRequest(BaseModel):
     budget : int or None
         Teacher evaluations; the planner's default if None.
     student : str
-        ``"auto"`` tries ``m1``, ``m2``, ``m2-l`` in turn until ``target`` is met.
+        ``"auto"`` tries ``m1``, ``m2``, ``m2-l`` in turn until ``target`` is met; ``painn`` is the baseline.
     target : float
         Wanted accuracy, min(A_F, A_E, A_S), on the validation frames.
     cutoff : float
@@ -68,7 +68,7 @@ class DistillRequest(BaseModel):
     temperatures: tuple[float, float] = (300.0, 900.0)
     budget: int | None = Field(default=None, ge=1)
     max_atoms: int = Field(default=120, ge=1)
-    student: Literal["auto", "m1", "m2", "m2-l"] = "auto"
+    student: Literal["auto", "m1", "m2", "m2-l", "painn"] = "auto"
     target: float = Field(default=0.95, gt=0.0, lt=1.0)
     cutoff: float = Field(default=5.0, gt=1.0, le=12.0)
     n_steps: int | None = Field(default=None, ge=1)

@@ -37,6 +37,8 @@ from fastff.distill.store import LabelStore
 from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
 from fastff.distill.validate import validate_frames
 from fastff.errors import DataError
+from fastff.models.uncertainty import UncertaintyParameters, fit_uncertainty
+from fastff.neighbors import atoms_to_graph
 from fastff.predict import predict
 from fastff.report.metrics import Accuracy
 from fastff.report.provenance import collect_provenance
@@ -46,10 +48,13 @@ from fastff.teachers import load_teacher
 if TYPE_CHECKING:
     from fastff.distill.formats import LabelledSet
     from fastff.distill.plan import SamplingPlan
+    from fastff.models import Student
     from fastff.teachers import Teacher
 
 MODEL_NAME = "model.safetensors"
 LABELS_NAME = "labels.h5"
+LEAST_FOR_UNCERTAINTY, MOST_FOR_UNCERTAINTY = 4, 300
+"""Frames that the uncertainty is fitted on."""
 
 
 @dataclass
@@ -162,6 +167,7 @@ def distill(
     name, result, validation, attempts = climb_ladder(request, split, out, device, resume, listener)
     seconds["training"] = result.seconds
     student = result.student
+    student.uncertainty = calibrate_uncertainty(student, split)
     test = measure_frames(split.test, predict(student, [f.atoms for f in split.test]))
     header = build_header(
         request, labelled, seeds, split, result, {"validation": validation, "test": test}
@@ -282,6 +288,20 @@ def choose_settings(
         seed=request.seed,
         device=device,
     )
+
+
+def calibrate_uncertainty(student: Student, split: Split) -> UncertaintyParameters | None:
+    """Uncertainty from evenly spaced training frames and the validation frames; None where there are too few."""
+    if min(len(split.train), len(split.validation)) < LEAST_FOR_UNCERTAINTY:
+        return None
+    chosen = np.linspace(0, len(split.train) - 1, min(len(split.train), MOST_FOR_UNCERTAINTY))
+    known = [split.train[k] for k in chosen.round().astype(int)]
+    training, validation = (
+        [atoms_to_graph(frame.atoms, student.cutoff) for frame in frames]
+        for frames in (known, split.validation)
+    )
+    energies = [frame.labels.energy for frame in split.validation]
+    return fit_uncertainty(student, training, validation, energies)
 
 
 def choose_examples(structures: Sequence[ase.Atoms]) -> list[ase.Atoms]:

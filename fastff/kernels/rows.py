@@ -2,9 +2,9 @@
 
 Here: :func:`pick_rows`. Not here: gathering from long tables, where rows are seldom picked twice.
 
-Indexing adds up its gradient row by row. Where thousands of atoms share a handful of species that is a queue: a
-quarter of a training step on a GPU went into it. A product with a one-hot matrix gives the same values and sums its
-gradient in parallel.
+Indexing adds up its gradient row by row. Where thousands of atoms share a handful of species that is a queue, which
+took most of a training step on a GPU. A product with a one-hot matrix gives the same values and sums its gradient in
+parallel.
 """
 
 from __future__ import annotations
