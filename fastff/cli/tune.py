@@ -33,6 +33,12 @@ def tune(
         Path | None,
         typer.Option("--out", "-o", help="Write the table here instead of the user's cache."),
     ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Processes that compile the candidates first; 0 compiles while measuring."
+        ),
+    ] = 4,
 ) -> None:
     """Measure the kernels on this GPU and store the fastest launch configurations.
 
@@ -48,7 +54,13 @@ def tune(
     from fastff.kernels import tuning
 
     path = out or tuning.find_user_table(tuning.find_arch(target.index))
-    measured = measure_kernels(list_configs(model), target)
+    configs = list_configs(model)
+    if processes > 0:
+        from fastff.kernels.precompile import precompile_candidates
+
+        with make_console(stderr=True).status("Compiling the candidates"):
+            precompile_candidates([list_widths(one) for one in configs], target, processes)
+    measured = measure_kernels(configs, target)
     tuning.write_table(path, measured, tuning.describe_machine(target))
     console = make_console()
     console.print(build_table(measured))

@@ -69,11 +69,19 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class LaunchSpace:
-    """What a kernel declares: its name in the tables, the written default and the candidates to measure."""
+    """What a kernel declares: its name in the tables, the written default and the candidates to measure.
+
+    ``exceptions`` are written defaults of single keys, for widths at which another configuration is known to be better.
+    """
 
     kernel: str
     default: LaunchConfig
     candidates: tuple[LaunchConfig, ...] = ()
+    exceptions: tuple[tuple[str, LaunchConfig], ...] = ()
+
+    def find_default(self, key: str) -> LaunchConfig:
+        """Return the written default of a key."""
+        return dict(self.exceptions).get(key, self.default)
 
 
 @dataclass(frozen=True)
@@ -126,13 +134,13 @@ def lookup(space: LaunchSpace, key: str, device: torch.device) -> LaunchConfig:
     if space.kernel in _override:
         return _override[space.kernel]
     if device.type != "cuda" or is_interpreted():
-        return space.default
+        return space.find_default(key)
     arch = find_arch(device.index)
     for table in (_load_user_table(arch), _load_shipped_table(arch)):
         entry = table.get((space.kernel, key))
         if entry is not None and entry.blocks.keys() == space.default.blocks.keys():
             return entry
-    return space.default
+    return space.find_default(key)
 
 
 @contextlib.contextmanager
@@ -228,6 +236,12 @@ def select_fastest(measurements: Sequence[Measurement]) -> list[Measurement]:
     return list(best.values())
 
 
+def list_candidates(workload: Workload) -> tuple[LaunchConfig, ...]:
+    """Return the written default and all other candidates of a workload, in the order they are measured."""
+    default = workload.space.find_default(workload.key)
+    return (default, *(one for one in workload.space.candidates if one != default))
+
+
 def measure(workload: Workload) -> list[Measurement]:
     """Time every candidate of a workload on this GPU (median over repeats, device events).
 
@@ -245,7 +259,7 @@ def measure(workload: Workload) -> list[Measurement]:
 
     reference = workload.reference()
     results = []
-    for config in (workload.space.default, *workload.space.candidates):
+    for config in list_candidates(workload):
         time_ms = error = rejected = None
         with override(workload.space.kernel, config):
             try:
@@ -277,7 +291,10 @@ def find_relative_error(output: Any, reference: Any) -> float:
 
 
 def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
-    """Describe GPU, driver, torch, triton, commit and date, for tables and benchmark results."""
+    """Describe GPU, driver, torch, triton, commit and date, for tables and benchmark results.
+
+    The commit is ``FASTFF_COMMIT`` where that is set, for machines that hold no repository, else what git says.
+    """
     from importlib import metadata
 
     gpu = driver = None
@@ -292,7 +309,8 @@ def describe_machine(device: torch.device | None = None) -> dict[str, Any]:
         "triton": triton,
         "python": platform.python_version(),
         "fastff": metadata.version("fastff") if _has_distribution("fastff") else None,
-        "commit": _run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
+        "commit": os.environ.get("FASTFF_COMMIT")
+        or _run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

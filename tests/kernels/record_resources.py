@@ -1,7 +1,8 @@
 """Writes what every kernel needs on every target to ``resources.json``, which ``test_aot.py`` holds kernels to.
 
 Run ``python tests/kernels/record_resources.py`` after a deliberate change, with each supported version of Triton in
-turn: figures are the largest seen. ``--reset`` forgets the old ones. Not here: the comparison.
+turn: figures are the largest seen. ``--reset`` forgets the old ones; names of kernels, or how they begin, restrict both
+to those. Not here: the comparison.
 """
 
 from __future__ import annotations
@@ -33,10 +34,15 @@ def compile_build(build: contract.Build, target: str) -> aot.CompileReport:
 
 def main() -> None:
     record = {"triton": [], "kernels": {}}
-    if RECORD.exists() and "--reset" not in sys.argv[1:]:
+    names = tuple(word for word in sys.argv[1:] if word != "--reset")
+    builds = [one for one in contract.list_builds() if not names or one.name.startswith(names)]
+    if RECORD.exists():
         record = json.loads(RECORD.read_text())
+    if "--reset" in sys.argv[1:]:
+        for build in builds:
+            record["kernels"].pop(build.name, None)
     record["triton"] = sorted({*record["triton"], triton.__version__})
-    for build in contract.list_builds():
+    for build in builds:
         for target in aot.TARGETS:
             new = asdict(compile_build(build, target))
             del new["target"]

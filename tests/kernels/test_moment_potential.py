@@ -7,8 +7,10 @@ import pytest
 import torch
 from ase import Atoms
 
+from fastff import kernels
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
+from fastff.kernels.moment_potential import MomentPotential, moment_potential
 from fastff.kernels.moment_potential.layout import (
     GRID_BITS,
     list_shifts,
@@ -101,3 +103,48 @@ def test_odd_width_is_refused():
     student = build_student(configure_student("m1", (29,), n_channels=24))
     with pytest.raises(DataError, match="a width of 24"):
         pack_weights(collect_weights(student), torch.device("cpu"))
+
+
+def make_call(**changes):
+    atoms = make_atoms(3, (29,))
+    student = build_student(configure_student("m1", (29,), **changes)).double()
+    graph = atoms_to_graph(atoms, student.cutoff)
+    matrix = pack_edges(graph.edge_index, graph.shifts, graph.cell[0], 3)
+    species = student.find_species(graph.numbers)
+    return collect_weights(student), graph.positions, species, graph.cell[0], matrix
+
+
+def test_op_is_explained_and_takes_torch_on_a_cpu():
+    weights, positions, species, cell, matrix = make_call()
+    with kernels.use("auto"):
+        found = moment_potential(weights, positions, species, cell, matrix)
+        row = next(row for row in kernels.explain("cpu") if row.op == "moment_potential")
+    assert row.backend == "torch"
+    assert row.last_call == "torch: the tensors are on cpu, Triton needs a CUDA device"
+    reach = (round(len(matrix.translations) ** (1 / 3)) - 1) // 2
+    translations = list_shifts(reach).double() @ cell
+    exact = evaluate_reference(weights, positions, species, matrix, translations)
+    assert found.forces.dtype == torch.float32
+    size = float(exact.forces.abs().max()) + 1.0
+    torch.testing.assert_close(found.forces.double(), exact.forces, rtol=0, atol=1e-5 * size)
+
+
+def test_op_forced_on_a_cpu_raises():
+    with kernels.use("triton"), pytest.raises(kernels.BackendError, match="Triton was selected"):
+        moment_potential(*make_call())
+
+
+def test_op_has_no_further_derivative():
+    weights, positions, *others = make_call()
+    with pytest.raises(DataError, match="require a gradient and the result has none"):
+        moment_potential(weights, positions.requires_grad_(), *others)
+
+
+def test_op_refuses_other_shapes():
+    weights, positions, *others = make_call()
+    with pytest.raises(DataError, match=r"positions \(2, 3\)"):
+        moment_potential(weights, positions[:2], *others)
+
+
+def test_op_knows_widths_the_kernels_do_not_take():
+    assert MomentPotential(make_call(n_channels=24)[0], "cpu").obstacle.startswith("a width of 24")

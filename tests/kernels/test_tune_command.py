@@ -66,3 +66,18 @@ def test_table_compares_with_the_default():
     table = tune.build_table(measured)
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells == ["some_kernel", "k", "BLOCK=32, warps=2, stages=1", "1.0000", "2.0000", "1"]
+
+
+@pytest.mark.parametrize("architecture", ["m1", "m2", "m2-l"])
+def test_students_take_what_is_tuned_for_their_widths(architecture):
+    """Keys of the workloads are those that launches look up, for every fused kernel."""
+    pytest.importorskip("triton")
+    from fastff.kernels.moment_potential.builds import list_builds
+    from fastff.kernels.node_block.kernels import INVARIANTS_SPACE, PERCEPTRON_SPACE
+
+    widths = tune.list_widths(configure_student(architecture, (29,)))
+    channels = 32 if architecture == "m2-l" else 16
+    assert (widths["n_channels"], widths["n_mixed"]) == (channels, channels)
+    named = {name for space in (INVARIANTS_SPACE, PERCEPTRON_SPACE) for name, _ in space.exceptions}
+    assert tuning.make_key(torch.float32, channels=channels, mixed=channels) in named
+    assert any(f"C={channels}" in build.name for build in list_builds())

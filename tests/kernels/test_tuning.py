@@ -57,6 +57,16 @@ def test_order_of_lookup(tables):
     assert tuning.lookup(SPACE, key, CUDA) == MEASURED
 
 
+def test_written_default_of_a_single_key(tables):
+    space = LaunchSpace("some_kernel", DEFAULT, exceptions=(("float32,features=8", MEASURED),))
+    assert tuning.lookup(space, "float32,features=8", CUDA) == MEASURED
+    assert tuning.lookup(space, "float32,features=8", torch.device("cpu")) == MEASURED
+    assert tuning.lookup(space, "float32,features=4", CUDA) == DEFAULT
+    write(tables / "shipped" / "sm_90.json", SHIPPED)
+    tuning._load_shipped_table.cache_clear()
+    assert tuning.lookup(space, "float32,features=8", CUDA) == SHIPPED
+
+
 def test_user_table_is_in_the_cache_folder(tables):
     path = tuning.find_user_table("sm_90")
     assert path == tables / "user" / "fastff" / "kernels" / "sm_90.json"
@@ -109,6 +119,11 @@ def test_machine_is_described():
     machine = tuning.describe_machine()
     assert machine["torch"] == torch.__version__
     assert machine["date"].endswith("+00:00")
+
+
+def test_commit_of_a_machine_without_a_repository(monkeypatch):
+    monkeypatch.setenv("FASTFF_COMMIT", "0123abc")
+    assert tuning.describe_machine()["commit"] == "0123abc"
 
 
 def test_nan_is_an_infinite_error():

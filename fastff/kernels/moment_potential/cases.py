@@ -1,13 +1,15 @@
 """Structures and parameters for tests and benchmarks of the fused evaluation, made of tensors alone.
 
 Here: rattled lattices with their neighbor matrix computed from the lattice (any size, on the device), random parameters
-with the student's statistics. Not here: checks or timings.
+with the student's statistics, and the lists that the contract of kernels looks for. Not here: checks or timings.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,6 +29,10 @@ from fastff.kernels.node_block.reference import (
     compute_node,
     mix_channels,
 )
+
+if TYPE_CHECKING:
+    from fastff.kernels.contract import Build
+    from fastff.kernels.tuning import Workload
 
 LATTICES: dict[str, tuple[float, tuple[tuple[float, float, float, int], ...]]] = {
     "Cu": (3.61, ((0, 0, 0, 0), (0, 0.5, 0.5, 0), (0.5, 0, 0.5, 0), (0.5, 0.5, 0, 0))),
@@ -248,3 +254,17 @@ def draw_weights(
     )
     scale = force / found.forces.square().mean().sqrt()
     return weights._replace(energy_scale=scale, core=tables)
+
+
+def list_builds() -> Iterator[Build]:
+    """Every fused kernel, as students launch it; see ``builds.py``."""
+    from fastff.kernels.moment_potential import builds
+
+    yield from builds.list_builds()
+
+
+def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[Workload]:
+    """Every fused kernel at the widths of a model; see ``workloads.py``."""
+    from fastff.kernels.moment_potential import workloads
+
+    yield from workloads.list_workloads(widths, device)

@@ -29,6 +29,14 @@ from fastff.kernels.moment_potential.workspace import (
 )
 
 
+def limit_atoms(asked: int, n_atoms: int) -> int:
+    """Atoms per program of the moments: no more than leave 8,192 programs to fill a GPU with.
+
+    Not a tuned choice: every atom is summed in the same order whatever the number.
+    """
+    return max(1, min(asked, n_atoms // 8192))
+
+
 class FusedPotential:
     """A moment potential on a device.
 
@@ -159,6 +167,7 @@ class FusedPotential:
         from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
 
         arguments = self._configure(MOMENTS_SPACE, channels=self.n_channels)
+        arguments["ATOMS"] = limit_atoms(arguments["ATOMS"], matrix.n_atoms)
         moments_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
             space.sites,
             matrix.translations,

@@ -25,15 +25,14 @@ from fastff.kernels.tuning import LaunchConfig, LaunchSpace
 
 MOMENTS_SPACE = LaunchSpace(
     "moments",
-    LaunchConfig({"TILE": 32, "ATOMS": 1}, 1, 1),
+    LaunchConfig({"TILE": 32, "ATOMS": 4}, 1, 1),
     tuple(
         LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
-        for tile in (16, 32, 64)
+        for tile, num_warps in ((16, 1), (32, 1), (64, 1), (64, 2))
         for atoms in (1, 4)
-        for num_warps in (1, 2, 4)
     ),
 )
-_SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
+_SIZES = ["n_atoms", "n_slots", "n_species", "code_bits", "ATOMS"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -54,12 +53,13 @@ def moments_kernel(
     BY_SENDER: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
-    ATOMS: tl.constexpr,
+    ATOMS,
 ):
     """Moments (n_atoms, 16, C) of every atom.
 
     ``weights`` (n_species, 8, C) hold the radial weights of the receiver's species, times the norm of the basis;
-    ``factors`` are messages (n_atoms, C) where BY_SENDER, else pair factors (n_species, n_species, C).
+    ``factors`` are messages (n_atoms, C) where BY_SENDER, else pair factors (n_species, n_species, C). A program takes
+    ATOMS atoms, one after another: known at run time, because no result depends on it.
     """
     channels = tl.arange(0, C)
     radials = tl.arange(0, PADDED_RADIAL)

@@ -33,7 +33,7 @@ from fastff.kernels.moments.edges import (
     load_edges,
     split8,
 )
-from fastff.kernels.products import multiply
+from fastff.kernels.products import multiply_coarsely
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace
 
 FIXED_BITS = 32
@@ -45,9 +45,8 @@ ADJOINT_SPACE = LaunchSpace(
     LaunchConfig({"TILE": 32, "ATOMS": 1}, 1, 1),
     tuple(
         LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
-        for tile in (16, 32, 64)
+        for tile, num_warps in ((16, 1), (32, 1), (64, 1), (64, 2))
         for atoms in (1, 4)
-        for num_warps in (1, 2, 4)
     ),
 )
 GATHER_SPACE = LaunchSpace("gather_forces", LaunchConfig({"BLOCK": 32}, 1, 1))
@@ -197,18 +196,18 @@ def adjoint_kernel(
             )
             harmonics = evaluate_harmonics(ux, uy, uz)
             empty = tl.zeros((TILE, C), dtype=tl.float32)
-            channel_gradient = multiply(harmonics, pull, empty, PRECISION)
+            channel_gradient = multiply_coarsely(harmonics, pull, empty, PRECISION)
             none = tl.zeros((TILE, N_RADIAL), dtype=tl.float32)
-            basis_gradient = multiply(channel_gradient * factor, unmix, none, PRECISION)
+            basis_gradient = multiply_coarsely(channel_gradient * factor, unmix, none, PRECISION)
             x = tl.minimum(distance * inverse_cutoff, 1.0)
             sine, cosine = evaluate_wave(x)
             envelope, envelope_slope = evaluate_envelope(x)
             amplitude = envelope * inverse
             slope = (envelope_slope * inverse_cutoff - amplitude) * inverse
             basis = evaluate_basis(sine, cosine, amplitude)
-            radial = multiply(basis, mix, empty, PRECISION)
+            radial = multiply_coarsely(basis, mix, empty, PRECISION)
             none = tl.zeros((TILE, 16), dtype=tl.float32)
-            harmonics_gradient = multiply(radial * factor, push, none, PRECISION)
+            harmonics_gradient = multiply_coarsely(radial * factor, push, none, PRECISION)
             if BY_SENDER:
                 add_at(
                     message_gradients + source[:, None] + channels[None, :],

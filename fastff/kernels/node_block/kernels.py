@@ -8,19 +8,26 @@ in registers spilled kilobytes: what passes between them is 1.5 kB per atom. Not
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from fastff.kernels.node_block.cubic import evaluate_cubic, evaluate_cubic_slope, find_degree
 from fastff.kernels.products import multiply
-from fastff.kernels.tuning import LaunchConfig, LaunchSpace
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
+_NARROW = make_key(torch.float32, channels=16, mixed=16)
+_WIDE = make_key(torch.float32, channels=32, mixed=32)
 INVARIANTS_SPACE = LaunchSpace(
     "invariants",
     LaunchConfig({"ATOMS": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms}, num_warps, 1)
-        for atoms, num_warps in ((16, 1), (16, 2), (32, 2), (32, 4))
+        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (32, 2), (32, 4))
+    ),
+    (
+        (_NARROW, LaunchConfig({"ATOMS": 32}, 2, 1)),
+        (_WIDE, LaunchConfig({"ATOMS": 16}, 4, 1)),
     ),
 )
 PERCEPTRON_SPACE = LaunchSpace(
@@ -28,8 +35,14 @@ PERCEPTRON_SPACE = LaunchSpace(
     LaunchConfig({"ATOMS": 32, "DEPTH": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms, "DEPTH": depth}, num_warps, 1)
-        for atoms, num_warps in ((16, 2), (32, 2), (32, 4))
-        for depth in (16, 32, 64)
+        for atoms, num_warps in ((16, 2), (16, 4), (32, 4))
+        for depth in (32, 64)
+    ),
+    (
+        (
+            make_key(torch.float32, channels=32, inputs=256, hidden=64),
+            LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
+        ),
     ),
 )
 PULLBACK_SPACE = LaunchSpace(
@@ -37,11 +50,13 @@ PULLBACK_SPACE = LaunchSpace(
     LaunchConfig({"ATOMS": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms}, num_warps, 1)
-        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (32, 2), (32, 4))
+        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (32, 4), (32, 8))
     ),
+    ((_WIDE, LaunchConfig({"ATOMS": 32}, 8, 1)),),
 )
 N_KINDS: tl.constexpr = tl.constexpr(8)
 _SCALE: tl.constexpr = tl.constexpr(2.0**32)
+_PART: tl.constexpr = tl.constexpr(16)  # hidden units per product with a hidden layer
 
 
 @triton.jit
@@ -93,6 +108,25 @@ def invariants_kernel(
         else:
             value = evaluate_cubic(mixed, kind - 4)
         tl.store(invariants + rows[:, None] * (N_KINDS * Q) + kind * Q + mixeds, value, mask=there)
+
+
+@triton.jit
+def multiply_parts(left, layer, down, across, total, PRECISION: tl.constexpr, DEPTH: tl.constexpr):
+    """``left @ layer + total`` with a layer in memory, DEPTH of its rows at a time: whole and split in high and low
+    parts, it would not fit in registers.
+
+    ``down`` and ``across`` are the steps in memory to the next row and column of the layer.
+    """
+    HALF: tl.constexpr = left.shape[1] // 2
+    halves = tl.permute(tl.reshape(left, (left.shape[0], 2, HALF)), (0, 2, 1))
+    first, second = tl.split(halves)
+    if HALF > DEPTH:
+        total = multiply_parts(first, layer, down, across, total, PRECISION, DEPTH)
+        return multiply_parts(second, layer + HALF * down, down, across, total, PRECISION, DEPTH)
+    else:
+        place = tl.arange(0, HALF)[:, None] * down + tl.arange(0, total.shape[1])[None, :] * across
+        total = multiply(first, tl.load(layer + place), total, PRECISION)
+        return multiply(second, tl.load(layer + HALF * down + place), total, PRECISION)
 
 
 @triton.jit(do_not_specialize=["n_atoms"])
@@ -158,8 +192,7 @@ def perceptron_kernel(
         pre = multiply(part, rise, pre, PRECISION)
     value1, slope1 = activate(pre)
     pre = tl.load(bias2 + species[:, None] * H2 + hidden2[None, :])
-    layer = tl.load(weight2 + hidden1[:, None] * H2 + hidden2[None, :])
-    pre = multiply(value1, layer, pre, PRECISION)
+    pre = multiply_parts(value1, weight2, H2, 1, pre, PRECISION, _PART)
     value2, slope2 = activate(pre)
     pull = tl.load(readout + species[:, None] * H2 + hidden2[None, :])
     if WITH_ENERGY:
@@ -179,9 +212,8 @@ def perceptron_kernel(
                 raw = raw.to(tl.float32) * (1.0 / _SCALE)
             layer = tl.load(message + hidden2[None, :] * C + channels[:, None])
             pull = multiply(raw, layer, pull, PRECISION)
-        layer = tl.load(weight2 + hidden1[None, :] * H2 + hidden2[:, None])
         none = tl.zeros((ATOMS, H1), dtype=tl.float32)
-        pull = multiply(pull * slope2, layer, none, PRECISION) * slope1
+        pull = multiply_parts(pull * slope2, weight2, 1, H2, none, PRECISION, _PART) * slope1
         if HAS_EXTRA:
             layer = tl.load(weight1 + (channels + INPUTS)[None, :] * H1 + hidden1[:, None])
             extra = multiply(pull, layer, tl.zeros((ATOMS, C), dtype=tl.float32), PRECISION)

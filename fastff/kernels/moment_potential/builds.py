@@ -1,0 +1,119 @@
+"""What every fused kernel is compiled with ahead of time, for the widths of production.
+
+Here: the types and constants of each launch of ``evaluate.py``, by students m1 (one hop), m2 (two) and m2-l (wider).
+Not here: compiling (:mod:`fastff.kernels.aot`), bounds on the result (``tests/kernels``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from fastff.kernels.contract import Build
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
+
+_INTEGERS = ("n_atoms", "n_slots", "n_species", "code_bits", "stride", "n_partials")
+_REALS = ("cutoff", "core_reach")
+_TYPES = {
+    "species": "*i32", "sites": "*i32", "translations": "*i32", "neighbors": "*i32", "counts": "*i32",
+    "reverse": "*i32", "positions": "*fp64", "composition": "*fp64", "partials": "*fp64",
+    "totals": "*fp64", "accumulators": "*i64", "message_gradients": "*i64", "extra_gradients": "*i64",
+}  # fmt: skip
+_PLAIN = LaunchConfig({}, 4, 1)
+
+
+def _make(
+    name: str,
+    kernel: Any,
+    given: dict[str, Any],
+    config: LaunchConfig = _PLAIN,
+    types: dict[str, str] | None = None,
+) -> Build:
+    """Complete a build: the type of every argument that is no constant, and full float32 products on AMD."""
+    constants = dict(given)
+    types = {"ATOMS": "i32", **(types or {})}
+    at_compile_time = {p.name for p in kernel.params if p.is_constexpr}
+    constants |= {k: v for k, v in config.blocks.items() if k in at_compile_time}
+    amd = {}
+    if "PRECISION" in kernel.arg_names:
+        constants["PRECISION"] = "tf32x3"
+        amd["PRECISION"] = "ieee"
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in constants:
+            continue
+        kind = "i32" if argument in _INTEGERS else "fp32" if argument in _REALS else "*fp32"
+        signature[argument] = types.get(argument) or _TYPES.get(argument, kind)
+    return Build(name, kernel, signature, constants, config, amd)
+
+
+def _list_sums(channels: int, suffix: str, hops: tuple[int, ...]) -> Iterator[Build]:
+    """Moments and their adjoint of the given hops."""
+    from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
+    from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
+
+    for hop in hops:
+        constants: dict[str, Any] = {"C": channels, "BY_SENDER": hop > 0}
+        name = f"{suffix} hop {hop + 1}"
+        yield _make(
+            f"moments {name}", moments_kernel, constants, _pick(MOMENTS_SPACE, channels=channels)
+        )
+        constants |= {"HAS_CORE": hop == 0, "WITH_VIRIAL": True, "ACCUMULATE": False}
+        yield _make(
+            f"moments_adjoint {name}",
+            adjoint_kernel,
+            {**constants, "SCATTER": "fixed"},
+            _pick(ADJOINT_SPACE, channels=channels),
+            {"forces": "*i64"},
+        )
+
+
+def _list_nodes(channels: int, mixed: int, hidden: int, suffix: str) -> Iterator[Build]:
+    """Kernels of the node block: invariants and back, and the perceptron as each hop launches it."""
+    from fastff.kernels.node_block import kernels
+
+    sizes: dict[str, Any] = {"C": channels, "Q": mixed}
+    for space, kernel in (
+        (kernels.INVARIANTS_SPACE, kernels.invariants_kernel),
+        (kernels.PULLBACK_SPACE, kernels.pullback_kernel),
+    ):
+        config = _pick(space, channels=channels, mixed=mixed)
+        yield _make(f"{space.kernel} {suffix}", kernel, sizes, config)
+    for name, last, adjoint in (
+        ("send", False, False),
+        ("pull", False, True),
+        ("last", True, True),
+    ):
+        constants = {
+            "C": channels, "INPUTS": 8 * mixed, "H1": hidden, "H2": hidden,
+            "HAS_EXTRA": last, "WITH_ENERGY": last or not adjoint, "FIXED": True,
+            "WITH_MESSAGES": not last and not adjoint, "WITH_ADJOINT": adjoint,
+            "PULL_MESSAGES": adjoint and not last,
+        }  # fmt: skip
+        space = kernels.PERCEPTRON_SPACE
+        config = _pick(space, channels=channels, inputs=8 * mixed, hidden=hidden)
+        yield _make(f"{space.kernel} {suffix} {name}", kernels.perceptron_kernel, constants, config)
+
+
+def _pick(space: LaunchSpace, **widths: int) -> LaunchConfig:
+    """Written default at some widths."""
+    return space.find_default(make_key(torch.float32, **widths))
+
+
+def list_builds() -> Iterator[Build]:
+    """Every fused kernel as students launch it."""
+    from fastff.kernels.moment_potential import kernels
+    from fastff.kernels.moments_adjoint.kernels import GATHER_SPACE, gather_kernel
+
+    integers = {"forces": "*i64"}
+    yield _make("place", kernels.place_kernel, {"CLEAR": True, "BLOCK": 128}, types=integers)
+    flags = {"HOPS": 2, "HAS_CORE": True, "WITH_VIRIAL": True, "FIXED": True, "BLOCK": 256}
+    yield _make("finish", kernels.finish_kernel, flags)
+    yield _make("total", kernels.total_kernel, {"BLOCK": 1024})
+    yield _make("gather_forces", gather_kernel, {"ACCUMULATE": False}, GATHER_SPACE.default)
+    yield from _list_sums(16, "C=16", (0, 1))
+    yield from _list_nodes(16, 16, 64, "C=16")
+    yield from _list_sums(32, "C=32", (1,))
+    yield from _list_nodes(32, 32, 64, "C=32")

@@ -1,0 +1,151 @@
+"""Definition of every launch of the fused evaluation, over what the launch itself reads, in float64.
+
+Here: plain torch for the kernels over neighbours and of the node block, given their input buffers, so that each can be
+tested and tuned apart from what ran before it. Not here: the definition of the whole (``reference.py``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastff.kernels.moment_potential.layout import (
+    GRID_BITS,
+    NeighborMatrix,
+    PackedBlock,
+    PackedWeights,
+    unpack_neighbors,
+)
+from fastff.kernels.moment_potential.reference import evaluate_core
+from fastff.kernels.moments.reference import (
+    EdgeGeometry,
+    compute_moments,
+    compute_moments_adjoint,
+    describe_edges,
+)
+from fastff.kernels.node_block.reference import (
+    N_INVARIANT_KINDS,
+    activate,
+    build_cubic_table,
+    compute_invariants,
+    compute_invariants_adjoint,
+    mix_channels,
+)
+
+
+class SumsAdjoint(NamedTuple):
+    """Forces (n_atoms, 3) eV/Å, terms (n_atoms, 7): virial and core energy, message gradients (n_atoms, C)."""
+
+    forces: Tensor
+    terms: Tensor
+    message_gradients: Tensor
+
+
+def measure_edges(sites: Tensor, matrix: NeighborMatrix, cutoff: float) -> tuple[Tensor, Tensor]:
+    """Vectors (n_atoms, n_slots, 3) in Å between grid positions, empty slots at the cut-off; mask of filled slots."""
+    senders, codes, filled = unpack_neighbors(matrix)
+    units = sites[:, :3].long()
+    difference = units[senders] + matrix.translations[:, :3].long()[codes] - units[:, None]
+    wrapped = (difference + 2**31) % 2**32 - 2**31
+    padding = torch.tensor([cutoff, 0.0, 0.0], dtype=torch.float64, device=sites.device)
+    return torch.where(filled[..., None], wrapped.double() * 2.0**-GRID_BITS, padding), filled
+
+
+def _prepare_sums(
+    sites: Tensor, matrix: NeighborMatrix, packed: PackedWeights, hop: int, messages: Tensor
+) -> tuple[EdgeGeometry, Tensor, Tensor]:
+    """Geometry, radial weights of every receiver and factors of every slot."""
+    vectors, _ = measure_edges(sites, matrix, packed.cutoff)
+    weights = packed.radial[hop].double() / (2.0 / packed.cutoff) ** 0.5  # the basis has its norm
+    species = sites[:, 3].long()
+    geometry = describe_edges(vectors, packed.cutoff, weights.shape[1])
+    senders = unpack_neighbors(matrix)[0]
+    if hop == 0:
+        factors = packed.pair_factors.double()[species[:, None], species[senders]]
+    else:
+        factors = messages.double()[senders]
+    return geometry, weights[species], factors
+
+
+def define_moments(
+    sites: Tensor, matrix: NeighborMatrix, packed: PackedWeights, hop: int, messages: Tensor
+) -> Tensor:
+    """Moments (n_atoms, 16, C) of a hop."""
+    return compute_moments(*_prepare_sums(sites, matrix, packed, hop, messages))[0]
+
+
+def define_adjoint(
+    sites: Tensor,
+    matrix: NeighborMatrix,
+    packed: PackedWeights,
+    hop: int,
+    messages: Tensor,
+    gradients: Tensor,
+) -> SumsAdjoint:
+    """What one hop adds to forces, terms and message gradients, given dE/dA (n_atoms, 16, C); core in hop 1."""
+    geometry, weights, factors = _prepare_sums(sites, matrix, packed, hop, messages)
+    _, radial = compute_moments(geometry, weights, factors)
+    edge, factor = compute_moments_adjoint(geometry, weights, factors, radial, gradients.double())
+    vectors, filled = measure_edges(sites, matrix, packed.cutoff)
+    senders = unpack_neighbors(matrix)[0]
+    core_energy = edge.new_zeros(edge.shape[0])
+    if hop == 0 and packed.core is not None:
+        species = sites[:, 3].long()
+        pair = species[:, None] * packed.pair_factors.shape[0] + species[senders]
+        distance = geometry.distance[..., 0]
+        value, slope = evaluate_core(distance, *packed.core.double()[pair, :3].unbind(-1))
+        core_energy = torch.where(filled, value, 0.0).sum(dim=1)
+        edge = edge + geometry.unit * torch.where(filled, slope, 0.0)[..., None]
+    edge = torch.where(filled[..., None], edge, 0.0)
+    factor = torch.where(filled[..., None], factor, 0.0)
+    flat = senders.flatten()
+    forces = edge.sum(dim=1).index_add(0, flat, -edge.flatten(0, 1))
+    outer = torch.einsum("isa,isb->iab", vectors, edge)
+    outer = 0.5 * (outer + outer.mT)
+    parts = [outer[:, a, b] for a, b in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))]
+    messages_back = factor.new_zeros(factor.shape[0], factor.shape[2])
+    messages_back = messages_back.index_add(0, flat, factor.flatten(0, 1))
+    return SumsAdjoint(forces, torch.stack([*parts, core_energy], dim=1), messages_back)
+
+
+def define_invariants(moments: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
+    """Mixed moments (n_atoms, 16, Q) and invariants (n_atoms, 8 Q)."""
+    mixed = mix_channels(moments.double(), mixing.double())
+    return mixed, compute_invariants(mixed, build_cubic_table(mixed.dtype, mixed.device))[0]
+
+
+def define_pullback(mixed: Tensor, gradients: Tensor, mixing: Tensor) -> Tensor:
+    """dE/dA (n_atoms, 16, C) from mixed moments and dE/d(invariants)."""
+    table = build_cubic_table(torch.float64, mixed.device)
+    mixed = mixed.double()
+    _, products = compute_invariants(mixed, table)
+    back = compute_invariants_adjoint(gradients.double(), mixed, products, table)
+    return mix_channels(back, mixing.double().transpose(1, 2))
+
+
+def define_perceptron(
+    invariants: Tensor,
+    messages: Tensor | None,
+    message_gradients: Tensor | None,
+    species: Tensor,
+    block: PackedBlock,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Energies (n_atoms,), messages (n_atoms, M) and gradient in all inputs (n_atoms, 8 Q + extra)."""
+    exact = PackedBlock(*(part.double() for part in block))
+    inputs = invariants.double()
+    if messages is not None:
+        inputs = torch.cat([inputs, messages.double()], dim=1)
+    inputs = inputs - exact.shift
+    assert inputs.shape[1] >= N_INVARIANT_KINDS
+    species = species.long()
+    hidden1, slope1 = activate(inputs @ exact.weight1 + exact.bias1[species])
+    hidden2, slope2 = activate(hidden1 @ exact.weight2 + exact.bias2[species])
+    energies = (hidden2 * exact.readout[species]).sum(dim=1) - exact.vacuum[species]
+    out = hidden2 @ exact.message + exact.message_bias[species]
+    pull = exact.readout[species]
+    if message_gradients is not None:
+        pull = pull + message_gradients.double() @ exact.message.T
+    pull = ((pull * slope2) @ exact.weight2.T * slope1) @ exact.weight1.T
+    return energies, out, pull

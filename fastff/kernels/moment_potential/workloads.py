@@ -1,0 +1,122 @@
+"""What ``fastff tune`` measures of the fused evaluation: every kernel that has launch configurations.
+
+Here: the kernels of one hop over a rattled crystal, each with its definition. Not here: the measurement
+(:mod:`fastff.kernels.tuning`), the candidates (beside the kernels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastff.kernels.moment_potential import definitions
+from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
+from fastff.kernels.moment_potential.evaluate import FusedPotential
+from fastff.kernels.moment_potential.layout import find_obstacle
+from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, FIXED_BITS
+from fastff.kernels.tuning import LaunchSpace, Workload, make_key
+
+REACH = 5.4
+"""Length of the neighbor rows in Å: the cut-off and a skin. 54 neighbors in copper."""
+
+
+def list_workloads(
+    widths: Mapping[str, int], device: torch.device, *, repeats: int = 20, reach: float = REACH
+) -> Iterator[Workload]:
+    """Every kernel over ``4 repeats^3`` atoms; ``widths`` has ``n_channels``, ``n_mixed`` (16) and ``n_hidden`` (64).
+
+    Nothing where the kernels do not take the widths. Those that work in place restore their input at every launch,
+    which adds the same to the time of each candidate.
+    """
+    from fastff.kernels.moments.kernels import MOMENTS_SPACE
+    from fastff.kernels.node_block import kernels as node
+
+    channels, mixed = widths.get("n_channels", 16), widths.get("n_mixed", 16)
+    hidden = widths.get("n_hidden", 64)
+    sample = build_lattice("Cu", 2, reach, "cpu", rattle=0.1, seed=3)
+    weights = draw_weights(
+        1, 1, sample, n_channels=channels, n_mixed=mixed, hidden=(hidden, hidden)
+    )
+    if find_obstacle(weights) is not None:
+        return
+    system = build_lattice("Cu", repeats, reach, device, rattle=0.1)
+    potential = FusedPotential(weights, device)
+    packed, block = potential.packed, potential.packed.blocks[0]
+    space = potential.allocate(*system.matrix.entries.shape)
+    matrix, sites = system.matrix, space.sites
+    with torch.no_grad():
+        potential.launch_place(space, system.positions, system.species)
+        moments = definitions.define_moments(sites, matrix, packed, 0, space.messages).float()
+        mixed_moments, invariants = (
+            part.float() for part in definitions.define_invariants(moments, block.mixing)
+        )
+        species = system.species.long()
+        pull = definitions.define_perceptron(invariants, None, None, species, block)[2].float()
+        gradients = definitions.define_pullback(mixed_moments, pull, block.mixing).float()
+
+    def launch_moments() -> Tensor:
+        potential.launch_moments(space, matrix, 0)
+        return space.moments[0]
+
+    def launch_invariants() -> tuple[Tensor, Tensor]:
+        space.moments[0].copy_(moments)
+        potential.launch_invariants(space, 0)
+        return space.mixed[0], space.invariants[0]
+
+    def launch_perceptron() -> Tensor:
+        space.invariants[0].copy_(invariants)
+        potential.launch_perceptron(space, 0, adjoint=True)
+        return space.invariants[0]
+
+    def launch_pullback() -> Tensor:
+        space.mixed[0].copy_(mixed_moments)
+        space.invariants[0].copy_(pull)
+        potential.launch_pullback(space, 0)
+        return space.moments[0]
+
+    def launch_adjoint() -> tuple[Tensor, Tensor]:
+        space.moments[0].copy_(gradients)
+        space.accumulators.zero_()
+        potential.launch_adjoint(space, matrix, 0)
+        return space.accumulators[:, :3], space.terms[:, :7]
+
+    def define_adjoint() -> tuple[Tensor, Tensor]:
+        found = definitions.define_adjoint(sites, matrix, packed, 0, space.messages, gradients)
+        return found.forces * 2.0**FIXED_BITS, found.terms
+
+    def make(
+        kernel: LaunchSpace, launch: Callable[[], Any], define: Callable[[], Any], **key: int
+    ) -> Workload:
+        return Workload(kernel, make_key(torch.float32, **key), launch, define, 1e-5)
+
+    both = {"channels": channels, "mixed": mixed}
+    yield make(
+        MOMENTS_SPACE,
+        launch_moments,
+        lambda: definitions.define_moments(sites, matrix, packed, 0, space.messages),
+        channels=channels,
+    )
+    yield make(
+        node.INVARIANTS_SPACE,
+        launch_invariants,
+        lambda: definitions.define_invariants(moments, block.mixing),
+        **both,
+    )
+    yield make(
+        node.PERCEPTRON_SPACE,
+        launch_perceptron,
+        lambda: definitions.define_perceptron(invariants, None, None, species, block)[2],
+        channels=channels,
+        inputs=8 * mixed,
+        hidden=hidden,
+    )
+    yield make(
+        node.PULLBACK_SPACE,
+        launch_pullback,
+        lambda: definitions.define_pullback(mixed_moments, pull, block.mixing),
+        **both,
+    )
+    yield make(ADJOINT_SPACE, launch_adjoint, define_adjoint, channels=channels)

@@ -1,0 +1,344 @@
+"""Each fused kernel against its own definition, and whole evaluations, in Triton's interpreter.
+
+Run by ``test_interpreter.py`` in a process of its own, like ``interpreted.py``. Buffers start as NaN (largest integer),
+so that anything read before it is written shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fastff.kernels import dispatch
+from fastff.kernels.moment_potential.cases import System, add_reverse, build_lattice, draw_weights
+from fastff.kernels.moment_potential.layout import NeighborMatrix, PotentialWeights
+
+if not dispatch.is_interpreted():
+    pytest.skip("runs in a process of its own, see test_interpreter.py", allow_module_level=True)
+
+import triton
+import triton.language as tl
+
+from fastff.kernels import tuning
+from fastff.kernels.moment_potential import definitions, moment_potential, workloads
+from fastff.kernels.moment_potential.evaluate import FusedPotential
+from fastff.kernels.moment_potential.reference import evaluate_reference
+from fastff.kernels.moment_potential.workspace import Options, Workspace
+from fastff.kernels.products import multiply
+
+REACH = 4.4
+SCALE = 2.0**32
+TOLERANCE = 3e-6
+
+
+def make_system(name: str = "NaCl", n_species: int = 2, n_atoms: int = 0) -> System:
+    """A rattled crystal of one or eight cells, or its first atoms alone with the pairs among them."""
+    repeats = 2 if n_atoms > 8 or n_atoms == 0 else 1
+    system = build_lattice(name, repeats, REACH, "cpu", rattle=0.1, seed=2)
+    system.species.copy_(torch.arange(len(system.species)) % n_species)
+    return keep_atoms(system, n_atoms) if n_atoms else system
+
+
+def keep_atoms(system: System, n_atoms: int) -> System:
+    """The first atoms with the pairs among them: rows of different length."""
+    matrix = system.matrix
+    entries = torch.zeros_like(matrix.entries[:n_atoms])
+    counts = torch.zeros_like(matrix.counts[:n_atoms])
+    for atom in range(n_atoms):
+        row = matrix.entries[atom, : matrix.counts[atom]]
+        row = row[(row >> matrix.code_bits) < n_atoms]
+        entries[atom, : len(row)] = row
+        counts[atom] = len(row)
+    kept = dataclasses.replace(matrix, entries=entries.contiguous(), counts=counts)
+    return System(
+        system.positions[:n_atoms].contiguous(), system.species[:n_atoms].contiguous(),
+        system.cell, kept, system.translations,
+    )  # fmt: skip
+
+
+def make_weights(n_hops: int, n_species: int = 2, **sizes: int) -> PotentialWeights:
+    return draw_weights(n_hops, n_species, make_system(n_species=n_species, n_atoms=8), **sizes)
+
+
+def poison(space: Workspace) -> None:
+    """Partial sums keep the zeros of their unused columns."""
+    for part in dataclasses.fields(space):
+        value = getattr(space, part.name)
+        for tensor in value if isinstance(value, list) else [value]:
+            if part.name != "partials":
+                floating = tensor.is_floating_point()
+                tensor.fill_(float("nan") if floating else torch.iinfo(tensor.dtype).max)
+
+
+def check(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
+    assert found.shape == expected.shape
+    assert torch.isfinite(found).all()
+    error = float((found.double() - expected).norm()) / max(float(expected.norm()), 1e-3)
+    assert error < tolerance, f"relative error {error:.1e}"
+
+
+def prepare(n_hops: int, n_atoms: int, n_species: int = 2, **sizes: int):
+    system = make_system(n_species=n_species, n_atoms=n_atoms)
+    potential = FusedPotential(make_weights(n_hops, n_species, **sizes), "cpu")
+    space = potential.allocate(*system.matrix.entries.shape)
+    poison(space)
+    potential.launch_place(space, system.positions, system.species)
+    return system, potential, space
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("n_atoms", [1, 5])
+def test_place(n_atoms):
+    system, _, space = prepare(1, n_atoms)
+    found = space.sites[:, :3].double() * 2.0**-26
+    assert float((found - system.positions).abs().max()) < 1e-8
+    assert torch.equal(space.sites[:, 3], system.species)
+    assert (space.accumulators == 0).all()
+
+
+@pytest.mark.parametrize("hop", [0, 1])
+@pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32)])
+def test_moments(hop, n_atoms, width):
+    sizes = {"n_channels": width, "n_mixed": width}
+    system, potential, space = prepare(hop + 1, n_atoms, **sizes)
+    if hop:
+        space.messages.copy_(draw(n_atoms, width))
+    potential.launch_moments(space, system.matrix, hop)
+    expected = definitions.define_moments(
+        space.sites, system.matrix, potential.packed, hop, space.messages
+    )
+    check(space.moments[hop], expected)
+
+
+@pytest.mark.parametrize("hop", [0, 1])
+@pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32)])
+def test_moments_adjoint(hop, n_atoms, width):
+    system, potential, space = prepare(hop + 1, n_atoms, n_channels=width, n_mixed=width)
+    space.messages.copy_(draw(*space.messages.shape))
+    space.message_gradients.zero_()
+    gradients = draw(n_atoms, 16, width)
+    space.moments[hop].copy_(gradients)
+    potential.launch_adjoint(space, system.matrix, hop)
+    expected = definitions.define_adjoint(
+        space.sites, system.matrix, potential.packed, hop, space.messages, gradients
+    )
+    if hop == 0 and potential.n_hops == 1:
+        check(space.terms[:, :7], expected.terms)
+    else:
+        check(space.terms[:, :6], expected.terms[:, :6])
+        check(space.message_gradients / SCALE, expected.message_gradients)
+    check(space.accumulators[:, :3] / SCALE, expected.forces)
+
+
+@pytest.mark.parametrize(("n_atoms", "channels", "mixed"), [(1, 16, 16), (37, 16, 16), (7, 16, 32)])
+def test_invariants_and_pullback(n_atoms, channels, mixed):
+    sizes = {"n_channels": channels, "n_mixed": mixed}
+    potential = FusedPotential(make_weights(1, **sizes), "cpu")
+    space = potential.allocate(n_atoms, 1)
+    poison(space)
+    moments, gradients = draw(n_atoms, 16, channels), draw(n_atoms, 8 * mixed)
+    space.moments[0].copy_(moments)
+    potential.launch_invariants(space, 0)
+    mixing = potential.packed.blocks[0].mixing
+    expected_mixed, expected = definitions.define_invariants(moments, mixing)
+    check(space.mixed[0], expected_mixed)
+    check(space.invariants[0], expected)
+    kept = space.mixed[0].clone()
+    space.invariants[0].copy_(gradients)
+    potential.launch_pullback(space, 0)
+    check(space.moments[0], definitions.define_pullback(kept, gradients, mixing))
+
+
+@pytest.mark.parametrize("n_atoms", [1, 37])
+@pytest.mark.parametrize("scatter", ["fixed", "float"])
+def test_perceptron(n_atoms, scatter):
+    potential = FusedPotential(make_weights(2), "cpu", Options(scatter=scatter))
+    space = potential.allocate(n_atoms, 1)
+    scale = SCALE if scatter == "fixed" else 1.0
+    poison(space)
+    species = torch.arange(n_atoms) % 2
+    space.sites[:, 3] = species
+    first, last = potential.packed.blocks
+    inputs = draw(n_atoms, 128)
+    for part in space.invariants:
+        part.copy_(inputs)
+    potential.launch_perceptron(space, 0, adjoint=False)
+    energies, messages, _ = definitions.define_perceptron(inputs, None, None, species, first)
+    check(space.node_energies[0, :n_atoms], energies)
+    check(space.messages, messages)
+    own = space.messages.clone()
+    potential.launch_perceptron(space, 1, adjoint=True)
+    energies, _, pull = definitions.define_perceptron(inputs, own, None, species, last)
+    check(space.node_energies[1, :n_atoms], energies)
+    check(space.invariants[1], pull[:, :128])
+    check(space.message_gradients / scale, pull[:, 128:])
+    back = space.message_gradients / scale
+    potential.launch_perceptron(space, 0, adjoint=True)
+    pull = definitions.define_perceptron(inputs, None, back, species, first)[2]
+    check(space.invariants[0], pull)
+
+
+@pytest.mark.parametrize(
+    ("scatter", "n_hops", "n_species"), [("fixed", 2, 1), ("store", 1, 3), ("float", 1, 2)]
+)
+def test_evaluation(scatter, n_hops, n_species):
+    n_atoms = 4
+    system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
+    system.species.copy_(torch.arange(n_atoms) % n_species)
+    matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
+    compare(system, matrix, draw_weights(n_hops, n_species, system), Options(scatter=scatter))
+
+
+@pytest.mark.parametrize(("n_hops", "n_atoms"), [(2, 1), (2, 3), (1, 5)])
+def test_clusters(n_hops, n_atoms):
+    """One atom has no neighbors but images of others, which are left out; rows have different lengths."""
+    system = make_system(n_atoms=n_atoms)
+    compare(system, system.matrix, make_weights(n_hops), Options(with_virial=False))
+
+
+def test_no_edges():
+    system = make_system(n_atoms=3)
+    matrix = dataclasses.replace(system.matrix, counts=torch.zeros_like(system.matrix.counts))
+    found = compare(system, matrix, make_weights(2), Options())
+    assert (found.forces == 0).all()
+
+
+def test_no_atoms():
+    system = make_system(n_atoms=1)
+    empty = NeighborMatrix(
+        system.matrix.entries[:0], system.matrix.counts[:0], system.matrix.translations, 5
+    )
+    potential = FusedPotential(make_weights(2), "cpu")
+    found = potential.evaluate(system.positions[:0], system.species[:0], empty)
+    assert float(found.energy) == 0
+    assert found.forces.shape == (0, 3)
+
+
+def compare(system: System, matrix: NeighborMatrix, weights: PotentialWeights, options: Options):
+    """Two runs of the same bits, equal to the definition."""
+    expected = evaluate_reference(
+        weights, system.positions, system.species, matrix, system.translations
+    )
+    potential = FusedPotential(weights, "cpu", options)
+    runs = []
+    for _ in range(2):
+        poison(potential.allocate(*matrix.entries.shape))
+        found = potential.evaluate(system.positions, system.species, matrix)
+        runs.append([part.clone() for part in found])
+    if options.scatter != "float":
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True) if not b.isnan().any())
+    size = max(float(expected.forces.abs().max()), 1.0)
+    single = evaluate_reference(
+        convert(weights, torch.float32),
+        system.positions,
+        system.species,
+        matrix,
+        system.translations,
+    )
+    floor = float((single.forces - expected.forces).abs().max())
+    assert float((found.forces - expected.forces).abs().max()) < 6.0 * floor + 1e-5 * size
+    torch.testing.assert_close(found.energies, expected.energies, rtol=0, atol=2e-4)
+    torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-3)
+    if options.with_virial:
+        torch.testing.assert_close(found.virial, expected.virial, rtol=0, atol=1e-3 * size)
+    return found
+
+
+def convert(weights: PotentialWeights, dtype: torch.dtype) -> PotentialWeights:
+    """Parameters in another dtype."""
+    blocks = tuple(type(b)(*(part.to(dtype) for part in b)) for b in weights.blocks)
+    radial, factors = weights.radial.to(dtype), weights.pair_factors.to(dtype)
+    return weights._replace(radial=radial, pair_factors=factors, blocks=blocks)
+
+
+def cut(values: np.ndarray) -> np.ndarray:
+    """What a tensor core reads of float32: the sign, the exponent and ten bits."""
+    return (np.ascontiguousarray(values).view(np.int32) & np.int32(-8192)).view(np.float32)
+
+
+def sum_towards_zero(left: np.ndarray, right: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Products of tf32 as tensor cores add them: eight at a time exactly, each sum cut to float32 towards zero."""
+    left, right = cut(left).astype(np.float64), cut(right).astype(np.float64)
+    for first in range(0, left.shape[1], 8):
+        exact = left[:, first : first + 8] @ right[first : first + 8] + total
+        total = exact.astype(np.float32)
+        over = np.abs(total.astype(np.float64)) > np.abs(exact)
+        total = np.where(over, np.nextafter(total, np.float32(0)), total)
+    return total
+
+
+@pytest.fixture
+def tensor_cores(monkeypatch):
+    """Let the interpreter multiply tf32 as a GPU does; it takes full float32 otherwise."""
+    from triton.runtime import interpreter
+
+    plain = interpreter.InterpreterBuilder.create_dot
+
+    def create_dot(self, a, b, d, input_precision, *others):
+        if "TF32" not in str(input_precision):
+            return plain(self, a, b, d, input_precision, *others)
+        data = sum_towards_zero(a.data, b.data, d.data)
+        return interpreter.TensorHandle(data, d.dtype.scalar)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def test_workloads_of_tuning(cpu):
+    """Every candidate gives the definition's numbers; in the interpreter that is about block sizes."""
+    kernels = set()
+    widths = {"n_channels": 16, "n_mixed": 16, "n_hidden": 64}
+    for workload in workloads.list_workloads(widths, cpu, repeats=1, reach=3.6):
+        kernels.add(workload.space.kernel)
+        expected = workload.reference()
+        for config in {c.blocks["ATOMS"]: c for c in tuning.list_candidates(workload)}.values():
+            with tuning.override(workload.space.kernel, config):
+                assert tuning.find_relative_error(workload.launch(), expected) < workload.tolerance
+    assert kernels == {
+        "moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint",
+    }  # fmt: skip
+    assert not list(workloads.list_workloads({**widths, "n_channels": 24}, cpu))
+
+
+def test_op_takes_the_kernels_and_the_definition():
+    system, weights = make_system(n_atoms=3), make_weights(1)
+    found = {}
+    for backend in ("triton", "torch"):
+        with dispatch.use(backend):
+            arguments = (system.positions, system.species, system.cell, system.matrix)
+            found[backend] = moment_potential(weights, *arguments)
+        assert dispatch._last_calls["moment_potential"][0] == backend
+    torch.testing.assert_close(found["triton"].forces, found["torch"].forces, rtol=0, atol=5e-5)
+    torch.testing.assert_close(found["triton"].virial, found["torch"].virial, rtol=0, atol=5e-4)
+
+
+@triton.jit
+def sum_kernel(left, right, out, N_TILES: tl.constexpr, PRECISION: tl.constexpr):
+    """Sum of products of tiles (16, 32) and (32, 16)."""
+    rows, inner = tl.arange(0, 16), tl.arange(0, 32)
+    total = tl.zeros((16, 16), dtype=tl.float32)
+    for k in range(N_TILES):
+        a = tl.load(left + k * 512 + rows[:, None] * 32 + inner[None, :])
+        b = tl.load(right + k * 512 + inner[:, None] * 16 + rows[None, :])
+        total = multiply(a, b, total, PRECISION)
+    tl.store(out + rows[:, None] * 16 + rows[None, :], total)
+
+
+def test_products_keep_the_digits_of_float32(tensor_cores):
+    """Sums of one sign, in which cutting shows as a bias; cut high parts or a running sum on tensor cores fail here."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.rand(8, 16, 32, generator=generator) + 0.1
+    right = torch.rand(8, 32, 16, generator=generator) + 0.1
+    exact = (left.double() @ right.double()).sum(dim=0)
+    errors = {}
+    for precision in ("tf32x3", "tf32", "ieee"):
+        out = torch.empty(16, 16)
+        sum_kernel[(1,)](left, right, out, N_TILES=8, PRECISION=precision)
+        errors[precision] = float(((out.double() - exact) / exact).mean().abs())
+    assert errors["tf32x3"] < 2e-7
+    assert errors["tf32"] > 1e-4
