@@ -71,13 +71,14 @@ def test_langevin_samples_positions_exactly() -> None:
     assert stats.kstest(samples, stats.chi2(18).cdf).pvalue > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("barostat", ["isotropic", "anisotropic"])
 def test_volume_of_an_ideal_gas(barostat: str) -> None:
     """P(V) of N free atoms under Langevin is a gamma distribution of order N + 1."""
     n_atoms, pressure = 8, 0.03
     settings = MDSettings(
-        n_steps=6000, timestep=10.0, ensemble="npt", temperature=TEMPERATURE, relaxation=20.0,
-        pressure=pressure, pressure_relaxation=50.0, compressibility=10.0, barostat=barostat,  # type: ignore[arg-type]
+        n_steps=9000, timestep=10.0, ensemble="npt", temperature=TEMPERATURE, relaxation=20.0,
+        pressure=pressure, pressure_relaxation=100.0, compressibility=10.0, barostat=barostat,  # type: ignore[arg-type]
         interval=10, seed=11, max_displacement=50.0,
     )  # fmt: skip
     unit = THERMAL / (pressure / EV_PER_A3_TO_GPA)
@@ -85,16 +86,17 @@ def test_volume_of_an_ideal_gas(barostat: str) -> None:
     volumes = collect(AnalyticPotential(), atoms, settings, settling=500)["volume_A3"]
     exact = stats.gamma(n_atoms + 1, scale=unit)
     assert volumes.mean() == pytest.approx(exact.mean(), rel=0.04)
-    assert volumes.std() == pytest.approx(exact.std(), rel=0.12)
+    assert volumes.std() == pytest.approx(exact.std(), rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("thermostat", ["langevin", "rescale"])
 def test_volume_of_an_elastic_bag(thermostat: str) -> None:
     """Virial and kinetic part together: the volume follows V^M exp(-(U + PV)/kT), the pressure its set value."""
     n_atoms, pressure, stiffness, rest = 8, 0.02, 2e-4, 4000.0
     settings = MDSettings(
-        n_steps=5000, timestep=10.0, ensemble="npt", temperature=TEMPERATURE, relaxation=20.0,
-        thermostat=thermostat, pressure=pressure, pressure_relaxation=50.0, compressibility=10.0,  # type: ignore[arg-type]
+        n_steps=8000, timestep=10.0, ensemble="npt", temperature=TEMPERATURE, relaxation=20.0,
+        thermostat=thermostat, pressure=pressure, pressure_relaxation=100.0, compressibility=10.0,  # type: ignore[arg-type]
         interval=10, seed=3, max_displacement=50.0,
     )  # fmt: skip
     atoms = make_gas(n_atoms, edge=float(np.cbrt(rest)))
@@ -112,7 +114,7 @@ def test_volume_of_an_elastic_bag(thermostat: str) -> None:
     mean = float((weights * grid).sum())
     deviation = float(np.sqrt((weights * (grid - mean) ** 2).sum()))
     assert columns["volume_A3"].mean() == pytest.approx(mean, abs=0.15 * deviation)
-    assert columns["volume_A3"].std() == pytest.approx(deviation, rel=0.12)
+    assert columns["volume_A3"].std() == pytest.approx(deviation, rel=0.15)
 
 
 def test_conserved_quantity_of_constant_pressure() -> None:
