@@ -3,8 +3,9 @@
 Run from the root of the repository: ``python bench/md_gpu.py [--budget-seconds 115]``. Needs torch, triton, ase, vesin,
 h5py and this repository. Writes ``md_gpu.json`` after every stage, to the folder ``OUT`` if that variable is set, else
 to ``bench/results``; prints one line per row. The commit is read from git, or from ``FASTFF_COMMIT``. ``--tiny`` runs
-everything small on the CPU, to see that it runs. ``--model FILE --structure FILE`` measures drift with a trained model;
-else with an untrained one of copper, whose forces are scaled down until it is stable.
+everything small on the CPU, to see that it runs. ``--million`` runs a million atoms for 1,000 steps with all files
+instead and writes ``md_million.json``. ``--model FILE --structure FILE`` measures drift with a trained model, too;
+the others are untrained ones of copper, whose forces are scaled down until they are stable.
 
 Order: graphs against eager steps, thin against thick skins, a restart against no restart, bit for bit or nearly; whole
 steps at 1,372 atoms for every ensemble; drift of the energy; rates at 108,000 and a million atoms beside those of the
@@ -18,6 +19,7 @@ import gc
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -41,6 +43,7 @@ from fastff.kernels.replay import Replay  # noqa: E402
 from fastff.md.engine import Engine  # noqa: E402
 from fastff.md.observe import COLUMNS  # noqa: E402
 from fastff.md.potentials import make_potential  # noqa: E402
+from fastff.md.run import simulate  # noqa: E402
 from fastff.md.settings import MDSettings  # noqa: E402
 from fastff.md.snapshot import take_restart  # noqa: E402
 from fastff.md.state import build_state  # noqa: E402
@@ -205,10 +208,36 @@ def measure_drift(student: Student, atoms: Atoms, picoseconds: float, name: str)
     }  # fmt: skip
 
 
+def run_million(student: Student, repeats: int, n_steps: int) -> Row:
+    """A whole run with log, trajectory and restart files."""
+    atoms = make_crystal(repeats)
+    settings = MDSettings(
+        n_steps=n_steps, ensemble="nve", temperature=300.0, interval=max(n_steps // 20, 1),
+        frame_interval=n_steps // 2, restart_interval=n_steps // 2,
+    )  # fmt: skip
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        result = simulate(make_potential(student, settings.skin), atoms, settings, out)
+        sizes = {path.name: path.stat().st_size for path in out.iterdir()}
+    row: Row = {
+        "model": student.config.architecture, "atoms": len(atoms), "steps": result.step,
+        "ns_per_day": result.ns_per_day, "ms_per_step": result.seconds / n_steps * 1e3,
+        "atom_steps_per_s": n_steps * len(atoms) / result.seconds, "rebuilds": result.n_rebuilds,
+        "drift_meV_per_atom_ps": result.summary.drift, "temperature_K": result.summary.temperature.mean,
+        "seconds_with_files_and_start": time.perf_counter() - begun, "bytes": sizes,
+    }  # fmt: skip
+    if student.device.type == "cuda":
+        row["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return row
+
+
 def store(record: Row) -> None:
     folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "md_gpu.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / ("md_million.json" if "million" in record else "md_gpu.json")).write_text(
+        json.dumps(record, indent=1) + "\n"
+    )
 
 
 def main() -> None:
@@ -216,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--budget-seconds", type=float, default=115.0)
     parser.add_argument("--tiny", action="store_true", help="small, on the CPU")
+    parser.add_argument("--million", action="store_true", help="only a million atoms, 1,000 steps")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--structure", type=Path)
     arguments = parser.parse_args()
@@ -246,6 +276,10 @@ def main() -> None:
         store(record)
 
     students = {name: build_model(name, device) for name in ("m1", "m2")}
+    if arguments.million:
+        stage("million", 0, run_million, students["m1"], 3 if tiny else 63, 20 if tiny else 1000)
+        print(f"failures: {record['failures']}\n{record['seconds']:.0f} s in all")
+        return
     span = 0.2 if tiny else 1.5
     small, middle, large = (2, 2, 3) if tiny else (7, 30, 63)
     for student in students.values():

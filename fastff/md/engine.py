@@ -110,6 +110,7 @@ class Engine:
         device = state.positions.device
         self._board = torch.zeros(_N_ROWS + 2, len(COLUMNS), dtype=torch.float64, device=device)
         self._n_rows = torch.zeros((), dtype=torch.int64, device=device)
+        self._spare_row = torch.full_like(self._n_rows, _N_ROWS)
         self._last_row = torch.full((), -1, dtype=torch.int64, device=device)
         self._pacer = Pacer()
         self._filled = -1
@@ -262,7 +263,7 @@ class Engine:
         row = measure_row(state, self.potential, self._pressure)
         go = ~state.pending & (state.step != self._last_row) & (state.target >= 0)
         go &= self._n_rows < _N_ROWS
-        slot = torch.where(go, self._n_rows, _N_ROWS).view(1)
+        slot = torch.where(go, self._n_rows, self._spare_row).view(1)
         self._board.index_copy_(0, slot, row[None])
         self._n_rows += go
         _commit(go, self._last_row, state.step)
@@ -271,6 +272,7 @@ class Engine:
         """Let iteration, observation and random numbers become graphs where that is possible."""
         self._begin_step, self._finish_step = self._begin, self._finish
         if self.settings.compile_steps:
+            torch.compiler.reset()  # code of earlier engines would count against the limit of variants
             self._begin_step = torch.compile(self._begin, fullgraph=True, dynamic=False)
             self._finish_step = torch.compile(self._finish, fullgraph=True, dynamic=False)
         random = self.integrator.random
