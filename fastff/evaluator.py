@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastff.errors import UsageError
-from fastff.graph import Graph, edge_vectors
+from fastff.graph import Graph
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.layout import find_obstacle
 from fastff.kernels.moment_potential.op import OP
@@ -24,7 +24,7 @@ from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
-from fastff.neighbors import VerletCache, build_edges, complete_cell
+from fastff.neighbors import VerletCache, build_edges, complete_cell, measure_edges
 from fastff.resident import ResidentPotential
 
 Array = NDArray[np.float64]
@@ -226,7 +226,9 @@ class Evaluator:
             edge_index=torch.from_numpy(edges),
             shifts=torch.from_numpy(shifts),
         )
-        contact = self._find_contact(graph)
+        contact = None
+        if self.contact_limit is not None:
+            contact = pick_contact(positions, completed, edges, shifts, self.contact_limit)
         with torch.inference_mode():
             prediction = self.student(graph.to(self.student.device))
         volume = abs(float(np.linalg.det(completed)))
@@ -238,30 +240,30 @@ class Evaluator:
             contact,
         )
 
-    def _find_contact(self, graph: Graph) -> Contact | None:
-        if self.contact_limit is None or graph.n_edges == 0:
-            return None
-        squared = edge_vectors(graph).square().sum(dim=1)
-        nearest = int(squared.argmin())
-        distance = float(squared[nearest].sqrt())
-        if distance >= self.contact_limit:
-            return None
-        i, j = graph.edge_index[:, nearest].tolist()
-        return Contact(i, j, distance)
-
 
 def find_contact(
     positions: Array, cell: Array, pbc: NDArray[np.bool_], limit: float
 ) -> Contact | None:
     """The closest pair nearer than ``limit`` Å, on the host."""
     completed = complete_cell(positions, cell, pbc, limit)
-    edges, shifts = build_edges(positions, completed, pbc, limit)
+    return pick_contact(positions, completed, *build_edges(positions, completed, pbc, limit), limit)
+
+
+def pick_contact(
+    positions: Array,
+    cell: Array,
+    edges: NDArray[np.int64],
+    shifts: NDArray[np.int64],
+    limit: float,
+) -> Contact | None:
+    """The shortest edge, if it is shorter than ``limit`` Å."""
     if not edges.shape[1]:
         return None
-    vectors = positions[edges[1]] - positions[edges[0]] + shifts @ completed
-    distances = np.linalg.norm(vectors, axis=1)
-    nearest = int(distances.argmin())
-    return Contact(int(edges[0, nearest]), int(edges[1, nearest]), float(distances[nearest]))
+    squared = measure_edges(positions, cell, edges, shifts)
+    nearest = int(squared.argmin())
+    if squared[nearest] >= limit**2:
+        return None
+    return Contact(int(edges[0, nearest]), int(edges[1, nearest]), float(squared[nearest] ** 0.5))
 
 
 class FusedSession:

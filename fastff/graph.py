@@ -76,8 +76,12 @@ def edge_vectors(graph: Graph) -> Tensor:
     coordinates or long shifts lose no digits.
     """
     receivers, senders = graph.edge_index
-    cells = graph.cell[graph.batch[receivers]]
-    images = torch.einsum("ea,eab->eb", graph.shifts.to(cells.dtype), cells)
+    shifts = graph.shifts.to(graph.cell.dtype)
+    if graph.n_systems == 1:
+        a, b, c = graph.cell[0].unbind(0)
+    else:
+        a, b, c = graph.cell[graph.batch[receivers]].unbind(1)
+    images = shifts[:, :1] * a + shifts[:, 1:2] * b + shifts[:, 2:] * c
     return graph.positions[senders] - graph.positions[receivers] + images
 
 

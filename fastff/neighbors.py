@@ -135,10 +135,20 @@ def _keep_within(
     shifts: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Edges nearer than ``cutoff``: the one place that decides, so every list of a structure is the same."""
-    receivers, senders = edges
-    vectors = positions[senders] - positions[receivers] + shifts @ cell
-    inside = np.einsum("ea,ea->e", vectors, vectors) < cutoff**2
+    inside = measure_edges(positions, cell, edges, shifts) < cutoff**2
     return edges[:, inside], shifts[inside]
+
+
+def measure_edges(
+    positions: Array, cell: Array, edges: NDArray[np.int64], shifts: NDArray[np.int64]
+) -> Array:
+    """Squared lengths (n_edges,) of edges, Å^2."""
+    receivers, senders = edges
+    vectors = positions[senders] - positions[receivers]
+    moved = np.flatnonzero(shifts.any(axis=1))
+    vectors[moved] += shifts[moved] @ cell
+    squared: Array = np.einsum("ea,ea->e", vectors, vectors)
+    return squared
 
 
 def _close_gaps(

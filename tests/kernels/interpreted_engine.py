@@ -21,6 +21,7 @@ from fastff.errors import DataError, UnsupportedElementError
 from fastff.evaluator import Evaluator, Outcome, choose_path
 from fastff.kernels import contract, dispatch
 from fastff.kernels.neighbor_list import build_neighbors
+from fastff.kernels.neighbor_list import op as list_op
 from fastff.kernels.neighbor_list.plan import make_frame
 from fastff.kernels.skin_check import check_skin, take_snapshot
 from fastff.md.protocol import DevicePotential
@@ -65,11 +66,9 @@ def test_rows_grow_and_buffers_stay():
 
 
 def test_wide_entries(monkeypatch):
-    from fastff.kernels.neighbor_list import op
-
     positions, cell, flags = NASTY["left-handed"]
     expected = list_by_op(positions, cell, flags, 4.0)
-    monkeypatch.setattr(op, "_INT32", 64)
+    monkeypatch.setattr(list_op, "_INT32", 64)
     with kernels.use("triton"):
         found = build_neighbors(torch.tensor(positions), np.asarray(cell), FULL, 4.0)
         assert found.matrix.entries.dtype == torch.int64
@@ -128,6 +127,7 @@ def test_skin_check_at_its_edge():
 
 def make_atoms(kind: str) -> Atoms:
     atoms = bulk("Cu", cubic=True) * (1, 1, 2)
+    atoms = atoms[[0, 1, 2, 4, 6]]
     atoms.numbers[1] = 8
     atoms.rattle(0.1, seed=1)
     skew = np.array([[0, 0.3, 0], [0, 0, 0.2], [0.1, 0, 0]])
@@ -146,7 +146,7 @@ def expect(outcome: Outcome, student: Student, atoms: Atoms) -> None:
         exact = Evaluator(student.double()).evaluate(
             atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
         )
-    tolerance = 1e-5 * (1.0 + 0.2 * abs(exact.forces).max())
+    tolerance = 3e-5 * (1.0 + 0.2 * abs(exact.forces).max())
     assert abs(outcome.energy - exact.energy) < len(atoms) * tolerance
     np.testing.assert_allclose(outcome.forces, exact.forces, rtol=0, atol=tolerance)
     np.testing.assert_allclose(outcome.energies, exact.energies, rtol=0, atol=tolerance)
@@ -161,8 +161,8 @@ def expect(outcome: Outcome, student: Student, atoms: Atoms) -> None:
 def test_fused_evaluator(kind, architecture, sort_from, monkeypatch):
     """Through moves within the skin, beyond it, strain, wrapping, other species, another size."""
     monkeypatch.setattr(resident, "SORT_FROM", sort_from)
-    student, exact = (make_student(architecture, (8, 29)) for _ in range(2))
-    evaluator = Evaluator(student, skin=0.6)
+    student, exact = (make_student(architecture, (8, 29), cutoff=3.0) for _ in range(2))
+    evaluator = Evaluator(student, skin=0.2)
     atoms = make_atoms(kind)
 
     def run():
@@ -176,11 +176,11 @@ def test_fused_evaluator(kind, architecture, sort_from, monkeypatch):
     assert again.energy == first.energy
     assert (again.forces == first.forces).all()
     potential = evaluator._session.potential
-    atoms.rattle(0.02, seed=2)
+    atoms.rattle(0.01, seed=2)
     expect(run(), exact, atoms)
     assert potential.n_builds == 1
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + 0.04), scale_atoms=True)
-    atoms.rattle(0.2, seed=3)
+    atoms.rattle(0.1, seed=3)
     expect(run(), exact, atoms)
     assert potential.n_builds == 2
     atoms.wrap(eps=0)
@@ -193,24 +193,27 @@ def test_fused_evaluator(kind, architecture, sort_from, monkeypatch):
     expect(run(), exact, atoms)
 
 
-def test_rows_grow_under_compression():
-    student, exact = (make_student("m1", (29,)) for _ in range(2))
-    evaluator = Evaluator(student, skin=0.4)
-    atoms = bulk("Cu", cubic=True)
-    atoms.rattle(0.1, seed=1)
-    sizes = set()
-    for _ in range(3):
+def test_rows_grow_under_compression(monkeypatch):
+    """Rows as short as they can be: every denser structure needs longer ones."""
+    monkeypatch.setattr(list_op, "round_slots", lambda widest: max(widest, 1))
+    monkeypatch.setattr(list_op, "_guess_slots", lambda *_: 1)
+    student, exact = (make_student("m1", (29,), cutoff=4.0) for _ in range(2))
+    evaluator = Evaluator(student, skin=0.3)
+    atoms = bulk("Cu", cubic=True, a=4.8)
+    atoms.rattle(0.04, seed=1)
+    sizes = []
+    for scale in (1.0, 0.85):
+        atoms.set_cell(atoms.cell.array * scale, scale_atoms=True)
         with kernels.use("triton"):
             found = evaluator.evaluate(atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers)
         expect(found, exact, atoms)
-        sizes.add(evaluator._session.potential._neighbors.matrix.n_slots)
-        atoms.set_cell(atoms.cell.array * 0.9, scale_atoms=True)
-    assert len(sizes) > 1
-    assert evaluator._session.potential.n_builds == 3
+        sizes.append(evaluator._session.potential._neighbors.matrix.n_slots)
+    assert sizes[1] > sizes[0] == 12
+    assert evaluator._session.potential.n_builds == 2
 
 
 def test_fused_calculator():
-    calculator = FastFFCalculator(make_student("m1", (8, 29)), device="cpu", skin=0.5)
+    calculator = FastFFCalculator(make_student("m1", (8, 29), cutoff=3.0), device="cpu", skin=0.5)
     atoms = make_atoms("bulk")
     atoms.calc = calculator
     with kernels.use("torch"):
@@ -247,7 +250,7 @@ def test_fused_path_is_refused_with_a_reason():
 
 
 def test_resident_potential_is_a_device_potential():
-    potential = resident.ResidentPotential(make_student("m1", (8, 29)), skin=0.5)
+    potential = resident.ResidentPotential(make_student("m1", (8, 29), cutoff=3.0), skin=0.5)
     assert isinstance(potential, DevicePotential)
     atoms = make_atoms("bulk")
     positions, cell = torch.tensor(atoms.positions), torch.tensor(atoms.cell.array)
