@@ -18,7 +18,7 @@ import pytest
 from ase.build import bulk, molecule
 from ase.io import write
 
-from fastff.distill.content import hash_structure
+from fastff.distill.content import hash_structure, identify_teacher
 from fastff.distill.formats import read_labels
 from fastff.distill.jobs import parse_shard, read_jobs
 from fastff.distill.labelling import describe_caveats, draw_direction
@@ -419,3 +419,8 @@ def test_trust_is_given_with_a_reason(tmp_path: Path) -> None:
         "sevennet", weights=unknown, device="cpu", options={"trust": "copied by hand"}
     )
     assert teacher.info.notes[-1] == "Weight file trusted by the user: copied by hand"
+
+
+def test_the_device_is_no_part_of_a_teachers_identity() -> None:
+    here, anywhere = load_teacher("analytic:emt", device="cpu"), load_teacher("analytic:emt")
+    assert identify_teacher(here.info.to_dict()) == identify_teacher(anywhere.info.to_dict())

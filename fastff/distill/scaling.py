@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
+from fastff.distill.callbacks import quiet_lightning
 from fastff.distill.jobs import LabelJob, take_shard
 from fastff.distill.labelling import Labeller, LabelListener, LabelReport, LabelSettings
 from fastff.distill.merging import MergeReport, merge_labels
@@ -83,10 +84,11 @@ class LabelModule(lightning.LightningModule):
         """Structures stay where they are."""
         return batch
 
-    def predict_step(self, batch: list[LabelJob], *_: Any) -> None:
-        """Label and store one batch."""
+    def predict_step(self, batch: list[LabelJob], *_: Any) -> int:
+        """Label and store one batch; return how many frames that were."""
         assert self.labeller is not None
         self.labeller.label_batch(batch)
+        return len(batch)
 
     def teardown(self, stage: str) -> None:
         """Close this process's label file."""
@@ -134,6 +136,14 @@ def label_with_launcher(
     if devices != "auto" and not (devices.isdigit() and int(devices) > 0):
         raise UsageError(f"--devices {devices!r} is not a number above 0 or auto")
     module = LabelModule(load, jobs, examples, out, settings, listener or LabelListener())
+    with quiet_lightning():
+        return _predict(module, out, accelerator, devices, nodes)
+
+
+def _predict(
+    module: LabelModule, out: Path, accelerator: str, devices: str, nodes: int
+) -> tuple[LabelReport, MergeReport | None]:
+    """Run the module in every process, wait for all, merge in the first."""
     trainer = lightning.Trainer(
         accelerator=accelerator,
         devices="auto" if devices == "auto" else int(devices),

@@ -70,7 +70,9 @@ class ASETeacher(Teacher):
         self.padding = float(own.get("padding", 10.0))
         self.periodic_only = bool(own.get("periodic_only", False))
         package = str(target).split(".")[0].split(":")[0]
-        described = ", ".join(f"{key}={value!r}" for key, value in sorted(chosen.items()))
+        described = ", ".join(  # where it runs does not change who it is
+            f"{key}={value!r}" for key, value in sorted(chosen.items()) if key != "device"
+        )
         self.info = TeacherInfo(
             name=f"ase:{target}",
             family="ase",
