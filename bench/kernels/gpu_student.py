@@ -1,13 +1,14 @@
 """Check and time the fused evaluation of m1 and m2 on the GPU of this machine.
 
-Run from the root of the repository: ``python bench/kernels/gpu_student.py [--budget-seconds 170]``. Needs torch, triton
+Run from the root of the repository: ``python bench/kernels/gpu_student.py [--budget-seconds 235]``. Needs torch, triton
 and this repository alone. Writes ``gpu_student.json`` after every stage, to the folder ``OUT`` if that variable is set,
 else to ``bench/results``; prints a table last. The commit is read from git, or from ``FASTFF_COMMIT``.
 
 Order: compile every kernel and launch variant in processes of their own, which also shows whether it runs; check with
 the float64 definition (poisoned buffers, fresh seeds, two runs bit for bit); measure ceilings; time every kernel at
-108,000 atoms; time whole evaluations at all sizes; time the other launch variants, in a process apart because one
-that fails takes the device context with it. No stage starts that the budget does not hold.
+108,000 atoms; time whole evaluations at all sizes, of m2-l too; time the definition eagerly and compiled
+(``student_compare.py``), and the generic ops; time the other launch variants, in a process apart because one that fails
+takes the device context with it. No stage starts that the budget does not hold.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import student_compare  # noqa: E402
 import torch  # noqa: E402
-from student_report import print_checks, print_record, store  # noqa: E402
+from student_report import print_checks, print_record, rate_kernels, store  # noqa: E402
 from student_timing import DEVICE, capture, measure, measure_ceilings  # noqa: E402
 
 from fastff.kernels import tuning  # noqa: E402
 from fastff.kernels.moment_potential.cases import System, build_lattice, draw_weights  # noqa: E402
 from fastff.kernels.moment_potential.evaluate import FusedPotential  # noqa: E402
 from fastff.kernels.moment_potential.layout import PotentialWeights  # noqa: E402
+from fastff.kernels.moment_potential.op import convert_weights  # noqa: E402
 from fastff.kernels.moment_potential.reference import evaluate_reference  # noqa: E402
 from fastff.kernels.moment_potential.workspace import Options, Workspace  # noqa: E402
 from fastff.kernels.tuning import LaunchConfig  # noqa: E402
@@ -47,18 +50,19 @@ VARIANTS: list[tuple[str, LaunchConfig]] = [
     *(
         (kernel, LaunchConfig({"TILE": tile, "ATOMS": atoms}, warps, 1))
         for kernel in ("moments_adjoint", "moments")
-        for tile, atoms, warps in ((64, 1, 2), (16, 1, 1), (64, 1, 1), (32, 4, 1), (32, 1, 2))
+        for tile, atoms, warps in ((16, 1, 1), (64, 1, 1), (32, 1, 1), (32, 4, 1))
     ),
     *(
         ("node_perceptron", LaunchConfig({"ATOMS": atoms, "DEPTH": depth}, warps, 1))
-        for atoms, depth, warps in ((16, 32, 2), (32, 16, 4), (32, 64, 4), (32, 32, 8))
+        for atoms, depth, warps in ((16, 32, 2), (16, 32, 4), (32, 16, 4), (32, 64, 4))
     ),
-    *(("invariants", LaunchConfig({"ATOMS": a}, w, 1)) for a, w in ((16, 2), (32, 2))),
+    *(("invariants", LaunchConfig({"ATOMS": a}, w, 1)) for a, w in ((16, 2), (32, 4))),
     *(("invariants_adjoint", LaunchConfig({"ATOMS": a}, w, 1)) for a, w in ((16, 2), (32, 8))),
 ]
 CHECKS = (
     ("Cu", 1, 1, "fixed"), ("NaCl", 1, 2, "fixed"), ("Cu", 2, 1, "fixed"),
     ("NaCl", 2, 3, "fixed"), ("Si", 2, 1, "fixed"), ("NaCl", 1, 2, "store"), ("Cu", 1, 1, "float"),
+    ("Cu", 2, 1, "fixed", 32), ("NaCl", 2, 3, "fixed", 32),
 )  # fmt: skip
 Call = Callable[[FusedPotential, Workspace, System], None]
 failures: list[dict[str, str]] = []
@@ -101,13 +105,14 @@ def get_spare(space: Workspace) -> torch.Tensor:
     return _spare[shape]
 
 
-def list_jobs() -> list[tuple[int, str, str, LaunchConfig | None]]:
-    """What to compile, one kernel each: hops, scatter, name of the launch, launch variant."""
-    jobs = [(2, "fixed", name, None) for name in list_calls(2)]
-    jobs += [(1, "fixed", name, None) for name in list_calls(1)]
-    jobs += [(1, "store", name, None) for name in ("place", "moments_adjoint", "finish")]
-    jobs += [(1, "float", name, None) for name in ("place", "moments_adjoint", "finish")]
-    return jobs + [(1, "fixed", kernel, config) for kernel, config in VARIANTS]
+def list_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int]]:
+    """What to compile, one kernel each: hops, scatter, name of the launch, launch variant, channels."""
+    jobs: list[Any] = [(2, "fixed", name, None, 32) for name in list_calls(2)]
+    jobs += [(2, "fixed", name, None, 16) for name in list_calls(2)]
+    jobs += [(1, "fixed", name, None, 16) for name in list_calls(1)]
+    jobs += [(1, "store", name, None, 16) for name in ("place", "moments_adjoint", "finish")]
+    jobs += [(1, "float", name, None, 16) for name in ("place", "moments_adjoint", "finish")]
+    return jobs + [(1, "fixed", kernel, config, 16) for kernel, config in VARIANTS]
 
 
 @contextlib.contextmanager
@@ -123,18 +128,19 @@ def survive(what: str) -> Iterator[None]:
 
 
 @functools.cache
-def make_weights(hops: int, species: int, name: str) -> PotentialWeights:
+def make_weights(hops: int, species: int, name: str, width: int = 16) -> PotentialWeights:
     sample = build_lattice(name, 2, REACH, "cpu", rattle=0.12, seed=3)
     sample.species.copy_(torch.arange(len(sample.species)) % species)
-    return draw_weights(hops, species, sample)
+    return draw_weights(hops, species, sample, n_channels=width, n_mixed=width)
 
 
 def compile_jobs(start: int, stride: int) -> None:
     """Child process: launch every stride-th job once over a tiny system of zeros; print which of them ran."""
     torch.set_num_threads(1)
     system = build_lattice("Cu", 2, REACH, DEVICE, reverse=True)
-    for k, (hops, scatter, name, config) in list(enumerate(list_jobs()))[start::stride]:
-        potential = FusedPotential(make_weights(hops, 1, "Cu"), DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
+    for k, (hops, scatter, name, config, width) in list(enumerate(list_jobs()))[start::stride]:
+        weights = make_weights(hops, 1, "Cu", width)
+        potential = FusedPotential(weights, DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
         space = potential.allocate(system.matrix.n_atoms, system.matrix.n_slots)
         for tensor in list_buffers(space):
             tensor.zero_()
@@ -179,7 +185,7 @@ def find_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     return float((out.double() - reference.double()).norm() / reference.double().norm())
 
 
-def check(name: str, hops: int, species: int, scatter: str) -> dict[str, Any]:
+def check(name: str, hops: int, species: int, scatter: str, width: int = 16) -> dict[str, Any]:
     """Compare one mode with the float64 definition, and two of its runs with each other."""
     seed = int(time.time() * 1e3) % 2**31
     repeats = {"Cu": 10, "NaCl": 6, "Si": 6}[name]
@@ -187,9 +193,13 @@ def check(name: str, hops: int, species: int, scatter: str) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     system.species.copy_(torch.randint(0, species, system.species.shape, generator=generator))
     system.positions.add_(torch.randn(3, device=DEVICE, dtype=torch.float64) * 1000.0)
-    weights = make_weights(hops, species, name)
+    weights = make_weights(hops, species, name, width)
     exact = evaluate_reference(
-        move(weights), system.positions, system.species, system.matrix, system.translations
+        convert_weights(weights, DEVICE, torch.float64),
+        system.positions,
+        system.species,
+        system.matrix,
+        system.translations,
     )
     potential = FusedPotential(weights, DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
     results = []
@@ -202,7 +212,7 @@ def check(name: str, hops: int, species: int, scatter: str) -> dict[str, Any]:
     composition = weights.composition.to(DEVICE)[system.species.long()]
     return {
         "system": name, "atoms": system.matrix.n_atoms, "hops": hops, "species": species, "seed": seed,
-        "scatter": scatter,
+        "scatter": scatter, "channels": width,
         "bits_equal": all(torch.equal(a, b) for a, b in zip(*results, strict=True)),
         "force_rms": float(exact.forces.square().mean().sqrt()),
         "force_error_rms": float((forces - exact.forces).square().mean().sqrt()),
@@ -210,18 +220,8 @@ def check(name: str, hops: int, species: int, scatter: str) -> dict[str, Any]:
         "energy_error_per_atom": float((energy - exact.energy).abs()) / system.matrix.n_atoms,
         "energies_error": find_error(energies - composition, exact.energies - composition),
         "virial_error": find_error(virial, exact.virial),
+        **student_compare.compare_single(weights, system, exact.forces, forces),
     }  # fmt: skip
-
-
-def move(weights: PotentialWeights) -> PotentialWeights:
-    """Parameters on the device, in float64."""
-    blocks = tuple(type(b)(*(part.to(DEVICE) for part in b)) for b in weights.blocks)
-    core = None if weights.core is None else tuple(part.to(DEVICE) for part in weights.core)
-    moved = {
-        name: getattr(weights, name).to(DEVICE)
-        for name in ("radial", "pair_factors", "energy_scale", "composition")
-    }
-    return weights._replace(blocks=blocks, core=core, **moved)
 
 
 def time_kernels(hops: int, repeats: int = 30) -> list[dict[str, Any]]:
@@ -238,7 +238,7 @@ def time_kernels(hops: int, repeats: int = 30) -> list[dict[str, Any]]:
     return rows
 
 
-def time_evaluation(hops: int, repeats: int, options: Options) -> dict[str, Any]:
+def time_evaluation(hops: int, repeats: int, options: Options, width: int = 16) -> dict[str, Any]:
     """Whole evaluation as a graph, eager too where small, with its peak memory."""
     torch.cuda.empty_cache()
     system = build_lattice("Cu", repeats, REACH, DEVICE, reverse=options.scatter == "store")
@@ -246,10 +246,10 @@ def time_evaluation(hops: int, repeats: int, options: Options) -> dict[str, Any]
     n_atoms = system.matrix.n_atoms
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    potential = FusedPotential(make_weights(hops, 1, "Cu"), DEVICE, options)
+    potential = FusedPotential(make_weights(hops, 1, "Cu", width), DEVICE, options)
     row: dict[str, Any] = {
         "hops": hops, "atoms": n_atoms, "scatter": options.scatter, "virial": options.with_virial,
-        "listed_neighbors": system.matrix.n_slots,
+        "listed_neighbors": system.matrix.n_slots, "channels": width,
     }  # fmt: skip
     row["graph"] = measure(capture(lambda: run(potential, system)))
     if n_atoms < 200_000:
@@ -264,6 +264,15 @@ def time_evaluation(hops: int, repeats: int, options: Options) -> dict[str, Any]
     return row
 
 
+def time_definition(hops: int, repeats: int) -> list[dict[str, Any]]:
+    """The definition by eager and compiled torch, beside the captured kernels of the same run."""
+    system = build_lattice("Cu", repeats, REACH, DEVICE)
+    weights = make_weights(hops, 1, "Cu")
+    potential = FusedPotential(weights, DEVICE)
+    fused = measure(capture(lambda: run(potential, system)))["median_ms"]
+    return list(student_compare.time_definition(weights, system, fused, hops))
+
+
 def time_variants(numbers: list[int]) -> None:
     """Child process: time launch variants and compare their forces with the default's; one line each."""
     system = build_lattice("Cu", 30, REACH, DEVICE)
@@ -271,7 +280,7 @@ def time_variants(numbers: list[int]) -> None:
     default = run(potential, system).forces.clone()
     space = potential.allocate(*system.matrix.entries.shape)
     for k in numbers:
-        _, _, kernel, config = list_jobs()[k]
+        _, _, kernel, config, _ = list_jobs()[k]
         assert config is not None
         with tuning.override(kernel, config):
             call = list_calls(1)[kernel]
@@ -305,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--compile", type=int, nargs=2, help="child process")
     parser.add_argument("--variants", type=int, nargs="*", help="child process")
-    parser.add_argument("--budget-seconds", type=float, default=170.0)
+    parser.add_argument("--budget-seconds", type=float, default=235.0)
     parser.add_argument("--processes", type=int, default=min(16, os.cpu_count() or 1))
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="cells per edge")
     arguments = parser.parse_args()
@@ -363,6 +372,21 @@ def run_stages(arguments: argparse.Namespace, start: float) -> None:
         Options(with_virial=False),
     ):
         stage(f"evaluation {options}", 5, add("evaluations", time_evaluation, 1, 30, options))
+    for repeats in (7, 30, 63):
+        what = f"evaluation m2-l {repeats}^3 cells"
+        stage(what, 5, add("evaluations", time_evaluation, 2, repeats, Options(), 32))
+    record["kernels"] = rate_kernels(record["kernels"], record.get("ceilings"))
+    record["definition"], record["generic"] = [], []
+    for hops, repeats in ((1, 7), (2, 7), (1, 14), (2, 14)):
+        what = f"definition of m{hops}, {repeats}^3 cells"
+        stage(
+            what, 35, lambda h=hops, r=repeats: record["definition"].extend(time_definition(h, r))
+        )
+    for suite in student_compare.list_generic():
+        for gradient in (False, True):
+            what = f"{suite.function.__name__}, gradient {gradient}"
+            stage(what, 15, add("generic", student_compare.time_generic, suite, gradient))
+            torch.cuda.empty_cache()
     torch.cuda.empty_cache()
     variants = [k for k in good if jobs[k][3] is not None]
     stage("variants", 15, lambda: record.update(variants=run_variants(variants, left)))

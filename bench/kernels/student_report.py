@@ -16,12 +16,30 @@ def store(record: dict[str, Any]) -> None:
     (folder / "gpu_student.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def rate_kernels(
+    rows: list[dict[str, Any]], ceilings: dict[str, float] | None
+) -> list[dict[str, Any]]:
+    """The same rows with the fraction of the roofline each kernel reaches, where its work is counted."""
+    work = count_work(54)
+    rated = []
+    for row in rows:
+        kind = row["kernel"].split()[0]
+        if ceilings and kind in work and not row["kernel"].endswith("forward"):
+            floor_ms = find_floor(work[kind], ceilings) * row["atoms"] * 1e3
+            row = row | {"roofline_fraction": floor_ms / row["median_ms"]}
+        rated.append(row)
+    return rated
+
+
 def print_checks(checks: list[dict[str, Any]]) -> None:
-    print("check                force err rms  max       energy/atom virial   bits")
+    print(
+        "check                force err rms  max       of float32: rms max     energy/atom virial   bits"
+    )
     for c in checks:
-        label = f"{c['system']} m{c['hops']} S{c['species']} {c['scatter']}"
+        label = f"{c['system']} m{c['hops']} C{c['channels']} S{c['species']} {c['scatter']}"
         print(
             f"{label:<20} {c['force_error_rms']:.2e}  {c['force_error_max']:.2e}  "
+            f"{c['eager_float32_error_rms']:.2e}  {c['eager_float32_error_max']:.2e}  "
             f"{c['energy_error_per_atom']:.1e}     {c['virial_error']:.1e}  {c['bits_equal']}",
             flush=True,
         )
@@ -29,24 +47,30 @@ def print_checks(checks: list[dict[str, Any]]) -> None:
 
 def print_record(record: dict[str, Any]) -> None:
     print(json.dumps(record["provenance"]))
-    ceilings, work = record.get("ceilings"), count_work(54)
+    ceilings = record.get("ceilings")
     print({k: round(v, 2) for k, v in (ceilings or {}).items()})
     for row in record["kernels"]:
         line = f"m{row['hops']} {row['kernel']:<26} {row['median_ms'] * 1e6 / row['atoms']:7.2f} ns/atom"
-        kind = row["kernel"].split()[0]
-        if ceilings and kind in work:
-            share = find_floor(work[kind], ceilings) * row["atoms"] / row["median_ms"] * 1e5
-            line += f" {share:5.1f} % of roofline"
+        if "roofline_fraction" in row:
+            line += f" {100 * row['roofline_fraction']:5.1f} % of roofline"
         print(line)
     for row in record["evaluations"]:
         eager = row.get("eager", {}).get("median_ms", float("nan"))
         virial = "" if row["virial"] else " no virial"
         print(
-            f"m{row['hops']} {row['atoms']:>9} atoms {row['scatter']:<5}{virial} "
+            f"m{row['hops']} C{row['channels']} {row['atoms']:>9} atoms {row['scatter']:<5}{virial} "
             f"graph {row['graph']['median_ms']:9.4f} ms eager {eager:7.3f} ms "
             f"{row['atom_steps_per_s'] / 1e6:7.2f} M/s {row['bytes_per_atom']:6.0f} B/atom "
             f"{'' if row['finite'] else 'NOT FINITE'}"
         )
+    for row in record.get("definition", []):
+        print(
+            f"m{row['hops']} {row['atoms']:>6} atoms, definition {row['means']:<8} {row['median_ms']:9.3f} ms: "
+            f"kernels {row['speedup']:.1f} times as fast"
+        )
+    for row in record.get("generic", []):
+        times = " ".join(f"{k} {row[k]['median_ms']:.3f}" for k in ("triton", "eager", "compiled"))
+        print(f"{row['op']} {row['pass']}: {times} ms, {row['speedup_over_compiled']:.2f} times")
     for row in record.get("variants", []):
         blocks = {**row["config"]["blocks"], "warps": row["config"]["num_warps"]}
         print(
