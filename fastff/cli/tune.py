@@ -79,14 +79,14 @@ def list_configs(model: Path | None) -> list[StudentConfig]:
 
 
 def list_widths(config: StudentConfig) -> dict[str, int]:
-    """Widths that the workloads of the ops are built from."""
-    return {
+    """Widths that the workloads of the ops are built from; ``n_mixed`` for moment students alone."""
+    widths = {
         "n_radial": config.n_radial,
         "l_max": 3,
         "n_channels": config.n_channels,
-        "n_mixed": config.n_mixed,
         "n_hidden": max(config.hidden),
     }
+    return widths if config.architecture == "painn" else widths | {"n_mixed": config.n_mixed}
 
 
 def measure_kernels(configs: Iterable[StudentConfig], device: torch.device) -> list[Measurement]:

@@ -40,6 +40,8 @@ def precompile_candidates(widths: Sequence[Widths], device: torch.device, n_proc
 
 def compile_share(widths: Sequence[Widths], device: str, first: int, step: int) -> int:
     """Launch each ``step``-th candidate from number ``first``; return how many ran."""
+    from triton.errors import TritonError
+
     seen: set[tuple[str, str]] = set()
     number = n_done = 0
     for one in widths:
@@ -56,7 +58,7 @@ def compile_share(widths: Sequence[Widths], device: str, first: int, step: int) 
                     with tuning.override(workload.space.kernel, config):
                         workload.launch()
                         torch.cuda.synchronize()
-                except RuntimeError:
+                except (RuntimeError, TritonError):
                     continue
                 n_done += 1
     return n_done

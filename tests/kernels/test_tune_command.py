@@ -29,6 +29,15 @@ def test_widths_come_from_the_configuration():
     assert widths == {"n_radial": 6, "l_max": 3, "n_channels": 24, "n_mixed": 16, "n_hidden": 48}
 
 
+def test_fused_kernels_are_not_measured_for_other_models():
+    pytest.importorskip("triton")
+    from fastff.kernels.moment_potential.workloads import list_workloads
+
+    widths = tune.list_widths(configure_student("painn", (6,)))
+    assert "n_mixed" not in widths
+    assert not list(list_workloads(widths, torch.device("cpu")))
+
+
 def test_widths_come_from_a_model_file(tmp_path):
     from fastff.checkpoint import save_model
     from fastff.models import build_student
@@ -81,3 +90,30 @@ def test_students_take_what_is_tuned_for_their_widths(architecture):
     named = {name for space in (INVARIANTS_SPACE, PERCEPTRON_SPACE) for name, _ in space.exceptions}
     assert tuning.make_key(torch.float32, channels=channels, mixed=channels) in named
     assert any(f"C={channels}" in build.name for build in list_builds())
+
+
+def test_candidates_are_shared_among_processes(monkeypatch):
+    """Each is launched once; one that does not fit the GPU leaves the others alone."""
+    pytest.importorskip("triton")
+    from triton.runtime.errors import OutOfResources
+
+    from fastff.kernels import precompile
+
+    configs = tuple(LaunchConfig({"BLOCK": 16 * k}, 1) for k in range(1, 6))
+    space = LaunchSpace("some_kernel", configs[0], configs)
+    launched = []
+
+    def launch():
+        config = tuning.lookup(space, "key", torch.device("cpu"))
+        launched.append(config)
+        if config == configs[2]:
+            raise OutOfResources(2, 1, "shared memory")
+
+    def list_workloads(widths, device):
+        yield Workload(space, "key", launch, lambda: None)
+
+    monkeypatch.setattr(contract, "list_workloads", list_workloads)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    done = [precompile.compile_share([{}, {}], "cpu", k, 2) for k in range(2)]
+    assert sorted(launched, key=str) == sorted(configs, key=str)
+    assert sum(done) == 4

@@ -26,15 +26,17 @@ REACH = 5.4
 def list_workloads(
     widths: Mapping[str, int], device: torch.device, *, repeats: int = 20, reach: float = REACH
 ) -> Iterator[Workload]:
-    """Every kernel over ``4 repeats^3`` atoms; ``widths`` has ``n_channels``, ``n_mixed`` (16) and ``n_hidden`` (64).
+    """Every kernel over ``4 repeats^3`` atoms; ``widths`` has ``n_channels`` (16), ``n_mixed`` and ``n_hidden`` (64).
 
-    Nothing where the kernels do not take the widths. Those that work in place restore their input at every launch,
+    Nothing where the kernels do not take the widths, or without ``n_mixed``: the model is of another kind. Those that work in place restore their input at every launch,
     which adds the same to the time of each candidate.
     """
     from fastff.kernels.moments.kernels import MOMENTS_SPACE
     from fastff.kernels.node_block import kernels as node
 
-    channels, mixed = widths.get("n_channels", 16), widths.get("n_mixed", 16)
+    if "n_mixed" not in widths:
+        return
+    channels, mixed = widths.get("n_channels", 16), widths["n_mixed"]
     hidden = widths.get("n_hidden", 64)
     sample = build_lattice("Cu", 2, reach, "cpu", rattle=0.1, seed=3)
     weights = draw_weights(
