@@ -44,6 +44,25 @@ def test_adjoint_is_the_gradient_of_the_energies(student: Student) -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_a_few_steps_lower_the_loss_of_forces(student: Student) -> None:
+    """One ordinary backward of a loss of forces trains every architecture."""
+    student = student.float().requires_grad_()
+    graph, vectors = make_batch(student)
+    species = student.find_species(graph.numbers)
+    dense = lay_out_edges(vectors.float(), graph.edge_index, graph.n_atoms, student.cutoff)
+    target = 0.3 * torch.randn(dense.vectors.shape) * (dense.vectors.norm(dim=-1, keepdim=True) < 3)
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        _, gradient = student.evaluate_dense(dense.vectors, dense.senders, species)
+        loss = torch.nn.functional.huber_loss(gradient.sum(dim=1), target.sum(dim=1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_core_gradient_is_that_of_its_energies(student: Student) -> None:
     graph, vectors = make_batch(student)
     vectors = (vectors * 0.4).requires_grad_()

@@ -59,7 +59,7 @@ def test_learned_part_alone(student: Student) -> None:
     bare.core = None
     atoms = make_structures(ELEMENTS)["bulk"]
     assert evaluate(bare, [atoms]).forces.abs().max() > 1e-3
-    assert measure_forces(bare, atoms) < 1e-8
+    assert measure_forces(bare, atoms, step=1e-4) < 2e-7
 
 
 def test_primitive_and_conventional_cell(student: Student) -> None:
