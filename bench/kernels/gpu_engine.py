@@ -151,7 +151,7 @@ def check_calculator(architecture: str, tiny: bool, device: torch.device) -> lis
     """A life of one calculator: moves within and beyond the skin, strain, wrapping, compression, other structures."""
     student = make_student(architecture, tiny)
     fast = FastFFCalculator(student, device=str(device), skin=SKIN)
-    exact = FastFFCalculator(student, device="cpu", dtype="float64")
+    exact = FastFFCalculator(student, device=str(device), dtype="float64")
     atoms = make_crystal(1 if tiny else 5)
     rows = [{"what": "path", **fast.explain()._asdict()}]
     for step in range(2 if tiny else 6):
@@ -272,6 +272,9 @@ def time_compute(
     """``check`` and ``compute`` of a resident potential, replayed from a graph as dynamics does."""
     from fastff.kernels.replay import Replay
 
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     atoms = make_crystal(repeats)
     student = make_student(architecture, tiny).to(device)
     potential = ResidentPotential(student, skin=SKIN)  # type: ignore[arg-type]
@@ -303,7 +306,6 @@ def time_compute(
     row["finite"] = bool(potential.forces.isfinite().all())
     if device.type == "cuda":
         row["bytes_per_atom"] = torch.cuda.max_memory_allocated() / len(atoms)
-        torch.cuda.reset_peak_memory_stats()
     return row
 
 

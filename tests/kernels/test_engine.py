@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 def test_the_engine_in_the_interpreter():
     """Lists, skin checks and evaluations; the report of the process is shown on failure."""
     tests = Path(__file__).with_name("interpreted_engine.py")
