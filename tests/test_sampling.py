@@ -511,3 +511,21 @@ def test_labels_a_teacher_cannot_give_are_set_aside(tmp_path: Path) -> None:
         pytest.raises(DataError, match="as given: energy"),
     ):
         run_sampling(teacher, PLAN, store)
+
+
+def test_a_cold_teacher_is_warmed_up_before_it_is_timed(tmp_path: Path) -> None:
+    """Also when an earlier run has stored what would have warmed it up."""
+
+    class Cold(EmtTeacher):
+        n_calls = 0
+
+        def label(self, structures: Sequence[ase.Atoms]) -> list[Labels]:
+            self.n_calls += 1
+            if self.n_calls <= 2:
+                time.sleep(0.5)
+            return super().label(structures)
+
+    for _ in range(2):
+        with LabelStore(tmp_path / "labels.h5", "a") as store:
+            plan = measure_teacher(Cold(), PLAN, store)
+        assert plan.seconds_per_atom * len(plan.cells[0].atoms) < 0.4

@@ -115,12 +115,14 @@ def measure_teacher(
     """Return the plan with the teacher's time per atom, measured on structures the plan needs anyway.
 
     Labels and stores the first cell and its rattled copies. The last of them is timed: compiled teachers need two calls
-    to warm up. If they are stored already, the last one is labelled once more.
+    to warm up. If they are stored already, the last one is labelled for warming up, and once more.
     """
     sampler = _Sampler(teacher, plan, store, None)
     sampler.label_static("seed", [(0, 0)])
     sampler.label_static("rattle", [(0, copy) for copy in range(N_PROBES - 1)])
     probe = sampler.build("rattle", 0, N_PROBES - 1)
+    for _ in range(N_PROBES - sampler.n_labelled):
+        teacher.label([probe])
     start = time.perf_counter()
     labels = teacher.label([probe])
     seconds = time.perf_counter() - start
