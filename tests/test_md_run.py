@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import sys
@@ -59,7 +58,7 @@ def uninterrupted(folder: Path) -> dict[str, Path]:
     for suffix in SUFFIXES:
         out = folder / f"whole-{suffix}"
         command = [sys.executable, "-m", "fastff", *build_command(folder, out, suffix)]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
         made[suffix] = out
     return made
 
@@ -95,15 +94,13 @@ def compare_runs(first: Path, second: Path, suffix: str) -> None:
 def test_killed_run_continues_as_if_it_had_not_been(
     folder: Path, uninterrupted: dict[str, Path], tmp_path: Path, suffix: str
 ) -> None:
-    """SIGKILL at three moments, then --restart; nothing is doubled, lost or different."""
+    """SIGKILL three times after a frame that no restart file knows, then --restart: nothing is lost or doubled."""
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "fastff", *build_command(folder, out, suffix, "--restart")]
-    rows = len((uninterrupted[suffix] / "log.csv").read_text().splitlines())
-    chosen = random.Random(suffix).sample(range(3, rows - 3), 3)
     n_kills = 0
-    for n_rows in sorted(chosen):
+    for n_rows in (7, 19, 25):  # a frame has been written since the last restart file
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        log, end = out / "log.csv", time.monotonic() + 60
+        log, end = out / "log.csv", time.monotonic() + 200
         while child.poll() is None and time.monotonic() < end:
             if log.exists() and log.read_bytes().count(b"\n") >= n_rows:
                 child.send_signal(signal.SIGKILL)
@@ -113,7 +110,7 @@ def test_killed_run_continues_as_if_it_had_not_been(
         child.wait()
     assert n_kills >= 1
     (out / ".restart.safetensors.stray.tmp").write_bytes(b"left by a kill")
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     compare_runs(uninterrupted[suffix], out, suffix)
     assert not list(out.glob(".*"))
 
@@ -126,19 +123,19 @@ def test_interrupted_run_flushes_and_continues(
     out = tmp_path / "interrupted"
     command = [sys.executable, "-m", "fastff", *build_command(folder, out, "h5")]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    log, end = out / "log.csv", time.monotonic() + 60
+    log, end = out / "log.csv", time.monotonic() + 200
     while not (log.exists() and log.read_bytes().count(b"\n") >= 8):
         assert time.monotonic() < end
         time.sleep(0.001)
     child.send_signal(number)
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=200)
     assert child.returncode == code
     assert "Traceback" not in err
     step = read_restart(out / "restart.safetensors").step
     assert 0 < step < 150
     assert len(read_frames(out / "t.h5")) == step // 10 + 1
     assert len(read_log(log)) == step // 5 + 1
-    subprocess.run([*command, "--restart"], check=True, capture_output=True, timeout=120)
+    subprocess.run([*command, "--restart"], check=True, capture_output=True, timeout=300)
     compare_runs(uninterrupted["h5"], out, "h5")
 
 
