@@ -215,6 +215,8 @@ def test_sound_labels_give_no_findings() -> None:
     [
         ("forces against energy", lambda x: replace(x, forces=-x.forces)),
         ("forces against energy", lambda x: replace(x, energy=x.energy * 23.06, forces=x.forces)),
+        ("forces against energy", lambda x: replace(x, forces=x.forces * 1.8897)),  # eV and eV/bohr
+        ("forces against energy", lambda x: replace(x, forces=x.forces / 1.8897)),
         ("stress sign", lambda x: replace(x, stress=-x.stress)),
         ("large stress", lambda x: replace(x, stress=x.stress * 160.2)),
         ("no stress", lambda x: replace(x, stress=None)),
