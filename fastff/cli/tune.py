@@ -86,7 +86,9 @@ def list_widths(config: StudentConfig) -> dict[str, int]:
         "n_channels": config.n_channels,
         "n_hidden": max(config.hidden),
     }
-    return widths if config.architecture == "painn" else widths | {"n_mixed": config.n_mixed}
+    return (
+        widths if config.architecture.startswith("painn") else widths | {"n_mixed": config.n_mixed}
+    )
 
 
 def measure_kernels(configs: Iterable[StudentConfig], device: torch.device) -> list[Measurement]:

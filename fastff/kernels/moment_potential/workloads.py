@@ -28,8 +28,8 @@ def list_workloads(
 ) -> Iterator[Workload]:
     """Every kernel over ``4 repeats^3`` atoms; ``widths`` has ``n_channels`` (16), ``n_mixed`` and ``n_hidden`` (64).
 
-    Nothing where the kernels do not take the widths, or without ``n_mixed``: the model is of another kind. Those that work in place restore their input at every launch,
-    which adds the same to the time of each candidate.
+    Nothing where the kernels do not take the widths, or without ``n_mixed``: the model is of another kind. Those that
+    work in place restore their input at every launch, which adds the same to the time of each candidate.
     """
     from fastff.kernels.moments.kernels import MOMENTS_SPACE
     from fastff.kernels.node_block import kernels as node
