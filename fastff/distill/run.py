@@ -271,17 +271,18 @@ def choose_settings(
 ) -> TrainSettings:
     """Training settings of one student.
 
-    Where the request leaves the number of steps open, it is thirty passes over the atoms on a CPU and four times as
+    Where the request leaves the number of steps open, it is thirty passes over the atoms on a CPU and ten times as
     many on a GPU, and at least 2,000 steps.
     """
     n_atoms = sum(len(frame.atoms) for frame in split.train)
     on_gpu = device != "cpu" and torch.cuda.is_available()
-    passes = (120 if on_gpu else 30) * n_atoms // request.batch_atoms
+    batch_atoms = request.batch_atoms or (2048 if on_gpu else 512)
+    passes = (300 if on_gpu else 30) * n_atoms // batch_atoms
     return TrainSettings(
         architecture=architecture,
         cutoff=request.cutoff,
         n_steps=request.n_steps or int(np.clip(passes, 2000, 50000)),
-        batch_atoms=request.batch_atoms,
+        batch_atoms=batch_atoms,
         learning_rate=request.learning_rate,
         patience=request.patience,
         stop_at=request.stop_at,
