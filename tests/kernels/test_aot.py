@@ -45,14 +45,18 @@ def test_resources(build, target):
 
 
 def test_no_kernel_spills():
-    known = {("moments_adjoint C=32 hop 2", "gfx942")}  # twelve of 371 registers
+    known = {
+        ("moments_adjoint C=32 hop 2", "gfx942"): 8,
+        ("node_perceptron C=16 last", "sm_80"): 8,  # with Triton 3.6, none with 3.9
+        ("node_perceptron C=16 last", "sm_90"): 16,
+    }
     spills = {
         (kernel, target): one["spills"]
         for kernel, targets in RECORDED.items()
         for target, one in targets.items()
         if one["spills"] > 0
     }
-    assert spills.keys() <= known
+    assert all(size <= known.get(where, 0) for where, size in spills.items()), spills
 
 
 def test_unknown_target_is_refused():
