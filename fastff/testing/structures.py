@@ -43,8 +43,8 @@ def make_lattices(number: int) -> tuple[Atoms, Atoms]:
 
 
 def measure_spacing(elements: Sequence[int]) -> float:
-    """Distance, Å, of neighbours in the structures made here: 1.1 times the mean diameter of the elements."""
-    return 2.2 * float(np.mean(covalent_radii[list(elements)]))
+    """Distance, Å, of neighbours in the structures made here: 1.25 times the mean diameter of the elements."""
+    return 2.5 * float(np.mean(covalent_radii[list(elements)]))
 
 
 def list_pairs(elements: Sequence[int]) -> list[tuple[int, int]]:
