@@ -35,7 +35,7 @@ import torch  # noqa: E402
 from ase import Atoms  # noqa: E402
 from ase.build import bulk  # noqa: E402
 from ase.io import read  # noqa: E402
-from untrained import make_student  # noqa: E402
+from md_models import make_copper  # noqa: E402
 
 from fastff.checkpoint import load_model  # noqa: E402
 from fastff.kernels import tuning  # noqa: E402
@@ -48,7 +48,6 @@ from fastff.md.settings import MDSettings  # noqa: E402
 from fastff.md.snapshot import take_restart  # noqa: E402
 from fastff.md.state import build_state  # noqa: E402
 from fastff.models import Student  # noqa: E402
-from fastff.neighbors import atoms_to_graph  # noqa: E402
 
 Row = dict[str, Any]
 FORCES = {"m1": 0.3, "m2": 0.003}
@@ -70,14 +69,7 @@ def make_crystal(repeats: int, rattle: float = 0.02) -> Atoms:
 
 def build_model(architecture: str, device: torch.device) -> Student:
     """An untrained student of copper with :data:`FORCES` on a crystal rattled by 0.1 Å."""
-    student = make_student(architecture, (29,))
-    with torch.no_grad():
-        for name, value in student.named_parameters():
-            if name.endswith(".message"):
-                value.mul_(0.02)  # what untrained messages do to a second hop is violent
-        forces = student(atoms_to_graph(make_crystal(3, 0.1), student.cutoff)).forces
-        student.energy_scale.mul_(FORCES[architecture] / float(forces.square().mean().sqrt()))
-    return student.to(device)
+    return make_copper(architecture, force=FORCES[architecture]).to(device)
 
 
 def make_engine(student: Student, atoms: Atoms, settings: MDSettings, *, graphs: bool = True) -> Engine:  # fmt: skip

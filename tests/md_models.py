@@ -1,9 +1,43 @@
-"""Analytic device potentials with known answers. Not here: any test."""
+"""Analytic device potentials with known answers, and a tame untrained student. Not here: any test."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from ase.build import bulk
 from torch import Tensor
+
+from fastff.graph import edge_vectors
+from fastff.models import Student, build_student, configure_student
+from fastff.models.dense import lay_out_edges
+from fastff.neighbors import atoms_to_graph
+
+
+def make_copper(architecture: str = "m1", *, force: float = 0.3, **sizes: Any) -> Student:
+    """A student of copper, float32, calibrated on a rattled crystal, its forces there ``force`` eV/Å (RMS).
+
+    Messages are made small: untrained ones make a second hop violent.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = build_student(configure_student(architecture, (29,), **sizes)).float()
+    atoms = bulk("Cu", cubic=True).repeat(3)
+    atoms.positions += np.random.default_rng(0).normal(scale=0.1, size=atoms.positions.shape)
+    graph = atoms_to_graph(atoms, student.cutoff)
+    dense = lay_out_edges(
+        edge_vectors(graph).float(), graph.edge_index, graph.n_atoms, student.cutoff
+    )
+    student.calibrate(dense.vectors, dense.senders, student.find_species(graph.numbers))
+    with torch.no_grad():
+        for name, value in student.named_parameters():
+            if name.endswith(".message"):
+                value.mul_(0.02)
+        size = float(student(graph).forces.square().mean().sqrt())
+        student.energy_scale.mul_(force / size)
+        student.composition_energies.fill_(-1000.0)
+    return student.eval().requires_grad_(False)
 
 
 class AnalyticPotential:

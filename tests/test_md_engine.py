@@ -12,7 +12,7 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms, FixBondLength
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
-from untrained import make_student
+from md_models import make_copper
 
 from fastff.calculator import FastFFCalculator
 from fastff.errors import DataError, SimulationUnstableError, UsageError
@@ -26,7 +26,7 @@ from fastff.models import Student
 
 @pytest.fixture(scope="module")
 def student() -> Student:
-    return make_student("m1", (29,), cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8)).double()
+    return make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8)).double()
 
 
 @pytest.fixture

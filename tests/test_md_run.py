@@ -16,7 +16,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read
-from untrained import make_student
+from md_models import make_copper
 
 from fastff.checkpoint import save_model
 from fastff.errors import DataError, SimulationUnstableError, UsageError
@@ -40,7 +40,7 @@ OPTIONS = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a model of copper and a cubic cell."""
     path = tmp_path_factory.mktemp("md")
-    student = make_student("m1", (29,), cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
+    student = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
     save_model(path / "cu.safetensors", student, {"teacher": {"name": "none"}})
     bulk("Cu", cubic=True).write(path / "cu.extxyz")
     return path
@@ -181,7 +181,7 @@ def test_run_can_be_made_longer(
 
 
 def run_short(out: Path, atoms: Atoms | None = None, **changes: object) -> RunResult:
-    student = make_student("m1", (29,), cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
+    student = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
     atoms = bulk("Cu", cubic=True) if atoms is None else atoms
     given = {"n_steps": 20, "interval": 5, "frame_interval": 10, "restart_interval": 10, **changes}
     settings = MDSettings(**given)  # type: ignore[arg-type]
