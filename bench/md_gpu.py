@@ -50,8 +50,8 @@ from fastff.md.state import build_state  # noqa: E402
 from fastff.models import Student  # noqa: E402
 
 Row = dict[str, Any]
-FORCES = {"m1": 0.3, "m2": 0.003}
-"""eV/Å; an untrained m2 is violent, so it hardly acts: core repulsion keeps the atoms of a dense fluid apart."""
+FORCES = {"m1": 0.003, "m2": 0.003}
+"""eV/Å; untrained students are violent, so they hardly act: core repulsion keeps the atoms of a dense fluid apart."""
 CASES: tuple[tuple[str, dict[str, str]], ...] = (
     ("nve", {"ensemble": "nve"}),
     ("nvt langevin", {"ensemble": "nvt"}),
