@@ -27,6 +27,7 @@ from fastff.checkpoint import load_model
 from fastff.errors import DataError, UsageError
 from fastff.evaluator import Choice, Evaluator, Outcome
 from fastff.models import Student
+from fastff.models.uncertainty import Policy, apply_extrapolation_policy
 from fastff.neighbors import VerletCache
 from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
 
@@ -76,6 +77,10 @@ class FastFFCalculator(Calculator):
         moved too far.
     close_contacts : {"raise", "warn", "ignore"}
         What to do about atoms nearer than 0.1 Å; energies stay finite only above that.
+    on_extrapolation : {"ignore", "warn", "raise"}
+        What to do about atoms in surroundings unlike those of the training data (extrapolation grade above 2). Unless
+        it is "ignore", ``extras`` holds ``energy_uncertainty`` (eV, one standard deviation) and
+        ``extrapolation_grades`` (n_atoms,), and evaluations take the torch path.
     directory : str
         As in every ASE calculator; nothing is written.
     **compatibility
@@ -114,6 +119,7 @@ class FastFFCalculator(Calculator):
         spin: int | None = None,
         skin: float = 1.0,
         close_contacts: CloseContacts = "raise",
+        on_extrapolation: Policy = "ignore",
         directory: str = ".",
         **compatibility: Any,
     ) -> None:
@@ -125,6 +131,10 @@ class FastFFCalculator(Calculator):
         if close_contacts not in get_args(CloseContacts):
             raise UsageError(
                 f"close_contacts {close_contacts!r} is not one of {', '.join(get_args(CloseContacts))}"
+            )
+        if on_extrapolation not in get_args(Policy):
+            raise UsageError(
+                f"on_extrapolation {on_extrapolation!r} is not one of {', '.join(get_args(Policy))}"
             )
         place = _choose_device(device)
         if isinstance(model, Student):
@@ -140,7 +150,9 @@ class FastFFCalculator(Calculator):
             self.student,
             skin=self.skin,
             contact_limit=None if close_contacts == "ignore" else CLOSEST_DISTANCE,
+            with_uncertainty=on_extrapolation != "ignore",
         )
+        self.on_extrapolation: Policy = on_extrapolation
         self._electronic: tuple[float, float] | None = None
         self._checked: tuple[Any, Any, Any, int, float] | None = None
         self.parameters.update(
@@ -172,7 +184,7 @@ class FastFFCalculator(Calculator):
         fastff.errors.DataError
             If the structure cannot be used; ``results`` is then empty.
         """
-        self.results = {}
+        self.results, self.extras = {}, {}
         if atoms is not None:
             self.atoms = atoms.copy()
         atoms = self.atoms
@@ -242,6 +254,14 @@ class FastFFCalculator(Calculator):
             raise DataError(
                 f"energy {outcome.energy} eV or a force is not finite; check for overlapping atoms"
             )
+        if outcome.uncertainty is not None:
+            self.extras = {
+                "energy_uncertainty": float(outcome.uncertainty.energy[0]),
+                "extrapolation_grades": outcome.uncertainty.grades.numpy(),
+            }
+            remark = apply_extrapolation_policy(outcome.uncertainty, self.on_extrapolation)
+            if remark is not None:
+                warnings.warn(remark, UserWarning, stacklevel=4)
 
     def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
         """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""
@@ -309,7 +329,7 @@ def _read_compatibility(arguments: dict[str, Any], dtype: str) -> torch.dtype:
     if unknown:
         raise UsageError(
             f"unknown argument {unknown[0]!r}; FastFFCalculator takes model, device, dtype, charge, spin, "
-            "skin, close_contacts, directory"
+            "skin, close_contacts, on_extrapolation, directory"
         )
     if idle:
         warnings.warn(

@@ -24,6 +24,7 @@ from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
+from fastff.models.uncertainty import Uncertainty, predict_with_uncertainty
 from fastff.neighbors import VerletCache, build_edges, complete_cell, measure_edges
 from fastff.resident import ResidentPotential
 
@@ -58,6 +59,8 @@ class Outcome:
     energies : (n_atoms,) float64 array, eV
     contact : Contact or None
         The closest pair, if it is nearer than the evaluator's limit.
+    uncertainty : Uncertainty or None
+        Of energy and atoms, if the evaluator measures it; on the CPU.
     """
 
     energy: float
@@ -65,6 +68,7 @@ class Outcome:
     virial: Array
     energies: Array
     contact: Contact | None
+    uncertainty: Uncertainty | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -107,6 +111,13 @@ class Evaluator:
         Of matrix products on the fused path; see :class:`~fastff.kernels.moment_potential.workspace.Options`.
     contact_limit : float, optional
         Distance in Å below which the closest pair is reported.
+    with_uncertainty : bool
+        Measure the uncertainty that came with the model file, in the same pass; only torch does.
+
+    Raises
+    ------
+    UsageError
+        If the skin is negative, or the student holds no uncertainty to measure.
 
     Notes
     -----
@@ -122,12 +133,20 @@ class Evaluator:
         skin: float = 1.0,
         precision: str = "tf32x3",
         contact_limit: float | None = None,
+        with_uncertainty: bool = False,
     ) -> None:
         if not skin >= 0.0:
             raise UsageError(f"skin {skin} Å must not be negative")
         self.student, self.skin, self.contact_limit = student, float(skin), contact_limit
         self.options = Options(precision=precision)
         self._obstacle = find_student_obstacle(student)
+        if with_uncertainty:
+            if student.uncertainty is None:
+                raise UsageError(
+                    "this model file holds no uncertainty; train it again with more validation frames"
+                )
+            self._obstacle = self._obstacle or "uncertainty is measured in torch"
+        self.with_uncertainty = with_uncertainty
         self.forget()
 
     def forget(self) -> None:
@@ -229,8 +248,14 @@ class Evaluator:
         contact = None
         if self.contact_limit is not None:
             contact = pick_contact(positions, completed, edges, shifts, self.contact_limit)
+        placed = graph.to(self.student.device)
+        uncertainty = None
         with torch.inference_mode():
-            prediction = self.student(graph.to(self.student.device))
+            if self.with_uncertainty:
+                prediction, measured = predict_with_uncertainty(self.student, placed)
+                uncertainty = Uncertainty(measured.energy.cpu(), measured.grades.cpu())
+            else:
+                prediction = self.student(placed)
         volume = abs(float(np.linalg.det(completed)))
         return Outcome(
             float(prediction.energy[0]),
@@ -238,6 +263,7 @@ class Evaluator:
             prediction.stress[0].double().cpu().numpy() * volume,
             prediction.energies.double().cpu().numpy(),
             contact,
+            uncertainty,
         )
 
 

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk
 from untrained import make_student
 
+from fastff.calculator import FastFFCalculator
 from fastff.checkpoint import load_model, read_header, save_model
 from fastff.errors import DataError, ModelFileError, UsageError
 from fastff.graph import Graph, batch_graphs
@@ -223,3 +224,34 @@ def test_calibration_on_real_labels(shared_data: Path, tmp_path: Path) -> None:
     assert foreign.energy.median() > 3 * uncertainty.energy.median()
     assert float((uncertainty.grades > 1).double().mean()) < 0.1
     assert float((foreign.grades > 1).double().mean()) > 0.3
+
+
+def test_the_calculator_reports_and_judges(fitted: tuple[Student, Student]) -> None:
+    student = fitted[0]
+    known = draw_cells(1, 0.08, seed=9)[0]
+    strange = known.copy()
+    strange.set_cell(strange.cell.array * 0.85, scale_atoms=True)
+    quiet = FastFFCalculator(student, device="cpu", dtype="float64")
+    careful = FastFFCalculator(student, device="cpu", dtype="float64", on_extrapolation="warn")
+    strict = FastFFCalculator(student, device="cpu", dtype="float64", on_extrapolation="raise")
+    known.calc = careful
+    energy = known.get_potential_energy()
+    assert careful.extras["energy_uncertainty"] > 0
+    assert careful.extras["extrapolation_grades"].shape == (len(known),)
+    assert careful.explain().path == "torch"
+    quiet.calculate(known)
+    assert quiet.extras == {}
+    assert quiet.results["energy"] == pytest.approx(energy, abs=1e-10)
+    with pytest.warns(UserWarning, match="outside what the student was trained on"):
+        careful.calculate(strange)
+    with pytest.raises(DataError, match="extrapolation grade"):
+        strict.calculate(strange)
+    assert strict.results == {}
+
+
+def test_the_calculator_refuses_what_it_cannot_measure() -> None:
+    bare = make_student("m1", ELEMENTS)
+    with pytest.raises(UsageError, match="holds no uncertainty"):
+        FastFFCalculator(bare, device="cpu", on_extrapolation="warn")
+    with pytest.raises(UsageError, match="'stop' is not one of"):
+        FastFFCalculator(bare, device="cpu", on_extrapolation="stop")  # type: ignore[arg-type]
