@@ -18,6 +18,7 @@ from fastff.kernels.moment_potential import layout, reference
 from fastff.kernels.moment_potential.cases import System
 from fastff.kernels.moment_potential.layout import PotentialWeights
 from fastff.kernels.moment_potential.op import convert_weights
+from fastff.kernels.node_block.reference import build_cubic_table
 
 
 def compare_single(
@@ -63,10 +64,12 @@ def time_definition(
 
 def fix_tables() -> None:
     """Hand compiled code the tables of couplings ready: it cannot trace how they are made and kept."""
-    table = reference.build_cubic_table(torch.float32, DEVICE)
-    exact = reference.build_cubic_table(torch.float64, DEVICE)
+    table = build_cubic_table(torch.float32, DEVICE)
+    exact = build_cubic_table(torch.float64, DEVICE)
 
     def choose(dtype: torch.dtype, device: torch.device) -> Any:
+        if device.type != DEVICE.type:
+            return build_cubic_table(dtype, device)
         return table if dtype == torch.float32 else exact
 
     for module in (reference, layout):

@@ -61,4 +61,6 @@ def compile_share(widths: Sequence[Widths], device: str, first: int, step: int) 
                 except (RuntimeError, TritonError):
                     continue
                 n_done += 1
+            del workload  # before the next one is built: other processes need the memory too
+            torch.cuda.empty_cache()
     return n_done
