@@ -345,7 +345,9 @@ class TestAlgorithms:
         atoms.calc = calculator
         before = atoms.get_potential_energy()
         with BFGS(FrechetCellFilter(atoms), logfile=None) as relaxation:
-            assert relaxation.run(fmax=2e-3, steps=200)
+            assert relaxation.run(
+                fmax=2e-3, steps=600
+            )  # far: an untrained surface is rough, 209 steps
         assert atoms.get_potential_energy() < before
         assert abs(atoms.get_forces()).max() < 2e-3
         assert abs(atoms.get_stress()).max() < 1e-3

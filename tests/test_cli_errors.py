@@ -193,6 +193,8 @@ def test_interrupt_signal_ends_the_process(tmp_path: Path) -> None:
         "    'Wait.'\n    print('waiting', flush=True)\n    time.sleep(60)\n"
     )
     program = (
+        "import signal\n"  # a shell starts its background jobs with SIGINT ignored; this one must not be
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from fastff.cli import root\n"
         "root.COMMANDS['wait'] = root.CommandSource('waiting', 'wait', 'Test')\n"
         "root.main(['wait'])"

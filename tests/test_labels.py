@@ -33,6 +33,8 @@ def test_frame_keeps_what_it_was_given() -> None:
         "trajectory",
         "temperature",
         "step",
+        "hessian_vector",
     ]
+    assert frame.hessian_vector is None
     assert frame.labels.energy == -1.0
     assert frame.trajectory == 3
