@@ -33,12 +33,13 @@ from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
 
 _PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
 
-_PRECISIONS = {
+PRECISIONS = {
     "float32": torch.float32,
     "float64": torch.float64,
     "float32-high": torch.float32,
     "float32-highest": torch.float32,
 }
+"""Dtypes of students by the names that users may give."""
 
 _MEANINGLESS = frozenset(
     {
@@ -136,9 +137,9 @@ class FastFFCalculator(Calculator):
             raise UsageError(
                 f"on_extrapolation {on_extrapolation!r} is not one of {', '.join(get_args(Policy))}"
             )
-        place = _choose_device(device)
+        place = choose_device(device)
         if isinstance(model, Student):
-            self.student = _place_student(model, place, precision)
+            self.student = place_student(model, place, precision)
             self.model_path = None
         else:
             self.student = load_model(model, device=place, dtype=precision)
@@ -298,7 +299,7 @@ def _read_number(name: str, value: Any) -> float:
         ) from None
 
 
-def _place_student(student: Student, device: torch.device, dtype: torch.dtype) -> Student:
+def place_student(student: Student, device: torch.device, dtype: torch.dtype) -> Student:
     """The student itself if it fits, else a converted copy: others may be using it."""
     there = student.device
     same_device = there.type == device.type and (there.index or 0) == (device.index or 0)
@@ -307,7 +308,14 @@ def _place_student(student: Student, device: torch.device, dtype: torch.dtype) -
     return copy.deepcopy(student).to(device=device, dtype=dtype)
 
 
-def _choose_device(device: str | None) -> torch.device:
+def choose_device(device: str | None) -> torch.device:
+    """The device of a name; by default cuda where there is one.
+
+    Raises
+    ------
+    UsageError
+        If there is no such device.
+    """
     if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -335,6 +343,6 @@ def _read_compatibility(arguments: dict[str, Any], dtype: str) -> torch.dtype:
         warnings.warn(
             f"FastFFCalculator has no use for {', '.join(idle)}; ignored", UserWarning, stacklevel=3
         )
-    if chosen not in _PRECISIONS:
-        raise UsageError(f"dtype {chosen!r} is not one of {', '.join(_PRECISIONS)}")
-    return _PRECISIONS[chosen]
+    if chosen not in PRECISIONS:
+        raise UsageError(f"dtype {chosen!r} is not one of {', '.join(PRECISIONS)}")
+    return PRECISIONS[chosen]

@@ -1,6 +1,7 @@
 """Energies, forces and stress of many structures at once.
 
-Here: batching, chunking and conversion to plain arrays. Not here: models, files, ASE calculators.
+Here: batching, chunking and conversion to plain arrays. Not here: models, files, ASE calculators, batches that are
+evaluated again and again (:mod:`fastff.batches`).
 """
 
 from __future__ import annotations
@@ -8,12 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from fastff.batches import BatchOutcome, convert_prediction, evaluate_packed, pack_batch
 from fastff.errors import UnsupportedElementError
+from fastff.evaluator import find_student_obstacle
 from fastff.graph import Graph, batch_graphs
+from fastff.kernels import dispatch
+from fastff.kernels.moment_potential.evaluate import FusedPotential
+from fastff.kernels.moment_potential.op import OP
 from fastff.labels import Labels
 from fastff.memory import (
     DeviceMemoryError,
@@ -23,6 +30,8 @@ from fastff.memory import (
 )
 from fastff.models import Prediction, Student
 from fastff.models.base import describe_unknown
+from fastff.models.fused import collect_weights
+from fastff.models.moment import MomentStudent
 from fastff.neighbors import atoms_to_graph
 from fastff.structures import check_structure
 
@@ -60,25 +69,65 @@ def predict(
         If a structure holds an element that the student does not know, likewise.
     DeviceMemoryError
         If memory runs out even so; the message says how many atoms were asked for.
+    BackendError
+        If Triton is forced and cannot run.
+
+    Notes
+    -----
+    Takes the fused kernels where :func:`fastff.evaluator.choose_path` would, else torch. Keeps nothing between calls:
+    several threads may call it at once.
     """
     results: list[Labels] = []
+    session = _Session(model)
     for chunk in split_chunks(structures, batch_atoms):
         for number, atoms in enumerate(chunk, start=len(results)):
             _check(atoms, model, f"structure {number}" if len(structures) > 1 else "structure")
         graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
-        results.extend(_evaluate(model, graphs, retries=MAX_RETRIES))
+        results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
     return results
 
 
-def _evaluate(model: Student, graphs: Sequence[Graph], retries: int) -> list[Labels]:
+class _Session:
+    """One call of :func:`predict`: the student, and the fused kernels with their buffers where they are used."""
+
+    def __init__(self, model: Student) -> None:
+        self.model, self._obstacle = model, find_student_obstacle(model)
+        self._fused: FusedPotential | None = None
+
+    def evaluate(self, graph: Graph) -> BatchOutcome:
+        """Evaluate a batch on the student's device."""
+        return dispatch.run(
+            OP,
+            self.model.device,
+            lambda: self._evaluate_fused(graph),
+            lambda: convert_prediction(self.model(graph), graph.cell),
+            self._obstacle,
+        )
+
+    def forget(self) -> None:
+        """Drop buffers."""
+        self._fused = None
+
+    def _evaluate_fused(self, graph: Graph) -> BatchOutcome:
+        model = self.model
+        assert isinstance(model, MomentStudent)
+        species = model.find_species(graph.numbers)
+        if self._fused is None:
+            self._fused = FusedPotential(collect_weights(model), model.device)
+        packed = pack_batch(graph.edge_index, graph.shifts, graph.batch, graph.n_systems)
+        return evaluate_packed(self._fused, packed, graph.positions, graph.cell, species)
+
+
+def _evaluate(session: _Session, graphs: Sequence[Graph], retries: int) -> list[Labels]:
     """Evaluate graphs together, or in halves of about equal size where memory runs out."""
+    model = session.model
     try:
-        prediction = model(batch_graphs(graphs).to(model.device))
-        return split_prediction(prediction, graphs)
+        return split_outcome(session.evaluate(batch_graphs(graphs).to(model.device)), graphs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         reason = error.with_traceback(None)  # its frames hold tensors
+    session.forget()
     release_memory(model.device)
     n_atoms = sum(graph.n_atoms for graph in graphs)
     if retries == 0 or len(graphs) == 1:
@@ -86,7 +135,7 @@ def _evaluate(model: Student, graphs: Sequence[Graph], retries: int) -> list[Lab
     _log.info("memory ran out with %d atoms; evaluating them in two parts", n_atoms)
     middle = _find_middle([graph.n_atoms for graph in graphs])
     parts = graphs[:middle], graphs[middle:]
-    return [label for part in parts for label in _evaluate(model, part, retries - 1)]
+    return [label for part in parts for label in _evaluate(session, part, retries - 1)]
 
 
 def _find_middle(sizes: Sequence[int]) -> int:
@@ -121,19 +170,26 @@ def split_chunks(structures: Sequence[Atoms], batch_atoms: int) -> Iterator[list
 
 def split_prediction(prediction: Prediction, graphs: Sequence[Graph]) -> list[Labels]:
     """Cut a batch's prediction into one record of float64 arrays per structure."""
-    energy = prediction.energy.double().cpu().numpy()
-    forces = prediction.forces.double().cpu().numpy()
-    stress = prediction.stress.double().cpu().numpy()
-    energies = prediction.energies.double().cpu().numpy()
+    cells = torch.cat([graph.cell for graph in graphs])
+    return split_outcome(convert_prediction(prediction, cells), graphs)
+
+
+def split_outcome(outcome: BatchOutcome, graphs: Sequence[Graph]) -> list[Labels]:
+    """Cut what was found for a batch into one record of float64 arrays per structure."""
+    energy, forces = outcome.energy.cpu().numpy(), outcome.forces.cpu().numpy()
+    virial, energies = outcome.virial.cpu().numpy(), outcome.energies.cpu().numpy()
     results, start = [], 0
     for k, graph in enumerate(graphs):
         stop = start + graph.n_atoms
-        periodic = bool(graph.pbc.all())
+        stress = None
+        if bool(graph.pbc.all()):
+            volume = abs(float(np.linalg.det(graph.cell[0].cpu().numpy())))
+            stress = full_3x3_to_voigt_6_stress(virial[k] / volume)
         results.append(
             Labels(
                 energy=float(energy[k]),
                 forces=forces[start:stop].copy(),
-                stress=full_3x3_to_voigt_6_stress(stress[k]) if periodic else None,
+                stress=stress,
                 energies=energies[start:stop].copy(),
             )
         )

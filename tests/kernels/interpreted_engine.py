@@ -16,6 +16,7 @@ from ase.build import bulk
 from untrained import make_student
 
 from fastff import kernels, resident
+from fastff.batches import BatchEvaluator, Systems
 from fastff.calculator import FastFFCalculator
 from fastff.errors import DataError, UnsupportedElementError
 from fastff.evaluator import Evaluator, Outcome, choose_path
@@ -27,6 +28,7 @@ from fastff.kernels.skin_check import check_skin, take_snapshot
 from fastff.md.protocol import DevicePotential
 from fastff.models import Student
 from fastff.neighbors import VerletCache
+from fastff.predict import predict
 
 from .lists import NASTY, draw_structure, list_by_op
 
@@ -238,6 +240,52 @@ def test_fused_calculator():
         atoms.numbers[0] = 79
         with pytest.raises(UnsupportedElementError, match="Au"):
             atoms.get_forces()
+
+
+@pytest.mark.parametrize("architecture", ["m1", "m2"])
+def test_batches(architecture):
+    """Structures of different cells in one evaluation, moved, strained and wrapped; and predictions of them."""
+    student = make_student(architecture, (8, 29), cutoff=3.0)
+    structures = [make_atoms(kind) for kind in ("bulk", "molecule", "slab")]
+    structures[2].set_cell(structures[2].cell.array * 1.1, scale_atoms=True)
+    structures.append(Atoms("Cu"))
+    evaluator = BatchEvaluator(student, skin=0.3)
+    for turn in range(3):
+        counts = torch.tensor([len(atoms) for atoms in structures])
+        systems = Systems(
+            torch.tensor(np.concatenate([atoms.positions for atoms in structures])),
+            torch.tensor(np.concatenate([atoms.numbers for atoms in structures])),
+            torch.tensor(np.stack([atoms.cell.array for atoms in structures])),
+            torch.tensor(np.stack([atoms.pbc for atoms in structures])),
+            torch.arange(len(structures)).repeat_interleave(counts),
+        )
+        with kernels.use("torch"):
+            expected = BatchEvaluator(student.double()).evaluate(systems)
+            exact = predict(student, structures)
+            student.float()
+        with kernels.use("triton"), contract.poison_allocations():
+            assert evaluator.explain().path == "fused"
+            found = evaluator.evaluate(systems)
+            labels = predict(student, structures, batch_atoms=11)
+        scale = 1.0 + float(expected.forces.abs().max())
+        for name in ("energy", "forces", "virial", "energies"):
+            one, other = getattr(found, name), getattr(expected, name)
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-4 * scale)
+        assert float(expected.virial.abs().max()) > 1e-2
+        for one, other in zip(labels, exact, strict=True):
+            assert one.energy == pytest.approx(other.energy, abs=2e-4 * scale)
+            np.testing.assert_allclose(one.forces, other.forces, rtol=0, atol=1e-4 * scale)
+            assert (one.stress is None) == (other.stress is None)
+            if one.stress is not None:
+                np.testing.assert_allclose(one.stress, other.stress, rtol=0, atol=1e-5 * scale)
+        if turn == 0:
+            assert evaluator.n_builds == 4
+            structures[0].positions += 2 * structures[0].cell.array[1]
+            structures[1].rattle(0.02, seed=5)
+        elif turn == 1:
+            assert evaluator.n_builds == 4
+            structures[0].set_cell(structures[0].cell.array * 0.9, scale_atoms=True)
+    assert evaluator.n_builds == 5
 
 
 def test_fused_path_is_refused_with_a_reason():
