@@ -22,7 +22,8 @@ from fastff.distill.data import (
     prepare_frames,
     stack_voigt,
 )
-from fastff.distill.module import BATCH_FIELDS, ResidualLosses, measure_frames
+from fastff.distill.losses import BATCH_FIELDS, ResidualLosses
+from fastff.distill.module import measure_frames
 from fastff.distill.resident import ResidentBatches
 from fastff.distill.train import (
     TrainSettings,

@@ -20,7 +20,7 @@ from torch_geometric.loader import DataLoader
 from fastff.distill.resident import ResidentBatches, count_bytes
 from fastff.errors import DataError
 from fastff.graph import Graph, batch_graphs, edge_vectors
-from fastff.labels import Frame
+from fastff.labels import Frame, HessianVector
 from fastff.models import Student
 from fastff.models.dense import lay_out_edges
 from fastff.neighbors import atoms_to_graph
@@ -44,6 +44,8 @@ class LabelStatistics:
         eV/atom, spread of the energy per atom about the fit: 1.48 times the median absolute deviation.
     stress_rms : float
         eV/Å^3, of the median periodic frame; 0 without periodic frames.
+    product_rms : float
+        eV/Å^2, of the Hessian-vector product of the median frame that has one; 0 without any.
     """
 
     elements: tuple[int, ...]
@@ -51,6 +53,7 @@ class LabelStatistics:
     force_rms: float
     energy_spread: float
     stress_rms: float
+    product_rms: float = 0.0
 
 
 def measure_labels(frames: Sequence[Frame]) -> LabelStatistics:
@@ -75,6 +78,7 @@ def measure_labels(frames: Sequence[Frame]) -> LabelStatistics:
         raise DataError("all training forces are zero; the frames hold nothing to learn")
     stresses = [np.mean(np.square(f.labels.stress)) for f in frames if f.labels.stress is not None]
     stress_rms = float(np.sqrt(np.median(stresses))) if stresses else 0.0
+    products = [np.mean(np.square(f.hessian_vector.product)) for f in frames if f.hessian_vector]
     spread = 1.4826 * float(np.median(np.abs(residual - np.median(residual))))
     return LabelStatistics(
         elements=tuple(elements),
@@ -82,6 +86,7 @@ def measure_labels(frames: Sequence[Frame]) -> LabelStatistics:
         force_rms=force_rms,
         energy_spread=max(spread, 1e-5),
         stress_rms=stress_rms,
+        product_rms=float(np.sqrt(np.median(products))) if products else 0.0,
     )
 
 
@@ -119,7 +124,8 @@ class ResidualData(Data):
 
     Fields: ``vectors (n_atoms, n_slots, 3)``, ``senders (n_atoms, n_slots)``, ``species (n_atoms,)``,
     ``volume (1,)``, ``n_atoms (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``,
-    ``target_stress (1, 6)`` (NaN where unknown), ``frame_index (1,)``.
+    ``target_stress (1, 6)`` (NaN where unknown), ``frame_index (1,)``; where any frame of the set has a Hessian-vector
+    target, ``direction (n_atoms, 3)`` and ``target_product (n_atoms, 3)`` (zero and NaN where this frame has none).
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -141,10 +147,39 @@ def prepare_frames(frames: Sequence[Frame], student: Student) -> list[ResidualDa
     """Lay out frames with equally many slots and subtract what the student does not learn."""
     graphs = [atoms_to_graph(frame.atoms, student.cutoff) for frame in frames]
     n_slots = count_slots(graphs)
-    return [
-        prepare_frame(frame, student, graph, n_slots, index)
-        for index, (frame, graph) in enumerate(zip(frames, graphs, strict=True))
-    ]
+    hessian = any(frame.hessian_vector is not None for frame in frames)
+    data = []
+    for index, (frame, graph) in enumerate(zip(frames, graphs, strict=True)):
+        data.append(prepare_frame(frame, student, graph, n_slots, index))
+        if hessian:
+            target = frame.hessian_vector
+            data[-1].direction, data[-1].target_product = prepare_product(target, student, graph)
+    return data
+
+
+@torch.no_grad()
+def prepare_product(
+    target: HessianVector | None, student: Student, graph: Graph
+) -> tuple[Tensor, Tensor]:
+    """Direction and Hessian-vector product (n_atoms, 3), ``energy_scale`` per Å^2, less that of the core repulsion.
+
+    The latter by the same difference as the teacher's.
+    """
+    direction = torch.zeros(graph.n_atoms, 3, dtype=torch.float64)
+    if target is None:
+        return direction.to(student.dtype), torch.full_like(
+            direction, torch.nan, dtype=student.dtype
+        )
+    direction += torch.as_tensor(target.direction)
+    receivers, senders = graph.edge_index
+    moves = target.step * (direction[senders] - direction[receivers])
+    vectors, species = edge_vectors(graph), student.find_species(graph.numbers)
+    plus, minus = (
+        student.evaluate_baseline(graph, vectors + sign * moves, species).forces for sign in (1, -1)
+    )
+    product = torch.as_tensor(target.product) - (minus - plus) / (2 * target.step)
+    scale = float(student.energy_scale)
+    return direction.to(student.dtype), (product / scale).to(student.dtype)
 
 
 @torch.no_grad()

@@ -1,23 +1,22 @@
 """The Lightning module that trains a student on labels.
 
-Here: loss, optimiser, schedule, validation by the one accuracy definition. Not here: data, callbacks, files.
+Here: optimiser, schedule, validation by the one accuracy definition. Not here: the loss
+(:mod:`fastff.distill.losses`), data, callbacks, files.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torch_geometric.data import Batch
 
-from fastff.distill.data import LabelStatistics, stack_voigt
+from fastff.distill.data import LabelStatistics
+from fastff.distill.losses import CapturedLosses, LossWeights, ResidualLosses, pick_fields
 from fastff.errors import DataError
 from fastff.graph import Graph, batch_graphs
 from fastff.labels import Frame, Labels
@@ -26,36 +25,6 @@ from fastff.neighbors import atoms_to_graph
 from fastff.predict import split_chunks, split_prediction
 from fastff.report.metrics import Accuracy, measure_accuracy
 
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the loss terms, each of which is a squared relative error.
-
-    Forces are compared in units of their root mean square, energies per atom in units of their spread, stress in
-    units of its root mean square: the terms are the squares of one minus the accuracies they train. The energy
-    weight ramps from ``energy_start`` to ``energy`` over the run.
-    """
-
-    forces: float = 1.0
-    energy: float = 0.3
-    energy_start: float = 0.03
-    stress: float = 0.1
-
-
-BATCH_FIELDS = (
-    "vectors",
-    "senders",
-    "species",
-    "batch",
-    "volume",
-    "n_atoms",
-    "target_energy",
-    "target_forces",
-    "target_stress",
-)
-"""What the loss reads of a batch, in order."""
-
-
 CHECK_INTERVAL = 50
 """Steps between looks at the losses on a GPU."""
 
@@ -63,85 +32,8 @@ VALIDATION_ATOMS = 4096
 """Atoms validated together."""
 
 
-class ResidualLosses(nn.Module):
-    """Force, energy and stress terms of a batch; fixed shapes, no synchronisation, so that a GPU can replay it.
-
-    ``n_atoms`` (n_systems,) counts the atoms of each frame without padding ones, which feel and exert no force. Each
-    term is a Huber loss of the error over its scale in ``statistics``, quadratic up to one.
-    """
-
-    def __init__(self, student: Student, statistics: LabelStatistics) -> None:
-        super().__init__()
-        self.student = student
-        scale = float(student.energy_scale)
-        self.force_unit = statistics.force_rms / scale
-        self.energy_unit = statistics.energy_spread / scale
-        self.stress_unit = max(statistics.stress_rms, 1e-12) / scale
-
-    def forward(
-        self,
-        vectors: Tensor,
-        senders: Tensor,
-        species: Tensor,
-        batch: Tensor,
-        volume: Tensor,
-        n_atoms: Tensor,
-        target_energy: Tensor,
-        target_forces: Tensor,
-        target_stress: Tensor,
-    ) -> Tensor:
-        """Losses (3,): forces, energy per atom, stress; missing stress labels are masked before arithmetic."""
-        energies, gradient = self.student.evaluate_dense(vectors, senders, species)
-        n_systems = target_energy.shape[0]
-        forces = gradient.sum(dim=1).index_add(0, senders.flatten(), -gradient.flatten(0, 1))
-        virial = torch.einsum("nsa,nsb->nab", vectors, gradient)
-        virial = virial.new_zeros(n_systems, 3, 3).index_add(0, batch, virial)
-        stress = stack_voigt(0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None])
-        energy = energies.new_zeros(n_systems).index_add(0, batch, energies)
-        known = torch.isfinite(target_stress)
-        wanted = torch.where(known, target_stress, stress.detach())
-        return torch.stack(
-            [
-                relative_huber(forces - target_forces, self.force_unit).sum() / (3 * n_atoms.sum()),
-                relative_huber((energy - target_energy) / n_atoms, self.energy_unit).mean(),
-                relative_huber(stress - wanted, self.stress_unit).sum() / known.sum().clamp_min(1),
-            ]
-        )
-
-
-def relative_huber(error: Tensor, unit: float) -> Tensor:
-    """Huber loss of ``error / unit``, quadratic up to one, elementwise."""
-    return functional.huber_loss(error / unit, torch.zeros_like(error), reduction="none")
-
-
-class CapturedLosses:
-    """Losses replayed from a CUDA graph for the first batch shape seen, evaluated eagerly for any other.
-
-    Training a small student is bound by kernel launches: replaying forward and backward removes them.
-    """
-
-    def __init__(self, losses: ResidualLosses) -> None:
-        self._losses = losses
-        self._captured: Any = None
-        self._shapes: tuple[torch.Size, ...] = ()
-
-    def __call__(self, *fields: Tensor) -> Tensor:
-        """Losses (3,) of a batch given as :data:`BATCH_FIELDS`."""
-        if not fields[0].is_cuda:
-            return self._losses(*fields)
-        shapes = tuple(field.shape for field in fields)
-        if self._captured is None:
-            self._shapes = shapes
-            replica = copy.copy(self._losses)
-            samples = tuple(field.clone() for field in fields)
-            self._captured = torch.cuda.make_graphed_callables(
-                replica, samples, allow_unused_input=True
-            )
-        return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)
-
-
 class DistillationModule(pl.LightningModule):
-    """Trains a student on a teacher's energies, forces and stresses.
+    """Trains a student on a teacher's energies, forces, stresses and Hessian-vector products.
 
     Parameters
     ----------
@@ -154,6 +46,8 @@ class DistillationModule(pl.LightningModule):
         Length of the cosine schedule in optimiser steps.
     learning_rate : float
     weights : LossWeights
+    conservative : bool
+        See :class:`~fastff.distill.losses.ResidualLosses`.
     """
 
     def __init__(
@@ -165,6 +59,7 @@ class DistillationModule(pl.LightningModule):
         n_steps: int,
         learning_rate: float,
         weights: LossWeights | None = None,
+        conservative: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
@@ -174,7 +69,9 @@ class DistillationModule(pl.LightningModule):
         self.learning_rate = learning_rate
         self.loss_weights = weights or LossWeights()
         self.learning_curve: list[dict[str, float]] = []
-        self._losses = CapturedLosses(ResidualLosses(student, statistics))
+        self._losses = CapturedLosses(
+            ResidualLosses(student, statistics, conservative=conservative)
+        )
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self._validation_graphs: list[tuple[list[Graph], Graph]] = []
         self._started = time.perf_counter()
@@ -193,11 +90,13 @@ class DistillationModule(pl.LightningModule):
         DataError
             If a loss was not finite, naming the frames of that batch; the last checkpoint is untouched.
         """
-        losses = self._losses(*(batch[name] for name in BATCH_FIELDS))
+        fields = pick_fields(batch)
+        losses = self._losses(*fields)
         progress = min(self.global_step / max(self.n_steps, 1), 1.0)
-        w = self.loss_weights
-        energy_weight = w.energy_start + (w.energy - w.energy_start) * progress
-        loss = w.forces * losses[0] + energy_weight * losses[1] + w.stress * losses[2]
+        weights = self.loss_weights.at(progress, len(losses))
+        loss = sum(
+            (w * term for w, term in zip(weights, losses, strict=True)), losses.new_zeros(())
+        )
         self._unseen.append((self.global_step, loss.detach(), batch["frame_index"]))
         if len(self._unseen) >= (CHECK_INTERVAL if loss.is_cuda else 1):
             self._check_losses()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastff.distill.data import ResidualData
 
 PER_ATOM = ("vectors", "senders", "species", "target_forces")
+PER_ATOM_HESSIAN = ("direction", "target_product")
 PER_FRAME = ("volume", "n_atoms", "target_energy", "target_stress")
 
 
@@ -26,7 +27,8 @@ def count_bytes(data: Sequence[ResidualData]) -> int:
     n_slots = data[0].senders.shape[1]
     element = data[0].vectors.element_size()
     widest = max(int(frame.num_nodes) for frame in data)
-    return len(data) * widest * (n_slots * (3 * element + 8) + 3 * element + 8)
+    n_vectors = 3 if "direction" in data[0] else 1
+    return len(data) * widest * (n_slots * (3 * element + 8) + 3 * n_vectors * element + 8)
 
 
 class ResidentBatches:
@@ -69,11 +71,14 @@ class ResidentBatches:
         self.n_frames = len(data)
         self.width = max(int(frame.num_nodes) for frame in data)
         self.device = torch.device(device)
-        self.fields = {name: self._stack(data, name) for name in (*PER_ATOM, *PER_FRAME)}
+        self._per_atom = PER_ATOM + (PER_ATOM_HESSIAN if "direction" in data[0] else ())
+        self.fields = {name: self._stack(data, name) for name in (*self._per_atom, *PER_FRAME)}
         for k, frame in enumerate(data):  # padding atoms: no neighbors, no forces, first species
             n = int(frame.num_nodes)
             self.fields["vectors"][k, n:] = torch.tensor(padding_vector)
             self.fields["senders"][k, n:] = torch.arange(n, self.width)[:, None]
+            if "target_product" in self.fields:
+                self.fields["target_product"][k, n:] = torch.nan
         self.fields = {name: value.to(self.device) for name, value in self.fields.items()}
         frames = torch.arange(batch_size, device=self.device)
         self._offsets = (frames * self.width)[:, None, None]
@@ -112,6 +117,6 @@ class ResidentBatches:
     def _gather(self, chosen: Tensor) -> dict[str, Tensor]:
         batch = {name: value[chosen] for name, value in self.fields.items()}
         batch["senders"] += self._offsets
-        for name in PER_ATOM:
+        for name in self._per_atom:
             batch[name] = batch[name].flatten(0, 1)
         return {**batch, "batch": self._batch, "frame_index": chosen}

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from fastff.distill.data import (
     collate_sample,
     measure_labels,
 )
+from fastff.distill.losses import LossWeights
 from fastff.distill.module import DistillationModule
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
@@ -64,6 +65,10 @@ class TrainSettings:
     batch_atoms : int
         Atoms per batch, about.
     learning_rate : float
+    hessian_weight : float
+        Weight of Hessian-vector products in the loss, where labels have them; 0 leaves them out.
+    conservative : bool
+        Whether the teacher's forces derive from an energy; if not, only the curvature along each direction is learned.
     ema_decay : float
         Decay of the averaged weights, which are the ones validated and kept.
     n_validations : int
@@ -83,6 +88,8 @@ class TrainSettings:
     n_steps: int = 5000
     batch_atoms: int = 512
     learning_rate: float = 5e-3
+    hessian_weight: float = 0.1
+    conservative: bool = True
     ema_decay: float = 0.995
     n_validations: int = 20
     patience: int = 6
@@ -168,6 +175,8 @@ def train_student(
     """
     if not validation:
         raise DataError("no validation frames; give more trajectories or frames")
+    if settings.hessian_weight == 0.0:
+        training = [replace(frame, hessian_vector=None) for frame in training]
     student, statistics = prepare_student(training, settings)
     batch_size = choose_batch_size(training, settings.batch_atoms)
     n_epochs = math.ceil(settings.n_steps / (len(training) // batch_size))
@@ -177,6 +186,8 @@ def train_student(
         list(validation),
         n_steps=n_epochs * (len(training) // batch_size),
         learning_rate=settings.learning_rate,
+        weights=LossWeights(hessian=settings.hessian_weight),
+        conservative=settings.conservative,
     )
     if not (resume and (out / FINISHED_NAME).is_file()):
         _fit(module, training, batch_size, n_epochs, settings, out, resume, on_step)

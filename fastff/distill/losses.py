@@ -1,0 +1,207 @@
+"""What a student is trained on: relative errors of forces, energies, stress and Hessian-vector products.
+
+Here: the weights of the terms, their definition, and their replay on a GPU. Not here: the optimiser, the schedule,
+validation (:mod:`fastff.distill.module`), the batches (:mod:`fastff.distill.data`).
+
+Hessian-vector products are the exact derivative of the student's forces along a direction, by differentiating its
+hand-written adjoint once more: the Hessian is symmetric, so that one backward pass through the gradient gives its
+product with a vector. A step takes 2 to 2.7 times as long as without; evaluating the student at both displaced structures takes
+2.6 to 3.4 times as long (one CPU core), and neighbors would cross the cut-off.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastff.distill.data import LabelStatistics, stack_voigt
+from fastff.models import Student
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the loss terms, each of which is a squared relative error.
+
+    Forces are compared in units of their root mean square, energies per atom in units of their spread, stress in
+    units of its root mean square: the terms are the squares of one minus the accuracies they train. The energy
+    weight ramps from ``energy_start`` to ``energy`` over the run. Hessian-vector products, where labels have them, are
+    compared in units of their root mean square.
+    """
+
+    forces: float = 1.0
+    energy: float = 0.3
+    energy_start: float = 0.03
+    stress: float = 0.1
+    hessian: float = 0.1
+
+    def at(self, progress: float, n_terms: int) -> tuple[float, ...]:
+        """Weights of the first ``n_terms`` terms (forces, energy, stress, Hessian) at this part of the schedule."""
+        energy = self.energy_start + (self.energy - self.energy_start) * progress
+        return (self.forces, energy, self.stress, self.hessian)[:n_terms]
+
+
+BATCH_FIELDS = (
+    "vectors",
+    "senders",
+    "species",
+    "batch",
+    "volume",
+    "n_atoms",
+    "target_energy",
+    "target_forces",
+    "target_stress",
+)
+"""What the loss reads of a batch, in order."""
+
+HESSIAN_FIELDS = ("direction", "target_product")
+"""What it reads beside them where labels have Hessian-vector targets."""
+
+
+def pick_fields(batch: Any) -> tuple[Tensor, ...]:
+    """Fields of a batch in the order of :data:`BATCH_FIELDS`, and of :data:`HESSIAN_FIELDS` if it has them."""
+    names = BATCH_FIELDS + (HESSIAN_FIELDS if "direction" in batch else ())
+    return tuple(batch[name] for name in names)
+
+
+class ResidualLosses(nn.Module):
+    """Terms of a batch; fixed shapes and no synchronisation, so that a GPU can replay it.
+
+    ``n_atoms`` (n_systems,) counts the atoms of each frame without padding ones, which feel and exert no force. Each
+    term is a Huber loss of the error over its scale in ``statistics``, quadratic up to one.
+
+    Parameters
+    ----------
+    student : Student
+    statistics : LabelStatistics
+    conservative : bool
+        Whether the teacher's forces derive from an energy. If not, its Hessian has an antisymmetric part that no
+        student can follow, and only ``u H u`` along the direction ``u`` is compared, to which that part adds nothing.
+    """
+
+    def __init__(
+        self, student: Student, statistics: LabelStatistics, *, conservative: bool = True
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.conservative = conservative
+        scale = float(student.energy_scale)
+        self.force_unit = statistics.force_rms / scale
+        self.energy_unit = statistics.energy_spread / scale
+        self.stress_unit = max(statistics.stress_rms, 1e-12) / scale
+        self.product_unit = max(statistics.product_rms, 1e-12) / scale
+
+    def forward(
+        self,
+        vectors: Tensor,
+        senders: Tensor,
+        species: Tensor,
+        batch: Tensor,
+        volume: Tensor,
+        n_atoms: Tensor,
+        target_energy: Tensor,
+        target_forces: Tensor,
+        target_stress: Tensor,
+        direction: Tensor | None = None,
+        target_product: Tensor | None = None,
+    ) -> Tensor:
+        """Losses (3,) or (4,): forces, energy per atom, stress, and Hessian if a direction is given.
+
+        Missing labels are masked before arithmetic.
+        """
+        if direction is not None:
+            vectors = vectors.detach().requires_grad_()
+        energies, gradient = self.student.evaluate_dense(vectors, senders, species)
+        n_systems = target_energy.shape[0]
+        forces = sum_forces(gradient, senders)
+        virial = torch.einsum("nsa,nsb->nab", vectors.detach(), gradient)
+        virial = virial.new_zeros(n_systems, 3, 3).index_add(0, batch, virial)
+        stress = stack_voigt(0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None])
+        energy = energies.new_zeros(n_systems).index_add(0, batch, energies)
+        known = torch.isfinite(target_stress)
+        wanted = torch.where(known, target_stress, stress.detach())
+        terms = [
+            relative_huber(forces - target_forces, self.force_unit).sum() / (3 * n_atoms.sum()),
+            relative_huber((energy - target_energy) / n_atoms, self.energy_unit).mean(),
+            relative_huber(stress - wanted, self.stress_unit).sum() / known.sum().clamp_min(1),
+        ]
+        if direction is not None:
+            assert target_product is not None
+            product = -sum_forces(_turn(gradient, vectors, direction, senders), senders)
+            terms.append(self._compare(product, target_product, direction, batch, n_systems))
+        return torch.stack(terms)
+
+    def _compare(
+        self, product: Tensor, target: Tensor, direction: Tensor, batch: Tensor, n_systems: int
+    ) -> Tensor:
+        """Term of the Hessian-vector products (n_atoms, 3); targets are NaN where there are none."""
+        known = torch.isfinite(target)
+        error = torch.where(known, product - torch.where(known, target, 0.0), 0.0)
+        if not self.conservative:
+            sums = error.new_zeros(n_systems, 2).index_add(
+                0, batch, torch.stack([(error * direction).sum(1), direction.square().sum(1)], 1)
+            )
+            along = (sums[:, 0] / sums[:, 1].clamp_min(1e-12))[batch]
+            error = along[:, None] * direction
+        loss = relative_huber(error, self.product_unit)
+        return loss.sum() / known.sum().clamp_min(1)
+
+
+def sum_forces(gradient: Tensor, senders: Tensor) -> Tensor:
+    """Forces (n_atoms, 3) from the gradient (n_atoms, n_slots, 3) of the energy in the edge vectors."""
+    return gradient.sum(dim=1).index_add(0, senders.flatten(), -gradient.flatten(0, 1))
+
+
+def _turn(gradient: Tensor, vectors: Tensor, direction: Tensor, senders: Tensor) -> Tensor:
+    """Change of the gradient per displacement along ``direction`` (n_atoms, 3); shaped like the gradient, 1/Å."""
+    moves = direction.index_select(0, senders.flatten()).view_as(vectors) - direction[:, None]
+    (change,) = torch.autograd.grad(gradient, vectors, moves, create_graph=True)
+    return change
+
+
+def count_labels(fields: tuple[Tensor, ...]) -> Tensor:
+    """How many labels each term of :class:`ResidualLosses` averages over, for fields as of :func:`pick_fields`."""
+    known = dict(zip(BATCH_FIELDS + HESSIAN_FIELDS, fields, strict=False))
+    counts = [
+        known["n_atoms"].sum(),
+        known["n_atoms"].new_tensor(float(len(known["n_atoms"]))),
+        torch.isfinite(known["target_stress"]).sum(),
+    ]
+    if "target_product" in known:
+        counts.append(torch.isfinite(known["target_product"]).sum())
+    return torch.stack([count.to(known["n_atoms"].dtype) for count in counts])
+
+
+def relative_huber(error: Tensor, unit: float) -> Tensor:
+    """Huber loss of ``error / unit``, quadratic up to one, elementwise."""
+    return functional.huber_loss(error / unit, torch.zeros_like(error), reduction="none")
+
+
+class CapturedLosses:
+    """Losses replayed from a CUDA graph for the first batch shape seen, evaluated eagerly for any other.
+
+    Training a small student is bound by kernel launches: replaying forward and backward removes them.
+    """
+
+    def __init__(self, losses: ResidualLosses) -> None:
+        self._losses = losses
+        self._captured: Any = None
+        self._shapes: tuple[torch.Size, ...] = ()
+
+    def __call__(self, *fields: Tensor) -> Tensor:
+        """Losses of a batch given as by :func:`pick_fields`."""
+        if not fields[0].is_cuda:
+            return self._losses(*fields)
+        shapes = tuple(field.shape for field in fields)
+        if self._captured is None:
+            self._shapes = shapes
+            replica = copy.copy(self._losses)
+            samples = tuple(field.clone() for field in fields)
+            self._captured = torch.cuda.make_graphed_callables(
+                replica, samples, allow_unused_input=True
+            )
+        return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)
