@@ -136,7 +136,8 @@ def test_through_a_model_file(fitted: tuple[Student, Student], tmp_path: Path) -
     # Features of equal tensors at other addresses may differ in the last bit: matrix products depend on alignment.
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
-    assert student.uncertainty is not None and again.uncertainty is not None
+    assert student.uncertainty is not None
+    assert again.uncertainty is not None
     for name, tensor in student.uncertainty.to_tensors().items():
         assert torch.equal(tensor, again.uncertainty.to_tensors()[name]), name
     torch.testing.assert_close(one.energy, other.energy, rtol=1e-12, atol=0)
