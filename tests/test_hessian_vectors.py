@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from emt_frames import label_by_emt, make_alloys
 from torch_geometric.data import Batch
 
 from fastff.distill.data import measure_labels, prepare_frames
@@ -36,26 +37,10 @@ SETTINGS = TrainSettings(cutoff=4.0, n_steps=24, batch_atoms=16, n_validations=3
 STEP = 0.01
 
 
-def make_structures(count: int, seed: int = 3) -> list[Atoms]:
-    """Rattled and strained copper-gold cells of four atoms."""
-    rng = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        atoms = bulk("Cu", cubic=True)
-        atoms.numbers[0] = 79
-        atoms.set_cell(atoms.cell.array * (1.05 + rng.normal(scale=0.02)), scale_atoms=True)
-        atoms.positions += rng.normal(scale=0.1, size=(4, 3))
-        made.append(atoms)
-    return made
-
-
 @pytest.fixture(scope="module")
 def frames() -> list[Frame]:
     """Labelled by EMT, with Hessian-vector targets."""
-    jobs = [
-        LabelJob(atoms, "file", k, -1, float("nan")) for k, atoms in enumerate(make_structures(24))
-    ]
-    return label_jobs(load_teacher("analytic:emt"), jobs, STEP)
+    return label_by_emt(make_alloys(24), STEP)
 
 
 def label_by_student(student: Student, structures: list[Atoms], step: float) -> list[Frame]:
@@ -77,7 +62,7 @@ def test_own_products_give_no_loss(frames: list[Frame], architecture: str) -> No
     student = make_student(frames, architecture)
     close = molecule("CO")
     close.numbers[:] = (29, 79)  # 1.15 Å apart: the core repels
-    for structures in (make_structures(2, 7), [close]):
+    for structures in (make_alloys(2, 7), [close]):
         own = label_by_student(student, structures, 1e-6)
         batch = Batch.from_data_list(prepare_frames(own, student))
         losses = ResidualLosses(student, measure_labels(own))(*pick_fields(batch))
@@ -88,7 +73,7 @@ def test_own_products_give_no_loss(frames: list[Frame], architecture: str) -> No
 
 def test_a_wrong_product_is_seen_by_its_own_term(frames: list[Frame]) -> None:
     student = make_student(frames)
-    own = label_by_student(student, make_structures(2, 7), 1e-5)
+    own = label_by_student(student, make_alloys(2, 7), 1e-5)
     target = own[0].hessian_vector
     assert target is not None
     wrong = replace(target, forces_plus=target.forces_plus + 1e-4)
@@ -146,7 +131,7 @@ def test_frames_without_targets_are_masked(frames: list[Frame]) -> None:
 def test_antisymmetric_part_of_a_direct_teacher_does_not_count(frames: list[Frame]) -> None:
     """A force field with a curl adds ``A u`` with ``u A u = 0``."""
     student = make_student(frames)
-    (own,) = label_by_student(student, make_structures(1, 7), 1e-4)
+    (own,) = label_by_student(student, make_alloys(1, 7), 1e-4)
     target = own.hessian_vector
     assert target is not None
     rng = np.random.default_rng(0)
@@ -172,8 +157,8 @@ def test_antisymmetric_part_of_a_direct_teacher_does_not_count(frames: list[Fram
 
 def test_resident_batches_give_the_hessian_loss_of_collated_ones(frames: list[Frame]) -> None:
     """Padding atoms and frames without targets change nothing."""
-    small = [LabelJob(bulk("Cu", a=a), "file", 50, -1, 300.0) for a in (3.6, 3.7)]
-    mixed = [*frames[:4], *label_jobs(load_teacher("analytic:emt"), small, STEP), frames[5]]
+    small = label_by_emt([bulk("Cu", a=a) for a in (3.6, 3.7)], STEP)
+    mixed = [*frames[:4], *small, frames[5]]
     mixed[6] = replace(mixed[6], hessian_vector=None)
     student = make_student(frames)
     data = prepare_frames(mixed, student)
@@ -234,7 +219,7 @@ def test_fields_are_named_in_the_order_of_the_loss() -> None:
 
 
 def test_direction_has_no_translation_and_unit_length() -> None:
-    atoms = make_structures(1)[0]
+    atoms = make_alloys(1)[0]
     direction = draw_direction(atoms)
     np.testing.assert_allclose(direction.sum(axis=0), 0.0, atol=1e-12)
     assert np.mean(np.sum(direction**2, axis=1)) == pytest.approx(1.0)

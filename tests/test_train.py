@@ -14,6 +14,7 @@ from ase.calculators.emt import EMT
 from torch_geometric.data import Batch
 
 from fastff.distill.callbacks import average_weights
+from fastff.distill.checkpoints import find_checkpoint
 from fastff.distill.data import (
     build_loader,
     choose_batch_size,
@@ -27,7 +28,6 @@ from fastff.distill.module import measure_frames
 from fastff.distill.resident import ResidentBatches
 from fastff.distill.train import (
     TrainSettings,
-    find_checkpoint,
     prepare_student,
     train_student,
 )

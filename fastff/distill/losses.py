@@ -5,8 +5,8 @@ validation (:mod:`fastff.distill.module`), the batches (:mod:`fastff.distill.dat
 
 Hessian-vector products are the exact derivative of the student's forces along a direction, by differentiating its
 hand-written adjoint once more: the Hessian is symmetric, so that one backward pass through the gradient gives its
-product with a vector. A step takes 2 to 2.7 times as long as without; evaluating the student at both displaced structures takes
-2.6 to 3.4 times as long (one CPU core), and neighbors would cross the cut-off.
+product with a vector. A step takes 2 to 2.7 times as long as without; evaluating the student at both displaced
+structures takes 2.6 to 3.4 times as long (one CPU core), and neighbors would cross the cut-off.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ labels come from (:mod:`fastff.distill.sampling`), model files (:mod:`fastff.che
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +28,12 @@ from fastff.distill.callbacks import (
     pass_signals_on,
     quiet_lightning,
 )
+from fastff.distill.checkpoints import (
+    SafeCheckpointIO,
+    find_checkpoint,
+    read_best,
+    remove_strays,
+)
 from fastff.distill.data import (
     LabelStatistics,
     build_loader,
@@ -43,8 +48,6 @@ from fastff.graph import edge_vectors
 from fastff.labels import Frame
 from fastff.models import Student, build_student, configure_student
 from fastff.models.dense import lay_out_edges
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 FINISHED_NAME = "finished.json"
@@ -147,6 +150,7 @@ def train_student(
     settings: TrainSettings,
     out: Path,
     *,
+    start: Student | None = None,
     resume: bool = False,
     on_step: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
@@ -159,6 +163,8 @@ def train_student(
     settings : TrainSettings
     out : Path
         Folder for checkpoints and logs.
+    start : Student, optional
+        Of the same architecture and elements: begin with its weights, scales and composition energies.
     resume : bool
         Continue from the newest readable checkpoint in ``out``, if there is one.
     on_step : callable, optional
@@ -178,6 +184,8 @@ def train_student(
     if settings.hessian_weight == 0.0:
         training = [replace(frame, hessian_vector=None) for frame in training]
     student, statistics = prepare_student(training, settings)
+    if start is not None:
+        student.load_state_dict(start.state_dict())
     batch_size = choose_batch_size(training, settings.batch_atoms)
     n_epochs = math.ceil(settings.n_steps / (len(training) // batch_size))
     module = DistillationModule(
@@ -192,8 +200,7 @@ def train_student(
     if not (resume and (out / FINISHED_NAME).is_file()):
         _fit(module, training, batch_size, n_epochs, settings, out, resume, on_step)
     record = _read_finished(out / FINISHED_NAME)
-    best = out / CHECKPOINTS / record["best"]
-    module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(read_best(out / CHECKPOINTS, record["best"])["state_dict"])
     return TrainResult(
         student=student.cpu().eval().requires_grad_(False),
         statistics=statistics,
@@ -222,6 +229,7 @@ def _fit(
         mode="max",
         save_top_k=2,
         save_last=True,
+        enable_version_counter=False,
         save_on_train_epoch_end=False,
     )
     stopper = LatePatience(
@@ -236,6 +244,7 @@ def _fit(
     callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper]
     if on_step is not None:
         callbacks.append(StepReporter(on_step))
+    remove_strays(out / CHECKPOINTS)
     accelerator, devices = place_trainer(settings.device)
     with quiet_lightning(), pass_signals_on():
         trainer = pl.Trainer(
@@ -244,6 +253,7 @@ def _fit(
             max_epochs=n_epochs,
             check_val_every_n_epoch=max(1, n_epochs // settings.n_validations),
             callbacks=callbacks,
+            plugins=[SafeCheckpointIO()],
             logger=CSVLogger(out, name="", version="logs"),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -284,18 +294,6 @@ def _describe_stop(trainer: pl.Trainer, stopper: EarlyStopping, settings: TrainS
     if reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
         return f"no better accuracy in {settings.patience} validations"
     return "schedule complete"
-
-
-def find_checkpoint(folder: Path) -> str | None:
-    """Newest readable training checkpoint in a folder; damaged ones are skipped with a logged warning."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
-        try:
-            torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            logger.warning("skipping damaged checkpoint %s (%s)", path, error)
-            continue
-        return str(path)
-    return None
 
 
 def place_trainer(device: str) -> tuple[str, int | list[int]]:
