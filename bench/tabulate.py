@@ -59,7 +59,9 @@ def tabulate_students() -> list[str]:
 
 def tabulate_kernels() -> list[str]:
     """Whole evaluations of the fused kernels, by size."""
-    record: dict[str, Any] = json.loads((RESULTS / "kernels" / "fused-h100.json").read_text())
+    record: dict[str, Any] = json.loads(
+        (RESULTS / "kernels" / "fused-rounded-h100.json").read_text()
+    )
     where = record["provenance"]
     rows = [e for e in record["evaluations"] if e["scatter"] == "fixed" and e["virial"]]
     neighbors = {e["listed_neighbors"] for e in rows}
@@ -95,9 +97,49 @@ def tabulate_kernels() -> list[str]:
     return lines
 
 
+def tabulate_dynamics() -> list[str]:
+    """Whole steps of molecular dynamics on the device, and the calculator through ASE."""
+    dynamics: dict[str, Any] = json.loads((RESULTS / "engine" / "md-h100.json").read_text())
+    engine: dict[str, Any] = json.loads((RESULTS / "engine" / "engine-h100.json").read_text())
+    rows = [
+        row
+        for row in dynamics["steps"] + dynamics["rates"]
+        if row["case"] == "nve" and not row["compiled"]
+    ]
+    sizes = sorted({row["atoms"] for row in rows})
+    where = dynamics["provenance"]
+    lines = [
+        "Dynamics on the device (`fastff md`, NVE, a step of 1 fs, "
+        "everything included: neighbor lists with a skin, integration), "
+        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; untrained copper:",
+        "",
+        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for model in ("m1", "m2"):
+        found = {row["atoms"]: row for row in rows if row["model"] == model}
+        cells = [
+            f"{row['ms_per_step']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s, {row['ns_per_day']:.3g} ns/day)"
+            for row in (found[n] for n in sizes)
+        ]
+        lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
+    calls = [engine[f"get_forces {model}"] for model in ("m1", "m2")]
+    milliseconds = [f"{call['get_forces']['median_ms']:.2f} ms" for call in calls]
+    drift = max(abs(row["drift_meV_per_atom_ps"]) for row in dynamics["drift"])
+    lines += [
+        "",
+        f"`get_forces()` through `FastFFCalculator` after all {calls[0]['atoms']:,} atoms moved: "
+        f"{milliseconds[0]} (`m1`) and {milliseconds[1]} (`m2`), commit {engine['provenance']['commit']}. "
+        "Energy drift over "
+        f"{dynamics['drift'][0]['picoseconds']:.0f} ps of NVE in single precision: at most {drift:.0e} meV/atom/ps "
+        f"({len(dynamics['drift'])} crystals).",
+    ]
+    return lines
+
+
 def render() -> str:
     """The block of README between the markers."""
-    return "\n".join([*tabulate_students(), "", *tabulate_kernels()])
+    return "\n".join([*tabulate_students(), "", *tabulate_kernels(), "", *tabulate_dynamics()])
 
 
 def main() -> None:
