@@ -8,8 +8,9 @@ instead and writes ``md_million.json``. ``--model FILE --structure FILE`` measur
 the others are untrained ones of copper, whose forces are scaled down until they are stable.
 
 Order: graphs against eager steps, thin against thick skins, a restart against no restart, bit for bit or nearly; whole
-steps at 1,372 atoms for every ensemble; drift of the energy; rates at 108,000 and a million atoms beside those of the
-evaluation alone. No stage starts that the budget does not hold.
+steps at 1,372 atoms for every ensemble, with their parts: evaluation, skin check, both halves, a rebuild, reading the
+flags; halves in Triton against halves in torch; drift of the energy; rates at 108,000 and a million atoms beside those
+of the evaluation alone. No stage starts that the budget does not hold.
 """
 
 from __future__ import annotations
@@ -72,9 +73,18 @@ def build_model(architecture: str, device: torch.device) -> Student:
     return make_copper(architecture, force=FORCES[architecture]).to(device)
 
 
-def make_engine(student: Student, atoms: Atoms, settings: MDSettings, *, graphs: bool = True) -> Engine:  # fmt: skip
+class TorchHalves(Engine):
+    """An engine whose halves of a step are torch, whatever the device."""
+
+    def _choose_kernels(self) -> None:
+        return None
+
+
+def make_engine(
+    student: Student, atoms: Atoms, settings: MDSettings, *, graphs: bool = True, kind: type[Engine] = Engine
+) -> Engine:  # fmt: skip
     potential = make_potential(student, settings.skin)
-    engine = Engine(potential, build_state(atoms, settings, student.device), settings)
+    engine = kind(potential, build_state(atoms, settings, student.device), settings)
     if not graphs:
         for replay in engine._replays:
             replay._device = torch.device("cpu")  # a replay records on CUDA alone
@@ -133,8 +143,25 @@ def check_equality(student: Student, name: str, changes: dict[str, str], tiny: b
     }  # fmt: skip
 
 
+def compare_halves(student: Student, name: str, changes: dict[str, str], tiny: bool) -> Row:
+    """Largest differences after a few steps between halves in Triton and in torch, of the same evaluation."""
+    settings = MDSettings(n_steps=20, temperature=600.0, relaxation=50.0, interval=5, **changes)  # type: ignore[arg-type]
+    engines = [
+        make_engine(student, make_crystal(2 if tiny else 5), settings, kind=kind) for kind in (Engine, TorchHalves)
+    ]  # fmt: skip
+    rows = [run_to(engine, 20) for engine in engines]
+    one, other = (engine.state for engine in engines)
+    return {
+        "case": name, "kernels": [engine._kernels is not None for engine in engines],
+        "positions_A": float((one.positions - other.positions).abs().max()),
+        "velocities": float((one.velocities - other.velocities).abs().max()),
+        "heat_eV": float((one.heat - other.heat).abs()), "rows": float(np.abs(rows[0] - rows[1]).max()),
+    }  # fmt: skip
+
+
 def time_steps(
-    student: Student, repeats: int, name: str, changes: dict[str, str], compiled: bool, seconds: float
+    student: Student, repeats: int, name: str, changes: dict[str, str], compiled: bool, seconds: float,
+    kind: type[Engine] = Engine,
 ) -> Row:  # fmt: skip
     """Wall time of a whole step: list upkeep, forces, integrator, flags, one row per 100 steps."""
     atoms = make_crystal(repeats)
@@ -144,7 +171,7 @@ def time_steps(
     if student.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
-    engine = make_engine(student, atoms, settings)
+    engine = make_engine(student, atoms, settings, kind=kind)
     run_to(engine, 20)
     wait(engine)
     ready = time.perf_counter() - begun
@@ -156,20 +183,24 @@ def time_steps(
     passed, n_steps = time.perf_counter() - begun, engine.step - first
     row: Row = {
         "model": student.config.architecture, "case": name, "compiled": compiled, "atoms": len(atoms),
-        "steps": n_steps, "ms_per_step": passed / max(n_steps, 1) * 1e3,
+        "kernels": engine._kernels is not None, "steps": n_steps, "ms_per_step": passed / max(n_steps, 1) * 1e3,
         "atom_steps_per_s": n_steps * len(atoms) / passed, "rebuilds": engine.n_rebuilds - rebuilds,
         "ns_per_day": n_steps / passed * 0.0864, "seconds_to_start": ready,
     }  # fmt: skip
-    row["evaluation_ms"] = time_evaluation(engine, 0.3 * seconds)
+    row["evaluation_ms"] = time_graph(engine, engine.potential.compute, 0.3 * seconds)
+    row["check_ms"] = time_graph(engine, engine.potential.check, 0.05 * seconds)
+    row["halves_ms"] = time_halves(engine, 0.1 * seconds)
+    row["rebuild_ms"] = time_calls(engine, engine.potential.rebuild, 0.1 * seconds)
+    row["flags_ms"] = time_calls(engine, engine._read, 0.1 * seconds)
     row["share_of_evaluation_rate"] = row["evaluation_ms"] / row["ms_per_step"]
     if student.device.type == "cuda":
         row["peak_memory_bytes"] = torch.cuda.max_memory_allocated()
     return row
 
 
-def time_evaluation(engine: Engine, seconds: float) -> float:
-    """Milliseconds of ``compute`` alone over the same list, as a graph, without reading anything back."""
-    replay = Replay(engine.potential.compute, engine.state.positions.device)
+def time_graph(engine: Engine, work: Callable[[], None], seconds: float) -> float:
+    """Milliseconds of some launches alone over the same list, as a graph, without reading anything back."""
+    replay = Replay(work, engine.state.positions.device)
     for _ in range(4):
         replay()
     wait(engine)
@@ -179,6 +210,41 @@ def time_evaluation(engine: Engine, seconds: float) -> float:
             replay()
         wait(engine)
         count += 8
+    return (time.perf_counter() - begun) / count * 1e3
+
+
+def time_halves(engine: Engine, seconds: float) -> float:
+    """Milliseconds of both halves of a step, with nothing between them, while nothing may move."""
+    potential, state = engine.potential, engine.state
+    target = state.target.clone()
+    state.target.fill_(-1)
+    if engine._kernels is None:
+        stands = state.failed.clone().fill_(False)
+
+        def both() -> None:
+            engine._begin_step(stands)
+            engine._finish_step(stands)
+    else:
+        kernels = engine._kernels
+
+        def both() -> None:
+            kernels.begin(potential.forces)
+            kernels.finish(potential.forces, potential.energy, potential.stale)
+
+    found = time_graph(engine, both, seconds)
+    state.target.copy_(target)
+    return found
+
+
+def time_calls(engine: Engine, work: Callable[[], Any], seconds: float) -> float:
+    """Milliseconds of a call that waits for the device."""
+    work()
+    wait(engine)
+    count, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        work()
+        count += 1
+    wait(engine)
     return (time.perf_counter() - begun) / count * 1e3
 
 
@@ -289,11 +355,14 @@ def main() -> None:
         stage("drift", 8, measure_drift, trained, atoms, 20.0, arguments.model.name)
     for case in CASES[1:]:
         stage("steps", 5, time_steps, students["m1"], small, *case, False, span)
+    stage("steps", 5, time_steps, students["m1"], small, *CASES[0], False, span, TorchHalves)
+    for case in (CASES[1], CASES[2]):
+        stage("equality", 6, check_equality, students["m1"], *case, tiny)
+    for case in CASES[:3]:
+        stage("halves", 4, compare_halves, students["m1"], *case, tiny)
     stage("equality", 6, check_equality, students["m2"], *CASES[4], tiny)
     if not tiny:  # compilers on the host take long
-        for case in (CASES[0], CASES[1], CASES[3]):
-            stage("steps", 15, time_steps, students["m1"], small, *case, True, span)
-        stage("steps", 10, time_steps, students["m2"], small, *CASES[0], True, span)
+        stage("steps", 15, time_steps, students["m1"], small, *CASES[3], True, span)
     record["seconds"] = time.time() - start
     store(record)
     print(f"failures: {record['failures']}\n{record['seconds']:.0f} s in all")

@@ -54,8 +54,8 @@ def test_sums_of_squares(n_squares: int) -> None:
     for start in range(0, 64 * 40, 64):
         block.start.fill_(start)
         block.fill()
-        drawn.append(block._scalars[:, 4].clone())
-        firsts.append(block._scalars[:, 0].clone())
+        drawn.append(block.scalars[:, 4].clone())
+        firsts.append(block.scalars[:, 0].clone())
     values = torch.cat(drawn).numpy()
     assert stats.kstest(values, stats.chi2(n_squares).cdf).pvalue > 0.01
     assert abs(np.corrcoef(values, torch.cat(firsts).numpy())[0, 1]) < 0.06

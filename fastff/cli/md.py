@@ -123,7 +123,8 @@ def md(
     compile_steps: Annotated[
         bool,
         typer.Option(
-            "--compile", help="Compile the integrator: a slower start, shorter steps on a GPU."
+            "--compile",
+            help="Compile the integrator of npt: a slower start, shorter steps on a GPU.",
         ),
     ] = False,
     restart: Annotated[

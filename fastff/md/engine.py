@@ -6,7 +6,8 @@ One iteration is: first half of a step, test of the neighbor list, forces, secon
 flags that live on the device. When the list may miss a pair, the first half is done and the second is not; further
 iterations change nothing, until the host, which reads the flags once per chunk, has rebuilt the list. The next
 iteration then completes the step. No step is lost and none uses a list that misses a pair; where chunks end does not
-matter. On CUDA an iteration, and an observation, are graphs.
+matter. On CUDA an iteration, and an observation, are graphs, and at constant volume both halves are kernels of
+:mod:`fastff.kernels.md_step`; elsewhere they are torch.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from fastff.errors import SimulationUnstableError
+from fastff.kernels import dispatch
+from fastff.kernels.md_step.op import OP, StepKernels
 from fastff.kernels.replay import Replay
 from fastff.md.integrators import Integrator
 from fastff.md.observe import COLUMNS, measure_row
@@ -194,6 +197,8 @@ class Engine:
         self._n_rows.zero_()
         board = self._board.cpu().numpy()
         step, pending, failed, stale, n_rows = (int(x) for x in board[_N_ROWS + 1, : len(flags)])
+        if failed and not pending and self._kernels is not None:
+            self._kernels.restore()
         moved = step - self._step
         self._step = step
         if stale and not failed:
@@ -268,15 +273,42 @@ class Engine:
         self._n_rows += go
         _commit(go, self._last_row, state.step)
 
+    def _iterate_kernels(self) -> None:
+        kernels, potential = self._kernels, self.potential
+        assert kernels is not None
+        kernels.begin(potential.forces)
+        potential.check()
+        potential.compute()
+        kernels.finish(potential.forces, potential.energy, potential.stale)
+
+    def _choose_kernels(self) -> StepKernels | None:
+        """Kernels for both halves where they can run; they are compiled here, while nothing may move."""
+        if self.integrator.barostat is not None:
+            return None  # cells that move are left to torch
+        return dispatch.run(OP, self.state.positions.device, self._try_kernels, lambda: None)
+
+    def _try_kernels(self) -> StepKernels:
+        potential, target = self.potential, self.state.target.clone()
+        kernels = StepKernels(*self.integrator.plan_kernels(self.state))
+        self.state.target.fill_(-1)
+        kernels.begin(potential.forces)
+        kernels.finish(potential.forces, potential.energy, potential.stale)
+        self.state.target.copy_(target)
+        if self.integrator.langevin:
+            self.integrator.random = None  # the kernels draw noise themselves
+        return kernels
+
     def _prepare(self) -> None:
         """Let iteration, observation and random numbers become graphs where that is possible."""
         self._begin_step, self._finish_step = self._begin, self._finish
-        if self.settings.compile_steps:
+        self._kernels = self._choose_kernels()
+        if self.settings.compile_steps and self._kernels is None:
             torch.compiler.reset()  # code of earlier engines would count against the limit of variants
             self._begin_step = torch.compile(self._begin, fullgraph=True, dynamic=False)
             self._finish_step = torch.compile(self._finish, fullgraph=True, dynamic=False)
         random = self.integrator.random
-        functions: list[Callable[[], None]] = [self._iterate_eagerly, self._observe_eagerly]
+        iterate = self._iterate_eagerly if self._kernels is None else self._iterate_kernels
+        functions: list[Callable[[], None]] = [iterate, self._observe_eagerly]
         functions.append(random.fill if random is not None else lambda: None)
         self._replays: list[Replay] = []
         if self.potential.capturable:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastff.kernels.md_step import reference
+from fastff.kernels.md_step.op import Motion, Schedule
 from fastff.md.barostat import Barostat, build_barostat, strain_cell
 from fastff.md.random import RandomBlock
 from fastff.md.settings import MDSettings
@@ -47,7 +49,7 @@ class SecondHalf(NamedTuple):
 
 def measure_kinetic(state: State, velocities: Tensor) -> Tensor:
     """Kinetic energy, eV, shape ()."""
-    return 0.5 * (velocities * velocities * state.masses).sum()
+    return reference.measure_kinetic(velocities, state.masses)
 
 
 class Integrator:
@@ -70,19 +72,32 @@ class Integrator:
         )
         self.decay = math.exp(-settings.timestep / settings.relaxation)
         self.n_free = state.n_free
-        self._kick = 0.5 * self.timestep * state.inverse_masses
-        self._width = torch.sqrt((1.0 - self.decay**2) * state.inverse_masses)
         start, end = settings.temperature, settings.final_temperature
         self._thermal = BOLTZMANN_EV_PER_K * start
         self._rise = 0.0
         if end is not None and settings.n_steps > 0:
             self._rise = BOLTZMANN_EV_PER_K * (end - start) / settings.n_steps
         self._constant = torch.full_like(state.heat, self._thermal)
+        self._seed, self._limit = settings.seed, settings.max_displacement
         self.random: RandomBlock | None = None
         if thermal:
             squares = state.n_free - 1 if self.rescales else 0
             n_noisy = state.n_atoms if self.langevin else 0
             self.random = RandomBlock(settings.seed, n_noisy, squares, state.positions.device)
+
+    def plan_kernels(self, state: State) -> tuple[Motion, Schedule]:
+        """What the kernels of :mod:`fastff.kernels.md_step` need, at constant volume."""
+        thermostat = "langevin" if self.langevin else "rescale" if self.rescales else "none"
+        motion = Motion(
+            state.positions, state.velocities, state.inverse_masses, state.step, state.target, state.pending,
+            state.failed, state.heat,
+        )  # fmt: skip
+        schedule = Schedule(
+            self.timestep, self._limit, thermostat, self.decay, self._thermal, self._rise, self._seed,
+            self.random.scalars if self.rescales and self.random is not None else None,
+            self.random.start if self.rescales and self.random is not None else None,
+        )  # fmt: skip
+        return motion, schedule
 
     def find_thermal(self, step: Tensor) -> Tensor:
         """k_B T of the thermostat at a step, eV, shape ()."""
@@ -92,7 +107,7 @@ class Integrator:
 
     def begin(self, state: State, forces: Tensor) -> FirstHalf:
         """Kick and drift, with noise and strain of the cell where the ensemble has them."""
-        velocities = state.velocities + forces * self._kick
+        velocities = self._kick(state, forces)
         positions, cell, heat, work, strain = state.positions, None, None, None, None
         thermal = self.find_thermal(state.step)
         if self.barostat is not None:
@@ -103,19 +118,22 @@ class Integrator:
             cell, stretch, shrink = strain_cell(state.cell, strain)
             positions, velocities = positions @ stretch, velocities @ shrink
         if not self.langevin:
-            moved = positions + self.timestep * velocities
+            moved = reference.drift(positions, velocities, self.timestep)
             return FirstHalf(moved, velocities, cell, heat, work, strain)
         assert self.random is not None
-        half = positions + (0.5 * self.timestep) * velocities
-        noise = self.random.pick_noise(state.step) * self._width * torch.sqrt(thermal)
-        noisy = self.decay * velocities + noise
+        half = reference.drift(positions, velocities, 0.5 * self.timestep)
+        noise = self.random.pick_noise(state.step)
+        noisy = reference.add_noise(velocities, state.inverse_masses, self.decay, thermal, noise)
         heat = measure_kinetic(state, noisy) - measure_kinetic(state, velocities)
-        moved = half + (0.5 * self.timestep) * noisy
+        moved = reference.drift(half, noisy, 0.5 * self.timestep)
         return FirstHalf(moved, noisy, cell, heat, work, strain)
+
+    def _kick(self, state: State, forces: Tensor) -> Tensor:
+        return reference.kick(state.velocities, forces, state.inverse_masses, self.timestep)
 
     def finish(self, state: State, forces: Tensor, virial: Tensor) -> SecondHalf:
         """Kick with the new forces, and rescale where the thermostat does."""
-        velocities = state.velocities + forces * self._kick
+        velocities = self._kick(state, forces)
         heat, work, slope = None, None, None
         if self.rescales:
             kinetic = measure_kinetic(state, velocities)
@@ -131,11 +149,5 @@ class Integrator:
         """Factor of all velocities, from the exact solution of the thermostat's equation over one step."""
         assert self.random is not None
         normals, squares = self.random.pick_scalars(step)
-        first = normals[0]
-        share = 0.5 * self.find_thermal(step) * (1.0 - self.decay) / kinetic
-        square = (
-            self.decay
-            + share * (first * first + squares)
-            + 2.0 * first * torch.sqrt(self.decay * share)
-        )
-        return torch.sqrt(square)
+        thermal = self.find_thermal(step)
+        return reference.find_rescaling(kinetic, thermal, self.decay, normals[0], squares)

@@ -69,8 +69,8 @@ class MDSettings:
     interval, frame_interval, restart_interval : int
         Steps between rows of the log, frames of the trajectory, and restart files.
     compile_steps : bool
-        Let torch compile the halves of a step into few kernels. Starting takes longer; results differ in their last
-        bits.
+        Let torch compile the halves of a step into few kernels, where :mod:`fastff.kernels.md_step` has none for them
+        (constant pressure, or no Triton). Starting takes longer; results differ in their last bits.
     max_temperature : float, optional
         K; a hotter system has blown up. By default ten times the highest set temperature, and at least 5000 K.
     max_displacement : float

@@ -1,4 +1,4 @@
-"""Starts ``interpreted_engine.py`` in a process of its own. Not here: the checks themselves."""
+"""Starts ``interpreted_engine.py`` and ``interpreted_md.py`` in processes of their own. Not here: the checks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
-def test_the_engine_in_the_interpreter():
-    """Lists, skin checks and evaluations; the report of the process is shown on failure."""
-    tests = Path(__file__).with_name("interpreted_engine.py")
+@pytest.mark.parametrize(
+    ("name", "least"), [("interpreted_engine.py", 30), ("interpreted_md.py", 15)]
+)
+def test_the_engine_in_the_interpreter(name, least):
+    """Lists, skin checks, evaluations and steps of dynamics; the report of the process is shown on failure."""
+    tests = Path(__file__).with_name(name)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(tests)],
         env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -25,5 +28,5 @@ def test_the_engine_in_the_interpreter():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) > 30
+    assert int(re.findall(r"(\d+) passed", done.stdout)[-1]) > least
     assert "skipped" not in done.stdout
