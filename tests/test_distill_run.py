@@ -13,8 +13,9 @@ from ase.io import write
 from fastff.checkpoint import load_model
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
+from fastff.distill.header import replace_undefined
 from fastff.distill.request import build_request, check_folder, read_config
-from fastff.distill.run import distill, remove_overlap, replace_undefined
+from fastff.distill.run import distill, remove_overlap
 from fastff.distill.split import Split
 from fastff.errors import DataError, UsageError
 from fastff.models.uncertainty import measure_uncertainty

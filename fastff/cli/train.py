@@ -19,6 +19,7 @@ from fastff.errors import AccuracyError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fastff.distill.roundlog import GateRow
     from fastff.distill.run import DistillOutcome, Listener
     from fastff.report.metrics import Accuracy
 
@@ -53,8 +54,18 @@ def train(
         str, typer.Option(help="Range of interest in K, LOW-HIGH.", rich_help_panel=_SOURCE)
     ] = "300-900",
     budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Teacher evaluations such as 20000, test frames included, or wall time such as 25min.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = None,
+    rounds: Annotated[
         int | None,
-        typer.Option(help="Teacher evaluations, test frames included.", rich_help_panel=_SOURCE),
+        typer.Option(
+            help="Most rounds in which the student's own dynamics are labelled; chosen by the budget, 0 for none.",
+            rich_help_panel=_SOURCE,
+        ),
     ] = None,
     max_atoms: Annotated[
         int, typer.Option(help="Largest cell that is labelled.", rich_help_panel=_SOURCE)
@@ -71,13 +82,13 @@ def train(
         ),
     ] = None,
     trust_teacher_file: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--trust-teacher-file",
-            help="Load a --teacher-weights file of unknown hash although it can run code (pickle).",
+            metavar="REASON",
+            help="Load a weight file that needs pickle and is unknown; the reason is stored.",
             rich_help_panel=_SOURCE,
         ),
-    ] = False,
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -149,7 +160,8 @@ def train(
         "structures": structures,
         "labels": labels,
         "temperatures": parse_temperatures(temperature),
-        "budget": budget,
+        "budget": int(budget) if budget and budget.isdigit() else budget,
+        "rounds": rounds,
         "max_atoms": max_atoms,
         "student": student,
         "target": target_accuracy,
@@ -215,8 +227,8 @@ def is_given(context: typer.Context, setting: str) -> bool:
     return any(source is not None and source.name != "DEFAULT" for source in sources)
 
 
-def read_options(pairs: Sequence[str], trust: bool = False) -> dict[str, Any]:
-    """Read ``KEY=VALUE`` pairs; values are YAML scalars.
+def read_options(pairs: Sequence[str], trust: str | None = None) -> dict[str, Any]:
+    """Read ``KEY=VALUE`` pairs; values are YAML scalars. ``trust`` is why a weight file that needs pickle is loaded.
 
     Raises
     ------
@@ -225,7 +237,7 @@ def read_options(pairs: Sequence[str], trust: bool = False) -> dict[str, Any]:
     """
     import yaml
 
-    options: dict[str, Any] = {"trust": True} if trust else {}
+    options: dict[str, Any] = {} if trust is None else {"trust": trust}
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator or not key.strip():
@@ -269,6 +281,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         TimeRemainingColumn,
     )
 
+    from fastff.distill.rounds import RoundsListener
     from fastff.distill.run import Listener
     from fastff.report.verdict import format_percent
 
@@ -282,6 +295,9 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
     labelling = Progress(*columns, console=console)
     label_task = labelling.add_task("labelling", total=None, note="")
     training = Progress(*columns, console=console)
+    exploring = Progress(*columns, console=console)
+    explore_task = exploring.add_task("round", total=None, note="")
+    displays.callback(exploring.stop)
     displays.callback(labelling.stop)
     displays.callback(training.stop)
 
@@ -292,6 +308,9 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
             console.print(f"         {note}", style="yellow")
         console.print(str(plan), markup=False, soft_wrap=True)
         labelling.start()
+
+    def show_rounds(plan: Any) -> None:
+        console.print(f"[bold]rounds[/]   {plan}", soft_wrap=True)
 
     def show_sampling(progress: Any) -> None:
         labelling.update(
@@ -310,6 +329,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
             console.print(str(report), markup=False, soft_wrap=True)
 
     def show_student(name: str, settings: Any) -> None:
+        exploring.stop()
         console.print(
             f"[bold]student[/]  {name}, cut-off {settings.cutoff:g} Å, {settings.n_steps} steps of "
             f"about {settings.batch_atoms} atoms"
@@ -333,14 +353,57 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
             f"validation accuracy {format_percent(accuracy.overall)}"
         )
 
+    def show_exploring(number: int, step: int, n_steps: int) -> None:
+        show_bar(f"round {number}", step, n_steps, "student dynamics")
+
+    def show_labelling(number: int, done: int, total: int) -> None:
+        show_bar(f"round {number}", done, total, "teacher")
+
+    def show_bar(name: str, done: int, total: int, note: str) -> None:
+        exploring.start()
+        exploring.update(explore_task, description=name, completed=done, total=total, note=note)
+
+    def show_gate(row: GateRow) -> None:
+        exploring.stop()
+        console.print(
+            f"[bold]round {row.round}[/]  {row.student} trained on {row.n_train} frames; {row.evaluations} evaluations "
+            f"and {row.seconds:.0f} s so far; {row.decision}",
+            soft_wrap=True,
+        )
+        for name, accuracy in row.accuracy.items():
+            console.print(f"         {describe_group(name, accuracy)}", soft_wrap=True)
+        console.print(f"         {describe_dynamics(row)}", soft_wrap=True)
+
     return Listener(
         on_plan=show_plan,
+        on_rounds=show_rounds,
         on_sampling=show_sampling,
         on_sampled=show_sampled,
         on_split=show_split,
         on_student=show_student,
         on_step=show_step,
         on_trained=show_trained,
+        rounds=RoundsListener(show_exploring, show_labelling, show_gate),
+    )
+
+
+def describe_group(name: str, accuracy: Accuracy) -> str:
+    """Accuracy of one group of frames in a line."""
+    from fastff.report.verdict import format_percent
+
+    return (
+        f"{name}: {format_percent(accuracy.overall)} (forces {format_percent(accuracy.force)}, "
+        f"energy {format_percent(accuracy.energy)}, stress {format_percent(accuracy.stress)}; "
+        f"{accuracy.n_frames} frames)"
+    )
+
+
+def describe_dynamics(row: GateRow) -> str:
+    """How stable the walkers of a gate were, in a line."""
+    found = row.dynamics
+    return (
+        f"dynamics of {found['walkers']} walkers, {found['picoseconds']:.3g} ps: {found['blown_up']} blew up "
+        f"({found['gate_blown_up']} of {found['gate_walkers']} that judge), {found['extrapolated']} extrapolated"
     )
 
 
@@ -356,6 +419,10 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
         f"limited by {test.limiting}; {word} ({format_percent(outcome.target)})",
         soft_wrap=True,
     )
+    for name, accuracy in outcome.sources.items():
+        console.print(f"         {describe_group(name, accuracy)}", soft_wrap=True)
+    if outcome.rows:
+        console.print(f"         {describe_dynamics(outcome.rows[-1])}", soft_wrap=True)
     console.print(
         f"         forces {format_percent(test.force)} (MAE {1e3 * test.force_mae:.1f} meV/Å, "
         f"teacher RMS {test.force_rms:.2f} eV/Å)",

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fastff.checkpoint import write_atomically
+from fastff.distill.roundplan import parse_budget
 from fastff.errors import DataError, UsageError
 from fastff.teachers.weights import hash_file
 
@@ -39,8 +40,10 @@ class DistillRequest(BaseModel):
         Seed structures, or labels that exist already.
     temperatures : (float, float)
         Range of interest, K.
-    budget : int or None
-        Teacher evaluations; the planner's default if None.
+    budget : int, str or None
+        Teacher evaluations, or wall time such as ``25min``; the default of the planner if None.
+    rounds : int or None
+        Most on-policy rounds; chosen by the budget if None, 0 for none. Labels that exist already allow none.
     student : str
         ``"auto"`` tries ``m1``, ``m2``, ``m2-l`` in turn until ``target`` is met; ``painn`` is the baseline.
     target : float
@@ -66,7 +69,8 @@ class DistillRequest(BaseModel):
     structures: Path | None = None
     labels: Path | None = None
     temperatures: tuple[float, float] = (300.0, 900.0)
-    budget: int | None = Field(default=None, ge=1)
+    budget: int | str | None = None
+    rounds: int | None = Field(default=None, ge=0, le=64)
     max_atoms: int = Field(default=120, ge=1)
     student: Literal["auto", "m1", "m2", "m2-l", "painn"] = "auto"
     target: float = Field(default=0.95, gt=0.0, lt=1.0)
@@ -90,6 +94,11 @@ class DistillRequest(BaseModel):
             )
         if self.teacher is None and (self.teacher_weights or self.teacher_options):
             raise ValueError("weights or options of a teacher need the teacher's name")
+        if self.labels is not None and self.rounds:
+            raise ValueError(
+                f"{self.rounds} rounds need a teacher and structures; leave --rounds out with labels"
+            )
+        parse_budget(self.budget)
         low, high = self.temperatures
         if not 0.0 < low <= high:
             raise ValueError(f"temperatures {low:g}-{high:g} K must be positive and ascending")

@@ -6,26 +6,25 @@ is shown on a terminal (:mod:`fastff.cli.train`).
 
 from __future__ import annotations
 
-import io
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ase
-import ase.io
-import numpy as np
-import torch
 
-import fastff
-from fastff.checkpoint import load_model, save_model
+from fastff.checkpoint import load_model, save_model, write_atomically
 from fastff.distill.content import hash_structure
-from fastff.distill.formats import read_labels
-from fastff.distill.module import measure_frames
+from fastff.distill.formats import LabelledSet, read_labels
+from fastff.distill.header import build_header, describe_software
+from fastff.distill.ladder import Ladder, Trained, calibrate_uncertainty, measure_student
 from fastff.distill.planning import plan_sampling
 from fastff.distill.request import CONFIG_NAME, DistillRequest, check_folder, write_config
+from fastff.distill.roundlog import GateRow
+from fastff.distill.roundplan import RoundsPlan, estimate_evaluations, parse_budget, plan_rounds
+from fastff.distill.rounds import SOURCE, Rounds, RoundsListener, RoundsOutcome, meets_target
 from fastff.distill.sampling import (
     SamplingProgress,
     SamplingReport,
@@ -34,27 +33,22 @@ from fastff.distill.sampling import (
 )
 from fastff.distill.split import Split, split_frames
 from fastff.distill.store import LabelStore
-from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
+from fastff.distill.train import TrainProgress, TrainResult, TrainSettings
 from fastff.distill.validate import validate_frames
 from fastff.errors import DataError
-from fastff.models.uncertainty import UncertaintyParameters, fit_uncertainty
-from fastff.neighbors import atoms_to_graph
-from fastff.predict import predict
 from fastff.report.metrics import Accuracy
-from fastff.report.provenance import collect_provenance
 from fastff.structures import read_structures
 from fastff.teachers import load_teacher
 
 if TYPE_CHECKING:
-    from fastff.distill.formats import LabelledSet
     from fastff.distill.plan import SamplingPlan
-    from fastff.models import Student
     from fastff.teachers import Teacher
 
 MODEL_NAME = "model.safetensors"
 LABELS_NAME = "labels.h5"
-LEAST_FOR_UNCERTAINTY, MOST_FOR_UNCERTAINTY = 4, 300
-"""Frames that the uncertainty is fitted on."""
+ROUNDS_NAME = "rounds"
+BUDGET_NAME = "budget.json"
+"""What a budget of minutes came to, in the folder of the rounds."""
 
 
 @dataclass
@@ -62,12 +56,14 @@ class Listener:
     """What a front end wants to be told; every hook may be left out."""
 
     on_plan: Callable[[SamplingPlan, Teacher], None] = lambda plan, teacher: None
+    on_rounds: Callable[[RoundsPlan], None] = lambda plan: None
     on_sampling: Callable[[SamplingProgress], None] = lambda progress: None
     on_sampled: Callable[[SamplingReport], None] = lambda report: None
     on_split: Callable[[Split, Any], None] = lambda split, report: None
     on_student: Callable[[str, TrainSettings], None] = lambda name, settings: None
     on_trained: Callable[[str, TrainResult, Accuracy], None] = lambda name, result, accuracy: None
     on_step: Callable[[TrainProgress], None] = lambda progress: None
+    rounds: RoundsListener = field(default_factory=RoundsListener)
 
 
 @dataclass(frozen=True)
@@ -91,6 +87,12 @@ class DistillOutcome:
         Wall time of each part.
     attempts : dict
         Validation accuracy of every student tried.
+    rows : list of GateRow
+        One for each gate of the on-policy rounds; empty without rounds.
+    sources : dict of str to Accuracy
+        On test frames of the first sampling and of the dynamics of the final student, if there were rounds.
+    evaluations : int
+        Of the teacher in this run and those it continues.
     """
 
     model: Path
@@ -102,10 +104,23 @@ class DistillOutcome:
     teacher: str | None
     seconds: dict[str, float]
     attempts: dict[str, float] = field(default_factory=dict)
+    rows: list[GateRow] = field(default_factory=list)
+    sources: dict[str, Accuracy] = field(default_factory=dict)
+    evaluations: int = 0
+
+    @property
+    def stable(self) -> bool:
+        """Whether no walker of the last gate blew up."""
+        return not self.rows or not self.rows[-1].dynamics["gate_blown_up"]
 
     @property
     def passed(self) -> bool:
-        """Whether the test accuracy meets the target."""
+        """Whether the accuracy on test frames meets the target: on all of them, or in each group if there were rounds.
+
+        With rounds the dynamics of the last gate must have been stable, too.
+        """
+        if self.rows:
+            return self.stable and meets_target(self.sources, self.target)
         return self.test.overall >= self.target
 
 
@@ -151,39 +166,108 @@ def distill(
     existing = read_labels(request.labels) if request.labels else None
     out.mkdir(parents=True, exist_ok=True)
     write_config(out / CONFIG_NAME, request, describe_software())
+    sampling: SamplingPlan | None = None
+    rounds = RoundsPlan(None, 0)
     if teacher is not None:
-        labelled = label_structures(request, teacher, seeds, out, listener)
+        rounds = resolve_rounds(request, teacher, seeds, out, resume=resume)
+        listener.on_rounds(rounds)
+        sampling, labelled = label_structures(request, rounds, teacher, seeds, out, listener)
     else:
         assert existing is not None
         labelled = existing
         seeds = choose_examples([frame.atoms for frame in labelled.frames])
     seconds = {"labels": time.perf_counter() - start}
-    split = remove_overlap(
-        split_frames(
-            labelled.frames, held_out=labelled.held_out, blocks=labelled.blocks, seed=request.seed
-        )
-    )
+    split = split_first(labelled, request.seed)
     listener.on_split(split, validate_frames(split.train))
-    name, result, validation, attempts = climb_ladder(request, split, out, device, resume, listener)
-    seconds["training"] = result.seconds
-    student = result.student
+    ladder = Ladder(
+        request, out / "training", device, resume,
+        listener.on_student, listener.on_step, listener.on_trained,
+    )  # fmt: skip
+    trained = ladder.climb(split, grow=rounds.n_rounds > 0)
+    seconds["training"] = trained.result.seconds
+    found: RoundsOutcome | None = None
+    if teacher is not None and sampling is not None and rounds.n_rounds:
+        started = time.perf_counter()
+        with LabelStore(out / LABELS_NAME, "a", teacher=teacher.info) as store:
+            runner = Rounds(
+                teacher, sampling, rounds, store, ladder, out / ROUNDS_NAME, listener.rounds
+            )
+            found = runner.run(split, trained, sum(seconds.values()))
+        trained, split = found.trained, found.split
+        seconds["rounds"] = time.perf_counter() - started
+    return finish(request, labelled, seeds, split, trained, found, out, seconds, ladder, sampling)
+
+
+def finish(
+    request: DistillRequest,
+    labelled: LabelledSet,
+    seeds: Sequence[ase.Atoms],
+    split: Split,
+    trained: Trained,
+    found: RoundsOutcome | None,
+    out: Path,
+    seconds: dict[str, float],
+    ladder: Ladder,
+    sampling: SamplingPlan | None,
+) -> DistillOutcome:
+    """Calibrate, measure on test frames, and write the model file."""
+    student = trained.student
     student.uncertainty = calibrate_uncertainty(student, split)
-    test = measure_frames(split.test, predict(student, [f.atoms for f in split.test]))
+    test = measure_student(student, split.test)
+    rows, sources = (found.rows, found.sources) if found else ([], {})
+    validation = measure_student(student, split.validation) if found else trained.validation
     header = build_header(
-        request, labelled, seeds, split, result, {"validation": validation, "test": test}
-    )
+        request, labelled, seeds, split, trained.result,
+        {"validation": validation, "test": test, **sources}, [row.to_dict() for row in rows],
+    )  # fmt: skip
     save_model(out / MODEL_NAME, student, header)
     load_model(out / MODEL_NAME)
+    sampled = sampling.n_evaluations if sampling else 0
     return DistillOutcome(
         model=out / MODEL_NAME,
-        architecture=name,
+        architecture=trained.name,
         validation=validation,
         test=test,
         test_kind=split.test_kind,
         target=request.target,
         teacher=labelled.teacher.get("name"),
         seconds=seconds,
-        attempts=attempts,
+        attempts=ladder.attempts,
+        rows=rows,
+        sources=sources,
+        evaluations=rows[-1].evaluations if rows else sampled,
+    )
+
+
+def resolve_rounds(
+    request: DistillRequest,
+    teacher: Teacher,
+    seeds: Sequence[ase.Atoms],
+    out: Path,
+    *,
+    resume: bool,
+) -> RoundsPlan:
+    """Divide the budget; minutes become evaluations once, by measuring the teacher, and that is kept for later runs."""
+    budget = parse_budget(request.budget)
+    evaluations, path = budget.evaluations, out / ROUNDS_NAME / BUDGET_NAME
+    if budget.minutes is not None:
+        if resume and path.exists():
+            evaluations = int(json.loads(path.read_text())["evaluations"])
+        else:
+            cells = plan_sampling(
+                seeds, teacher.info, cutoff=request.cutoff, max_atoms=request.max_atoms
+            ).cells
+            structures = [cell.atoms for cell in cells]
+            evaluations = estimate_evaluations(teacher, structures, budget.minutes)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps({"evaluations": evaluations}).encode())
+    return plan_rounds(evaluations, request.rounds, budget.minutes)
+
+
+def split_first(labelled: LabelledSet, seed: int) -> Split:
+    """Divide frames by trajectory, without overlap."""
+    return remove_overlap(
+        split_frames(labelled.frames, held_out=labelled.held_out, blocks=labelled.blocks, seed=seed)
     )
 
 
@@ -210,99 +294,34 @@ def remove_overlap(split: Split) -> Split:
 
 def label_structures(
     request: DistillRequest,
+    rounds: RoundsPlan,
     teacher: Teacher,
     seeds: Sequence[ase.Atoms],
     out: Path,
     listener: Listener,
-) -> LabelledSet:
-    """Plan, announce and carry out the sampling; labels of an earlier, interrupted run count."""
+) -> tuple[SamplingPlan, LabelledSet]:
+    """Plan, announce and carry out the first sampling; labels of an earlier, interrupted run count.
+
+    Frames are returned in the order of the plan, however often the run was interrupted; those of rounds are left out.
+    """
     plan = plan_sampling(
         seeds,
         teacher.info,
         temperatures=request.temperatures,
-        budget=request.budget,
+        budget=rounds.first,
         cutoff=request.cutoff,
         max_atoms=request.max_atoms,
         seed=request.seed,
     )
     with LabelStore(out / LABELS_NAME, "a", teacher=teacher.info) as store:
-        listener.on_plan(measure_teacher(teacher, plan, store), teacher)
+        plan = measure_teacher(teacher, plan, store)
+        listener.on_plan(plan, teacher)
         report = run_sampling(teacher, plan, store, on_progress=listener.on_sampling)
         listener.on_sampled(report)
-    return read_labels(out / LABELS_NAME)
-
-
-def climb_ladder(
-    request: DistillRequest,
-    split: Split,
-    out: Path,
-    device: str,
-    resume: bool,
-    listener: Listener,
-) -> tuple[str, TrainResult, Accuracy, dict[str, float]]:
-    """Train students from the smallest up until one meets the target on the validation frames."""
-    attempts: dict[str, float] = {}
-    best: tuple[str, TrainResult, Accuracy] | None = None
-    structures = [frame.atoms for frame in split.validation]
-    for name in request.ladder:
-        settings = choose_settings(request, name, split, device)
-        listener.on_student(name, settings)
-        result = train_student(
-            split.train,
-            split.validation,
-            settings,
-            out / "training" / name,
-            resume=resume,
-            on_step=listener.on_step,
-        )
-        accuracy = measure_frames(split.validation, predict(result.student, structures))
-        listener.on_trained(name, result, accuracy)
-        attempts[name] = accuracy.overall
-        if best is None or accuracy.overall > best[2].overall:
-            best = name, result, accuracy
-        if accuracy.overall >= request.target:
-            break
-    assert best is not None
-    return *best, attempts
-
-
-def choose_settings(
-    request: DistillRequest, architecture: str, split: Split, device: str
-) -> TrainSettings:
-    """Training settings of one student.
-
-    Where the request leaves the number of steps open, it is thirty passes over the atoms on a CPU and ten times as
-    many on a GPU, and at least 2,000 steps.
-    """
-    n_atoms = sum(len(frame.atoms) for frame in split.train)
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    batch_atoms = request.batch_atoms or (2048 if on_gpu else 512)
-    passes = (300 if on_gpu else 30) * n_atoms // batch_atoms
-    return TrainSettings(
-        architecture=architecture,
-        cutoff=request.cutoff,
-        n_steps=request.n_steps or int(np.clip(passes, 2000, 50000)),
-        batch_atoms=batch_atoms,
-        learning_rate=request.learning_rate,
-        patience=request.patience,
-        stop_at=request.stop_at,
-        seed=request.seed,
-        device=device,
-    )
-
-
-def calibrate_uncertainty(student: Student, split: Split) -> UncertaintyParameters | None:
-    """Uncertainty from evenly spaced training frames and the validation frames; None where there are too few."""
-    if min(len(split.train), len(split.validation)) < LEAST_FOR_UNCERTAINTY:
-        return None
-    chosen = np.linspace(0, len(split.train) - 1, min(len(split.train), MOST_FOR_UNCERTAINTY))
-    known = [split.train[k] for k in chosen.round().astype(int)]
-    training, validation = (
-        [atoms_to_graph(frame.atoms, student.cutoff) for frame in frames]
-        for frames in (known, split.validation)
-    )
-    energies = [frame.labels.energy for frame in split.validation]
-    return fit_uncertainty(student, training, validation, energies)
+    labelled = read_labels(out / LABELS_NAME)
+    frames = [frame for frame in labelled.frames if frame.source != SOURCE]
+    frames.sort(key=lambda frame: (frame.trajectory, frame.step))
+    return plan, replace(labelled, frames=frames)
 
 
 def choose_examples(structures: Sequence[ase.Atoms]) -> list[ase.Atoms]:
@@ -311,78 +330,3 @@ def choose_examples(structures: Sequence[ase.Atoms]) -> list[ase.Atoms]:
     for atoms in structures:
         examples.setdefault(atoms.get_chemical_formula(), atoms)
     return list(examples.values())[:8]
-
-
-def build_header(
-    request: DistillRequest,
-    labelled: LabelledSet,
-    seeds: Sequence[ase.Atoms],
-    split: Split,
-    result: TrainResult,
-    accuracy: dict[str, Accuracy],
-) -> dict[str, Any]:
-    """What the model file records of its making."""
-    text = io.StringIO()
-    ase.io.write(text, [strip_results(atoms) for atoms in seeds], format="extxyz")
-    temperatures = [f.temperature for f in split.train if np.isfinite(f.temperature)]
-    limits = request.temperatures if request.structures else None
-    if limits is None and temperatures:
-        limits = (min(temperatures), max(temperatures))
-    software = describe_software()
-    machine = software["provenance"]
-    header = {
-        "fastff_version": fastff.__version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "teacher": labelled.teacher,
-        "elements": list(result.student.elements),
-        "cutoff": result.student.cutoff,
-        "temperature": list(limits) if limits else None,
-        "structures": text.getvalue(),
-        "accuracy": {name: value.to_dict() for name, value in accuracy.items()},
-        "training": {
-            "request": request.model_dump(mode="json"),
-            "n_train": len(split.train),
-            "n_validation": len(split.validation),
-            "n_test": len(split.test),
-            "test_kind": split.test_kind,
-            "n_steps": result.n_steps,
-            "seconds": round(result.seconds, 1),
-            "machine": machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores",
-            "stopped": result.stopped,
-            "learning_curve": result.learning_curve,
-            "frame_hashes": [
-                hash_structure(f.atoms).hex() for f in (*split.train, *split.validation)
-            ],
-        },
-        **software,
-    }
-    return {key: replace_undefined(value) for key, value in header.items()}
-
-
-def replace_undefined(value: Any) -> Any:
-    """The same nested record with None for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: replace_undefined(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [replace_undefined(entry) for entry in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def strip_results(atoms: ase.Atoms) -> ase.Atoms:
-    """Only what defines a structure: species, positions, cell, periodicity."""
-    return ase.Atoms(
-        numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc
-    )
-
-
-def describe_software() -> dict[str, Any]:
-    """Machine, versions and kernel back ends of this process."""
-    from fastff import kernels
-
-    return {
-        "provenance": collect_provenance().model_dump(mode="json"),
-        "kernels": [
-            {"op": row.op, "backend": row.backend, "reason": row.reason}
-            for row in kernels.explain()
-        ],
-    }

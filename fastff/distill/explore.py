@@ -1,0 +1,316 @@
+"""Dynamics driven by a student, many structures at once, to find out what it meets.
+
+Here: :class:`Walker` and :func:`explore`. Not here: where walkers start and what is labelled
+(:mod:`fastff.distill.harvest`), dynamics driven by a teacher (:mod:`fastff.distill.dynamics`), long simulations
+(:mod:`fastff.md`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import ase
+import numpy as np
+import torch
+from ase.data import covalent_radii
+from torch import Tensor
+
+from fastff.batches import BatchEvaluator, Systems
+from fastff.distill.dynamics import draw_momenta
+from fastff.errors import UsageError
+from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.models import Student
+from fastff.models.uncertainty import predict_with_uncertainty
+from fastff.neighbors import atoms_to_graph
+from fastff.predict import split_chunks
+from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
+
+Use = Literal["train", "validation", "test"]
+CHECK_ATOMS = 4096
+"""Most atoms whose uncertainty is measured together."""
+
+
+@dataclass(frozen=True)
+class ExploreSettings:
+    """How to integrate, and when a walker has gone too far.
+
+    Attributes
+    ----------
+    n_steps : int
+    timestep : float
+        fs.
+    check : int
+        Steps between looks at uncertainty and distances.
+    stride : int
+        Snapshots are kept at multiples of this step, itself a multiple of ``check``.
+    friction : float
+        1/fs.
+    max_force : float
+        eV/Å, of an atom. Beyond, as beyond the next two, a walker has blown up.
+    max_move : float
+        Å, of an atom in one step.
+    min_contact : float
+        Distance of two atoms over the sum of their covalent radii.
+    stop_grade : float
+        Extrapolation grade beyond which a walker for training ends.
+    seed : int
+    """
+
+    n_steps: int
+    timestep: float
+    check: int
+    stride: int
+    friction: float = 0.02
+    max_force: float = 100.0
+    max_move: float = 0.5
+    min_contact: float = 0.5
+    stop_grade: float = 3.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.n_steps, self.check, self.stride) < 1 or self.stride % self.check:
+            raise UsageError(
+                f"exploration of {self.n_steps} steps, checks every {self.check} and snapshots every {self.stride} "
+                "makes no sense; need positive numbers, the last a multiple of the second"
+            )
+
+
+@dataclass(frozen=True)
+class Walker:
+    """One structure to be moved: start, temperature in K, trajectory number, what its frames are for.
+
+    ``hot`` marks temperatures above the range of interest. Only walkers for training end where the student
+    extrapolates; the others show what a user's simulation would meet.
+    """
+
+    atoms: ase.Atoms
+    temperature: float
+    trajectory: int
+    use: Use = "train"
+    hot: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A structure on a walker's way.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        Without momenta.
+    walker, step : int
+    grade : float
+        Largest extrapolation grade of an atom; nan if the student has no uncertainty.
+    spread : float
+        Standard deviation of the energy, eV/atom; nan likewise.
+    urgent : bool
+        Just before a blow-up or at an extrapolation.
+    """
+
+    atoms: ase.Atoms
+    walker: int
+    step: int
+    grade: float
+    spread: float
+    urgent: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How far a walker came, and why it ended: ``""`` (all steps done), ``"extrapolation"`` or ``"blow-up"``."""
+
+    step: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Snapshots in the order of walkers and steps, and the ending of every walker."""
+
+    snapshots: tuple[Snapshot, ...]
+    endings: tuple[Ending, ...]
+
+
+def explore(
+    student: Student,
+    walkers: Sequence[Walker],
+    settings: ExploreSettings,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Exploration:
+    """Move walkers with a student's forces.
+
+    The integrator is BAOAB (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)). The two checked structures
+    before a blow-up are always kept, and so is the first one beyond ``stop_grade`` with its predecessor.
+
+    Parameters
+    ----------
+    student : Student
+        On the device to be used; with its uncertainty, if walkers are to end where it extrapolates.
+    walkers : sequence of Walker
+    settings : ExploreSettings
+    on_step : callable, optional
+        Told of the steps done and planned, at every check.
+    """
+    run = _Run(student, walkers, settings)
+    for step in range(1, settings.n_steps + 1):
+        run.advance(step)
+        if step % settings.check == 0 or step == settings.n_steps:
+            run.look(step)
+            if on_step:
+                on_step(step, settings.n_steps)
+            if not run.is_running():
+                break
+    return run.finish()
+
+
+class _Run:
+    """Walkers as one batch on the student's device; those that ended stand still."""
+
+    def __init__(
+        self, student: Student, walkers: Sequence[Walker], settings: ExploreSettings
+    ) -> None:
+        self.student, self.walkers, self.settings = student, walkers, settings
+        self.device = student.device
+        self.evaluator = BatchEvaluator(student)
+        sizes = [len(walker.atoms) for walker in walkers]
+        self.bounds = np.cumsum([0, *sizes])
+        momenta = [
+            draw_momenta(w.atoms, w.temperature, settings.seed, w.trajectory) for w in walkers
+        ]
+        self.momenta = self._put(np.concatenate(momenta))
+        self.masses = self._put(np.concatenate([w.atoms.get_masses() for w in walkers]))[:, None]
+        temperatures = self._put(
+            np.repeat([BOLTZMANN_EV_PER_K * w.temperature for w in walkers], sizes)
+        )
+        self.thermal = (self.masses * temperatures[:, None]).sqrt()
+        self.systems = Systems(
+            positions=self._put(np.concatenate([w.atoms.positions for w in walkers])),
+            numbers=torch.as_tensor(
+                np.concatenate([w.atoms.numbers for w in walkers]), device=self.device
+            ),
+            cells=self._put(np.stack([w.atoms.cell.array for w in walkers])),
+            pbc=torch.as_tensor(np.stack([w.atoms.pbc for w in walkers]), device=self.device),
+            batch=torch.as_tensor(np.repeat(np.arange(len(walkers)), sizes), device=self.device),
+        )
+        self.running = torch.ones(len(walkers), dtype=torch.bool, device=self.device)
+        self.ended = torch.zeros(len(walkers), dtype=torch.int64, device=self.device)
+        self.random = torch.Generator().manual_seed(settings.seed)
+        self.forces = self.evaluator.evaluate(self.systems).forces
+        self.endings: dict[int, Ending] = {}
+        self.recent: list[list[Snapshot]] = [[] for _ in walkers]
+        self.kept: list[dict[int, Snapshot]] = [{} for _ in walkers]
+
+    def _put(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(np.asarray(values, dtype=np.float64), device=self.device)
+
+    def _find_largest(self, per_atom: Tensor) -> Tensor:
+        """Largest length of a vector per atom (n_atoms, 3) in each structure; nan where any is nan."""
+        lengths = per_atom.norm(dim=1)
+        zeros = lengths.new_zeros(len(self.walkers))
+        return zeros.scatter_reduce(0, self.systems.batch, lengths, "amax")
+
+    def advance(self, step: int) -> None:
+        """One step of those that are running, without looking."""
+        settings, batch = self.settings, self.systems.batch
+        half = 0.5 * settings.timestep * FEMTOSECOND
+        old = self.systems.positions
+        momenta = self.momenta + half * self.forces
+        new = old + half * momenta / self.masses
+        decay = math.exp(-settings.friction * settings.timestep)
+        noise = torch.randn(momenta.shape, generator=self.random, dtype=torch.float64)
+        momenta = decay * momenta + math.sqrt(1 - decay**2) * self.thermal * noise.to(self.device)
+        new = new + half * momenta / self.masses
+        going = self.running & (self._find_largest(new - old) <= settings.max_move)  # False for nan
+        moving = going[batch][:, None]
+        self.systems = self.systems._replace(positions=torch.where(moving, new, old))
+        outcome = self.evaluator.evaluate(self.systems)
+        sound = self._find_largest(outcome.forces) <= settings.max_force
+        sound &= outcome.energy.isfinite()
+        self.forces = torch.where(moving, outcome.forces, self.forces)
+        self.momenta = torch.where(moving, momenta + half * outcome.forces, self.momenta)
+        still = going & sound
+        self.ended = torch.where(self.running & ~still, step, self.ended)
+        self.running = still
+
+    def look(self, step: int) -> None:
+        """Measure uncertainty and distances of those that are running; end those that have gone too far."""
+        running, ended = self.running.tolist(), self.ended.tolist()
+        positions = self.systems.positions.cpu().numpy()
+        alive: list[int] = []
+        structures: list[ase.Atoms] = []
+        for k, walker in enumerate(self.walkers):
+            if k in self.endings:
+                continue
+            if not running[k]:
+                self._end(k, ended[k], "blow-up")
+                continue
+            atoms = walker.atoms.copy()
+            atoms.arrays.pop("momenta", None)
+            atoms.positions = positions[self.bounds[k] : self.bounds[k + 1]]
+            alive.append(k)
+            structures.append(atoms)
+        looks = look_at(self.student, structures)
+        for k, atoms, (contact, grade, spread) in zip(alive, structures, looks, strict=True):
+            if contact < self.settings.min_contact:
+                self._end(k, step, "blow-up")
+                continue
+            snapshot = Snapshot(atoms, k, step, grade, spread)
+            self.recent[k] = [*self.recent[k][-1:], snapshot]
+            if step % self.settings.stride == 0:
+                self.kept[k][step] = snapshot
+            if self.walkers[k].use == "train" and grade > self.settings.stop_grade:
+                self._end(k, step, "extrapolation")
+
+    def _end(self, k: int, step: int, reason: str) -> None:
+        self.endings[k] = Ending(step, reason)
+        self.running[k] = False
+        for snapshot in self.recent[k]:
+            self.kept[k][snapshot.step] = Snapshot(
+                snapshot.atoms, k, snapshot.step, snapshot.grade, snapshot.spread, urgent=True
+            )
+
+    def is_running(self) -> bool:
+        """Whether any walker has not ended."""
+        return len(self.endings) < len(self.walkers)
+
+    def finish(self) -> Exploration:
+        """What was found."""
+        snapshots = [kept[step] for kept in self.kept for step in sorted(kept)]
+        endings = [
+            self.endings.get(k, Ending(self.settings.n_steps)) for k in range(len(self.walkers))
+        ]
+        return Exploration(tuple(snapshots), tuple(endings))
+
+
+def look_at(student: Student, structures: Sequence[ase.Atoms]) -> list[tuple[float, float, float]]:
+    """For each structure: closest contact, largest extrapolation grade, spread of the energy in eV/atom.
+
+    The contact is the smallest distance over the sum of the covalent radii, infinite for atoms that see no other;
+    grade and spread are nan if the student has no uncertainty.
+    """
+    found: list[tuple[float, float, float]] = []
+    for chunk in split_chunks(structures, CHECK_ATOMS):
+        graphs = [atoms_to_graph(atoms, student.cutoff) for atoms in chunk]
+        contacts = [_measure_contact(graph) for graph in graphs]
+        if student.uncertainty is None:
+            found += [(contact, math.nan, math.nan) for contact in contacts]
+            continue
+        batch = batch_graphs(graphs).to(student.device)
+        _, uncertainty = predict_with_uncertainty(student, batch)
+        spreads = uncertainty.energy.cpu().tolist()
+        grades = uncertainty.grades.cpu().split([len(atoms) for atoms in chunk])
+        for atoms, contact, grade, spread in zip(chunk, contacts, grades, spreads, strict=True):
+            found.append((contact, float(grade.max()), spread / len(atoms)))
+    return found
+
+
+def _measure_contact(graph: Graph) -> float:
+    if graph.n_edges == 0:
+        return math.inf
+    radii = torch.as_tensor(covalent_radii)[graph.numbers]
+    receivers, senders = graph.edge_index
+    distances = edge_vectors(graph).norm(dim=1)
+    return float((distances / (radii[receivers] + radii[senders])).min())

@@ -1,0 +1,291 @@
+"""What a round of student dynamics brings home: where walkers start, and which of their structures are labelled.
+
+Here: :func:`plan_walkers`, :func:`harvest`, and the file that keeps a harvest. Not here: the dynamics
+(:mod:`fastff.distill.explore`), the choice by descriptors (:mod:`fastff.distill.select`), labels.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ase
+import numpy as np
+
+from fastff.checkpoint import write_atomically
+from fastff.distill.cells import SampleCell, draw_strain, find_material_axes, strain_cell
+from fastff.distill.content import CHARGE_KEYS, hash_structure
+from fastff.distill.explore import Exploration, ExploreSettings, Snapshot, Use, Walker, explore
+from fastff.distill.select import choose_spread, describe_structures, weigh_uncertainty
+from fastff.errors import DataError
+from fastff.labels import Frame
+from fastff.models import Student
+
+SOURCE = "student-md"
+OVERHEAT = 1.5
+"""Walkers go up to this many times the highest temperature."""
+STRAIN = {"train": 0.03, "validation": 0.015, "test": 0.015}
+"""Largest isotropic strain of a walker's cell; it is sheared by up to half of it."""
+MOST_KNOWN = 300
+"""Training frames that a selection is compared with."""
+NEAREST = 20
+"""A walker starts at one of this many training frames of its composition, nearest in temperature."""
+WARM_UP = 0.3
+"""Part of a gate walker's way from which no frames are taken."""
+_USES: tuple[Use, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A structure to be labelled, and what for."""
+
+    atoms: ase.Atoms
+    use: Use
+    trajectory: int
+    temperature: float
+    step: int
+    hot: bool
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Structures to be labelled, and what the dynamics came to.
+
+    Attributes
+    ----------
+    picks : tuple of Pick
+    record : dict
+        ``walkers``, ``gate_walkers``, ``blown_up``, ``gate_blown_up`` and ``extrapolated`` (numbers of walkers),
+        ``candidates``, ``urgent`` (numbers of structures), ``picoseconds``, ``explore_seconds``.
+    """
+
+    picks: tuple[Pick, ...]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class WalkerPlan:
+    """How many walkers there are, and how far apart the temperatures.
+
+    ``n_gate`` walkers each for validation and for testing, the last quarter of them, at least one, above the range of
+    interest; ``n_train`` spread over all temperatures.
+    """
+
+    n_train: int
+    n_gate: int
+    temperatures: tuple[float, float]
+    seed: int
+    first_trajectory: int
+
+
+def plan_walkers(known: Sequence[Frame], plan: WalkerPlan, number: int) -> list[Walker]:
+    """Starts, temperatures and uses of the walkers of round ``number``.
+
+    Parameters
+    ----------
+    known : sequence of Frame
+        Training frames from dynamics and thermal draws.
+    """
+    rng = np.random.default_rng([plan.seed, 101, number])
+    groups: dict[str, list[Frame]] = defaultdict(list)
+    for frame in known:
+        groups[frame.atoms.get_chemical_formula()].append(frame)
+    kinds = sorted(groups)
+    low, high = plan.temperatures
+    ladder: list[tuple[Use, float]] = [
+        ("train", float(t)) for t in np.linspace(low, OVERHEAT * high, plan.n_train)
+    ]
+    n_hot = max(1, plan.n_gate // 4)
+    cool = np.linspace(low, high, plan.n_gate - n_hot + 2)[1:-1]
+    gate = [*cool, *np.linspace(OVERHEAT, 1.25, n_hot) * high]
+    for use in _USES[1:]:
+        ladder += [(use, float(t)) for t in gate]
+    walkers = []
+    for k, (use, temperature) in enumerate(ladder):
+        group = groups[kinds[(k + number) % len(kinds)]]
+        middle = 0.5 * (low + high)
+        distance = [
+            abs((f.temperature if np.isfinite(f.temperature) else middle) - temperature)
+            for f in group
+        ]
+        near = np.argsort(distance, kind="stable")[:NEAREST]
+        start = group[int(rng.choice(near))].atoms.copy()
+        start.arrays.pop("momenta", None)
+        cell = SampleCell(start, 0, (), find_material_axes(start), 0.0)
+        strained = strain_cell(cell, draw_strain(rng, STRAIN[use], 0.5 * STRAIN[use]))
+        trajectory = plan.first_trajectory + k
+        walkers.append(Walker(strained, temperature, trajectory, use, temperature > high))
+    return walkers
+
+
+def harvest(
+    student: Student,
+    walkers: Sequence[Walker],
+    settings: ExploreSettings,
+    known: Sequence[Frame],
+    *,
+    n_gate: int,
+    n_train: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Harvest:
+    """Let walkers go, and choose what is to be labelled.
+
+    Parameters
+    ----------
+    student : Student
+        On the device to be used, with its uncertainty if it has one.
+    walkers : sequence of Walker
+    settings : ExploreSettings
+    known : sequence of Frame
+        Training frames.
+    n_gate : int
+        Structures of gate walkers to label, in all.
+    n_train : int
+        Structures to train on; 0 leaves these out, and gate walkers that blow up are then gate walkers still. Otherwise
+        those are trained on: their last structures are what the student must learn.
+    """
+    found = explore(student, walkers, settings, on_step)
+    uses = [
+        "train" if n_train and ending.reason == "blow-up" else walker.use
+        for walker, ending in zip(walkers, found.endings, strict=True)
+    ]
+    picks: list[Pick] = []
+    for use in _USES[1:]:
+        mine = [k for k, other in enumerate(uses) if other == use]
+        for snapshot in _spread_evenly(found.snapshots, mine, n_gate // 2, settings.n_steps):
+            picks.append(_make_pick(snapshot, walkers[snapshot.walker], use))
+    candidates = [s for s in found.snapshots if uses[s.walker] == "train"]
+    if n_train:
+        for index in _choose_training(student, candidates, known, n_train):
+            snapshot = candidates[index]
+            picks.append(_make_pick(snapshot, walkers[snapshot.walker], "train"))
+    unique = {hash_structure(pick.atoms): pick for pick in picks}
+    return Harvest(tuple(unique.values()), _summarise(walkers, found, settings, len(candidates)))
+
+
+def _make_pick(snapshot: Snapshot, walker: Walker, use: Any) -> Pick:
+    return Pick(
+        snapshot.atoms, use, walker.trajectory, walker.temperature, snapshot.step, walker.hot
+    )
+
+
+def _spread_evenly(
+    snapshots: Sequence[Snapshot], walkers: Sequence[int], count: int, n_steps: int
+) -> list[Snapshot]:
+    """Equally many snapshots of each walker, evenly over its way after warming up."""
+    chosen: list[Snapshot] = []
+    for place, walker in enumerate(walkers):
+        own = [s for s in snapshots if s.walker == walker]
+        settled = [s for s in own if s.step >= WARM_UP * n_steps] or own
+        share = len(range(place, count, len(walkers)))
+        where = np.linspace(0, len(settled) - 1, min(share, len(settled))).round().astype(int)
+        chosen += [settled[index] for index in where]
+    return chosen
+
+
+def _choose_training(
+    student: Student, candidates: Sequence[Snapshot], known: Sequence[Frame], count: int
+) -> list[int]:
+    """Indices of candidates to train on, urgent ones first."""
+    if student.uncertainty is None:
+        where = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
+        forced = {k for k, s in enumerate(candidates) if s.urgent}
+        return sorted(forced | {int(k) for k in where.round()})
+    places = np.linspace(0, len(known) - 1, min(MOST_KNOWN, len(known))).round().astype(int)
+    compared = [known[k].atoms for k in places]
+    descriptors = describe_structures(student, [*compared, *(s.atoms for s in candidates)])
+    weights = weigh_uncertainty([s.grade for s in candidates])
+    weights = weights * weigh_uncertainty([s.spread for s in candidates])
+    urgent = [k for k, s in enumerate(candidates) if s.urgent]
+    n_known = len(compared)
+    return choose_spread(descriptors[n_known:], descriptors[:n_known], weights, count, urgent)
+
+
+def _summarise(
+    walkers: Sequence[Walker], found: Exploration, settings: ExploreSettings, n_candidates: int
+) -> dict[str, Any]:
+    pairs = list(zip(walkers, found.endings, strict=True))
+    gate = [ending for walker, ending in pairs if walker.use != "train"]
+    return {
+        "walkers": len(walkers),
+        "gate_walkers": len(gate),
+        "blown_up": sum(ending.reason == "blow-up" for _, ending in pairs),
+        "gate_blown_up": sum(ending.reason == "blow-up" for ending in gate),
+        "extrapolated": sum(ending.reason == "extrapolation" for _, ending in pairs),
+        "candidates": n_candidates,
+        "urgent": sum(snapshot.urgent for snapshot in found.snapshots),
+        "picoseconds": round(sum(e.step for _, e in pairs) * settings.timestep / 1000.0, 6),
+    }
+
+
+def write_harvest(path: Path, harvested: Harvest) -> None:
+    """Write a harvest in one piece: an uncompressed NumPy archive without pickle."""
+    picks = harvested.picks
+    arrays: dict[str, Any] = {
+        "n_atoms": np.array([len(p.atoms) for p in picks], dtype=np.int64),
+        "numbers": np.concatenate([p.atoms.numbers for p in picks] or [np.zeros(0, int)]),
+        "positions": np.concatenate([p.atoms.positions for p in picks] or [np.zeros((0, 3))]),
+        "cells": np.array([p.atoms.cell.array for p in picks]).reshape(-1, 3, 3),
+        "pbc": np.array([p.atoms.pbc for p in picks], dtype=bool).reshape(-1, 3),
+        "use": np.array([_USES.index(p.use) for p in picks], dtype=np.int64),
+        "trajectory": np.array([p.trajectory for p in picks], dtype=np.int64),
+        "temperature": np.array([p.temperature for p in picks]),
+        "step": np.array([p.step for p in picks], dtype=np.int64),
+        "hot": np.array([p.hot for p in picks], dtype=bool),
+        "info": np.array(json.dumps([_keep_info(p.atoms) for p in picks])),
+        "record": np.array(json.dumps(harvested.record)),
+    }
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, stream.getvalue())
+
+
+def _keep_info(atoms: ase.Atoms) -> dict[str, Any]:
+    values = {key: atoms.info[key] for key in CHARGE_KEYS if key in atoms.info}
+    return {key: v.item() if isinstance(v, np.generic) else v for key, v in values.items()}
+
+
+def read_harvest(path: Path) -> Harvest:
+    """Read what :func:`write_harvest` wrote.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            a = {name: stored[name] for name in stored.files}
+        ends = np.cumsum(a["n_atoms"])
+        infos = json.loads(str(a["info"]))
+        picks = []
+        for k, end in enumerate(ends):
+            rows = slice(int(end - a["n_atoms"][k]), int(end))
+            atoms = ase.Atoms(
+                a["numbers"][rows], a["positions"][rows], cell=a["cells"][k], pbc=a["pbc"][k]
+            )
+            atoms.info.update(infos[k])
+            picks.append(
+                Pick(
+                    atoms,
+                    _USES[int(a["use"][k])],
+                    int(a["trajectory"][k]),
+                    float(a["temperature"][k]),
+                    int(a["step"][k]),
+                    bool(a["hot"][k]),
+                )
+            )
+        return Harvest(tuple(picks), dict(json.loads(str(a["record"]))))
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise DataError(f"{path} cannot be read ({error}); remove it and use --resume") from error
+
+
+def add_seconds(harvested: Harvest, seconds: float) -> Harvest:
+    """The same harvest with the time it took on record."""
+    return replace(harvested, record={**harvested.record, "explore_seconds": round(seconds, 1)})

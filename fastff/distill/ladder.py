@@ -1,0 +1,193 @@
+"""Training students from the smallest up.
+
+Here: training settings chosen for the data, and :class:`Ladder`, which climbs to a larger student where the present one
+is too small. Not here: training itself (:mod:`fastff.distill.train`), where data come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastff.distill.module import measure_frames
+from fastff.distill.request import DistillRequest
+from fastff.distill.split import PHYSICAL_SOURCES, Split
+from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
+from fastff.labels import Frame
+from fastff.models import Student
+from fastff.models.uncertainty import UncertaintyParameters, fit_uncertainty
+from fastff.neighbors import atoms_to_graph
+from fastff.predict import predict
+from fastff.report.metrics import Accuracy
+
+LEAST_FOR_UNCERTAINTY, MOST_FOR_UNCERTAINTY = 4, 300
+"""Frames that the uncertainty is fitted on."""
+MOST_FOR_FIT = 200
+"""Training frames on which it is measured how well a student fits."""
+ROUND_STEPS, ROUND_RATE = 0.5, 0.5
+"""Steps and learning rate of a training that continues from earlier weights, relative to one from scratch."""
+MOST_REPEATS = 3
+"""How often new frames are repeated so that they make up half of what is trained on."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student with its accuracy on validation frames and on training frames that look like simulations."""
+
+    name: str
+    result: TrainResult
+    validation: Accuracy
+    fit: float
+
+    @property
+    def student(self) -> Student:
+        """The student, on the CPU."""
+        return self.result.student
+
+
+@dataclass
+class Ladder:
+    """Trains the students of a request.
+
+    Attributes
+    ----------
+    request : DistillRequest
+    folder : Path
+        Every training gets a folder in it.
+    device : str
+    resume : bool
+    on_student, on_step, on_trained : callable
+        What a front end wants to be told.
+    attempts : dict
+        Latest validation accuracy of every student tried.
+    """
+
+    request: DistillRequest
+    folder: Path
+    device: str
+    resume: bool
+    on_student: Callable[[str, TrainSettings], None]
+    on_step: Callable[[TrainProgress], None]
+    on_trained: Callable[[str, TrainResult, Accuracy], None]
+    attempts: dict[str, float] = field(default_factory=dict)
+
+    def train(
+        self, name: str, split: Split, label: str, *, start: Student | None = None
+    ) -> Trained:
+        """Train one student, from scratch or from the weights of ``start``; ``label`` names its folder."""
+        settings = choose_settings(self.request, name, split, self.device)
+        if start is not None:
+            settings = replace(
+                settings,
+                n_steps=max(1, round(ROUND_STEPS * settings.n_steps)),
+                learning_rate=ROUND_RATE * settings.learning_rate,
+            )
+        self.on_student(name, settings)
+        result = train_student(
+            split.train,
+            split.validation,
+            settings,
+            self.folder / label,
+            start=start,
+            resume=self.resume,
+            on_step=self.on_step,
+        )
+        accuracy = measure_student(result.student, split.validation)
+        self.on_trained(name, result, accuracy)
+        self.attempts[name] = accuracy.overall
+        fit = measure_student(result.student, choose_fitted(split.train)).overall
+        return Trained(name, result, accuracy, fit)
+
+    def climb(
+        self, split: Split, *, present: Trained | None = None, suffix: str = "", grow: bool = False
+    ) -> Trained:
+        """Train larger students until one is large enough; the best on the validation frames.
+
+        Parameters
+        ----------
+        split : Split
+        present : Trained, optional
+            What there is already; students up to its size are not trained.
+        suffix : str
+            Of the folders.
+        grow : bool
+            Data will still come: a student that meets the target on its training frames is large enough.
+        """
+        names = list(self.request.ladder)
+        if present is not None:
+            names = names[names.index(present.name) + 1 :]
+        best = present
+        for name in names:
+            if best is not None and self._is_enough(best, grow):
+                break
+            trained = self.train(name, split, name + suffix)
+            if best is None or trained.validation.overall > best.validation.overall:
+                best = trained
+        assert best is not None
+        return best
+
+    def _is_enough(self, trained: Trained, grow: bool) -> bool:
+        target = self.request.target
+        return trained.validation.overall >= target or (grow and trained.fit >= target)
+
+
+def measure_student(student: Student, frames: Sequence[Frame]) -> Accuracy:
+    """Accuracy of a student against labelled frames."""
+    return measure_frames(list(frames), predict(student, [frame.atoms for frame in frames]))
+
+
+def choose_fitted(frames: Sequence[Frame]) -> list[Frame]:
+    """Evenly spaced frames of those that look like simulations, or of all if there are none."""
+    physical = [frame for frame in frames if frame.source in PHYSICAL_SOURCES] or list(frames)
+    places = np.linspace(0, len(physical) - 1, min(len(physical), MOST_FOR_FIT))
+    return [physical[k] for k in places.round().astype(int)]
+
+
+def replay_frames(old: Sequence[Frame], new: Sequence[Frame]) -> list[Frame]:
+    """Old frames and new ones, these repeated up to :data:`MOST_REPEATS` times to make up half where they are fewer."""
+    if not new:
+        return list(old)
+    return [*old, *(list(new) * int(np.clip(round(len(old) / len(new)), 1, MOST_REPEATS)))]
+
+
+def choose_settings(
+    request: DistillRequest, architecture: str, split: Split, device: str
+) -> TrainSettings:
+    """Training settings of one student.
+
+    Where the request leaves the number of steps open, it is thirty passes over the atoms on a CPU and ten times as
+    many on a GPU, and at least 2,000 steps.
+    """
+    n_atoms = sum(len(frame.atoms) for frame in split.train)
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    batch_atoms = request.batch_atoms or (2048 if on_gpu else 512)
+    passes = (300 if on_gpu else 30) * n_atoms // batch_atoms
+    return TrainSettings(
+        architecture=architecture,
+        cutoff=request.cutoff,
+        n_steps=request.n_steps or int(np.clip(passes, 2000, 50000)),
+        batch_atoms=batch_atoms,
+        learning_rate=request.learning_rate,
+        patience=request.patience,
+        stop_at=request.stop_at,
+        seed=request.seed,
+        device=device,
+    )
+
+
+def calibrate_uncertainty(student: Student, split: Split) -> UncertaintyParameters | None:
+    """Uncertainty from evenly spaced training frames and the validation frames; None where there are too few."""
+    if min(len(split.train), len(split.validation)) < LEAST_FOR_UNCERTAINTY:
+        return None
+    chosen = np.linspace(0, len(split.train) - 1, min(len(split.train), MOST_FOR_UNCERTAINTY))
+    known = [split.train[k] for k in chosen.round().astype(int)]
+    training, validation = (
+        [atoms_to_graph(frame.atoms, student.cutoff) for frame in frames]
+        for frames in (known, split.validation)
+    )
+    energies = [frame.labels.energy for frame in split.validation]
+    return fit_uncertainty(student, training, validation, energies)

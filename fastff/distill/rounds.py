@@ -1,0 +1,367 @@
+"""On-policy distillation: a student's own dynamics say what the teacher labels next.
+
+Here: :class:`Rounds`, the order of the steps of a round and when to stop. Not here: dynamics and choice of structures
+(:mod:`fastff.distill.harvest`), budgets (:mod:`fastff.distill.roundplan`), the log (:mod:`fastff.distill.roundlog`),
+training (:mod:`fastff.distill.ladder`).
+
+A round: the student drives many walkers; frames of the gate's walkers are labelled and the student is judged by them,
+which were never trained on and come from its own dynamics. If it passes, that is the end. Otherwise frames of the other
+walkers, chosen by uncertainty and diversity, are labelled, and training continues with old and new frames. After the
+last round there is one more gate. Every step leaves a file, so that a run that was killed continues where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastff.distill.explore import ExploreSettings
+from fastff.distill.harvest import (
+    SOURCE,
+    Harvest,
+    Pick,
+    WalkerPlan,
+    add_seconds,
+    harvest,
+    plan_walkers,
+    read_harvest,
+    write_harvest,
+)
+from fastff.distill.ladder import (
+    Ladder,
+    Trained,
+    calibrate_uncertainty,
+    measure_student,
+    replay_frames,
+)
+from fastff.distill.plan import SamplingPlan
+from fastff.distill.roundlog import GateRow, measure_calibration, read_rows, write_rows
+from fastff.distill.roundplan import RoundsPlan
+from fastff.distill.sampling import BATCH_ATOMS, LabelsStructures
+from fastff.distill.split import PHYSICAL_SOURCES, Split
+from fastff.distill.store import LabelStore
+from fastff.labels import Frame
+from fastff.models import Student
+from fastff.predict import split_chunks
+from fastff.report.metrics import Accuracy
+
+ALLOWANCE = 0.03
+"""By how much the force accuracy above the range of temperatures may fall short of the target."""
+LEAST_GAIN = 0.002
+"""A round that improves the validation accuracy by less does not help."""
+TEACHER, STUDENT, HOT = "teacher-driven", "student-driven", "student-driven, hot"
+"""Names of the groups of held-out frames."""
+_ROUND_NUMBERS = 1 << 19
+"""Trajectories of a plan from this number on are a student's."""
+_WALKER_NUMBERS = 1 << 12
+
+
+@dataclass
+class RoundsListener:
+    """What a front end wants to be told."""
+
+    on_explore: Callable[[int, int, int], None] = lambda number, step, n_steps: None
+    on_label: Callable[[int, int, int], None] = lambda number, done, total: None
+    on_gate: Callable[[GateRow], None] = lambda row: None
+
+
+@dataclass(frozen=True)
+class RoundsOutcome:
+    """What came of all rounds: student, frames by use, one row per gate, accuracy on test frames by group."""
+
+    trained: Trained
+    split: Split
+    rows: list[GateRow]
+    sources: dict[str, Accuracy]
+
+
+@dataclass
+class Rounds:
+    """Carries out rounds for one student after the first sampling.
+
+    Attributes
+    ----------
+    teacher : LabelsStructures
+    sampling : SamplingPlan
+        Of the first sampling.
+    plan : RoundsPlan
+    store : LabelStore
+        Open for appending.
+    ladder : Ladder
+    folder : Path
+        For the files of the rounds.
+    listener : RoundsListener
+    """
+
+    teacher: LabelsStructures
+    sampling: SamplingPlan
+    plan: RoundsPlan
+    store: LabelStore
+    ladder: Ladder
+    folder: Path
+    listener: RoundsListener
+    hot: set[int] = field(default_factory=set)
+    rows: list[GateRow] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._started, self._n_labelled = time.perf_counter(), 0
+        self._earlier = read_rows(self.folder) if self.ladder.resume else []
+        self.device = pick_torch_device(self.ladder.device)
+
+    def run(self, split: Split, trained: Trained, seconds: float = 0.0) -> RoundsOutcome:
+        """Go round until the gate is passed, a round no longer helps, or the budget is spent.
+
+        Parameters
+        ----------
+        split : Split
+            Of the frames of the first sampling.
+        trained : Trained
+            Trained on them.
+        seconds : float
+            Time that both have taken.
+        """
+        self._before = max([seconds, *(row.seconds for row in self._earlier)])
+        reason = "" if self.plan.n_rounds else "no rounds"
+        for number in range(1, self.plan.n_rounds + 2):
+            reason = self._find_last(number, reason)
+            trained.student.uncertainty = calibrate_uncertainty(trained.student, split)
+            harvested = self.gather(number, trained.student, split, reason)
+            reason = harvested.record["last"]
+            fresh = self.label(number, harvested, ("validation", "test"))
+            split = extend_split(split, fresh, harvested.picks)
+            row = self.judge(number, trained, split, fresh, harvested)
+            if self.passes(row):
+                reason = "target met"
+            row = replace(row, decision=reason or "another round")
+            self._log(row)
+            if reason:
+                break
+            new = self.label(number, harvested, ("train",))
+            trained, helped = self.improve(number, trained, split, new)
+            split = extend_split(split, new, harvested.picks)
+            if not helped:
+                reason = "the last round did not help"
+        return RoundsOutcome(trained, split, self.rows, self.measure_sources(trained, split))
+
+    def _find_last(self, number: int, reason: str) -> str:
+        """Why this gate is the last one, whatever it shows; empty if it is not."""
+        minutes = self.plan.minutes
+        if reason:
+            return reason
+        if number > self.plan.n_rounds:
+            return "all rounds done"
+        if minutes is not None and self.elapsed + self._last_round > 60.0 * minutes:
+            return "time spent"
+        return ""
+
+    @property
+    def elapsed(self) -> float:
+        """Wall time of the whole distillation, s, earlier processes included up to their last gate."""
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def _last_round(self) -> float:
+        """What the latest round took, s."""
+        times = [row.seconds for row in self.rows]
+        return float(np.diff(times)[-1]) if len(times) > 1 else 0.0
+
+    # --- the steps of a round ---
+
+    def gather(self, number: int, student: Student, split: Split, last: str) -> Harvest:
+        """Let walkers go, or read what they found; ``last`` says why nothing is to be trained on, or is empty."""
+        path = self.folder / f"round-{number}.npz"
+        if self.ladder.resume and path.exists():
+            return read_harvest(path)
+        start = time.perf_counter()
+        known = [f for f in split.train if f.source in PHYSICAL_SOURCES] or split.train
+        walkers = plan_walkers(known, self._plan_walkers(number, known), number)
+        moving = copy.deepcopy(student).to(self.device)
+        found = harvest(
+            moving,
+            walkers,
+            self._choose_settings(number, len(walkers)),
+            known,
+            n_gate=self.plan.gate,
+            n_train=0 if last else self.plan.train,
+            on_step=lambda step, n_steps: self.listener.on_explore(number, step, n_steps),
+        )
+        found = add_seconds(
+            replace(found, record={**found.record, "last": last}), time.perf_counter() - start
+        )
+        write_harvest(path, found)
+        return found
+
+    def _plan_walkers(self, number: int, known: Sequence[Frame]) -> WalkerPlan:
+        on_gpu = self.device.type == "cuda"
+        room = (20_000 if on_gpu else 1_200) / float(np.mean([len(f.atoms) for f in known]))
+        n_cells = len({f.atoms.get_chemical_formula() for f in known})
+        n_gate = int(np.clip(min(room / 4, max(n_cells, 8 if on_gpu else 3)), 3, 64))
+        n_train = int(np.clip(min(room / 2, max(n_cells, 32 if on_gpu else 8)), 4, 256))
+        first = self.sampling.number_trajectory(_ROUND_NUMBERS + number * _WALKER_NUMBERS)
+        return WalkerPlan(n_train, n_gate, self.sampling.temperatures, self.sampling.seed, first)
+
+    def _choose_settings(self, number: int, n_walkers: int) -> ExploreSettings:
+        on_gpu = self.device.type == "cuda"
+        timestep = self.sampling.dynamics[0].settings.timestep
+        picoseconds = (10.0 if on_gpu else 1.0) * (1.0 if number == 1 else 2.0)
+        n_steps = int(np.clip(round(1000.0 * picoseconds / timestep), 200, 20_000))
+        check = max(1, round((20.0 if on_gpu else 8.0) / timestep))
+        wanted = np.clip(8 * self.plan.train / n_walkers, 20, 200)
+        return ExploreSettings(
+            n_steps=n_steps,
+            timestep=timestep,
+            check=check,
+            stride=check * max(1, round(n_steps / (check * wanted))),
+            max_force=self.sampling.max_force,
+            seed=self.sampling.seed + 1000 * number,
+        )
+
+    def label(self, number: int, harvested: Harvest, uses: Sequence[str]) -> list[Frame]:
+        """Label the structures of some uses, unless that was done, and return the sound frames."""
+        picks = [pick for pick in harvested.picks if pick.use in uses]
+        waiting = [pick for pick in picks if not self.store.has(pick.atoms)]
+        done = len(picks) - len(waiting)
+        for use in uses:
+            mine = [pick for pick in waiting if pick.use == use]
+            start = 0
+            for chunk in split_chunks([pick.atoms for pick in mine], BATCH_ATOMS):
+                labels = self.teacher.label(chunk)
+                frames = [
+                    Frame(p.atoms, one, SOURCE, p.trajectory, p.temperature, p.step)
+                    for p, one in zip(mine[start : start + len(chunk)], labels, strict=True)
+                ]
+                held_out = use == "test"
+                self.store.append(frames, held_out=held_out, force_limit=self.sampling.max_force)
+                start += len(chunk)
+                done += len(chunk)
+                self.listener.on_label(number, done, len(picks))
+        self._n_labelled += len(picks)
+        self.hot |= {pick.trajectory for pick in harvested.picks if pick.hot}
+        return find_frames(self.store, picks)
+
+    def improve(
+        self, number: int, trained: Trained, split: Split, new: Sequence[Frame]
+    ) -> tuple[Trained, bool]:
+        """Train on with new frames, or a larger student where this one is too small; the better one, and if it helped.
+
+        Both are compared on the same validation frames, those of this round included.
+        """
+        known = measure_student(trained.student, split.validation)
+        replayed = replace(split, train=replay_frames(split.train, new))
+        label = f"{trained.name}-round-{number}"
+        later = self.ladder.train(trained.name, replayed, label, start=trained.student)
+        helped = later.validation.overall >= known.overall + LEAST_GAIN
+        best = later if later.validation.overall > known.overall else trained
+        if best is trained:
+            best = replace(trained, validation=known)
+        whole = replace(split, train=[*split.train, *new])
+        best = self.ladder.climb(whole, present=best, suffix=f"-round-{number}", grow=helped)
+        return best, best.validation.overall >= known.overall + LEAST_GAIN
+
+    # --- judging ---
+
+    def judge(
+        self,
+        number: int,
+        trained: Trained,
+        split: Split,
+        fresh: Sequence[Frame],
+        harvested: Harvest,
+    ) -> GateRow:
+        """Measure a student on what it met and on the first sampling's validation frames."""
+        student = copy.deepcopy(trained.student).to(self.device)
+        held = {pick.trajectory for pick in harvested.picks if pick.use == "validation"}
+        mine = [frame for frame in fresh if frame.trajectory in held]
+        groups = self._group([f for f in split.validation if f.source != SOURCE], mine)
+        return GateRow(
+            round=number,
+            student=trained.name,
+            evaluations=self.sampling.n_evaluations + self._n_labelled,
+            n_train=len(split.train),
+            seconds=round(self.elapsed, 1),
+            accuracy={name: measure_student(student, frames) for name, frames in groups.items()},
+            dynamics=harvested.record,
+            calibration=measure_calibration(student, mine),
+        )
+
+    def _group(
+        self, teacher_driven: Sequence[Frame], student_driven: Sequence[Frame]
+    ) -> dict[str, list[Frame]]:
+        physical = [f for f in teacher_driven if f.source in PHYSICAL_SOURCES]
+        groups = {
+            TEACHER: physical or list(teacher_driven),
+            STUDENT: [f for f in student_driven if f.trajectory not in self.hot],
+            HOT: [f for f in student_driven if f.trajectory in self.hot],
+        }
+        return {name: frames for name, frames in groups.items() if frames}
+
+    def passes(self, row: GateRow) -> bool:
+        """Whether a gate is passed: accuracy of each group, and no blow-up of its walkers."""
+        target = self.ladder.request.target
+        return not row.dynamics["gate_blown_up"] and meets_target(row.accuracy, target)
+
+    def measure_sources(self, trained: Trained, split: Split) -> dict[str, Accuracy]:
+        """Accuracy on test frames: those of the first sampling, and of the last gate's walkers."""
+        last = self.sampling.number_trajectory(
+            _ROUND_NUMBERS + self.rows[-1].round * _WALKER_NUMBERS
+        )
+        driven = [f for f in split.test if f.source == SOURCE and f.trajectory >= last]
+        groups = self._group([f for f in split.test if f.source != SOURCE], driven)
+        return {name: measure_student(trained.student, frames) for name, frames in groups.items()}
+
+    def _log(self, row: GateRow) -> None:
+        """Append a row, or keep the one that an earlier process wrote."""
+        written = next((old for old in self._earlier if old.round == row.round), None)
+        self.rows.append(replace(row, seconds=written.seconds) if written else row)
+        write_rows(self.folder, self.rows)
+        self.listener.on_gate(self.rows[-1])
+
+
+def meets_target(accuracy: dict[str, Accuracy], target: float) -> bool:
+    """Whether all groups are there and accurate enough.
+
+    Above the range of temperatures the forces alone count, and may fall short by :data:`ALLOWANCE`: energies of one hot
+    temperature spread so little that their accuracy says nothing.
+    """
+    if TEACHER not in accuracy or STUDENT not in accuracy:
+        return False
+    hot = accuracy[HOT].force if HOT in accuracy else None
+    enough = all(accuracy[name].overall >= target for name in (TEACHER, STUDENT))
+    return enough and (hot is None or hot >= target - ALLOWANCE)
+
+
+def find_frames(store: LabelStore, picks: Sequence[Pick]) -> list[Frame]:
+    """The stored sound frames of some structures, in their order."""
+    keys = zip(
+        store.read_column("trajectory").tolist(), store.read_column("step").tolist(), strict=True
+    )
+    places = {key: index for index, key in enumerate(keys)}
+    wanted = [places.get((pick.trajectory, pick.step)) for pick in picks]
+    return store.read([index for index in wanted if index is not None])
+
+
+def extend_split(split: Split, frames: Sequence[Frame], picks: Sequence[Pick]) -> Split:
+    """Add frames of student dynamics to the parts that their trajectories are for."""
+    uses = {pick.trajectory: pick.use for pick in picks}
+    parts: dict[str, list[Frame]] = {"train": [], "validation": [], "test": []}
+    for frame in frames:
+        parts[uses[frame.trajectory]].append(frame)
+    return replace(
+        split,
+        train=[*split.train, *parts["train"]],
+        validation=[*split.validation, *parts["validation"]],
+        test=[*split.test, *parts["test"]],
+    )
+
+
+def pick_torch_device(device: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
