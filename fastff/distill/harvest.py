@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -282,7 +283,7 @@ def read_harvest(path: Path) -> Harvest:
                 )
             )
         return Harvest(tuple(picks), dict(json.loads(str(a["record"]))))
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read ({error}); remove it and use --resume") from error
 
 

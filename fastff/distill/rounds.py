@@ -57,6 +57,10 @@ LEAST_GAIN = 0.002
 """A round that improves the validation accuracy by less does not help."""
 TEACHER, STUDENT, HOT = "teacher-driven", "student-driven", "student-driven, hot"
 """Names of the groups of held-out frames."""
+PICOSECONDS = {"cpu": (1.0, 2.0), "cuda": (10.0, 20.0)}
+"""Time of every walker in the first round and in later ones."""
+LEAST_STEPS, MOST_STEPS = 200, 20_000
+"""Of every walker."""
 _ROUND_NUMBERS = 1 << 19
 """Trajectories of a plan from this number on are a student's."""
 _WALKER_NUMBERS = 1 << 12
@@ -209,8 +213,8 @@ class Rounds:
     def _choose_settings(self, number: int, n_walkers: int) -> ExploreSettings:
         on_gpu = self.device.type == "cuda"
         timestep = self.sampling.dynamics[0].settings.timestep
-        picoseconds = (10.0 if on_gpu else 1.0) * (1.0 if number == 1 else 2.0)
-        n_steps = int(np.clip(round(1000.0 * picoseconds / timestep), 200, 20_000))
+        picoseconds = PICOSECONDS["cuda" if on_gpu else "cpu"][number > 1]
+        n_steps = int(np.clip(round(1000.0 * picoseconds / timestep), LEAST_STEPS, MOST_STEPS))
         check = max(1, round((20.0 if on_gpu else 8.0) / timestep))
         wanted = np.clip(8 * self.plan.train / n_walkers, 20, 200)
         return ExploreSettings(

@@ -1,0 +1,317 @@
+"""Student-driven dynamics, the choice of structures, and the file of a harvest. Not here: whole rounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk, molecule
+
+from fastff.batches import BatchEvaluator, BatchOutcome
+from fastff.distill import explore as explore_module
+from fastff.distill import harvest as harvest_module
+from fastff.distill.dynamics import LangevinSettings, Replica, draw_momenta, run_langevin
+from fastff.distill.explore import (
+    Ending,
+    Exploration,
+    ExploreSettings,
+    Snapshot,
+    Walker,
+    _Run,
+    explore,
+    look_at,
+)
+from fastff.distill.harvest import (
+    Harvest,
+    Pick,
+    WalkerPlan,
+    harvest,
+    plan_walkers,
+    read_harvest,
+    write_harvest,
+)
+from fastff.distill.select import choose_spread, describe_structures, weigh_uncertainty
+from fastff.errors import DataError, UsageError
+from fastff.labels import Frame, Labels
+from fastff.models import Student
+from fastff.models.uncertainty import fit_uncertainty
+from fastff.neighbors import atoms_to_graph
+from fastff.predict import predict
+
+from untrained import make_student  # isort: skip
+
+SETTINGS = ExploreSettings(n_steps=20, timestep=2.0, check=2, stride=10)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    """Untrained, for copper, with an uncertainty fitted on rattled cells."""
+    model = make_student("m1", (29,), cutoff=4.0, energy_scale=0.005)
+    rng = np.random.default_rng(0)
+    cells = [rattle(rng, 0.03) for _ in range(8)]
+    graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in cells]
+    energies = [label.energy + 0.01 * k for k, label in enumerate(predict(model, cells))]
+    model.uncertainty = fit_uncertainty(model, graphs[:4], graphs[4:], energies[4:])
+    return model
+
+
+def rattle(rng: np.random.Generator, amplitude: float) -> Atoms:
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions += rng.normal(scale=amplitude, size=(4, 3))
+    return atoms
+
+
+def make_walkers(*uses: Any, temperature: float = 300.0) -> list[Walker]:
+    rng = np.random.default_rng(1)
+    return [
+        Walker(rattle(rng, 0.02), temperature, 50 + k, use, temperature > 1000)
+        for k, use in enumerate(uses)
+    ]
+
+
+def test_steps_are_those_of_the_other_integrator(student: Student) -> None:
+    """Without friction both integrators are velocity Verlet."""
+    walkers = make_walkers("train", "test")
+    settings = replace(SETTINGS, friction=0.0, stop_grade=1e9)
+    found = explore(student, walkers, settings)
+    replicas = []
+    for walker in walkers:
+        atoms = walker.atoms.copy()
+        atoms.set_momenta(draw_momenta(atoms, 300.0, 0, walker.trajectory))
+        replicas.append(Replica(atoms, 300.0, walker.trajectory))
+    run_langevin(
+        replicas,
+        lambda structures: predict(student, structures),
+        LangevinSettings(20, 2.0, friction=0.0),
+        source="x",
+        on_frames=lambda frames: None,
+    )
+    for k, replica in enumerate(replicas):
+        last = [s for s in found.snapshots if s.walker == k][-1]
+        assert last.step == 20
+        np.testing.assert_allclose(last.atoms.positions, replica.atoms.positions, atol=1e-5)
+        assert np.abs(last.atoms.positions - walkers[k].atoms.positions).max() > 0.005
+    assert list(found.endings) == [Ending(20), Ending(20)]
+    assert [s.step for s in found.snapshots] == [10, 20, 10, 20]
+
+
+def test_friction_keeps_the_temperature() -> None:
+    walkers = make_walkers(*["test"] * 12, temperature=400.0)
+    gas = make_student("m1", (29,), cutoff=4.0, energy_scale=0.0002)
+    run = _Run(gas, walkers, replace(SETTINGS, friction=0.1))
+    kinetic = []
+    for step in range(1, 121):
+        run.advance(step)
+        kinetic.append(float((run.momenta**2 / run.masses).mean()))
+    assert np.mean(kinetic[40:]) / (units.kB * 400.0) == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_blow_up_ends_one_walker_and_keeps_what_was_before(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    honest = BatchEvaluator.evaluate
+
+    def explode(self: BatchEvaluator, systems: Any) -> BatchOutcome:
+        outcome = honest(self, systems)
+        calls.append(1)
+        if len(calls) >= 14:  # the start, then step 13
+            outcome.forces[systems.batch == 1] *= torch.nan
+        return outcome
+
+    monkeypatch.setattr(BatchEvaluator, "evaluate", explode)
+    found = explore(student, make_walkers("train", "test"), replace(SETTINGS, stop_grade=1e9))
+    assert found.endings == (Ending(20), Ending(13, "blow-up"))
+    own = [(s.step, s.urgent) for s in found.snapshots if s.walker == 1]
+    assert own == [(10, True), (12, True)]
+    assert [(s.step, s.urgent) for s in found.snapshots if s.walker == 0] == [
+        (10, False),
+        (20, False),
+    ]
+    assert all(np.isfinite(s.atoms.positions).all() for s in found.snapshots)
+
+
+def test_a_jump_is_a_blow_up_and_is_not_taken(student: Student) -> None:
+    walkers = make_walkers("test", "test")
+    hot = replace(walkers[1], temperature=3e6)
+    found = explore(student, [walkers[0], hot], SETTINGS)
+    assert found.endings[0].reason == ""
+    assert found.endings[1] == Ending(1, "blow-up")
+
+
+@pytest.mark.parametrize("kind", ["extrapolation", "contact"])
+def test_walkers_end_where_they_go_too_far(
+    student: Student, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def look(model: Student, structures: list[Atoms]) -> list[tuple[float, float, float]]:
+        looks.append(len(structures))
+        grade = 9.0 if kind == "extrapolation" and len(looks) == 3 else 0.5
+        contact = 0.3 if kind == "contact" and len(looks) == 3 else 1.0
+        return [(contact, grade, 0.01)] * len(structures)
+
+    looks: list[int] = []
+    monkeypatch.setattr(explore_module, "look_at", look)
+    found = explore(student, make_walkers("train", "validation"), SETTINGS)
+    if kind == "extrapolation":
+        assert found.endings == (Ending(6, "extrapolation"), Ending(20))
+        assert [(s.step, s.urgent) for s in found.snapshots if s.walker == 0] == [
+            (4, True),
+            (6, True),
+        ]
+        assert looks == [2] * 3 + [1] * 7
+    else:
+        assert found.endings == (Ending(6, "blow-up"), Ending(6, "blow-up"))
+        assert [s.step for s in found.snapshots] == [2, 4, 2, 4]
+        assert len(looks) == 3
+
+
+def test_looks_measure_contact_grade_and_spread(student: Student) -> None:
+    atoms = bulk("Cu", cubic=True)
+    near = atoms.copy()
+    near.positions[1] = near.positions[0] + [0.0, 0.0, 1.32]
+    (first, second) = look_at(student, [atoms, near])
+    assert first[0] == pytest.approx(2.5527 / 2.64, rel=1e-3)
+    assert second[0] == pytest.approx(0.5)
+    assert second[1] > 5 > first[1] > 0
+    assert second[2] > first[2] > 0
+    blind = make_student("m1", (29,), cutoff=4.0, energy_scale=0.005)
+    assert np.isnan(look_at(blind, [atoms])[0][1:]).all()
+
+
+def test_settings_that_make_no_sense() -> None:
+    with pytest.raises(UsageError, match="makes no sense"):
+        ExploreSettings(n_steps=10, timestep=1.0, check=4, stride=10)
+
+
+# --- choosing ---
+
+
+def test_far_points_are_chosen_first() -> None:
+    points = np.array([[0.0, 0], [0.1, 0], [5, 0], [5.1, 0], [0, 9]])
+    known = np.array([[0.0, 0.2]])
+    assert choose_spread(points, known, np.ones(5), 3) == [4, 3, 1]
+    assert choose_spread(points, known, np.array([1, 1, 3, 1, 0.1]), 1) == [2]
+    assert choose_spread(points, known, np.ones(5), 2, forced=[0, 1, 2]) == [0, 1, 2]
+    assert choose_spread(points, np.zeros((0, 2)), np.ones(5), 9)[0] == 0
+    assert sorted(choose_spread(points, known, np.ones(5), 9)) == [0, 1, 2, 3, 4]
+
+
+def test_weights_are_relative_and_bounded() -> None:
+    weights = weigh_uncertainty([1.0, 2.0, 100.0, 0.01, np.nan])
+    assert weights.tolist() == pytest.approx([1 / 1.5, 2 / 1.5, 3.0, 0.3, 1.0])
+    assert weigh_uncertainty([np.nan, np.nan]).tolist() == [1.0, 1.0]
+
+
+def test_descriptors_tell_structures_apart_and_atoms_not(student: Student) -> None:
+    rng = np.random.default_rng(3)
+    a, b = rattle(rng, 0.02), rattle(rng, 0.2)
+    swapped = a[[2, 0, 3, 1]]
+    rows = describe_structures(student, [a, swapped, a * (2, 1, 1), b])
+    assert rows.shape[0] == 4
+    distance = np.linalg.norm(rows - rows[0], axis=1)
+    assert distance[1:3] == pytest.approx([0, 0], abs=1e-2 * distance[3])
+    assert distance[3] > 0.5
+    blind = make_student("m1", (29,), cutoff=4.0, energy_scale=0.005)
+    with pytest.raises(UsageError, match="no uncertainty"):
+        describe_structures(blind, [a])
+
+
+# --- harvests ---
+
+
+def make_frames(temperatures: list[float]) -> list[Frame]:
+    rng = np.random.default_rng(5)
+    labels = Labels(0.0, np.zeros((4, 3)), np.zeros(6))
+    return [
+        Frame(rattle(rng, 0.02), labels, "teacher-md", k, t, 0) for k, t in enumerate(temperatures)
+    ]
+
+
+def test_walkers_cover_temperatures_uses_and_strains() -> None:
+    frames = make_frames([300.0, 400.0, 500.0, 600.0])
+    plan = WalkerPlan(6, 4, (300.0, 600.0), seed=0, first_trajectory=1000)
+    walkers = plan_walkers(frames, plan, 1)
+    assert [w.trajectory for w in walkers] == list(range(1000, 1014))
+    train = [w for w in walkers if w.use == "train"]
+    assert (train[0].temperature, train[-1].temperature) == (300.0, 900.0)
+    for use in ("validation", "test"):
+        mine = [w for w in walkers if w.use == use]
+        assert len(mine) == 4
+        assert [w.hot for w in mine] == [False, False, False, True]
+        assert mine[-1].temperature == 900.0
+    volumes = [w.atoms.get_volume() for w in train]
+    assert 0.02 < np.ptp(volumes) / np.mean(volumes) < 0.3
+    again, other = plan_walkers(frames, plan, 1), plan_walkers(frames, plan, 2)
+    assert all(
+        np.array_equal(a.atoms.cell, b.atoms.cell) for a, b in zip(walkers, again, strict=True)
+    )
+    assert not np.array_equal(walkers[0].atoms.cell, other[0].atoms.cell)
+
+
+@pytest.mark.parametrize("n_train", [0, 5])
+def test_what_is_labelled_of_an_exploration(
+    student: Student, monkeypatch: pytest.MonkeyPatch, n_train: int
+) -> None:
+    walkers = make_walkers("train", "train", "validation", "validation", "test", "test")
+    rng = np.random.default_rng(7)
+    snapshots = [
+        Snapshot(rattle(rng, 0.05), k, step, 0.5, 0.01, urgent=(k, step) in {(1, 20), (3, 20)})
+        for k in range(6)
+        for step in range(2, 21, 2)
+    ]
+    endings = [Ending(20)] * 6
+    endings[1], endings[3] = Ending(20, "extrapolation"), Ending(20, "blow-up")
+    monkeypatch.setattr(
+        harvest_module,
+        "explore",
+        lambda *args: Exploration(tuple(snapshots), tuple(endings)),
+    )
+    found = harvest(student, walkers, SETTINGS, make_frames([300.0]), n_gate=8, n_train=n_train)
+    uses = {}
+    for pick in found.picks:
+        uses.setdefault(pick.trajectory, set()).add(pick.use)
+    assert all(len(names) == 1 for names in uses.values())  # no trajectory is cut
+    counts = {u: sum(p.use == u for p in found.picks) for u in ("train", "validation", "test")}
+    assert counts == {"train": n_train, "validation": 4, "test": 4}
+    assert all(p.step >= 6 for p in found.picks if p.use == "test")
+    trained = {(p.trajectory, p.step) for p in found.picks if p.use == "train"}
+    if n_train:
+        assert {(51, 20), (53, 20)} <= trained  # what came just before
+        assert uses[53] == {"train"}
+    else:
+        assert uses[53] == {"validation"}
+    assert found.record["gate_blown_up"] == found.record["blown_up"] == 1
+    assert found.record["extrapolated"] == 1
+    assert found.record["picoseconds"] == pytest.approx(6 * 20 * 2e-3)
+
+
+def test_a_harvest_survives_its_file(tmp_path: Path) -> None:
+    ion = molecule("OH")
+    ion.info["charge"] = -1
+    picks = (
+        Pick(bulk("Cu", cubic=True), "train", 2**50, 300.0, 4, False),
+        Pick(ion, "test", 7, 900.0, 8, True),
+    )
+    write_harvest(tmp_path / "a" / "b.npz", Harvest(picks, {"walkers": 3}))
+    again = read_harvest(tmp_path / "a" / "b.npz")
+    assert again.record == {"walkers": 3}
+    for old, new in zip(picks, again.picks, strict=True):
+        assert (old.use, old.trajectory, old.step, old.hot) == (
+            new.use,
+            new.trajectory,
+            new.step,
+            new.hot,
+        )
+        assert np.array_equal(old.atoms.positions, new.atoms.positions)
+        assert np.array_equal(old.atoms.pbc, new.atoms.pbc)
+        assert old.atoms.info == new.atoms.info
+    write_harvest(tmp_path / "none.npz", Harvest((), {}))
+    assert read_harvest(tmp_path / "none.npz").picks == ()
+    (tmp_path / "bad.npz").write_bytes((tmp_path / "none.npz").read_bytes()[:200])
+    with pytest.raises(DataError, match=r"bad\.npz cannot be read"):
+        read_harvest(tmp_path / "bad.npz")
