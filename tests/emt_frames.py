@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
@@ -29,3 +31,14 @@ def label_by_emt(structures: list[Atoms], hessian_step: float | None = None) -> 
     """Frames labelled by EMT, each a trajectory of its own."""
     jobs = [LabelJob(atoms, "file", k, -1, float("nan")) for k, atoms in enumerate(structures)]
     return label_jobs(load_teacher("analytic:emt"), jobs, hessian_step)
+
+
+def make_mixed(count: int = 21, hessian_step: float | None = 0.01) -> list[Frame]:
+    """Frames of four atoms and of one, some without stress or Hessian-vector targets."""
+    frames = label_by_emt(make_alloys(count - 4), hessian_step)
+    frames += label_by_emt([bulk("Cu", a=a) for a in (3.5, 3.6, 3.7, 3.8)], hessian_step)
+    for k in (1, 5, 6):
+        frames[k] = replace(frames[k], labels=replace(frames[k].labels, stress=None))
+    for k in (2, 5, 9, 10):
+        frames[k] = replace(frames[k], hessian_vector=None)
+    return frames

@@ -138,6 +138,7 @@ def quiet_lightning() -> Any:
             warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
             warnings.filterwarnings("ignore", message=".*stream.*AccumulateGrad.*")
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
             warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
             warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
             yield

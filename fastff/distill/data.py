@@ -229,7 +229,8 @@ def build_loader(
 
     The order depends on seed and epoch alone, so a resumed run sees what an uninterrupted one would have seen. A
     shuffled loader leaves out the last, smaller batch of an epoch, so that batches keep one shape. On a GPU the frames
-    stay in its memory if they fit.
+    stay in its memory if they fit. Of ``n_ranks`` processes, each gets ``batch_size`` frames of every batch that one
+    process would see with ``n_ranks * batch_size``.
     """
     data = prepare_frames(frames, student)
     if seed is None:
@@ -253,14 +254,24 @@ def build_loader(
         rank=rank,
         shuffle=True,
         seed=seed,
+        drop_last=True,  # or frames would be doubled to fill up the ranks
     )
     return DataLoader(data, batch_size=batch_size, sampler=sampler, drop_last=True)
 
 
-def choose_batch_size(frames: Sequence[Frame], batch_atoms: int) -> int:
-    """Frames per batch so that a batch holds about ``batch_atoms`` atoms, at least one."""
+def choose_batch_size(frames: Sequence[Frame], batch_atoms: int, n_ranks: int = 1) -> int:
+    """Frames per batch of all ranks, so that it holds about ``batch_atoms`` atoms; a multiple of ``n_ranks``.
+
+    Raises
+    ------
+    DataError
+        There are fewer frames than ranks.
+    """
+    if len(frames) < n_ranks:
+        raise DataError(f"{len(frames)} training frames are too few for {n_ranks} processes")
     mean = float(np.mean([len(frame.atoms) for frame in frames]))
-    return max(1, min(len(frames), round(batch_atoms / mean)))
+    per_rank = round(batch_atoms / mean / n_ranks)
+    return n_ranks * max(1, min(len(frames) // n_ranks, per_rank))
 
 
 def collate_sample(frames: Sequence[Frame], cutoff: float, n_atoms: int) -> Graph:

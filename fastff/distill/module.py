@@ -16,7 +16,14 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fastff.distill.data import LabelStatistics
-from fastff.distill.losses import CapturedLosses, LossWeights, ResidualLosses, pick_fields
+from fastff.distill.losses import (
+    CapturedLosses,
+    LossWeights,
+    ResidualLosses,
+    count_labels,
+    pick_fields,
+)
+from fastff.distill.ranks import count_ranks, find_rank, gather_from_ranks, sum_over_ranks
 from fastff.errors import DataError
 from fastff.graph import Graph, batch_graphs
 from fastff.labels import Frame, Labels
@@ -62,6 +69,8 @@ class DistillationModule(pl.LightningModule):
         conservative: bool = True,
     ) -> None:
         super().__init__()
+        for parameter in student.parameters():
+            parameter.requires_grad_(parameter.numel() > 0)  # messages of a last hop have none
         self.student = student
         self.statistics = statistics
         self.validation_frames = validation
@@ -92,6 +101,9 @@ class DistillationModule(pl.LightningModule):
         """
         fields = pick_fields(batch)
         losses = self._losses(*fields)
+        if count_ranks() > 1:  # averaged over ranks, these are the losses of the whole batch
+            counts = count_labels(fields)
+            losses = losses * (counts * count_ranks() / sum_over_ranks(counts).clamp_min(1.0))
         progress = min(self.global_step / max(self.n_steps, 1), 1.0)
         weights = self.loss_weights.at(progress, len(losses))
         loss = sum(
@@ -106,11 +118,14 @@ class DistillationModule(pl.LightningModule):
         unseen, self._unseen = self._unseen, []
         if not unseen:
             return
-        values = torch.stack([loss for _, loss, _ in unseen]).tolist()
+        values = (
+            sum_over_ranks(torch.stack([loss for _, loss, _ in unseen])) / count_ranks()
+        ).tolist()
         for value, (step, _, frames) in zip(values, unseen, strict=True):
             if not math.isfinite(value):
+                own = sorted(k for part in gather_from_ranks(frames.tolist()) for k in part)
                 raise DataError(
-                    f"the loss is {value} at step {step} (training frames {frames.tolist()}); lower --learning-rate "
+                    f"the loss is {value} at step {step} (training frames {own}); lower --learning-rate "
                     "or check these labels; --resume continues from the last checkpoint"
                 )
         self.log("loss", sum(values) / len(values), prog_bar=True, batch_size=1)
@@ -122,8 +137,9 @@ class DistillationModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the accuracy over all validation frames, predicted as a user predicts, with the averaged weights."""
         accuracy = measure_frames(self.validation_frames, self._predict_validation())
-        self.log("accuracy", accuracy.overall, prog_bar=True, batch_size=1)
-        self.log("force_accuracy", accuracy.force or 0.0, prog_bar=True, batch_size=1)
+        several = count_ranks() > 1
+        self.log("accuracy", accuracy.overall, prog_bar=True, batch_size=1, sync_dist=several)
+        self.log("force_accuracy", accuracy.force or 0.0, batch_size=1, sync_dist=several)
         self.learning_curve.append(
             {
                 "step": self.global_step,
@@ -134,16 +150,18 @@ class DistillationModule(pl.LightningModule):
         )
 
     def _predict_validation(self) -> list[Labels]:
-        """As :func:`fastff.predict.predict`, with neighbors found once and kept."""
+        """As :func:`fastff.predict.predict`, with neighbors found once and kept; each rank predicts its part."""
+        rank, n_ranks = find_rank(), count_ranks()
         if not self._validation_graphs:
-            structures = [frame.atoms for frame in self.validation_frames]
+            structures = [frame.atoms for frame in self.validation_frames[rank::n_ranks]]
             for chunk in split_chunks(structures, VALIDATION_ATOMS):
                 graphs = [atoms_to_graph(atoms, self.student.cutoff) for atoms in chunk]
                 self._validation_graphs.append((graphs, batch_graphs(graphs).to(self.device)))
         predicted: list[Labels] = []
         for graphs, batch in self._validation_graphs:
             predicted += split_prediction(self.student(batch), graphs)
-        return predicted
+        parts = gather_from_ranks(predicted)
+        return [parts[k % n_ranks][k // n_ranks] for k in range(len(self.validation_frames))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the learning curve and the time with the checkpoint."""

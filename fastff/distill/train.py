@@ -41,8 +41,10 @@ from fastff.distill.data import (
     collate_sample,
     measure_labels,
 )
+from fastff.distill.launch import JOB_NAME, run_workers, write_job
 from fastff.distill.losses import LossWeights
 from fastff.distill.module import DistillationModule
+from fastff.distill.ranks import check_group, place_trainer
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
 from fastff.labels import Frame
@@ -84,6 +86,8 @@ class TrainSettings:
     seed : int
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    devices, nodes : int
+        Processes of each node, one for each device, that share every batch, and nodes.
     """
 
     architecture: str = "m1"
@@ -99,6 +103,8 @@ class TrainSettings:
     stop_at: float | None = None
     seed: int = 0
     device: str = "auto"
+    devices: int = 1
+    nodes: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -178,6 +184,13 @@ def train_student(
     ------
     DataError
         If a set is empty or holds nothing to learn, or the loss stops being finite.
+    UsageError
+        If devices and nodes do not fit what a launcher started.
+
+    Notes
+    -----
+    With several devices, processes are started for the length of the training, unless torchrun or SLURM has started
+    as many that all call this. They see the batches that one process would see, each its part.
     """
     if not validation:
         raise DataError("no validation frames; give more trajectories or frames")
@@ -186,7 +199,11 @@ def train_student(
     student, statistics = prepare_student(training, settings)
     if start is not None:
         student.load_state_dict(start.state_dict())
-    batch_size = choose_batch_size(training, settings.batch_atoms)
+    joined, n_ranks = (
+        check_group(settings.devices, settings.nodes),
+        settings.devices * settings.nodes,
+    )
+    batch_size = choose_batch_size(training, settings.batch_atoms, n_ranks)
     n_epochs = math.ceil(settings.n_steps / (len(training) // batch_size))
     module = DistillationModule(
         student,
@@ -198,7 +215,10 @@ def train_student(
         conservative=settings.conservative,
     )
     if not (resume and (out / FINISHED_NAME).is_file()):
-        _fit(module, training, batch_size, n_epochs, settings, out, resume, on_step)
+        if joined:
+            _fit(module, training, batch_size, n_epochs, settings, out, resume, on_step)
+        else:
+            _fit_elsewhere(training, validation, settings, out, resume, on_step)
     record = _read_finished(out / FINISHED_NAME)
     module.load_state_dict(read_best(out / CHECKPOINTS, record["best"])["state_dict"])
     return TrainResult(
@@ -209,6 +229,27 @@ def train_student(
         seconds=record["seconds"],
         stopped=record["stopped"],
     )
+
+
+def _fit_elsewhere(
+    training: Sequence[Frame],
+    validation: Sequence[Frame],
+    settings: TrainSettings,
+    out: Path,
+    resume: bool,
+    on_step: Callable[[TrainProgress], None] | None,
+) -> None:
+    """Train in processes of their own."""
+    place_trainer(settings.device, settings.devices, settings.nodes)  # fails here if it must
+    job = out / JOB_NAME
+    write_job(job, training, validation, {**settings.to_dict(), "resume": resume})
+
+    def pass_on(message: dict[str, Any]) -> None:
+        if on_step is not None:
+            on_step(TrainProgress(**message))
+
+    run_workers(out, settings.devices, pass_on)
+    job.unlink()
 
 
 def _fit(
@@ -244,12 +285,10 @@ def _fit(
     callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper]
     if on_step is not None:
         callbacks.append(StepReporter(on_step))
-    remove_strays(out / CHECKPOINTS)
-    accelerator, devices = place_trainer(settings.device)
     with quiet_lightning(), pass_signals_on():
         trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=devices,
+            **place_trainer(settings.device, settings.devices, settings.nodes),
+            use_distributed_sampler=False,
             max_epochs=n_epochs,
             check_val_every_n_epoch=max(1, n_epochs // settings.n_validations),
             callbacks=callbacks,
@@ -260,10 +299,19 @@ def _fit(
             num_sanity_val_steps=0,
             log_every_n_steps=min(20, module.n_steps // n_epochs),
         )
-        device = trainer.strategy.root_device
+        if trainer.is_global_zero:
+            remove_strays(out / CHECKPOINTS)
         trainer.fit(
             module,
-            build_loader(training, module.student, batch_size, seed=settings.seed, device=device),
+            build_loader(
+                training,
+                module.student,
+                batch_size // trainer.world_size,
+                seed=settings.seed,
+                device=trainer.strategy.root_device,
+                rank=trainer.global_rank,
+                n_ranks=trainer.world_size,
+            ),
             build_loader(module.validation_frames[:1], module.student, 1),
             ckpt_path=find_checkpoint(out / CHECKPOINTS) if resume else None,
             weights_only=True,
@@ -275,7 +323,9 @@ def _fit(
         "stopped": _describe_stop(trainer, stopper, settings),
         "learning_curve": module.learning_curve,
     }
-    write_atomically(out / FINISHED_NAME, json.dumps(record).encode())
+    if trainer.is_global_zero:
+        write_atomically(out / FINISHED_NAME, json.dumps(record).encode())
+    trainer.strategy.barrier("the record is written")
 
 
 def _read_finished(path: Path) -> dict[str, Any]:
@@ -294,11 +344,3 @@ def _describe_stop(trainer: pl.Trainer, stopper: EarlyStopping, settings: TrainS
     if reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
         return f"no better accuracy in {settings.patience} validations"
     return "schedule complete"
-
-
-def place_trainer(device: str) -> tuple[str, int | list[int]]:
-    """Lightning's accelerator and devices for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is a GPU or the CPU."""
-    chosen = "cuda" if device == "auto" and torch.cuda.is_available() else device
-    if not chosen.startswith("cuda"):
-        return "cpu", 1
-    return "gpu", [torch.device(chosen).index or 0]

@@ -1,0 +1,67 @@
+"""One of several processes that train together, started by torchrun; leaves what it saw. Not here: any test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from emt_frames import label_by_emt, make_alloys, make_mixed
+
+from fastff.distill import checkpoints
+from fastff.distill.callbacks import AveragedWeights
+from fastff.distill.module import DistillationModule
+from fastff.distill.train import TrainSettings, train_student
+
+SETTINGS = {"cutoff": 4.0, "batch_atoms": 14, "n_validations": 6, "device": "cpu", "patience": 2}
+SETTINGS |= {"n_steps": 40, "architecture": "m2", "learning_rate": 2e-3}
+
+
+def hash_parameters(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for value in module.parameters():
+        digest.update(value.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main(out: Path, devices: int) -> None:
+    torch.set_num_threads(1)
+    seen: dict[str, Any] = {"frames": [], "written": [], "averages": []}
+    step, write, end = (
+        DistillationModule.training_step,
+        checkpoints.write_atomically,
+        AveragedWeights.on_train_end,
+    )
+
+    def watch_step(self: Any, batch: Any, index: int) -> torch.Tensor:
+        seen["frames"].append(batch["frame_index"].tolist())
+        return step(self, batch, index)
+
+    def watch_write(path: Path, payload: bytes) -> None:
+        seen["written"].append(path.name)
+        write(path, payload)
+
+    def watch_end(self: Any, trainer: Any, module: Any) -> None:
+        seen["averages"].append(hash_parameters(self._average_model))
+        seen["rank"], seen["step"] = trainer.global_rank, trainer.global_step
+        end(self, trainer, module)
+
+    DistillationModule.training_step = watch_step  # type: ignore[method-assign]
+    checkpoints.write_atomically = watch_write  # type: ignore[assignment]
+    AveragedWeights.on_train_end = watch_end  # type: ignore[method-assign]
+    settings = TrainSettings(**SETTINGS, devices=devices)  # type: ignore[arg-type]
+    validation = label_by_emt(make_alloys(5, seed=9))
+    result = train_student(make_mixed(), validation, settings, out)
+    seen |= {
+        "student": hash_parameters(result.student),
+        "curve": result.learning_curve,
+        "stopped": result.stopped,
+    }
+    (out / f"seen-{seen['rank']}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
