@@ -307,10 +307,10 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         for note in info.notes:
             console.print(f"         {note}", style="yellow")
         console.print(str(plan), markup=False, soft_wrap=True)
-        labelling.start()
 
     def show_rounds(plan: Any) -> None:
         console.print(f"[bold]rounds[/]   {plan}", soft_wrap=True)
+        labelling.start()
 
     def show_sampling(progress: Any) -> None:
         labelling.update(

@@ -1,6 +1,7 @@
 """Cells to sample in: supercells, empty directions, strains and close contacts.
 
-Here: geometry of the structures that sampling labels. Not here: how many of each (:mod:`fastff.distill.plan`), thermal
+Here: geometry of the structures that sampling labels. Not here: what belongs to one molecule
+(:mod:`fastff.distill.molecules`), how many of each (:mod:`fastff.distill.plan`), thermal
 displacements (:mod:`fastff.distill.harmonic`), dynamics (:mod:`fastff.distill.dynamics`).
 """
 
@@ -8,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import ase
 import numpy as np
 from ase.build import make_supercell
 from ase.neighborlist import neighbor_list
+
+from fastff.distill.molecules import find_molecules, is_disordered
 
 VACUUM_GAP = 6.0
 """Å; an axis along which atoms leave a wider gap is empty space, neither repeated nor strained."""
@@ -160,8 +164,18 @@ def _list_matrices(
     return matrices
 
 
+def classify_cell(cell: SampleCell) -> Literal["crystal", "disordered", "molecule"]:
+    """Say what a cell holds: a molecule or cluster, atoms without order (as in a liquid), or ordered ones."""
+    if not any(cell.axes):
+        return "molecule"
+    return "disordered" if is_disordered(cell.atoms) else "crystal"
+
+
 def strain_cell(cell: SampleCell, strain: np.ndarray) -> ase.Atoms:
-    """Return a strained copy; empty and non-periodic directions keep their size.
+    """Return a strained copy; empty and non-periodic directions keep their size, and molecules their shape.
+
+    Molecules, which are bonded to nothing else, move with their centers: a liquid under pressure brings its molecules
+    together and leaves their stiff bonds alone.
 
     Parameters
     ----------
@@ -177,8 +191,14 @@ def strain_cell(cell: SampleCell, strain: np.ndarray) -> ase.Atoms:
     basis = np.linalg.svd(vectors)[2][: len(vectors)]
     projector = basis.T @ basis
     deformation = np.eye(3) + projector @ strain @ projector
+    molecules = find_molecules(atoms)
+    steps = molecules.images @ np.asarray(atoms.cell)
+    whole = atoms.positions + steps
+    moved = molecules.find_centers(whole)
+    moved = moved @ deformation.T - moved
+    whole = np.where(molecules.endless[:, None], whole @ deformation.T, whole + moved)
+    atoms.positions = whole - steps @ deformation.T
     atoms.set_cell(np.asarray(atoms.cell) @ deformation.T, scale_atoms=False)
-    atoms.positions = atoms.positions @ deformation.T
     return atoms
 
 
@@ -193,15 +213,15 @@ def draw_strain(rng: np.random.Generator, isotropic: float, shear: float) -> np.
 def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> ase.Atoms | None:
     """Push pairs of neighbors together, to teach the repulsive core.
 
-    One pair for every 32 atoms, of as many kinds of element pairs as there are, no two sharing an atom or lying close
-    to each other.
+    One pair for every 32 atoms, of as many kinds of element pairs as there are, within molecules and between them, no
+    two sharing an atom or lying close to each other.
 
     Parameters
     ----------
     atoms : ase.Atoms
         Left unchanged.
     fraction : float
-        New distance in units of the shortest distance of that element pair.
+        New distance in units of the shortest distance of that kind of pair.
     rng : numpy.random.Generator
         Draws the pairs.
 
@@ -215,7 +235,10 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
     first, second, vectors, lengths = (x[forward] for x in (first, second, vectors, lengths))
     if len(first) == 0:
         return None
+    owners = find_molecules(atoms).owners
     kinds = np.sort(np.stack([atoms.numbers[first], atoms.numbers[second]], axis=1), axis=1)
+    between = (owners[first] != owners[second])[:, None]
+    kinds = np.concatenate([kinds, between], axis=1)
     by_kind = []
     for kind in rng.permutation(np.unique(kinds, axis=0)):
         members = np.flatnonzero((kinds == kind).all(axis=1))

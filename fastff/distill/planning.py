@@ -15,26 +15,47 @@ import ase
 import numpy as np
 from ase.data import chemical_symbols
 
-from fastff.distill.cells import SampleCell, build_supercell
+from fastff.distill.cells import SampleCell, build_supercell, classify_cell
 from fastff.distill.dynamics import LangevinSettings
 from fastff.distill.plan import N_PROBES, PlannedDynamics, PlannedReplica, SamplingPlan
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 
 SMALL_BUDGET = 200
 LARGE_BUDGET = 2000
-SHARES = {
-    "rattle": (0.04, 0.03),
-    "strain": (0.08, 0.04),
-    "shear": (0.05, 0.03),
-    "close-contact": (0.04, 0.03),
-    "thermal": (0.37, 0.12),
-    "teacher-md": (0.24, 0.60),
-    "held-out": (0.18, 0.15),
+SHARES: dict[str, dict[str, tuple[float, float]]] = {
+    "crystal": {
+        "rattle": (0.04, 0.03),
+        "strain": (0.08, 0.04),
+        "shear": (0.05, 0.03),
+        "close-contact": (0.04, 0.03),
+        "thermal": (0.37, 0.12),
+        "teacher-md": (0.24, 0.60),
+        "held-out": (0.18, 0.15),
+    },
+    "disordered": {
+        "rattle": (0.02, 0.01),
+        "strain": (0.05, 0.03),
+        "shear": (0.02, 0.01),
+        "close-contact": (0.03, 0.02),
+        "thermal": (0.20, 0.05),
+        "teacher-md": (0.46, 0.70),
+        "held-out": (0.22, 0.18),
+    },
+    "molecule": {
+        "rattle": (0.03, 0.02),
+        "strain": (0.0, 0.0),
+        "shear": (0.0, 0.0),
+        "close-contact": (0.03, 0.02),
+        "thermal": (0.25, 0.08),
+        "teacher-md": (0.47, 0.70),
+        "held-out": (0.22, 0.18),
+    },
 }
 """Share of the evaluations for each kind with a small and with a large budget; interpolated in the logarithm between.
 
 Independent thermal draws teach more per evaluation, dynamics explore what springs cannot: the larger the budget, the
-more dynamics.
+more dynamics. Springs about a snapshot of a liquid, or about one conformation, explore little; dynamics has to.
+Several cells get the mean of their shares.
 """
 
 
@@ -177,7 +198,11 @@ def _share(budget: int, cells: Sequence[SampleCell]) -> tuple[dict[str, int], in
     left = budget - n_cells * (1 + N_PROBES)
     position = math.log(budget / SMALL_BUDGET) / math.log(LARGE_BUDGET / SMALL_BUDGET)
     weight = min(1.0, max(0.0, position))
-    wanted = {kind: (1 - weight) * a + weight * b for kind, (a, b) in SHARES.items()}
+    tables = [SHARES[classify_cell(cell)] for cell in cells]
+    wanted = {
+        kind: float(np.mean([(1 - weight) * t[kind][0] + weight * t[kind][1] for t in tables]))
+        for kind in tables[0]
+    }
     if not any(any(cell.axes) for cell in cells):
         wanted["thermal"] += wanted.pop("strain") + wanted.pop("shear")
     if all(len(cell.atoms) < 2 for cell in cells):
@@ -250,5 +275,5 @@ def _find_budget(n_frames: int, seeds: Sequence[ase.Atoms]) -> int:
     """Budget of which about ``n_frames`` frames come when one in ten dynamics steps is kept."""
     if n_frames < 1:
         raise UsageError(f"number of frames is {n_frames}; must be positive")
-    share = SHARES["teacher-md"][1] + SHARES["held-out"][1]
+    share = SHARES["crystal"]["teacher-md"][1] + SHARES["crystal"]["held-out"][1]
     return max(round(n_frames / (1 - share + share / 10)), 15 * min(len(seeds), 4))

@@ -74,6 +74,8 @@ class RoundsPlan:
         Frames of student dynamics that each round labels for training.
     minutes : float or None
         Wall time after which no further round begins.
+    seconds_each : float
+        Of an evaluation, nan until measured.
     """
 
     first: int | None
@@ -81,6 +83,7 @@ class RoundsPlan:
     gate: int = 0
     train: int = 0
     minutes: float | None = None
+    seconds_each: float = math.nan
 
     @property
     def total(self) -> int | None:
@@ -98,7 +101,9 @@ class RoundsPlan:
             f"up to {self.n_rounds} rounds of student-driven dynamics, each {self.train} frames to train on and "
             f"{self.gate} to judge by, {self.gate} more to judge the last; {self.total} evaluations in all"
         )
-        return text + (f", no new round after {self.minutes:g} min" if self.minutes else "")
+        if self.total is not None and math.isfinite(self.seconds_each):
+            text += f", about {self.total * self.seconds_each / 60.0:.1f} min of the teacher"
+        return text + (f"; no new round after {self.minutes:g} min" if self.minutes else "")
 
 
 def plan_rounds(

@@ -170,7 +170,6 @@ def distill(
     rounds = RoundsPlan(None, 0)
     if teacher is not None:
         rounds = resolve_rounds(request, teacher, seeds, out, resume=resume)
-        listener.on_rounds(rounds)
         sampling, labelled = label_structures(request, rounds, teacher, seeds, out, listener)
     else:
         assert existing is not None
@@ -316,6 +315,8 @@ def label_structures(
     with LabelStore(out / LABELS_NAME, "a", teacher=teacher.info) as store:
         plan = measure_teacher(teacher, plan, store)
         listener.on_plan(plan, teacher)
+        each = plan.seconds / plan.n_evaluations
+        listener.on_rounds(replace(rounds, seconds_each=each))
         report = run_sampling(teacher, plan, store, on_progress=listener.on_sampling)
         listener.on_sampled(report)
     labelled = read_labels(out / LABELS_NAME)
