@@ -143,6 +143,24 @@ def test_processes_are_started_ended_and_resumed(
 
 
 @pytest.mark.slow
+def test_training_goes_on_from_given_weights_in_several_processes(
+    frames: list[Frame], validation: list[Frame], alone: Any, tmp_path: Path
+) -> None:
+    """At a learning rate of nothing the first validation finds the weights that were given."""
+    settings = replace(ONE, n_steps=1, learning_rate=1e-12)
+    results = [
+        train_student(
+            frames, validation, replace(settings, devices=n), tmp_path / str(n), start=alone.student
+        )
+        for n in (1, 2)
+    ]
+    for result in results:
+        for name, value in alone.student.state_dict().items():
+            torch.testing.assert_close(result.student.state_dict()[name], value)
+    assert not list(tmp_path.glob("2/*.safetensors"))
+
+
+@pytest.mark.slow
 def test_errors_of_the_processes_are_raised_here(
     frames: list[Frame], validation: list[Frame], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from emt_frames import label_by_emt, make_alloys
 from torch_geometric.data import Batch
 
 from fastff.distill.data import measure_labels, prepare_frames
+from fastff.distill.hessian import add_hessian_vectors, choose_frames
 from fastff.distill.jobs import LabelJob
 from fastff.distill.labelling import displace, draw_direction, label_jobs
 from fastff.distill.losses import (
@@ -27,7 +29,7 @@ from fastff.distill.losses import (
 from fastff.distill.resident import ResidentBatches
 from fastff.distill.train import TrainSettings, prepare_student, train_student
 from fastff.errors import DataError
-from fastff.labels import Frame, HessianVector
+from fastff.labels import Frame, HessianVector, Labels
 from fastff.models import Student
 from fastff.predict import predict
 from fastff.report.hessian import compare_products, measure_hessian_vectors
@@ -226,3 +228,41 @@ def test_direction_has_no_translation_and_unit_length() -> None:
     np.testing.assert_allclose(
         displace(atoms, direction).positions - atoms.positions, direction, atol=1e-12
     )
+
+
+def test_targets_are_added_to_labelled_frames_once(tmp_path: Path) -> None:
+    """Two evaluations each, none for those stored by an earlier run; the rest stays as it was."""
+    teacher = load_teacher("analytic:emt")
+    bare = label_by_emt(make_alloys(9))
+    bare[0] = replace(bare[0], source="close-contact")
+    bare[8] = replace(bare[8], source="rattle")
+    calls: list[int] = []
+    label = teacher.label
+
+    def count(structures: Sequence[Atoms]) -> list[Labels]:
+        calls.append(len(structures))
+        return label(structures)
+
+    teacher.label = count  # type: ignore[method-assign]
+    assert choose_frames(bare, 3) == [1, 4, 7]
+    assert choose_frames(bare, 99) == list(range(1, 9))
+    assert choose_frames(bare, 0) == []
+    path = tmp_path / "hessian.h5"
+    found = add_hessian_vectors(teacher, bare, 3, path, batch_atoms=16)
+    assert calls == [4, 2]
+    assert [k for k, frame in enumerate(found) if frame.hessian_vector] == [1, 4, 7]
+    whole = label_by_emt(make_alloys(9), STEP)
+    for own, other in zip(found, whole, strict=True):
+        assert own.atoms == other.atoms
+        if own.hessian_vector is not None and other.hessian_vector is not None:
+            np.testing.assert_allclose(own.hessian_vector.product, other.hessian_vector.product)
+    progress: list[tuple[int, int]] = []
+    more = add_hessian_vectors(
+        teacher, bare, 4, path, on_batch=lambda done, total: progress.append((done, total))
+    )
+    n_new = len(set(choose_frames(bare, 4)) - {1, 4, 7})
+    assert calls[2:] == [2 * n_new]
+    assert progress[0] == (4 - n_new, 4)
+    assert progress[-1] == (4, 4)
+    assert sum(frame.hessian_vector is not None for frame in more) == 4
+    assert choose_frames(more, 99) == sorted(set(range(1, 9)) - set(choose_frames(bare, 4)))

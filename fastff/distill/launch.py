@@ -28,7 +28,7 @@ from fastff.distill.rows import pack_frames, unpack_frame
 from fastff.errors import FastFFError
 from fastff.labels import Frame
 
-JOB_NAME, LOG_NAME = "job.npz", "processes.log"
+JOB_NAME, START_NAME, LOG_NAME = "job.npz", "start.safetensors", "processes.log"
 MARK = "fastff-worker "
 """Begins the lines that workers write for the process that started them."""
 

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger
 
-from fastff.checkpoint import write_atomically
+from fastff.checkpoint import save_model, write_atomically
 from fastff.distill.callbacks import (
     AveragedWeights,
     LatePatience,
@@ -41,7 +41,7 @@ from fastff.distill.data import (
     collate_sample,
     measure_labels,
 )
-from fastff.distill.launch import JOB_NAME, run_workers, write_job
+from fastff.distill.launch import JOB_NAME, START_NAME, run_workers, write_job
 from fastff.distill.losses import LossWeights
 from fastff.distill.module import DistillationModule
 from fastff.distill.ranks import check_group, place_trainer
@@ -199,10 +199,8 @@ def train_student(
     student, statistics = prepare_student(training, settings)
     if start is not None:
         student.load_state_dict(start.state_dict())
-    joined, n_ranks = (
-        check_group(settings.devices, settings.nodes),
-        settings.devices * settings.nodes,
-    )
+    joined = check_group(settings.devices, settings.nodes)
+    n_ranks = settings.devices * settings.nodes
     batch_size = choose_batch_size(training, settings.batch_atoms, n_ranks)
     n_epochs = math.ceil(settings.n_steps / (len(training) // batch_size))
     module = DistillationModule(
@@ -218,7 +216,7 @@ def train_student(
         if joined:
             _fit(module, training, batch_size, n_epochs, settings, out, resume, on_step)
         else:
-            _fit_elsewhere(training, validation, settings, out, resume, on_step)
+            _fit_elsewhere(training, validation, settings, out, start, resume, on_step)
     record = _read_finished(out / FINISHED_NAME)
     module.load_state_dict(read_best(out / CHECKPOINTS, record["best"])["state_dict"])
     return TrainResult(
@@ -236,20 +234,25 @@ def _fit_elsewhere(
     validation: Sequence[Frame],
     settings: TrainSettings,
     out: Path,
+    start: Student | None,
     resume: bool,
     on_step: Callable[[TrainProgress], None] | None,
 ) -> None:
     """Train in processes of their own."""
     place_trainer(settings.device, settings.devices, settings.nodes)  # fails here if it must
-    job = out / JOB_NAME
+    job, weights = out / JOB_NAME, out / START_NAME
     write_job(job, training, validation, {**settings.to_dict(), "resume": resume})
+    weights.unlink(missing_ok=True)
+    if start is not None:
+        save_model(weights, start, {})
 
     def pass_on(message: dict[str, Any]) -> None:
         if on_step is not None:
             on_step(TrainProgress(**message))
 
     run_workers(out, settings.devices, pass_on)
-    job.unlink()
+    for path in (job, weights):
+        path.unlink(missing_ok=True)
 
 
 def _fit(

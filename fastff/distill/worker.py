@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fastff.distill.launch import JOB_NAME, MARK, read_job
+from fastff.distill.launch import JOB_NAME, MARK, START_NAME, read_job
 from fastff.errors import FastFFError
 
 INTERVAL = 0.1
@@ -27,6 +27,7 @@ def tell(message: dict[str, Any]) -> None:
 
 def work(folder: Path) -> int:
     """Train; return the exit code."""
+    from fastff.checkpoint import load_model
     from fastff.distill.train import TrainProgress, TrainSettings, train_student
 
     first = os.environ.get("RANK", "0") == "0"
@@ -48,11 +49,13 @@ def work(folder: Path) -> int:
         training, validation, values = read_job(folder / JOB_NAME)
         resume = values.pop("resume")
         settings = TrainSettings(**values)
+        start = folder / START_NAME
         train_student(
             training,
             validation,
             settings,
             folder,
+            start=load_model(start) if start.is_file() else None,
             resume=resume,
             on_step=report if first else None,
         )
