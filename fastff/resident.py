@@ -15,6 +15,8 @@ from fastff.errors import DataError, UsageError
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.neighbor_list import NeighborList, build_neighbors
+from fastff.kernels.neighbor_list.repeat import RepeatedSearch, can_repeat
+from fastff.kernels.replay import Replay
 from fastff.kernels.skin_check import Snapshot, check_skin, take_snapshot
 from fastff.kernels.staging.op import (
     HEADER,
@@ -56,7 +58,8 @@ class ResidentPotential:
 
     Notes
     -----
-    :meth:`check` and :meth:`compute` never wait for the device and can be captured in a CUDA graph. Results depend on
+    :meth:`check` and :meth:`compute` never wait for the device and can be captured in a CUDA graph. While a fully
+    periodic cell stays as it is, lists are built by a graph of their own. Results depend on
     positions and cell now and when the list was built, and on nothing else; they are the same bits at every run.
     """
 
@@ -116,6 +119,8 @@ class ResidentPotential:
         self._flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
         self._neighbors: NeighborList | None = None
         self._snapshot: Snapshot | None = None
+        self._search: RepeatedSearch | None = None
+        self._cell_stays = True
         size = HEADER + 4 * len(positions)
         self._point_to(Results(torch.zeros(size, dtype=torch.float64, device=self.device)))
         self.rebuild()
@@ -138,6 +143,13 @@ class ResidentPotential:
         DataError
             If positions or cell are not finite, or the cell has no volume.
         """
+        if self._search is not None:
+            self._again()
+            good, same_cell = self._search.read()
+            if good:
+                self.n_builds += 1
+                return False
+            self._cell_stays = self._cell_stays and same_cell
         old = self._neighbors
         stored = self._fused.options.scatter == "store"
         found = build_neighbors(
@@ -155,6 +167,7 @@ class ResidentPotential:
             self._species = self._kinds[found.order]
             self._stage = Stage(len(self.positions), found.images, self.device)
         else:
+            self._neighbors = replace(old, frame=found.frame)
             old.order.copy_(found.order)
             old.wraps.copy_(found.wraps)
             self._species.copy_(self._kinds[found.order])
@@ -163,7 +176,31 @@ class ResidentPotential:
         )
         self.stale.zero_()
         self.n_builds += 1
+        self._search = None
+        if self._cell_stays and not stored and can_repeat(found, self.device):
+            self._prepare_search()
         return moved
+
+    def _prepare_search(self) -> None:
+        """Let further lists in the same cell come from a graph."""
+        assert self._neighbors is not None
+        self._search = RepeatedSearch(
+            self.positions,
+            self.cell,
+            self._neighbors,
+            self.cutoff + self.skin,
+            sort_atoms=len(self.positions) >= SORT_FROM,
+        )
+        self._again = Replay(self._search_again, self.device)
+
+    def _search_again(self) -> None:
+        assert self._search is not None
+        assert self._neighbors is not None
+        assert self._snapshot is not None
+        self._search()
+        torch.index_select(self._kinds, 0, self._neighbors.order, out=self._species)
+        self._snapshot.positions.copy_(self.positions)
+        self.stale.zero_()
 
     def check(self) -> None:
         """Set ``stale`` if the list may miss a pair within the cut-off."""

@@ -138,14 +138,14 @@ def wrap_positions(positions: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Ten
     device = positions.device
     exact = positions.double()
     inverse = torch.from_numpy(frame.inverse).to(device)
-    fractional = _transform(exact, inverse)
+    fractional = transform(exact, inverse)
     flags = torch.tensor(frame.periodic, dtype=torch.float64, device=device)
     turns = fractional.floor() * flags
-    wrapped = exact - _transform(turns, torch.from_numpy(frame.rows).to(device))
+    wrapped = exact - transform(turns, torch.from_numpy(frame.rows).to(device))
     return wrapped, turns.to(torch.int32), fractional - turns
 
 
-def _transform(values: Tensor, matrix: Tensor) -> Tensor:
+def transform(values: Tensor, matrix: Tensor) -> Tensor:
     """``values @ matrix`` in a fixed order of summation, the same on every device."""
     return values[:, 0:1] * matrix[0] + values[:, 1:2] * matrix[1] + values[:, 2:3] * matrix[2]
 
