@@ -6,6 +6,7 @@ is too small. Not here: training itself (:mod:`fastff.distill.train`), where dat
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,10 +97,11 @@ class Ladder:
             resume=self.resume,
             on_step=self.on_step,
         )
-        accuracy = measure_student(result.student, split.validation)
+        moved = copy.deepcopy(result.student).to(pick_torch_device(self.device))
+        accuracy = measure_student(moved, split.validation)
         self.on_trained(name, result, accuracy)
         self.attempts[name] = accuracy.overall
-        fit = measure_student(result.student, choose_fitted(split.train)).overall
+        fit = measure_student(moved, choose_fitted(split.train)).overall
         return Trained(name, result, accuracy, fit)
 
     def climb(
@@ -135,6 +137,13 @@ class Ladder:
         return trained.validation.overall >= target or (grow and trained.fit >= target)
 
 
+def pick_torch_device(device: str) -> torch.device:
+    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
 def measure_student(student: Student, frames: Sequence[Frame]) -> Accuracy:
     """Accuracy of a student against labelled frames."""
     return measure_frames(list(frames), predict(student, [frame.atoms for frame in frames]))
@@ -143,8 +152,13 @@ def measure_student(student: Student, frames: Sequence[Frame]) -> Accuracy:
 def choose_fitted(frames: Sequence[Frame]) -> list[Frame]:
     """Evenly spaced frames of those that look like simulations, or of all if there are none."""
     physical = [frame for frame in frames if frame.source in PHYSICAL_SOURCES] or list(frames)
-    places = np.linspace(0, len(physical) - 1, min(len(physical), MOST_FOR_FIT))
-    return [physical[k] for k in places.round().astype(int)]
+    return choose_evenly(physical, MOST_FOR_FIT)
+
+
+def choose_evenly(frames: Sequence[Frame], most: int) -> list[Frame]:
+    """At most ``most`` frames, evenly spaced."""
+    places = np.linspace(0, len(frames) - 1, min(len(frames), most))
+    return [frames[k] for k in places.round().astype(int)]
 
 
 def replay_frames(old: Sequence[Frame], new: Sequence[Frame]) -> list[Frame]:
@@ -180,14 +194,14 @@ def choose_settings(
 
 
 def calibrate_uncertainty(student: Student, split: Split) -> UncertaintyParameters | None:
-    """Uncertainty from evenly spaced training frames and the validation frames; None where there are too few."""
+    """Uncertainty from evenly spaced training and validation frames; None where there are too few."""
     if min(len(split.train), len(split.validation)) < LEAST_FOR_UNCERTAINTY:
         return None
-    chosen = np.linspace(0, len(split.train) - 1, min(len(split.train), MOST_FOR_UNCERTAINTY))
-    known = [split.train[k] for k in chosen.round().astype(int)]
+    known, held = (
+        choose_evenly(frames, MOST_FOR_UNCERTAINTY) for frames in (split.train, split.validation)
+    )
     training, validation = (
         [atoms_to_graph(frame.atoms, student.cutoff) for frame in frames]
-        for frames in (known, split.validation)
+        for frames in (known, held)
     )
-    energies = [frame.labels.energy for frame in split.validation]
-    return fit_uncertainty(student, training, validation, energies)
+    return fit_uncertainty(student, training, validation, [f.labels.energy for f in held])

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fastff.distill.explore import ExploreSettings
 from fastff.distill.harvest import (
@@ -38,6 +37,7 @@ from fastff.distill.ladder import (
     Trained,
     calibrate_uncertainty,
     measure_student,
+    pick_torch_device,
     replay_frames,
 )
 from fastff.distill.plan import SamplingPlan
@@ -206,7 +206,8 @@ class Rounds:
         room = (20_000 if on_gpu else 1_200) / float(np.mean([len(f.atoms) for f in known]))
         n_cells = len({f.atoms.get_chemical_formula() for f in known})
         n_gate = int(np.clip(min(room / 4, max(n_cells, 8 if on_gpu else 3)), 3, 64))
-        n_train = int(np.clip(min(room / 2, max(n_cells, 32 if on_gpu else 8)), 4, 256))
+        wanted = max(n_cells, 32, self.plan.train / 50) if on_gpu else max(n_cells, 8)
+        n_train = int(np.clip(min(room / 2, wanted), 4, 256))
         first = self.sampling.number_trajectory(_ROUND_NUMBERS + number * _WALKER_NUMBERS)
         return WalkerPlan(n_train, n_gate, self.sampling.temperatures, self.sampling.seed, first)
 
@@ -256,7 +257,8 @@ class Rounds:
 
         Both are compared on the same validation frames, those of this round included.
         """
-        known = measure_student(trained.student, split.validation)
+        moved = copy.deepcopy(trained.student).to(self.device)
+        known = measure_student(moved, split.validation)
         replayed = replace(split, train=replay_frames(split.train, new))
         label = f"{trained.name}-round-{number}"
         later = self.ladder.train(trained.name, replayed, label, start=trained.student)
@@ -362,10 +364,3 @@ def extend_split(split: Split, frames: Sequence[Frame], picks: Sequence[Pick]) -
         validation=[*split.validation, *parts["validation"]],
         test=[*split.test, *parts["test"]],
     )
-
-
-def pick_torch_device(device: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)

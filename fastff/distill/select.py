@@ -106,11 +106,17 @@ def choose_spread(
         Indices in the order of choice.
     """
     chosen = sorted(set(forced))
+    sizes = np.sum(candidates**2, axis=1)
+
+    def measure(row: np.ndarray) -> np.ndarray:
+        """Squared distances of all candidates from a descriptor."""
+        squared = sizes - 2.0 * (candidates @ row) + row @ row
+        found: np.ndarray = np.maximum(squared, 0.0)
+        return found
+
     nearest = np.full(len(candidates), np.inf)
-    for row in known:
-        nearest = np.minimum(nearest, np.sum((candidates - row) ** 2, axis=1))
-    for index in chosen:
-        nearest = np.minimum(nearest, np.sum((candidates - candidates[index]) ** 2, axis=1))
+    for row in (*known, *candidates[chosen]):
+        nearest = np.minimum(nearest, measure(row))
     taken = np.zeros(len(candidates), bool)
     taken[chosen] = True
     while len(chosen) < min(count, len(candidates)):
@@ -119,5 +125,5 @@ def choose_spread(
         index = int(np.argmax(score))
         chosen.append(index)
         taken[index] = True
-        nearest = np.minimum(nearest, np.sum((candidates - candidates[index]) ** 2, axis=1))
+        nearest = np.minimum(nearest, measure(candidates[index]))
     return chosen
