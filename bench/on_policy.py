@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[0] = str(
+    ROOT
+)  # and not bench/, whose tabulate.py would be taken for the package of that name
 
 ARMS = ("rattle", "teacher-md", "mixed", "on-policy")
 RATTLE, STRAIN = 0.2, 0.03

@@ -31,6 +31,8 @@ from fastff.distill.roundplan import (
 )
 from fastff.distill.rounds import HOT, STUDENT, TEACHER, Rounds, RoundsListener, meets_target
 from fastff.distill.run import DistillOutcome, Listener, distill
+from fastff.distill.split import Split
+from fastff.distill.train import TrainSettings, train_student
 from fastff.errors import UsageError
 from fastff.labels import Frame, Labels
 from fastff.report.metrics import Accuracy, measure_accuracy
@@ -143,6 +145,40 @@ def test_new_frames_make_up_half_of_what_is_replayed() -> None:
     assert len(replay_frames(frames[:90], frames[90:])) == 90 + 3 * 10
     assert len(replay_frames(frames[:40], frames[40:])) == 100
     assert replay_frames(frames[:3], []) == [0, 1, 2]
+
+
+def test_training_goes_on_from_the_weights_it_is_given(
+    request_: DistillRequest, whole: tuple[Path, DistillOutcome], tmp_path: Path
+) -> None:
+    start = load_model(whole[1].model)
+    frames = read_labels(whole[0] / "labels.h5").frames
+    settings = TrainSettings(
+        cutoff=3.5, n_steps=1, learning_rate=1e-9, batch_atoms=4 * len(frames), device="cpu"
+    )
+    found = train_student(frames, frames[:4], settings, tmp_path, start=start).student
+    for name, value in start.state_dict().items():
+        assert np.allclose(value, found.state_dict()[name], atol=1e-7), name
+
+
+def test_continued_trainings_are_shorter_and_slower(
+    request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        seen.append((arguments[2], options["start"]))
+        raise Death
+
+    monkeypatch.setattr("fastff.distill.ladder.train_student", fail)
+    ladder = Ladder(request_, tmp_path, "cpu", False, *[lambda *_: None] * 3)
+    frame: Any = Frame(bulk("Cu"), Labels(0.0, np.zeros((1, 3)), None), "x", 0, 300.0, 0)
+    start: Any = "student"
+    for given in (None, start):
+        with pytest.raises(Death):
+            ladder.train("m1", Split([frame], [frame], []), "m1", start=given)
+    (first, none), (second, given) = seen
+    assert (none, given) == (None, start)
+    assert (second.n_steps, second.learning_rate) == (20, first.learning_rate / 2)
 
 
 class FakeLadder(Ladder):
