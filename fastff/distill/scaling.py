@@ -76,7 +76,8 @@ class LabelModule(lightning.LightningModule):
     def predict_dataloader(self) -> Any:
         """The batches that are left to this process."""
         assert self.labeller is not None
-        return DataLoader(self.labeller.batches, batch_size=None, collate_fn=_pass_on)  # type: ignore[arg-type]
+        batches = self.labeller.batches or [[]]  # Lightning refuses to predict nothing at all
+        return DataLoader(batches, batch_size=None, collate_fn=_pass_on)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
@@ -87,7 +88,8 @@ class LabelModule(lightning.LightningModule):
     def predict_step(self, batch: list[LabelJob], *_: Any) -> int:
         """Label and store one batch; return how many frames that were."""
         assert self.labeller is not None
-        self.labeller.label_batch(batch)
+        if batch:
+            self.labeller.label_batch(batch)
         return len(batch)
 
     def teardown(self, stage: str) -> None:

@@ -1,0 +1,269 @@
+"""Training, labelling and dynamics on several devices: rates, scaling, and that the results are the same.
+
+Run from the root of the repository, for example
+
+    python bench/multi_gpu.py --labels labels.h5 --teacher sevennet:7net-0 --structures frames.xyz --devices 1 2 4
+
+Three parts, any of which ``--only`` picks:
+
+- ``train``: a student on the frames of ``--labels``, with the batch per device held constant (``weak``), and with the
+  batch of all devices together held constant (``strong``), whose students must be equally accurate. Rates are frames
+  per second between the first tenth of the steps and the last step, validations included.
+- ``label``: ``fastff label`` on ``--structures``, one process for each device; frames per second by the first process's
+  time without its start, and the largest difference from the labels of the smallest number of devices.
+- ``md``: one independent ``fastff md`` per device at the same time, with the student of the last training.
+
+Efficiency is the rate over the number of devices, relative to one device. With ``--device cpu`` devices are processes
+on the CPU (gloo), which tests the script and measures nothing. The commit is read from git, or from ``FASTFF_COMMIT``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # in place of this folder, whose names are not for import
+
+MODEL_NAME = "model.safetensors"
+
+
+def add_efficiency(rows: list[dict[str, Any]], rate: str) -> None:
+    """Rate of each row per device, relative to the row of one device."""
+    single = [row[rate] for row in rows if row["devices"] == 1]
+    for row in rows:
+        row["efficiency"] = row[rate] / (row["devices"] * single[0]) if single else None
+
+
+def measure_training(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Weak and strong scaling of training."""
+    from fastff.distill.formats import read_labels
+    from fastff.distill.split import split_frames
+
+    labelled = read_labels(arguments.labels)
+    split = split_frames(
+        labelled.frames, held_out=labelled.held_out, blocks=labelled.blocks, seed=0
+    )
+    training = split.train * arguments.repeat
+    most = max(arguments.devices)
+    results: list[dict[str, Any]] = []
+    for kind in ("weak", "strong"):
+        rows = []
+        for devices in arguments.devices:
+            batch = arguments.batch_atoms * (devices if kind == "weak" else most)
+            rows.append(train_once(arguments, split, training, kind, devices, batch))
+            print(json.dumps(rows[-1]), flush=True)
+        add_efficiency(rows, "frames_per_second")
+        results += rows
+    return results
+
+
+def train_once(
+    arguments: argparse.Namespace,
+    split: Any,
+    training: list[Any],
+    kind: str,
+    devices: int,
+    batch: int,
+) -> dict[str, Any]:
+    """Train one student and measure it."""
+    from fastff.checkpoint import save_model
+    from fastff.distill.data import choose_batch_size
+    from fastff.distill.module import measure_frames
+    from fastff.distill.train import TrainProgress, TrainSettings, train_student
+    from fastff.predict import predict
+
+    settings = TrainSettings(
+        architecture=arguments.student,
+        cutoff=arguments.cutoff,
+        n_steps=arguments.steps,
+        batch_atoms=batch,
+        n_validations=4,
+        patience=99,
+        device=arguments.device,
+        devices=devices,
+    )
+    seen: list[tuple[int, float]] = []
+
+    def note(progress: TrainProgress) -> None:
+        seen.append((progress.step, time.perf_counter()))
+
+    out = arguments.out / f"train-{kind}-{devices}"
+    result = train_student(training, split.validation, settings, out, on_step=note)
+    warm = next((entry for entry in seen if entry[0] >= 0.1 * arguments.steps), seen[0])
+    (first, start), (last, end) = warm, seen[-1]
+    size = choose_batch_size(training, batch, devices)
+    accuracy = measure_frames(split.test, predict(result.student, [f.atoms for f in split.test]))
+    save_model(arguments.out / MODEL_NAME, result.student, {})
+    return {
+        "scaling": kind,
+        "devices": devices,
+        "batch_frames": size,
+        "n_train": len(training),
+        "n_steps": result.n_steps,
+        "frames_per_second": size * (last - first) / (end - start),
+        "seconds": round(result.seconds, 2),
+        "test_accuracy": {
+            name: getattr(accuracy, name) for name in ("overall", "force", "energy", "stress")
+        },
+    }
+
+
+def measure_labelling(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Labels of the same structures from 1, 2, ... processes."""
+    rows: list[dict[str, Any]] = []
+    for devices in arguments.devices:
+        out = arguments.out / f"labels-{devices}.h5"
+        out.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "fastff", "label", str(arguments.structures)]
+        command += ["--teacher", arguments.teacher, "--out", str(out), "--no-self-check"]
+        command += ["--device", arguments.device, "--batch-atoms", str(arguments.label_atoms)]
+        command += ["--devices", str(devices)]
+        start = time.perf_counter()
+        text = run(command)
+        seconds = time.perf_counter() - start
+        found = re.search(r"(\d+) frames labelled in ([\d.]+) (s|min|h)", text)
+        if found is None:
+            raise SystemExit(f"no verdict in what fastff label said:\n{text}")
+        own = float(found[2]) * {"s": 1.0, "min": 60.0, "h": 3600.0}[found[3]]
+        row = {"devices": devices, "wall_seconds": round(seconds, 1), "seconds": own}
+        row |= compare_labels(out, arguments.out / f"labels-{arguments.devices[0]}.h5")
+        row["frames_per_second"] = row["n_frames"] / own
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    add_efficiency(rows, "frames_per_second")
+    return rows
+
+
+def compare_labels(path: Path, reference: Path) -> dict[str, Any]:
+    """Frames of a label file, and how far they are from those of another."""
+    import numpy as np
+
+    from fastff.distill.content import hash_structure
+    from fastff.distill.store import LabelStore
+
+    def read(file: Path) -> dict[bytes, Any]:
+        with LabelStore(file) as store:
+            frames = store.read()
+            found = {hash_structure(frame.atoms): frame.labels for frame in frames}
+            assert len(found) == len(frames)
+            return found
+
+    mine, others = read(path), read(reference)
+    common = mine.keys() & others.keys()
+    return {
+        "n_frames": len(mine),
+        "n_missing": len(others.keys() - common),
+        "n_extra": len(mine.keys() - common),
+        "energy_difference": max(
+            (abs(mine[k].energy - others[k].energy) for k in common), default=0.0
+        ),
+        "force_difference": max(
+            (float(np.abs(mine[k].forces - others[k].forces).max()) for k in common), default=0.0
+        ),
+    }
+
+
+def measure_dynamics(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Replicas that run at the same time, one on each device."""
+    rows: list[dict[str, Any]] = []
+    for devices in arguments.devices:
+        folders = [arguments.out / f"md-{devices}" / str(k) for k in range(devices)]
+        running = []
+        for k, folder in enumerate(folders):
+            command = [sys.executable, "-m", "fastff", "md", str(arguments.out / MODEL_NAME)]
+            command += [str(arguments.structures), "--out", str(folder), "--seed", str(k)]
+            command += ["--temperature", str(arguments.temperature), "--timestep", "1fs"]
+            command += ["--steps", str(arguments.md_steps), "--device", arguments.device]
+            command += ["--repeat", *(str(n) for n in arguments.md_repeat)]
+            environment = {**os.environ}
+            if arguments.device != "cpu":
+                environment["CUDA_VISIBLE_DEVICES"] = str(k)
+            running.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                )
+            )
+        texts = [process.communicate()[0].decode() for process in running]
+        for process, text in zip(running, texts, strict=True):
+            if process.returncode != 0:
+                raise SystemExit(f"fastff md ended with code {process.returncode}:\n{text[-2000:]}")
+        records = [json.loads((folder / "run.json").read_text()) for folder in folders]
+        rates = [record["steps_of_this_process"] / record["seconds"] for record in records]
+        rows.append({"devices": devices, "steps_per_second": rates, "total": sum(rates)})
+        print(json.dumps(rows[-1]), flush=True)
+    add_efficiency(rows, "total")
+    return rows
+
+
+def run(command: list[str]) -> str:
+    """Output of a program that must succeed."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(
+            f"{' '.join(command[2:5])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        )
+    return done.stdout + done.stderr
+
+
+PARTS = {"train": measure_training, "label": measure_labelling, "md": measure_dynamics}
+
+
+def describe_devices() -> list[str]:
+    """Names of the GPUs."""
+    import torch
+
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
+def main() -> None:
+    from fastff.report.provenance import collect_provenance
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="numbers of devices")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--labels", type=Path, help="to train on")
+    parser.add_argument("--student", default="m2")
+    parser.add_argument("--cutoff", type=float, default=5.0)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch-atoms", type=int, default=8192, help="of each device")
+    parser.add_argument("--repeat", type=int, default=1, help="training frames this many times")
+    parser.add_argument("--teacher", default="sevennet:7net-0")
+    parser.add_argument("--structures", type=Path, help="to label; the last one for dynamics")
+    parser.add_argument("--label-atoms", type=int, default=1024, help="of each call of the teacher")
+    parser.add_argument("--temperature", type=float, default=300.0)
+    parser.add_argument("--md-steps", type=int, default=10000)
+    parser.add_argument("--md-repeat", type=int, nargs=3, default=(1, 1, 1))
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "multi-gpu")
+    parser.add_argument("--record", type=Path, help="store the record here")
+    arguments = parser.parse_args()
+    arguments.devices = sorted(set(arguments.devices))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"what": "training, labelling and dynamics on several devices"}
+    record["gpus"] = describe_devices() if arguments.device != "cpu" else []
+    for part in PARTS:
+        if part in arguments.only:
+            record[part] = PARTS[part](arguments)
+    commit = os.environ.get("FASTFF_COMMIT")
+    provenance = collect_provenance().model_dump(mode="json")
+    record["provenance"] = {**provenance, **({"commit": commit} if commit else {})}
+    target = arguments.record or arguments.out / "record.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    for part in PARTS:
+        for row in record.get(part, []):
+            kind = f" {row['scaling']}" if "scaling" in row else ""
+            share = "-" if row["efficiency"] is None else f"{row['efficiency']:.0%}"
+            print(f"{part}{kind}: {row['devices']} devices, efficiency {share}")
+
+
+if __name__ == "__main__":
+    main()
