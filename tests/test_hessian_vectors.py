@@ -16,7 +16,7 @@ from emt_frames import label_by_emt, make_alloys
 from torch_geometric.data import Batch
 
 from fastff.distill.data import measure_labels, prepare_frames
-from fastff.distill.hessian import add_hessian_vectors, choose_frames
+from fastff.distill.hessian import add_hessian_vectors, add_to_split, choose_frames
 from fastff.distill.jobs import LabelJob
 from fastff.distill.labelling import displace, draw_direction, label_jobs
 from fastff.distill.losses import (
@@ -26,9 +26,12 @@ from fastff.distill.losses import (
     pick_fields,
     relative_huber,
 )
+from fastff.distill.request import build_request
 from fastff.distill.resident import ResidentBatches
+from fastff.distill.split import Split
+from fastff.distill.store import LabelStore
 from fastff.distill.train import TrainSettings, prepare_student, train_student
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, HessianVector, Labels
 from fastff.models import Student
 from fastff.predict import predict
@@ -266,3 +269,25 @@ def test_targets_are_added_to_labelled_frames_once(tmp_path: Path) -> None:
     assert progress[-1] == (4, 4)
     assert sum(frame.hessian_vector is not None for frame in more) == 4
     assert choose_frames(more, 99) == sorted(set(range(1, 9)) - set(choose_frames(bare, 4)))
+
+
+def test_a_tenth_of_the_targets_is_for_testing(tmp_path: Path) -> None:
+    frames = label_by_emt(make_alloys(30))
+    split = Split(frames[:20], frames[20:24], frames[24:])
+    found = add_to_split(load_teacher("analytic:emt"), split, 11, tmp_path / "hessian.h5")
+    counts = [
+        sum(frame.hessian_vector is not None for frame in part)
+        for part in (found.train, found.validation, found.test)
+    ]
+    assert counts == [10, 0, 1]
+    with LabelStore(tmp_path / "hessian.h5") as store:
+        assert store.n_hessian_vectors == 11
+
+
+def test_requests_with_targets_are_checked() -> None:
+    with pytest.raises(UsageError, match="40 Hessian-vector targets take 80 of 100 evaluations"):
+        build_request(structures="a.xyz", teacher="x", budget=100, hessian_vectors=40)
+    with pytest.raises(UsageError, match="5 Hessian-vector targets need a teacher"):
+        build_request(labels="a.xyz", hessian_vectors=5)
+    request = build_request(structures="a.xyz", teacher="x", budget="25min", hessian_vectors=40)
+    assert request.hessian_weight == 0.1

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastff.distill.labelling import displace, draw_direction
-from fastff.distill.split import PHYSICAL_SOURCES
+from fastff.distill.split import PHYSICAL_SOURCES, Split
 from fastff.distill.store import LabelStore
 from fastff.labels import Frame, HessianVector
 
@@ -87,6 +87,19 @@ def add_hessian_vectors(
             if stored is not None:  # None where the teacher failed: the frame goes without
                 found[k] = replace(frames[k], hessian_vector=stored.hessian_vector)
     return found
+
+
+def add_to_split(teacher: Any, split: Split, count: int, path: Path) -> Split:
+    """Give targets to ``count`` frames of a split, a tenth of them test frames, to learn from and to measure by.
+
+    See :func:`add_hessian_vectors`.
+    """
+    n_test = min(len(split.test), max(1, count // 10)) if count > 1 else 0
+    return replace(
+        split,
+        train=add_hessian_vectors(teacher, split.train, count - n_test, path),
+        test=add_hessian_vectors(teacher, split.test, n_test, path),
+    )
 
 
 def _batch(frames: Sequence[Frame], indices: Sequence[int], batch_atoms: int) -> list[list[int]]:

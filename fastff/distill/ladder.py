@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from fastff.distill.module import measure_frames
+from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.request import DistillRequest
 from fastff.distill.split import PHYSICAL_SOURCES, Split
 from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
@@ -63,6 +64,10 @@ class Ladder:
     resume : bool
     on_student, on_step, on_trained : callable
         What a front end wants to be told.
+    devices, nodes : int
+        Processes that train together, see :class:`~fastff.distill.train.TrainSettings`.
+    conservative : bool
+        Whether the teacher's forces derive from an energy.
     attempts : dict
         Latest validation accuracy of every student tried.
     """
@@ -75,12 +80,20 @@ class Ladder:
     on_step: Callable[[TrainProgress], None]
     on_trained: Callable[[str, TrainResult, Accuracy], None]
     attempts: dict[str, float] = field(default_factory=dict)
+    devices: int = 1
+    nodes: int = 1
+    conservative: bool = True
 
     def train(
         self, name: str, split: Split, label: str, *, start: Student | None = None
     ) -> Trained:
         """Train one student, from scratch or from the weights of ``start``; ``label`` names its folder."""
-        settings = choose_settings(self.request, name, split, self.device)
+        settings = replace(
+            choose_settings(self.request, name, split, self.device),
+            devices=self.devices,
+            nodes=self.nodes,
+            conservative=self.conservative,
+        )
         if start is not None:
             settings = replace(
                 settings,
@@ -134,7 +147,8 @@ class Ladder:
 
     def _is_enough(self, trained: Trained, grow: bool) -> bool:
         target = self.request.target
-        return trained.validation.overall >= target or (grow and trained.fit >= target)
+        enough = trained.validation.overall >= target or (grow and trained.fit >= target)
+        return bool(gather_from_ranks(enough)[0])  # what the first of several processes finds
 
 
 def pick_torch_device(device: str) -> torch.device:
@@ -186,6 +200,7 @@ def choose_settings(
         n_steps=request.n_steps or int(np.clip(passes, 2000, 50000)),
         batch_atoms=batch_atoms,
         learning_rate=request.learning_rate,
+        hessian_weight=request.hessian_weight,
         patience=request.patience,
         stop_at=request.stop_at,
         seed=request.seed,

@@ -44,6 +44,10 @@ class DistillRequest(BaseModel):
         Teacher evaluations, or wall time such as ``25min``; the default of the planner if None.
     rounds : int or None
         Most on-policy rounds; chosen by the budget if None, 0 for none. Labels that exist already allow none.
+    hessian_vectors : int
+        Frames that get a Hessian-vector target, of two evaluations of the budget each; a tenth of them test frames.
+    hessian_weight : float
+        Weight of these targets in the loss, also where given labels hold them; 0 leaves them out.
     student : str
         ``"auto"`` tries ``m1``, ``m2``, ``m2-l`` in turn until ``target`` is met; ``painn`` is the baseline.
     target : float
@@ -71,6 +75,8 @@ class DistillRequest(BaseModel):
     temperatures: tuple[float, float] = (300.0, 900.0)
     budget: int | str | None = None
     rounds: int | None = Field(default=None, ge=0, le=64)
+    hessian_vectors: int = Field(default=0, ge=0)
+    hessian_weight: float = Field(default=0.1, ge=0.0, le=100.0)
     max_atoms: int = Field(default=120, ge=1)
     student: Literal["auto", "m1", "m2", "m2-l", "painn"] = "auto"
     target: float = Field(default=0.95, gt=0.0, lt=1.0)
@@ -98,7 +104,17 @@ class DistillRequest(BaseModel):
             raise ValueError(
                 f"{self.rounds} rounds need a teacher and structures; leave --rounds out with labels"
             )
-        parse_budget(self.budget)
+        if self.labels is not None and self.hessian_vectors:
+            raise ValueError(
+                f"{self.hessian_vectors} Hessian-vector targets need a teacher and structures; `fastff label "
+                "--hessian-vectors` stores them with labels"
+            )
+        evaluations = parse_budget(self.budget).evaluations
+        if evaluations is not None and 4 * self.hessian_vectors > evaluations:
+            raise ValueError(
+                f"{self.hessian_vectors} Hessian-vector targets take {2 * self.hessian_vectors} of {evaluations} "
+                "evaluations, more than half; lower --hessian-vectors or raise --budget"
+            )
         low, high = self.temperatures
         if not 0.0 < low <= high:
             raise ValueError(f"temperatures {low:g}-{high:g} K must be positive and ascending")
