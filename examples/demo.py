@@ -46,7 +46,7 @@ def main() -> None:
         seconds["install"] = float(INSTALLED.read_text().strip() or "nan")
     seconds["label and train"] = run(
         "train", "--teacher", "sevennet", "--structures", str(crystal), "--temperature", "300-600",
-        "--student", "m1", "--budget", "130", "--rounds", "0", "--max-atoms", "64", "--steps", "1000",
+        "--student", "m1", "--budget", "160", "--rounds", "0", "--max-atoms", "64", "--steps", "1600",
         "--out", str(model.parent),
     )  # fmt: skip
     seconds["bench"] = run(

@@ -83,6 +83,7 @@ def test_resume_needs_only_the_folder(run_train: Run, labels: Path, tmp_path: Pa
         (("--labels", "LABELS", "--teacher", "chgnet"), 2, "labels need no teacher"),
         (("--labels", "none.xyz"), 4, "no such file"),
         (("--resume", "--out", "nowhere"), 4, "is not a fastff configuration"),
+        (("--config", "flat.yaml"), 4, "no section 'request:'"),
         (("--labels", "LABELS", "--out", "LABELS/x"), 2, "cannot be written"),
         (
             ("--teacher", "analytic:emt", "--structures", "LABELS", "--teacher-option", "x"),
@@ -101,6 +102,7 @@ def test_bad_requests_are_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("flat.yaml").write_text("batch_atoms: 256\n")
     status, _, err = run_train(*(word.replace("LABELS", str(labels)) for word in arguments))
     assert status == code
     assert message in err

@@ -197,10 +197,13 @@ def read_values(path: Path) -> dict[str, Any]:
 def _load_config(path: Path) -> dict[str, Any]:
     try:
         stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        dict(stored["request"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (OSError, yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a fastff configuration ({reason})") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("request"), dict):
+        raise DataError(
+            f"{path} is not a fastff configuration: it has no section 'request:' with settings indented under it"
+        )
     for key in stored:
         if key not in CONFIG_KEYS:
             raise DataError(
