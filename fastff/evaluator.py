@@ -239,7 +239,7 @@ class Evaluator:
         graph = Graph(
             positions=torch.tensor(positions, dtype=torch.float64),
             numbers=torch.tensor(numbers, dtype=torch.int64),
-            cell=torch.tensor(completed, dtype=torch.float64)[None],
+            cell=torch.from_numpy(completed)[None],
             pbc=torch.tensor(pbc)[None],
             batch=torch.zeros(len(positions), dtype=torch.int64),
             edge_index=torch.from_numpy(edges),
@@ -248,7 +248,8 @@ class Evaluator:
         contact = None
         if self.contact_limit is not None:
             contact = pick_contact(positions, completed, edges, shifts, self.contact_limit)
-        placed = graph.to(self.student.device)
+        place = self.student.device
+        placed = graph if place.type == "cpu" else graph.to(place)
         uncertainty = None
         with torch.inference_mode():
             if self.with_uncertainty:

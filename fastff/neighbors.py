@@ -144,9 +144,9 @@ def measure_edges(
 ) -> Array:
     """Squared lengths (n_edges,) of edges, Å^2."""
     receivers, senders = edges
-    vectors = positions[senders] - positions[receivers]
-    moved = np.flatnonzero(shifts.any(axis=1))
-    vectors[moved] += shifts[moved] @ cell
+    vectors = positions.take(senders, axis=0)
+    vectors -= positions.take(receivers, axis=0)
+    vectors += shifts.astype(np.float64) @ cell
     squared: Array = np.einsum("ea,ea->e", vectors, vectors)
     return squared
 
@@ -266,7 +266,7 @@ class VerletCache:
         if len(positions) != len(old_positions) or (pbc != old_pbc).any():
             return True
         current = self._current_cell(cell, pbc)
-        if np.array_equal(current, old_cell):
+        if (current == old_cell).all():
             moved = positions - old_positions
             sigma = 1.0
         else:

@@ -14,9 +14,9 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.io import read, write
 from untrained import make_student
 
-from fastff.calculator import FastFFCalculator
+from fastff.calculator import FastFFCalculator, measure_sound_cell
 from fastff.checkpoint import save_model
-from fastff.errors import UsageError
+from fastff.errors import DataError, UsageError
 from fastff.models import Student
 from fastff.predict import predict
 
@@ -292,3 +292,25 @@ class TestArguments:
         water.calc = FastFFCalculator(model_path, directory=str(tmp_path))
         water.get_forces()
         assert not list(tmp_path.iterdir())
+
+
+def test_cells_are_measured_or_looked_at_again(rng: np.random.Generator) -> None:
+    """The quick measure agrees with ASE's volume, and declines cells that are nearly flat, zero or not finite."""
+    for _ in range(20):
+        rows = rng.normal(size=(3, 3)) + np.diag([4.0, -5.0, 6.0])
+        assert measure_sound_cell(rows) == pytest.approx(Atoms(cell=rows).cell.volume)
+    flat = np.array([[1.0, 0, 0], [0, 1.0, 0], [1.0, 1.0, 1e-4]])
+    broken = np.diag([1.0, np.nan, 1.0])
+    assert measure_sound_cell(flat) is None
+    assert measure_sound_cell(np.zeros((3, 3))) is None
+    assert measure_sound_cell(broken) is None
+
+
+def test_a_cell_that_becomes_flat_is_refused(copper: Atoms) -> None:
+    copper.calc = FastFFCalculator(make_student("m1", (29,)), device="cpu")
+    copper.get_forces()
+    copper.set_cell(copper.cell.array * 1.01)
+    copper.get_forces()
+    copper.set_cell(copper.cell.array * [[1], [1], [0]])
+    with pytest.raises(DataError, match="cell vector c is zero"):
+        copper.get_forces()

@@ -151,7 +151,11 @@ def md(
     from fastff.checkpoint import load_model
     from fastff.md.potentials import make_potential
     from fastff.md.run import plan_files, simulate
+    from fastff.memory import keep_freed_memory
     from fastff.structures import read_structures
+
+    if place.type == "cpu":
+        keep_freed_memory()
 
     atoms = repeat_structure(read_structures(structure)[-1], repeat)
     folder = out if out is not None else Path("runs") / f"md-{structure.stem}"

@@ -57,11 +57,15 @@ def predict(
         check_output(out, force=force)
 
     from fastff.checkpoint import load_model
+    from fastff.memory import keep_freed_memory
     from fastff.predict import predict as evaluate
     from fastff.structures import read_structures
 
     frames = read_structures(structures)
-    student = load_model(model, device=resolve_device(device), dtype=resolve_dtype(dtype))
+    place = resolve_device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
+    student = load_model(model, device=place, dtype=resolve_dtype(dtype))
     labels = evaluate(student, frames, batch_atoms=batch_atoms)
     console = make_console()
     console.print(make_table(frames, labels))

@@ -252,9 +252,12 @@ def assemble_prediction(
     receivers, senders = graph.edge_index
     zeros = gradient.new_zeros(graph.n_atoms, 3)
     forces = zeros.index_add(0, receivers, gradient).index_add(0, senders, -gradient)
-    virial = gradient.new_zeros(graph.n_systems, 3, 3).index_add(
-        0, graph.batch[receivers], vectors.unsqueeze(2) * gradient.unsqueeze(1)
-    )
+    if graph.n_systems == 1:
+        virial = (vectors.T @ gradient)[None]
+    else:
+        virial = gradient.new_zeros(graph.n_systems, 3, 3).index_add(
+            0, graph.batch[receivers], vectors.unsqueeze(2) * gradient.unsqueeze(1)
+        )
     volume = torch.linalg.det(graph.cell.double()).abs().to(virial.dtype)
     stress = 0.5 * (virial + virial.transpose(1, 2)) / volume[:, None, None]
     energy = energies.new_zeros(graph.n_systems).index_add(0, graph.batch, energies)

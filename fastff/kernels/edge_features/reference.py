@@ -46,7 +46,8 @@ def evaluate_envelope(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.clamp(max=1.0)
     rest = 1.0 - x
     series = 1.0 + x * (3.0 + x * (6.0 + x * (10.0 + x * (15.0 + x * 21.0))))
-    return rest**3 * series, -168.0 * x**5 * rest**2
+    squared, rest_squared = x * x, rest * rest
+    return rest_squared * rest * series, -168.0 * squared * squared * x * rest_squared
 
 
 def evaluate_radial(distance: Tensor, cutoff: float, n_radial: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ message in the second.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -30,8 +31,7 @@ from fastff.kernels.edge_features.reference import (
 class EdgeGeometry(NamedTuple):
     """What the sums over neighbours need to know of every slot, all of shape (n_atoms, n_slots, ...).
 
-    distance (.., 1) Å; unit (.., 3); basis and basis_slope (.., n_radial); harmonics (.., 16);
-    harmonics_slope (.., 16, 3), the polynomial gradient of the harmonics in the unit vector.
+    distance (.., 1) Å; unit (.., 3); basis and basis_slope (.., n_radial); harmonics (.., 16).
     """
 
     distance: Tensor
@@ -39,7 +39,6 @@ class EdgeGeometry(NamedTuple):
     basis: Tensor
     basis_slope: Tensor
     harmonics: Tensor
-    harmonics_slope: Tensor
 
 
 def describe_edges(vectors: Tensor, cutoff: float, n_radial: int) -> EdgeGeometry:
@@ -54,9 +53,27 @@ def describe_edges(vectors: Tensor, cutoff: float, n_radial: int) -> EdgeGeometr
     distance = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     unit = vectors / distance
     basis, basis_slope = evaluate_radial(distance[..., 0], cutoff, n_radial)
-    return EdgeGeometry(
-        distance, unit, basis, basis_slope, evaluate_harmonics(unit), harmonics_gradient(unit)
-    )
+    return EdgeGeometry(distance, unit, basis, basis_slope, evaluate_harmonics(unit))
+
+
+@cache
+@torch.inference_mode(False)  # kept and used again in training, whoever asks first
+def build_gradient_table(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Gradients of solid harmonics ``r^l Y_lm`` as combinations of those of one degree less, (16, 27).
+
+    On the unit sphere ``d(r^l Y_lm)/dr_a = sum_k table[lm, 9 a + k] Y_k`` with k over the degrees 0 to 2. Tangential
+    parts are those of ``Y_lm`` itself; the radial part is ``l Y_lm``.
+    """
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.randn(64, 3, dtype=torch.float64, generator=generator)
+    unit = unit / unit.norm(dim=1, keepdim=True)
+    harmonics, plain = evaluate_harmonics(unit), harmonics_gradient(unit)
+    degrees = torch.tensor([0.0] + [1.0] * 3 + [2.0] * 5 + [3.0] * 7, dtype=torch.float64)
+    radial = degrees * harmonics - (plain @ unit[:, :, None])[..., 0]
+    solid = plain + radial[:, :, None] * unit[:, None, :]
+    table = torch.linalg.lstsq(harmonics[:, :9], solid.reshape(64, 48)).solution
+    table = torch.where(table.abs() < 1e-12, 0.0, table).view(9, 16, 3)
+    return table.permute(1, 2, 0).reshape(16, 27).to(device, dtype)
 
 
 def compute_moments(
@@ -116,8 +133,10 @@ def compute_moments_adjoint(
     radial_gradient = channel_gradient * factors
     basis_gradient = mix_radial(radial_gradient, weights.transpose(1, 2))
     along = (basis_gradient * geometry.basis_slope).sum(dim=-1, keepdim=True)
-    harmonics_gradient_ = (radial * factors) @ moments_gradient.transpose(1, 2)
-    across = (harmonics_gradient_.unsqueeze(-2) @ geometry.harmonics_slope).squeeze(-2)
+    pull = (radial * factors) @ moments_gradient.transpose(1, 2)
+    lower = pull @ build_gradient_table(pull.dtype, pull.device)
+    lower = lower.unflatten(-1, (3, 9)) * geometry.harmonics[..., None, :9]
+    across = lower.sum(dim=-1)
     across = across - geometry.unit * (across * geometry.unit).sum(dim=-1, keepdim=True)
     vector_gradient = along * geometry.unit + across / geometry.distance
     return vector_gradient, channel_gradient * radial
