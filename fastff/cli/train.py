@@ -67,6 +67,14 @@ def train(
             rich_help_panel=_SOURCE,
         ),
     ] = None,
+    hessian_vectors: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Frames labelled beside their positions too, for Hessian-vector targets: two evaluations each.",
+            rich_help_panel=_SOURCE,
+        ),
+    ] = 0,
     max_atoms: Annotated[
         int, typer.Option(help="Largest cell that is labelled.", rich_help_panel=_SOURCE)
     ] = 120,
@@ -149,6 +157,17 @@ def train(
         bool, typer.Option("--quiet", help="No plan and no progress.", rich_help_panel=_RUN)
     ] = False,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        int, typer.Option(min=1, help="Of each node, to train on together.", rich_help_panel=_RUN)
+    ] = 1,
+    nodes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="More than 1: start this with srun or torchrun, see docs/multi_gpu.md.",
+            rich_help_panel=_RUN,
+        ),
+    ] = 1,
 ) -> None:
     """Distil a teacher into a small, fast student for your material."""
     from fastff.distill.request import CONFIG_NAME, build_request, read_values
@@ -162,6 +181,7 @@ def train(
         "temperatures": parse_temperatures(temperature),
         "budget": int(budget) if budget and budget.isdigit() else budget,
         "rounds": rounds,
+        "hessian_vectors": hessian_vectors,
         "max_atoms": max_atoms,
         "student": student,
         "target": target_accuracy,
@@ -180,13 +200,24 @@ def train(
     resolve_device(device)
     folder = out or name_folder(request.structures or request.labels, request.teacher)
     console = make_console()
+    from fastff.distill.labelling import is_first_process
     from fastff.distill.run import Listener, distill
 
     with ExitStack() as displays:
         listener = (
             Listener(on_split=warn_of_findings) if quiet else build_listener(console, displays)
         )
-        outcome = distill(request, folder, device=device, resume=resume, listener=listener)
+        outcome = distill(
+            request,
+            folder,
+            device=device,
+            devices=devices,
+            nodes=nodes,
+            resume=resume,
+            listener=listener if is_first_process() else None,
+        )
+    if not is_first_process():
+        return
     print_verdict(console, outcome)
     if require and not outcome.passed:
         from fastff.report.verdict import format_percent
@@ -433,6 +464,12 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
         f"         energy {format_percent(test.energy)}{energy_mae}, stress {format_percent(test.stress)}",
         soft_wrap=True,
     )
+    if outcome.hessian is not None:
+        console.print(
+            f"         Hessian-vector products {format_percent(outcome.hessian.accuracy)} "
+            f"({outcome.hessian.n_frames} test frames, teacher RMS {outcome.hessian.rms:.2f} eV/Å^2)",
+            soft_wrap=True,
+        )
     times = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
     console.print(f"         time: {times}; model: {outcome.model}", soft_wrap=True)
     against = "--compare-teacher" if outcome.teacher else "--labels FILE"

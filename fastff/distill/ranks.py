@@ -69,6 +69,22 @@ def check_group(devices: int, nodes: int) -> bool:
     return found == wanted
 
 
+def check_launched(devices: int, nodes: int, *, labels_exist: bool) -> None:
+    """Refuse what a whole distillation cannot do with these processes, before any work.
+
+    Raises
+    ------
+    UsageError
+        As :func:`check_group`; or a launcher started several processes and there is something to label first.
+    """
+    check_group(devices, nodes)
+    if count_processes() > 1 and not labels_exist:
+        raise UsageError(
+            f"a launcher started {count_processes()} processes that would wait for the teacher; label first with "
+            "`fastff label`, then train with --labels"
+        )
+
+
 def place_trainer(device: str, devices: int = 1, nodes: int = 1) -> dict[str, Any]:
     """Lightning's options for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; auto is a GPU or the CPU.
 

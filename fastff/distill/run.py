@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +20,20 @@ from fastff.checkpoint import load_model, save_model, write_atomically
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import LabelledSet, read_labels
 from fastff.distill.header import build_header, describe_software
+from fastff.distill.hessian import EVALUATIONS, add_to_split
+from fastff.distill.labelling import is_first_process
 from fastff.distill.ladder import Ladder, Trained, calibrate_uncertainty, measure_student
 from fastff.distill.planning import plan_sampling
+from fastff.distill.ranks import check_launched
 from fastff.distill.request import CONFIG_NAME, DistillRequest, check_folder, write_config
 from fastff.distill.roundlog import GateRow
-from fastff.distill.roundplan import RoundsPlan, estimate_evaluations, parse_budget, plan_rounds
+from fastff.distill.roundplan import (
+    DEFAULT_BUDGET,
+    RoundsPlan,
+    estimate_evaluations,
+    parse_budget,
+    plan_rounds,
+)
 from fastff.distill.rounds import SOURCE, Rounds, RoundsListener, RoundsOutcome, meets_target
 from fastff.distill.sampling import (
     SamplingProgress,
@@ -35,7 +45,9 @@ from fastff.distill.split import Split, split_frames
 from fastff.distill.store import LabelStore
 from fastff.distill.train import TrainProgress, TrainResult, TrainSettings
 from fastff.distill.validate import validate_frames
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
+from fastff.predict import predict
+from fastff.report.hessian import HessianAccuracy, measure_hessian_vectors
 from fastff.report.metrics import Accuracy
 from fastff.structures import read_structures
 from fastff.teachers import load_teacher
@@ -46,6 +58,8 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "model.safetensors"
 LABELS_NAME = "labels.h5"
+HESSIAN_NAME = "hessian.h5"
+"""Frames of these labels with Hessian-vector targets."""
 ROUNDS_NAME = "rounds"
 BUDGET_NAME = "budget.json"
 """What a budget of minutes came to, in the folder of the rounds."""
@@ -93,6 +107,8 @@ class DistillOutcome:
         On test frames of the first sampling and of the dynamics of the final student, if there were rounds.
     evaluations : int
         Of the teacher in this run and those it continues.
+    hessian : HessianAccuracy or None
+        Of Hessian-vector products on the test frames that have targets.
     """
 
     model: Path
@@ -107,6 +123,7 @@ class DistillOutcome:
     rows: list[GateRow] = field(default_factory=list)
     sources: dict[str, Accuracy] = field(default_factory=dict)
     evaluations: int = 0
+    hessian: HessianAccuracy | None = None
 
     @property
     def stable(self) -> bool:
@@ -129,6 +146,8 @@ def distill(
     out: Path,
     *,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     resume: bool = False,
     listener: Listener | None = None,
 ) -> DistillOutcome:
@@ -141,6 +160,8 @@ def distill(
         New folder for labels, checkpoints, configuration and the model.
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``, for teacher and student.
+    devices, nodes : int
+        Processes of each node, and nodes, that train together; see :func:`~fastff.distill.train.train_student`.
     resume : bool
         Continue an interrupted run of the same request.
     listener : Listener, optional
@@ -151,7 +172,9 @@ def distill(
         With one line that says what to do.
     """
     listener = listener or Listener()
-    check_folder(out, request, resume=resume)
+    check_launched(devices, nodes, labels_exist=request.labels is not None)
+    if is_first_process():
+        check_folder(out, request, resume=resume)
     seeds = read_structures(request.structures) if request.structures else []
     teacher = None
     if request.structures:
@@ -165,7 +188,8 @@ def distill(
     start = time.perf_counter()
     existing = read_labels(request.labels) if request.labels else None
     out.mkdir(parents=True, exist_ok=True)
-    write_config(out / CONFIG_NAME, request, describe_software())
+    if is_first_process():
+        write_config(out / CONFIG_NAME, request, describe_software())
     sampling: SamplingPlan | None = None
     rounds = RoundsPlan(None, 0)
     if teacher is not None:
@@ -175,12 +199,15 @@ def distill(
         assert existing is not None
         labelled = existing
         seeds = choose_examples([frame.atoms for frame in labelled.frames])
-    seconds = {"labels": time.perf_counter() - start}
     split = split_first(labelled, request.seed)
+    if teacher is not None and request.hessian_vectors:
+        split = add_to_split(teacher, split, request.hessian_vectors, out / HESSIAN_NAME)
+    seconds = {"labels": time.perf_counter() - start}
     listener.on_split(split, validate_frames(split.train))
     ladder = Ladder(
         request, out / "training", device, resume,
         listener.on_student, listener.on_step, listener.on_trained,
+        devices=devices, nodes=nodes, conservative=labelled.teacher.get("conservative", True),
     )  # fmt: skip
     trained = ladder.climb(split, grow=rounds.n_rounds > 0)
     seconds["training"] = trained.result.seconds
@@ -219,8 +246,11 @@ def finish(
         request, labelled, seeds, split, trained.result,
         {"validation": validation, "test": test, **sources}, [row.to_dict() for row in rows],
     )  # fmt: skip
-    save_model(out / MODEL_NAME, student, header)
-    load_model(out / MODEL_NAME)
+    hessian = measure_hessian_vectors(split.test, partial(predict, student))
+    header["hessian_vectors"] = hessian.to_dict() if hessian else None
+    if is_first_process():
+        save_model(out / MODEL_NAME, student, header)
+        load_model(out / MODEL_NAME)
     sampled = sampling.n_evaluations if sampling else 0
     return DistillOutcome(
         model=out / MODEL_NAME,
@@ -234,7 +264,9 @@ def finish(
         attempts=ladder.attempts,
         rows=rows,
         sources=sources,
-        evaluations=rows[-1].evaluations if rows else sampled,
+        evaluations=(rows[-1].evaluations if rows else sampled)
+        + EVALUATIONS * request.hessian_vectors,
+        hessian=hessian,
     )
 
 
@@ -246,7 +278,10 @@ def resolve_rounds(
     *,
     resume: bool,
 ) -> RoundsPlan:
-    """Divide the budget; minutes become evaluations once, by measuring the teacher, and that is kept for later runs."""
+    """Divide what Hessian-vector targets leave of the budget.
+
+    Minutes become evaluations once, by measuring the teacher, and that is kept for later runs.
+    """
     budget = parse_budget(request.budget)
     evaluations, path = budget.evaluations, out / ROUNDS_NAME / BUDGET_NAME
     if budget.minutes is not None:
@@ -260,6 +295,14 @@ def resolve_rounds(
             evaluations = estimate_evaluations(teacher, structures, budget.minutes)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps({"evaluations": evaluations}).encode())
+    if request.hessian_vectors:
+        known = DEFAULT_BUDGET if evaluations is None else evaluations
+        evaluations = known - EVALUATIONS * request.hessian_vectors
+        if 2 * evaluations < known:
+            raise UsageError(
+                f"{request.hessian_vectors} Hessian-vector targets take more than half of about {known} evaluations; "
+                "lower --hessian-vectors or raise --budget"
+            )
     return plan_rounds(evaluations, request.rounds, budget.minutes)
 
 

@@ -1,0 +1,108 @@
+"""``fastff train`` with Hessian-vector targets and with several processes, as it is typed. Not here: what these do."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from ase.io import write
+from emt_frames import label_by_emt, make_alloys
+
+from fastff.checkpoint import load_model
+from fastff.distill.request import build_request
+from fastff.distill.run import distill
+from fastff.distill.store import LabelStore
+from fastff.errors import UsageError
+from fastff.teachers import load_teacher
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ["--student", "m1", "--steps", "20", "--cutoff", "4", "--device", "cpu"]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    frames = label_by_emt(make_alloys(50))
+    with LabelStore(tmp_path / "labels.h5", "a", teacher=load_teacher("analytic:emt")) as store:
+        store.append(frames)
+    return tmp_path / "labels.h5"
+
+
+def run(command: list[str], folder: Path, *arguments: str | Path) -> str:
+    done = subprocess.run(
+        [*command, "train", *map(str, arguments), *SHORT],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def read_accuracy(text: str) -> str:
+    (found,) = re.findall(r"verdict +m1: accuracy (\S+) %", text)
+    return str(found)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_verdict_of_one(labels: Path, tmp_path: Path) -> None:
+    """Started by the command itself, or by torchrun: one verdict each, and the same."""
+    python = [sys.executable, "-m"]
+    torchrun = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    texts = [
+        run([*python, "fastff"], tmp_path, "--labels", labels, "--out", "one"),
+        run([*python, "fastff"], tmp_path, "--labels", labels, "--out", "two", "--devices", "2"),
+        run([*torchrun, "fastff"], tmp_path, "--labels", labels, "--out", "run", "--devices", "2"),
+    ]
+    assert len({read_accuracy(text) for text in texts}) == 1
+    headers = [load_model(tmp_path / name / "model.safetensors").header for name in ("two", "run")]
+    curves = [header["training"]["learning_curve"] for header in headers]
+    assert curves[0] == curves[1]
+
+
+def test_a_launcher_and_a_teacher_do_not_go_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "cu.xyz", bulk("Cu", cubic=True))
+    request = build_request(structures=tmp_path / "cu.xyz", teacher="analytic:emt")
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1",
+        "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="label first with `fastff label`"):
+        distill(request, tmp_path / "out", device="cpu", devices=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_targets_count_in_the_budget_and_reach_the_verdict(tmp_path: Path) -> None:
+    """A tenth of them on test frames; resumed, the teacher labels nothing again."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.positions += np.random.default_rng(0).normal(scale=0.02, size=(4, 3))
+    write(tmp_path / "cu.xyz", atoms)
+    request = build_request(
+        structures=tmp_path / "cu.xyz", teacher="analytic:emt", budget=120, rounds=0, max_atoms=4,
+        student="m1", n_steps=20, cutoff=4.0, hessian_vectors=20, hessian_weight=0.2,
+    )  # fmt: skip
+    outcome = distill(request, tmp_path / "out", device="cpu")
+    assert outcome.hessian is not None
+    assert outcome.hessian.n_frames == 2
+    assert outcome.evaluations <= 120
+    with LabelStore(tmp_path / "out" / "hessian.h5") as store:
+        assert store.n_hessian_vectors == len(store) == 20
+    header = load_model(outcome.model).header
+    assert header["hessian_vectors"]["n_frames"] == 2
+    assert header["training"]["request"]["hessian_vectors"] == 20
+    again = distill(request, tmp_path / "out", device="cpu", resume=True)
+    assert again.hessian == outcome.hessian
+    record = json.loads(json.dumps(header["hessian_vectors"]))
+    assert record["accuracy"] == pytest.approx(outcome.hessian.accuracy)
