@@ -150,8 +150,8 @@ def test_walkers_end_where_they_go_too_far(
 ) -> None:
     def look(model: Student, structures: list[Atoms]) -> list[tuple[float, float, float]]:
         looks.append(len(structures))
-        grade = 9.0 if kind == "extrapolation" and len(looks) == 3 else 0.5
-        contact = 0.3 if kind == "contact" and len(looks) == 3 else 1.0
+        grade = 9.0 if kind == "extrapolation" and len(looks) == 4 else 0.5
+        contact = 0.3 if kind == "contact" and len(looks) == 4 else 1.0
         return [(contact, grade, 0.01)] * len(structures)
 
     looks: list[int] = []
@@ -160,14 +160,15 @@ def test_walkers_end_where_they_go_too_far(
     if kind == "extrapolation":
         assert found.endings == (Ending(6, "extrapolation"), Ending(20))
         assert [(s.step, s.urgent) for s in found.snapshots if s.walker == 0] == [
-            (4, True),
-            (6, True),
+            (4, False),
+            (6, False),
         ]
-        assert looks == [2] * 3 + [1] * 7
+        assert looks == [2] * 4 + [1] * 7
     else:
         assert found.endings == (Ending(6, "blow-up"), Ending(6, "blow-up"))
         assert [s.step for s in found.snapshots] == [2, 4, 2, 4]
-        assert len(looks) == 3
+        assert len(looks) == 4
+        assert all(s.urgent for s in found.snapshots)
 
 
 def test_looks_measure_contact_grade_and_spread(student: Student) -> None:
@@ -186,6 +187,19 @@ def test_looks_measure_contact_grade_and_spread(student: Student) -> None:
 def test_settings_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="makes no sense"):
         ExploreSettings(n_steps=10, timestep=1.0, check=4, stride=10)
+
+
+def test_a_walker_that_starts_far_out_may_go_further(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grades = iter([[0.5, 5.0], [2.0, 2.0], [3.5, 14.0], [16.0]])
+
+    def look(model: Student, structures: list[Atoms]) -> list[tuple[float, float, float]]:
+        return [(1.0, grade, 0.01) for grade in next(grades)]
+
+    monkeypatch.setattr(explore_module, "look_at", look)
+    found = explore(student, make_walkers("train", "train"), SETTINGS)
+    assert found.endings == (Ending(4, "extrapolation"), Ending(6, "extrapolation"))
 
 
 # --- choosing ---
@@ -216,6 +230,9 @@ def test_descriptors_tell_structures_apart_and_atoms_not(student: Student) -> No
     distance = np.linalg.norm(rows - rows[0], axis=1)
     assert distance[1:3] == pytest.approx([0, 0], abs=1e-2 * distance[3])
     assert distance[3] > 0.5
+    n = rows.shape[1] // 2  # means and root mean squares
+    assert (rows[:, n:] >= np.abs(rows[:, :n]) - 1e-9).all()
+    assert rows[3, n:].max() > 1.01 * np.abs(rows[3, :n]).max()
     blind = make_student("m1", (29,), cutoff=4.0, energy_scale=0.005)
     with pytest.raises(UsageError, match="no uncertainty"):
         describe_structures(blind, [a])
@@ -288,6 +305,39 @@ def test_what_is_labelled_of_an_exploration(
     assert found.record["gate_blown_up"] == found.record["blown_up"] == 1
     assert found.record["extrapolated"] == 1
     assert found.record["picoseconds"] == pytest.approx(6 * 20 * 2e-3)
+
+
+def test_further_waves_follow_where_walkers_end_early(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, waves = make_frames([300.0, 400.0, 500.0, 600.0]), []
+    plan = WalkerPlan(4, 3, (300.0, 600.0), seed=0, first_trajectory=4096)
+
+    def more(wave: int) -> list[Walker]:
+        waves.append(wave)
+        return plan_walkers(known, plan, 1, wave)
+
+    def get(stop_grade: float, n_train: int) -> Harvest:
+        waves.clear()
+        settings = replace(SETTINGS, stop_grade=stop_grade)
+        first = plan_walkers(known, plan, 1)
+        return harvest(student, first, settings, known, n_gate=6, n_train=n_train, more=more)
+
+    found = get(1e-9, 8)  # every walker ends at its first look
+    assert waves == [1, 2, 3]
+    assert found.record["walkers"] == 10 + 3 * 4
+    assert found.record["gate_walkers"] == 6
+    train = [pick for pick in found.picks if pick.use == "train"]
+    assert len(train) == 8
+    assert len({pick.trajectory for pick in train}) == 8
+    assert found.record["candidates"] == 16
+    assert max(pick.trajectory for pick in train) >= 4096 + 512
+    get(1e-9, 10**6)
+    assert waves == [1, 2, 3, 4, 5, 6]
+    get(1e9, 10**6)  # nothing ends early
+    assert waves == []
+    get(1e-9, 0)
+    assert waves == []
 
 
 def test_a_harvest_survives_its_file(tmp_path: Path) -> None:

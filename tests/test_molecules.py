@@ -84,8 +84,9 @@ def test_close_contacts_between_molecules_are_made_too() -> None:
         pressed = press_pairs(liquid, 0.7, rng)
         assert pressed is not None
         i, j = np.flatnonzero(np.abs(pressed.positions - liquid.positions).max(axis=1) > 0)
-        seen.add(bool(owners[i] == owners[j]))
-    assert seen == {True, False}
+        pair = "".join(sorted(str(liquid.symbols[k]) for k in (i, j)))
+        seen.add((pair, bool(owners[i] == owners[j])))
+    assert seen == {("HO", True), ("HO", False), ("HH", True), ("HH", False), ("OO", False)}
 
 
 def test_order_is_told_from_disorder() -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -224,10 +228,17 @@ class Death(BaseException):
     """What kills a run in these tests."""
 
 
+def shorten(change: Callable[[Any, str, Any], None]) -> None:
+    """Walk a few steps only; labels in several batches, and rounds that do not help are not the last."""
+    change(rounds_module, "PICOSECONDS", {"cpu": (0.03, 0.03)})
+    change(rounds_module, "LEAST_STEPS", 20)
+    change(rounds_module, "LEAST_GAIN", -1.0)
+    change(rounds_module, "BATCH_ATOMS", 8)
+
+
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds_module, "PICOSECONDS", {"cpu": (0.03, 0.03)})
-    monkeypatch.setattr(rounds_module, "LEAST_STEPS", 20)
+    shorten(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +276,7 @@ def whole(
     """Folder and outcome of a run that nothing interrupts."""
     out = tmp_path_factory.mktemp("whole") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds_module, "PICOSECONDS", {"cpu": (0.03, 0.03)})
-        patch.setattr(rounds_module, "LEAST_STEPS", 20)
-        patch.setattr(rounds_module, "LEAST_GAIN", -1.0)
+        shorten(patch.setattr)
         return out, run(request_, out)
 
 
@@ -288,6 +297,17 @@ def test_rounds_keep_to_their_budget_and_are_logged(whole: tuple[Path, DistillOu
     assert header["accuracy"][STUDENT]["overall"] == outcome.sources[STUDENT].overall
     json.dumps(header, allow_nan=False)
     assert not outcome.passed
+
+
+def test_a_finished_run_explores_and_labels_nothing_again(
+    request_: DistillRequest, whole: tuple[Path, DistillOutcome]
+) -> None:
+    def fail(*_: int) -> None:
+        pytest.fail("done again")
+
+    again = run(request_, whole[0], fail, on_explore=fail, on_label=fail)
+    assert_same(again, whole[0], whole)
+    assert [row.seconds for row in again.rows] == [row.seconds for row in whole[1].rows]
 
 
 def test_no_trajectory_is_trained_and_tested_on(whole: tuple[Path, DistillOutcome]) -> None:
@@ -337,7 +357,6 @@ def test_resumed_anywhere_equals_uninterrupted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Killed while exploring, before and while labelling, in training, after a gate; the end is the same."""
-    monkeypatch.setattr(rounds_module, "LEAST_GAIN", -1.0)
     out, died = tmp_path / "out", []
 
     def die(where: str) -> None:
@@ -364,7 +383,6 @@ def test_resumed_anywhere_equals_uninterrupted(
         return honest(self, number, harvested, uses)
 
     monkeypatch.setattr(Rounds, "label", label)
-    monkeypatch.setattr(rounds_module, "BATCH_ATOMS", 8)
 
     def labelling(number: int, done: int, total: int) -> None:
         if done > total // 2:
@@ -379,6 +397,11 @@ def test_resumed_anywhere_equals_uninterrupted(
         except Death:
             continue
     assert len(died) == 3 + 5 + 3 + 2 + 3, died
+    assert_same(outcome, out, whole)
+
+
+def assert_same(outcome: DistillOutcome, out: Path, whole: tuple[Path, DistillOutcome]) -> None:
+    """Compare model, log and labels with those of the run that nothing interrupted."""
     first = load_model(whole[1].model).state_dict()
     for name, value in load_model(outcome.model).state_dict().items():
         assert np.allclose(value, first[name], atol=1e-6), name
@@ -395,6 +418,51 @@ def test_resumed_anywhere_equals_uninterrupted(
         for folder in (out, whole[0])
     ]
     assert hashes[0] == hashes[1]
+
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from fastff.distill import rounds as module
+from fastff.distill.request import read_config
+from tests.test_rounds import run, shorten
+
+shorten(setattr)
+out, where = Path(sys.argv[1]), sys.argv[2]
+
+def die(here, ready=True):
+    if here == where and ready:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def count():
+    return len(list((out / "rounds").glob("*.npz")))
+
+run(
+    read_config(Path(sys.argv[3])),
+    out,
+    lambda progress: die(f"training {count()}", progress.step == 13),
+    on_explore=lambda number, step, n_steps: die(f"exploring {number}", step > n_steps // 2),
+    on_label=lambda number, done, total: die(f"labelling {number}", done > total // 2),
+)
+"""
+
+
+@pytest.mark.slow
+def test_killed_without_notice_equals_uninterrupted(
+    request_: DistillRequest,
+    whole: tuple[Path, DistillOutcome],
+    tmp_path: Path,
+) -> None:
+    root = Path(__file__).resolve().parents[1]
+    out = tmp_path / "out"
+    for where in ("exploring 1", "labelling 1", "training 1"):
+        command = [sys.executable, "-c", CHILD, out, where, whole[0] / "config.yaml"]
+        paths = os.pathsep.join([str(root), str(root / "tests")])
+        child = subprocess.run(
+            [str(word) for word in command], cwd=root, env={**os.environ, "PYTHONPATH": paths}
+        )
+        assert child.returncode == -signal.SIGKILL
+    assert_same(run(request_, out), out, whole)
 
 
 def test_calibration_compares_foretold_and_found_errors(whole: tuple[Path, DistillOutcome]) -> None:

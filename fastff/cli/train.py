@@ -222,9 +222,14 @@ def train(
     if require and not outcome.passed:
         from fastff.report.verdict import format_percent
 
+        kind, weakest = outcome.weakest
+        if weakest.overall >= outcome.target:
+            reason = "its own dynamics fails above the range of temperatures, or blows up"
+        else:
+            reason = f"accuracy {format_percent(weakest.overall)} ({weakest.limiting}) on {kind} is below it"
         raise AccuracyError(
-            f"test accuracy {format_percent(outcome.test.overall)} ({outcome.test.limiting}) is below the target "
-            f"{format_percent(outcome.target)}; raise --budget or --steps, or choose a larger --student"
+            f"target {format_percent(outcome.target)} missed: {reason}; raise --budget or --steps, or choose a larger "
+            "--student"
         )
 
 
@@ -366,6 +371,8 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
             f"about {settings.batch_atoms} atoms"
         )
 
+        for task in training.task_ids:
+            training.remove_task(task)
         training.add_task("training", total=settings.n_steps, note="")
         training.start()
 
@@ -425,7 +432,7 @@ def describe_group(name: str, accuracy: Accuracy) -> str:
     return (
         f"{name}: {format_percent(accuracy.overall)} (forces {format_percent(accuracy.force)}, "
         f"energy {format_percent(accuracy.energy)}, stress {format_percent(accuracy.stress)}; "
-        f"{accuracy.n_frames} frames)"
+        f"{'only ' if accuracy.n_frames < 10 else ''}{accuracy.n_frames} frames)"
     )
 
 
@@ -442,12 +449,12 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     """Five lines: result, forces, energy and stress, time, next command."""
     from fastff.report.verdict import format_percent
 
-    test = outcome.test
+    test, (kind, weakest) = outcome.test, outcome.weakest
     word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
     console.print(
-        f"[bold]verdict[/]  {outcome.architecture}: accuracy {format_percent(test.overall)} on "
-        f"{test.n_frames} {outcome.test_kind}, "
-        f"limited by {test.limiting}; {word} ({format_percent(outcome.target)})",
+        f"[bold]verdict[/]  {outcome.architecture}: accuracy {format_percent(weakest.overall)} on "
+        f"{weakest.n_frames} {kind}, "
+        f"limited by {weakest.limiting}; {word} ({format_percent(outcome.target)})",
         soft_wrap=True,
     )
     for name, accuracy in outcome.sources.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import ase
@@ -55,7 +55,8 @@ class ExploreSettings:
     min_contact : float
         Distance of two atoms over the sum of their covalent radii.
     stop_grade : float
-        Extrapolation grade beyond which a walker for training ends.
+        Extrapolation grade beyond which a walker for training ends; as many times its grade at the start, if that is
+        above one.
     seed : int
     """
 
@@ -107,7 +108,7 @@ class Snapshot:
     spread : float
         Standard deviation of the energy, eV/atom; nan likewise.
     urgent : bool
-        Just before a blow-up or at an extrapolation.
+        Just before a blow-up.
     """
 
     atoms: ase.Atoms
@@ -133,6 +134,12 @@ class Exploration:
     snapshots: tuple[Snapshot, ...]
     endings: tuple[Ending, ...]
 
+    def join(self, other: Exploration) -> Exploration:
+        """Both, the other's walkers numbered after these."""
+        n_walkers = len(self.endings)
+        moved = tuple(replace(s, walker=s.walker + n_walkers) for s in other.snapshots)
+        return Exploration(self.snapshots + moved, self.endings + other.endings)
+
 
 def explore(
     student: Student,
@@ -142,8 +149,9 @@ def explore(
 ) -> Exploration:
     """Move walkers with a student's forces.
 
-    The integrator is BAOAB (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)). The two checked structures
-    before a blow-up are always kept, and so is the first one beyond ``stop_grade`` with its predecessor.
+    The integrator is BAOAB (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)). The last two checked
+    structures before a blow-up are always kept, as urgent, and so is the first one that extrapolates with its
+    predecessor.
 
     Parameters
     ----------
@@ -202,6 +210,8 @@ class _Run:
         self.endings: dict[int, Ending] = {}
         self.recent: list[list[Snapshot]] = [[] for _ in walkers]
         self.kept: list[dict[int, Snapshot]] = [{} for _ in walkers]
+        starts = look_at(student, [walker.atoms for walker in walkers])
+        self.limits = [settings.stop_grade * max(1.0, grade) for _, grade, _ in starts]
 
     def _put(self, values: np.ndarray) -> Tensor:
         return torch.as_tensor(np.asarray(values, dtype=np.float64), device=self.device)
@@ -261,16 +271,14 @@ class _Run:
             self.recent[k] = [*self.recent[k][-1:], snapshot]
             if step % self.settings.stride == 0:
                 self.kept[k][step] = snapshot
-            if self.walkers[k].use == "train" and grade > self.settings.stop_grade:
+            if self.walkers[k].use == "train" and grade > self.limits[k]:
                 self._end(k, step, "extrapolation")
 
     def _end(self, k: int, step: int, reason: str) -> None:
         self.endings[k] = Ending(step, reason)
         self.running[k] = False
         for snapshot in self.recent[k]:
-            self.kept[k][snapshot.step] = Snapshot(
-                snapshot.atoms, k, snapshot.step, snapshot.grade, snapshot.spread, urgent=True
-            )
+            self.kept[k][snapshot.step] = replace(snapshot, urgent=reason == "blow-up")
 
     def is_running(self) -> bool:
         """Whether any walker has not ended."""

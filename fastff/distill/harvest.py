@@ -36,8 +36,12 @@ MOST_KNOWN = 300
 """Training frames that a selection is compared with."""
 NEAREST = 20
 """A walker starts at one of this many training frames of its composition, nearest in temperature."""
+PLENTY, MOST_WAVES = 2.0, 7
+"""Where walkers for training end early, others follow until there are this many times as many structures as are wanted,
+or that many waves."""
 WARM_UP = 0.3
 """Part of a gate walker's way from which no frames are taken."""
+WAVE_NUMBERS = 512
 _USES: tuple[Use, ...] = ("train", "validation", "test")
 
 
@@ -84,15 +88,17 @@ class WalkerPlan:
     first_trajectory: int
 
 
-def plan_walkers(known: Sequence[Frame], plan: WalkerPlan, number: int) -> list[Walker]:
-    """Starts, temperatures and uses of the walkers of round ``number``.
+def plan_walkers(
+    known: Sequence[Frame], plan: WalkerPlan, number: int, wave: int = 0
+) -> list[Walker]:
+    """Starts, temperatures and uses of the walkers of round ``number``; in waves after the first, all are for training.
 
     Parameters
     ----------
     known : sequence of Frame
         Training frames from dynamics and thermal draws.
     """
-    rng = np.random.default_rng([plan.seed, 101, number])
+    rng = np.random.default_rng([plan.seed, 101, number, wave])
     groups: dict[str, list[Frame]] = defaultdict(list)
     for frame in known:
         groups[frame.atoms.get_chemical_formula()].append(frame)
@@ -104,11 +110,11 @@ def plan_walkers(known: Sequence[Frame], plan: WalkerPlan, number: int) -> list[
     n_hot = max(1, plan.n_gate // 4)
     cool = np.linspace(low, high, plan.n_gate - n_hot + 2)[1:-1]
     gate = [*cool, *np.linspace(OVERHEAT, 1.25, n_hot) * high]
-    for use in _USES[1:]:
+    for use in _USES[1:] if wave == 0 else ():
         ladder += [(use, float(t)) for t in gate]
     walkers = []
     for k, (use, temperature) in enumerate(ladder):
-        group = groups[kinds[(k + number) % len(kinds)]]
+        group = groups[kinds[(k + number + wave) % len(kinds)]]
         middle = 0.5 * (low + high)
         distance = [
             abs((f.temperature if np.isfinite(f.temperature) else middle) - temperature)
@@ -119,7 +125,7 @@ def plan_walkers(known: Sequence[Frame], plan: WalkerPlan, number: int) -> list[
         start.arrays.pop("momenta", None)
         cell = SampleCell(start, 0, (), find_material_axes(start), 0.0)
         strained = strain_cell(cell, draw_strain(rng, STRAIN[use], 0.5 * STRAIN[use]))
-        trajectory = plan.first_trajectory + k
+        trajectory = plan.first_trajectory + WAVE_NUMBERS * wave + k
         walkers.append(Walker(strained, temperature, trajectory, use, temperature > high))
     return walkers
 
@@ -132,6 +138,7 @@ def harvest(
     *,
     n_gate: int,
     n_train: int,
+    more: Callable[[int], list[Walker]] | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Harvest:
     """Let walkers go, and choose what is to be labelled.
@@ -149,8 +156,18 @@ def harvest(
     n_train : int
         Structures to train on; 0 leaves these out, and gate walkers that blow up are then gate walkers still. Otherwise
         those are trained on: their last structures are what the student must learn.
+    more : callable, optional
+        Gives the walkers of a further wave, from 1 on.
     """
-    found = explore(student, walkers, settings, on_step)
+    walkers, found = list(walkers), explore(student, walkers, settings, on_step)
+    for wave in range(1, MOST_WAVES if n_train and more else 1):
+        if _is_plenty(walkers, found, n_train):
+            break
+        assert more is not None
+        fresh = more(wave)
+        walkers += fresh
+        changed = replace(settings, seed=settings.seed + wave)
+        found = found.join(explore(student, fresh, changed, on_step))
     uses = [
         "train" if n_train and ending.reason == "blow-up" else walker.use
         for walker, ending in zip(walkers, found.endings, strict=True)
@@ -167,6 +184,17 @@ def harvest(
             picks.append(_make_pick(snapshot, walkers[snapshot.walker], "train"))
     unique = {hash_structure(pick.atoms): pick for pick in picks}
     return Harvest(tuple(unique.values()), _summarise(walkers, found, settings, len(candidates)))
+
+
+def _is_plenty(walkers: Sequence[Walker], found: Exploration, n_train: int) -> bool:
+    """Whether there is enough to choose from, or no walker for training ended early."""
+    count = sum(walkers[snapshot.walker].use == "train" for snapshot in found.snapshots)
+    early = any(
+        ending.reason
+        for walker, ending in zip(walkers, found.endings, strict=True)
+        if walker.use == "train"
+    )
+    return count >= PLENTY * n_train or not early
 
 
 def _make_pick(snapshot: Snapshot, walker: Walker, use: Any) -> Pick:

@@ -184,7 +184,8 @@ class Rounds:
             return read_harvest(path)
         start = time.perf_counter()
         known = [f for f in split.train if f.source in PHYSICAL_SOURCES] or split.train
-        walkers = plan_walkers(known, self._plan_walkers(number, known), number)
+        plan = self._plan_walkers(number, known)
+        walkers = plan_walkers(known, plan, number)
         moving = copy.deepcopy(student).to(self.device)
         found = harvest(
             moving,
@@ -193,6 +194,7 @@ class Rounds:
             known,
             n_gate=self.plan.gate,
             n_train=0 if last else self.plan.train,
+            more=lambda wave: plan_walkers(known, plan, number, wave),
             on_step=lambda step, n_steps: self.listener.on_explore(number, step, n_steps),
         )
         found = add_seconds(

@@ -34,7 +34,15 @@ from fastff.distill.roundplan import (
     parse_budget,
     plan_rounds,
 )
-from fastff.distill.rounds import SOURCE, Rounds, RoundsListener, RoundsOutcome, meets_target
+from fastff.distill.rounds import (
+    SOURCE,
+    STUDENT,
+    TEACHER,
+    Rounds,
+    RoundsListener,
+    RoundsOutcome,
+    meets_target,
+)
 from fastff.distill.sampling import (
     SamplingProgress,
     SamplingReport,
@@ -124,6 +132,18 @@ class DistillOutcome:
     sources: dict[str, Accuracy] = field(default_factory=dict)
     evaluations: int = 0
     hessian: HessianAccuracy | None = None
+
+    @property
+    def weakest(self) -> tuple[str, Accuracy]:
+        """What the target is compared with, in words: all test frames, or the worse group of the range of interest."""
+        if not self.sources:
+            return self.test_kind, self.test
+        groups = [
+            (f"{name} test frames", self.sources[name])
+            for name in (TEACHER, STUDENT)
+            if name in self.sources
+        ]
+        return min(groups, key=lambda group: group[1].overall)
 
     @property
     def stable(self) -> bool:
