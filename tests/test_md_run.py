@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,10 @@ from fastff.md.run import RunResult, simulate
 from fastff.md.settings import MDSettings
 from fastff.md.summary import average_blocks, read_log
 from fastff.md.torch_potential import StudentPotential
+from fastff.models import Student
+from fastff.models.uncertainty import fit_uncertainty
+from fastff.neighbors import atoms_to_graph
+from fastff.predict import predict
 from fastff.units import FEMTOSECOND
 
 Run = Callable[..., tuple[int, str, str]]
@@ -244,6 +249,86 @@ def test_unstable_dynamics_stop(tmp_path: Path, changes: dict[str, object], caus
     assert good.info["step"] <= bad.info["step"]
     assert np.isfinite(bad.positions).all()
     assert len(read(out / "trajectory.extxyz", ":")) >= 1
+
+
+@pytest.fixture(scope="module")
+def graded() -> Student:
+    """A student of copper whose uncertainty was fitted on a crystal rattled by 0.05 Å."""
+    student = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
+    frames = []
+    for seed in range(16):
+        atoms = bulk("Cu", cubic=True).repeat(2)
+        atoms.rattle(0.05, seed=seed)
+        frames.append(atoms)
+    graphs = [atoms_to_graph(atoms, student.cutoff) for atoms in frames]
+    energies = [labels.energy + 0.01 * k for k, labels in enumerate(predict(student, frames[10:]))]
+    student.uncertainty = fit_uncertainty(student, graphs[:10], graphs[10:], energies)
+    return student
+
+
+def run_graded(student: Student, out: Path, policy: str, shift: float) -> RunResult:
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.03, seed=99)
+    atoms.positions[5, 0] += shift
+    settings = MDSettings(
+        n_steps=20, interval=5, frame_interval=10, temperature=30.0, on_extrapolation=policy  # type: ignore[arg-type]
+    )  # fmt: skip
+    return simulate(StudentPotential(student), atoms, settings, out)
+
+
+def test_extrapolation_stops_warns_or_is_ignored(graded: Student, tmp_path: Path) -> None:
+    assert run_graded(graded, tmp_path / "calm", "stop", 0.0).n_extrapolations == 0
+    with pytest.raises(SimulationUnstableError, match=r"at step 0 \d+ atoms .* grade .* limit 2"):
+        run_graded(graded, tmp_path / "stop", "stop", 0.8)
+    bad = read(tmp_path / "stop" / "unstable.extxyz")
+    assert bad.info["step"] == 0
+    assert bad.arrays["extrapolation_grades"].argmax() in (5, *range(32))
+    assert bad.arrays["extrapolation_grades"].max() > 2.0
+    assert (tmp_path / "stop" / "last-good.extxyz").exists()
+    assert len(read(tmp_path / "stop" / "trajectory.extxyz", ":")) == 1
+    with pytest.warns(UserWarning, match="later frames are counted") as seen:
+        result = run_graded(graded, tmp_path / "warn", "warn", 0.8)
+    assert result.step == 20
+    assert 1 <= result.n_extrapolations <= 3
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run_graded(graded, tmp_path / "ignore", "ignore", 0.8).n_extrapolations == 0
+
+
+def test_extrapolation_needs_a_fitted_student(tmp_path: Path) -> None:
+    student = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
+    with pytest.raises(UsageError, match="holds an uncertainty"):
+        run_graded(student, tmp_path / "run", "stop", 0.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_command_stops_outside_the_training_data(
+    graded: Student, tmp_path: Path, run_cli: Run
+) -> None:
+    save_model(tmp_path / "cu.safetensors", graded, {"teacher": {"name": "none"}})
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.positions[5, 0] += 0.8
+    atoms.write(tmp_path / "cu.extxyz")
+    command = [
+        "md",
+        tmp_path / "cu.safetensors",
+        tmp_path / "cu.extxyz",
+        "--steps",
+        "10",
+        "--device",
+        "cpu",
+    ]
+    code, _, err = run_cli(*command, "--out", tmp_path / "a", "--on-extrapolation", "stop")
+    assert code == 6
+    assert "outside what the student was trained on" in err
+    code, out, _ = run_cli(*command, "--out", tmp_path / "b", "--on-extrapolation", "ignore")
+    assert code == 0
+    assert "frames outside" not in out
+    with pytest.warns(UserWarning, match="outside what"):
+        code, out, _ = run_cli(*command, "--out", tmp_path / "c")
+    assert code == 0
+    assert "1 frames outside the training data" in out
 
 
 def test_command_refuses(folder: Path, tmp_path: Path, run_cli: Run) -> None:

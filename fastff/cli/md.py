@@ -5,6 +5,7 @@ Here: the command, its plan, progress and verdict. Not here: the dynamics (:mod:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator
@@ -57,6 +58,14 @@ class BarostatName(StrEnum):
 
     ISOTROPIC = "isotropic"
     ANISOTROPIC = "anisotropic"
+
+
+class ExtrapolationPolicy(StrEnum):
+    """What to do outside the training data."""
+
+    STOP = "stop"
+    WARN = "warn"
+    IGNORE = "ignore"
 
 
 class VelocitySource(StrEnum):
@@ -120,6 +129,13 @@ def md(
         float | None,
         typer.Option(help="K; stop above this. Default 10 times the set one, >= 5000."),
     ] = None,
+    on_extrapolation: Annotated[
+        ExtrapolationPolicy | None,
+        typer.Option(
+            help="What to do about atoms unlike the training data, looked for at every frame. "
+            "Default: warn if the model file holds an uncertainty."
+        ),
+    ] = None,
     compile_steps: Annotated[
         bool,
         typer.Option(
@@ -144,7 +160,7 @@ def md(
         relaxation=relaxation, pressure=pressure, pressure_relaxation=pressure_relaxation,
         compressibility=compressibility, seed=seed, velocities=velocities.value, skin=skin, interval=interval,
         frame_interval=frame_interval, restart_interval=restart_interval, max_temperature=max_temperature,
-        compile_steps=compile_steps,
+        compile_steps=compile_steps, on_extrapolation=(on_extrapolation or ExtrapolationPolicy.IGNORE).value,
     )  # fmt: skip
     place = resolve_device(device)
 
@@ -161,6 +177,8 @@ def md(
     folder = out if out is not None else Path("runs") / f"md-{structure.stem}"
     files = plan_files(folder, trajectory, len(atoms), restart=restart)
     student = load_model(model, device=place, dtype=resolve_dtype(dtype))
+    if on_extrapolation is None and student.uncertainty is not None:
+        settings = dataclasses.replace(settings, on_extrapolation="warn")
     identity = f"{student.header.get('sha256', '')} {dtype.value}"
     console = make_console()
     print_plan(console, atoms, settings, files, place)
@@ -311,7 +329,6 @@ class ShownProgress:
 
 def _write_record(result: RunResult, settings: MDSettings, model: Path, digest: str | None) -> None:
     """Settings, versions and figures beside the result."""
-    import dataclasses
     import json
 
     from fastff.checkpoint import write_atomically
@@ -326,6 +343,7 @@ def _write_record(result: RunResult, settings: MDSettings, model: Path, digest: 
         "seconds": result.seconds,
         "ns_per_day": result.ns_per_day,
         "list_rebuilds": result.n_rebuilds,
+        "frames_outside_training_data": result.n_extrapolations,
         "summary": json.loads(json.dumps(summary).replace("NaN", "null")),
         "provenance": collect_provenance().model_dump(),
     }
@@ -350,8 +368,11 @@ def print_verdict(console: Console, result: RunResult, settings: MDSettings, mod
     rate = f"{result.seconds / done * 1e3:.3g} ms per step, " if done else ""
     per_second = done * len(result.atoms) / result.seconds if result.seconds > 0 else 0.0
     files = result.files
+    outside = ""
+    if result.n_extrapolations:
+        outside = f"; {result.n_extrapolations} frames outside the training data"
     lines = (
-        f"[bold]verdict[/]  stable to step {result.step} ({result.step * settings.timestep / 1000:g} ps)",
+        f"[bold]verdict[/]  stable to step {result.step} ({result.step * settings.timestep / 1000:g} ps){outside}",
         f"         temperature {format_average(s.temperature, 1)} K{pressure} (last four fifths)",
         f"         conserved quantity drifts by {s.drift:.3g} meV/atom/ps",
         f"         {rate}{result.ns_per_day:.3g} ns/day, {per_second:.3g} atom-steps/s, "

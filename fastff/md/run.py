@@ -21,6 +21,7 @@ import torch
 
 from fastff.errors import SimulationUnstableError, UsageError
 from fastff.md.engine import Engine, Progress
+from fastff.md.extrapolation import ExtrapolationWatch, make_watch
 from fastff.md.observe import COLUMNS
 from fastff.md.protocol import DevicePotential
 from fastff.md.recorder import LogWriter, Recorder
@@ -83,6 +84,8 @@ class RunResult:
     ns_per_day : float
     n_rebuilds : int
         Neighbor lists built on the way.
+    n_extrapolations : int
+        Frames with atoms outside the training data, of this process; zero where nobody looked.
     summary : Summary
         Of the whole run, read from its log.
     files : RunFiles
@@ -94,6 +97,7 @@ class RunResult:
     seconds: float
     ns_per_day: float
     n_rebuilds: int
+    n_extrapolations: int
     summary: Summary
     files: RunFiles
 
@@ -155,7 +159,8 @@ def simulate(
     Raises
     ------
     SimulationUnstableError
-        If the dynamics blow up; last sound structure and bad one are saved.
+        If the dynamics blow up, or leave the training data where the settings say stop; last sound structure and bad
+        one are saved.
     KeyboardInterrupt
         After Ctrl-C, when trajectory and restart file are complete.
     UsageError, DataError
@@ -165,6 +170,7 @@ def simulate(
     folder = Path(out)
     path = Path(trajectory) if trajectory is not None else None
     files = plan_files(folder, path, len(atoms), restart=restart)
+    watch = make_watch(potential, settings, atoms)
     state = build_state(atoms, settings, potential.device)
     binding = {
         "settings": settings.list_binding(), "system": _identify(atoms), "model": model,
@@ -182,10 +188,12 @@ def simulate(
     first, seconds = engine.step, 0.0
     try:
         with _watch_signals() as received, _explain_memory(len(atoms), potential.device):
-            seconds = _run(engine, recorder, settings, listener, received, fresh=point is None)
+            seconds = _run(
+                engine, recorder, settings, listener, received, watch, fresh=point is None
+            )
     except SimulationUnstableError as error:
         recorder.close()
-        _save_unstable(engine, recorder, atoms, settings, files)
+        _save_unstable(engine, recorder, atoms, watch, files)
         raise SimulationUnstableError(
             f"{error}; the last sound structure is {folder / GOOD_NAME}, the bad one {folder / BAD_NAME}: "
             "use a shorter time step, or a model trained on such structures"
@@ -199,7 +207,7 @@ def simulate(
     rate = (engine.step - first) / seconds if seconds > 0 else 0.0
     return RunResult(
         final, engine.step, first, seconds, rate * settings.timestep * 0.0864,
-        engine.n_rebuilds, summarize(files.log, len(atoms)), files,
+        engine.n_rebuilds, 0 if watch is None else watch.n_frames, summarize(files.log, len(atoms)), files,
     )  # fmt: skip
 
 
@@ -237,6 +245,7 @@ def _run(
     settings: MDSettings,
     listener: Listener | None,
     received: list[int],
+    watch: ExtrapolationWatch | None,
     *,
     fresh: bool,
 ) -> float:
@@ -245,6 +254,8 @@ def _run(
         recorder.add_frame(take_frame(engine))
         _record(engine, recorder, settings, engine.observe())
         recorder.add_restart(take_restart(engine))
+        if watch is not None:
+            watch.look(engine)
     begun, first, saved, complete = time.monotonic(), engine.step, engine.step, True
     while engine.step < settings.n_steps and not (received and complete):
         progress = engine.advance(_find_next(engine.step, settings))
@@ -252,6 +263,8 @@ def _run(
         last = _record(engine, recorder, settings, progress)
         if complete and progress.step % settings.frame_interval == 0 and progress.step > saved:
             recorder.add_frame(take_frame(engine))
+            if watch is not None:
+                watch.look(engine)
         if complete and progress.step % settings.restart_interval == 0 and progress.step > saved:
             recorder.add_restart(take_restart(engine))
         saved = progress.step if complete else saved
@@ -362,9 +375,13 @@ def _write_atoms(path: Path, atoms: ase.Atoms) -> None:
 
 
 def _save_unstable(
-    engine: Engine, recorder: Recorder, atoms: ase.Atoms, settings: MDSettings, files: RunFiles
+    engine: Engine,
+    recorder: Recorder,
+    atoms: ase.Atoms,
+    watch: ExtrapolationWatch | None,
+    files: RunFiles,
 ) -> None:
-    """Save the last sound structure and the bad one."""
+    """Save the last sound structure and the bad one, with the grades of its atoms if they were looked at."""
     if recorder.fault and recorder.bad_frame is not None:
         bad = recorder.bad_frame.to_atoms(atoms)
         good = (recorder.sound_frame or recorder.bad_frame).to_atoms(atoms)
@@ -374,5 +391,7 @@ def _save_unstable(
         good = make_atoms(atoms, *(value.cpu().numpy() for value in engine.sound))
         good.calc = None
         good.info["step"] = engine.sound_step
+        if watch is not None and watch.grades is not None:
+            bad.arrays["extrapolation_grades"] = watch.grades
     _write_atoms(files.folder / BAD_NAME, bad)
     _write_atoms(files.folder / GOOD_NAME, good)

@@ -19,18 +19,23 @@ Ensemble = Literal["nve", "nvt", "npt"]
 Thermostat = Literal["langevin", "rescale"]
 Barostat = Literal["isotropic", "anisotropic"]
 Velocities = Literal["draw", "file"]
+OnExtrapolation = Literal["ignore", "warn", "stop"]
 
 _CHOICES = {
     "ensemble": get_args(Ensemble),
     "thermostat": get_args(Thermostat),
     "barostat": get_args(Barostat),
     "velocities": get_args(Velocities),
+    "on_extrapolation": get_args(OnExtrapolation),
 }
 _POSITIVE = (
     "timestep", "relaxation", "pressure_relaxation", "compressibility", "skin", "max_displacement",
-    "interval", "frame_interval", "restart_interval",
+    "interval", "frame_interval", "restart_interval", "extrapolation_limit",
 )  # fmt: skip
-_FREE = ("n_steps", "restart_interval", "max_temperature", "max_displacement", "min_distance")
+_FREE = (
+    "n_steps", "restart_interval", "max_temperature", "max_displacement", "min_distance", "on_extrapolation",
+    "extrapolation_limit",
+)  # fmt: skip
 """Settings that a continued run may change: they decide when a run ends, not where it goes."""
 
 
@@ -76,7 +81,12 @@ class MDSettings:
     max_displacement : float
         Å; the largest a coordinate may change in one step.
     min_distance : float
-        Å; atoms nearer than this in a frame have collapsed. Zero turns the test off.
+        Å; atoms nearer than this have collapsed. Zero turns the test off.
+    on_extrapolation : {"ignore", "warn", "stop"}
+        What to do about atoms in surroundings unlike those of the training data, looked for at every frame; needs a
+        model file that holds an uncertainty.
+    extrapolation_limit : float
+        Extrapolation grade above which an atom counts; one is the edge of the training data.
     """
 
     n_steps: int
@@ -100,6 +110,8 @@ class MDSettings:
     max_temperature: float | None = None
     max_displacement: float = 0.5
     min_distance: float = 0.5
+    on_extrapolation: OnExtrapolation = "ignore"
+    extrapolation_limit: float = 2.0
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
