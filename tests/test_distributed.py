@@ -143,6 +143,29 @@ def test_processes_are_started_ended_and_resumed(
 
 
 @pytest.mark.slow
+def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import ddp_probe as p
+from pathlib import Path
+settings = p.TrainSettings(**{{**p.SETTINGS, "n_steps": 10**5, "patience": 10**6, "devices": 2}})
+frames = p.make_mixed()
+p.train_student(frames, frames[:5], settings, Path({str(tmp_path)!r}), on_step=lambda now: print(now.step, flush=True))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+    parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    assert parent.stdout.readline()
+    assert len(list_processes(tmp_path)) >= 3  # torchrun and its two
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.time() + 60
+    while list_processes(tmp_path) and time.time() < deadline:
+        time.sleep(0.2)
+    assert list_processes(tmp_path) == []
+
+
+@pytest.mark.slow
 def test_training_goes_on_from_given_weights_in_several_processes(
     frames: list[Frame], validation: list[Frame], alone: Any, tmp_path: Path
 ) -> None:
