@@ -337,6 +337,25 @@ def test_a_run_that_passes_its_first_gate_ends_there(
     assert not list((tmp_path / "out" / "training").glob("*round*"))
 
 
+def test_no_round_begins_after_its_time(
+    request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[float] = []
+
+    def estimate(teacher: Any, cells: list[Atoms], minutes: float) -> int:
+        assert len(cells[0]) == 4
+        measured.append(minutes)
+        return 120
+
+    monkeypatch.setattr("fastff.distill.run.estimate_evaluations", estimate)
+    timed = request_.model_copy(update={"budget": "0.001min"})
+    outcome = run(timed, tmp_path / "out")
+    assert [row.decision for row in outcome.rows] == ["time spent"]
+    assert not outcome.rows[0].accuracy[STUDENT].overall > 0.9999
+    run(timed, tmp_path / "out")
+    assert measured == [0.001]  # a resumed run spends what the first one planned
+
+
 def test_a_round_that_does_not_help_is_the_last(
     request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
