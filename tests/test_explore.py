@@ -30,6 +30,7 @@ from fastff.distill.harvest import (
     Harvest,
     Pick,
     WalkerPlan,
+    choose_starts,
     harvest,
     plan_walkers,
     read_harvest,
@@ -268,6 +269,21 @@ def test_walkers_cover_temperatures_uses_and_strains() -> None:
         np.array_equal(a.atoms.cell, b.atoms.cell) for a, b in zip(walkers, again, strict=True)
     )
     assert not np.array_equal(walkers[0].atoms.cell, other[0].atoms.cell)
+
+
+def test_no_walker_starts_where_one_blew_up() -> None:
+    frames = make_frames([300.0, 400.0, 500.0, 600.0])
+    pushed = []
+    for frame, size, source in zip(
+        frames,
+        (1.0, 2.0, 1.9, 2.1),
+        ("thermal", "teacher-md", "student-md", "student-md"),
+        strict=True,
+    ):
+        labels = replace(frame.labels, forces=np.full((4, 3), size))
+        pushed.append(replace(frame, labels=labels, source=source))
+    assert choose_starts(pushed) == pushed[:3]
+    assert choose_starts(pushed[2:]) == pushed[2:]
 
 
 @pytest.mark.parametrize("n_train", [0, 5])

@@ -88,6 +88,17 @@ class WalkerPlan:
     first_trajectory: int
 
 
+def choose_starts(known: Sequence[Frame]) -> list[Frame]:
+    """Frames from which walkers may start: those whose forces are no larger than any of the first sampling.
+
+    What a student was led to before it blew up is for training, not to start from again.
+    """
+    sizes = [float(np.linalg.norm(frame.labels.forces, axis=1).max()) for frame in known]
+    first = [size for size, f in zip(sizes, known, strict=True) if f.source != SOURCE]
+    limit = max(first, default=np.inf)
+    return [frame for size, frame in zip(sizes, known, strict=True) if size <= limit]
+
+
 def plan_walkers(
     known: Sequence[Frame], plan: WalkerPlan, number: int, wave: int = 0
 ) -> list[Walker]:

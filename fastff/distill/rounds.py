@@ -27,6 +27,7 @@ from fastff.distill.harvest import (
     Pick,
     WalkerPlan,
     add_seconds,
+    choose_starts,
     harvest,
     plan_walkers,
     read_harvest,
@@ -184,8 +185,8 @@ class Rounds:
             return read_harvest(path)
         start = time.perf_counter()
         known = [f for f in split.train if f.source in PHYSICAL_SOURCES] or split.train
-        plan = self._plan_walkers(number, known)
-        walkers = plan_walkers(known, plan, number)
+        starts, plan = choose_starts(known), self._plan_walkers(number, known)
+        walkers = plan_walkers(starts, plan, number)
         moving = copy.deepcopy(student).to(self.device)
         found = harvest(
             moving,
@@ -194,7 +195,7 @@ class Rounds:
             known,
             n_gate=self.plan.gate,
             n_train=0 if last else self.plan.train,
-            more=lambda wave: plan_walkers(known, plan, number, wave),
+            more=lambda wave: plan_walkers(starts, plan, number, wave),
             on_step=lambda step, n_steps: self.listener.on_explore(number, step, n_steps),
         )
         found = add_seconds(
