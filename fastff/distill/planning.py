@@ -33,20 +33,20 @@ SHARES: dict[str, dict[str, tuple[float, float]]] = {
         "held-out": (0.18, 0.15),
     },
     "disordered": {
-        "rattle": (0.02, 0.01),
-        "strain": (0.05, 0.03),
-        "shear": (0.02, 0.01),
-        "close-contact": (0.03, 0.02),
-        "thermal": (0.20, 0.05),
-        "teacher-md": (0.46, 0.70),
+        "rattle": (0.02, 0.004),
+        "strain": (0.05, 0.015),
+        "shear": (0.02, 0.005),
+        "close-contact": (0.03, 0.01),
+        "thermal": (0.20, 0.066),
+        "teacher-md": (0.46, 0.72),
         "held-out": (0.22, 0.18),
     },
     "molecule": {
-        "rattle": (0.03, 0.02),
+        "rattle": (0.03, 0.01),
         "strain": (0.0, 0.0),
         "shear": (0.0, 0.0),
-        "close-contact": (0.03, 0.02),
-        "thermal": (0.25, 0.08),
+        "close-contact": (0.03, 0.01),
+        "thermal": (0.25, 0.10),
         "teacher-md": (0.47, 0.70),
         "held-out": (0.22, 0.18),
     },
@@ -230,6 +230,8 @@ def _plan_dynamics(
 ) -> tuple[PlannedDynamics, ...]:
     groups: list[PlannedDynamics] = []
     separation = 8.0 if budget < 400 else 20.0  # fs between kept frames
+    if timestep <= 0.5:  # bonds to hydrogen turn round in 5 fs
+        separation *= 0.5
     index = 0
     for evaluations, is_held_out in ((md, False), (held_out, True)):
         shortest = math.ceil(24.0 / timestep)
