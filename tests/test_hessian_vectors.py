@@ -112,9 +112,12 @@ def test_gradient_of_the_hessian_term_in_the_parameters(frames: list[Frame]) -> 
         assert (gradient * move).sum().item() == pytest.approx(slope, rel=1e-5)
 
 
-def test_frames_without_targets_are_masked(frames: list[Frame]) -> None:
+@pytest.mark.parametrize("architecture", ["m2", "painn"])
+def test_frames_without_targets_are_masked(
+    frames: list[Frame], architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beside frames that have them they change nothing; a set without any has three losses."""
-    student = make_student(frames)
+    student = make_student(frames, architecture)
     statistics = measure_labels(frames)
     bare = [replace(frame, hessian_vector=None) for frame in frames[:2]]
     losses = ResidualLosses(student, statistics)
@@ -126,6 +129,12 @@ def test_frames_without_targets_are_masked(frames: list[Frame]) -> None:
     mixed, counts = evaluate([*bare, *frames[2:4]])
     alone, alone_counts = evaluate(frames[2:4])
     torch.testing.assert_close(mixed[3], alone[3])
+    monkeypatch.setattr(losses, "_find_targeted", lambda *_: None)  # as on a GPU
+    torch.testing.assert_close(evaluate([*bare, *frames[2:4]])[0], mixed, rtol=1e-12, atol=0.0)
+    monkeypatch.undo()
+    none = pick_fields(Batch.from_data_list(prepare_frames([*bare, frames[2]], student)[:2]))
+    assert losses(*none)[3] == 0.0
+    losses(*none).sum().backward()
     assert counts.tolist() == [16.0, 4.0, 24.0, 24.0]
     assert alone_counts.tolist() == [8.0, 2.0, 12.0, 24.0]
     plain, plain_counts = evaluate(bare)

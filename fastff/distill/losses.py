@@ -5,8 +5,9 @@ validation (:mod:`fastff.distill.module`), the batches (:mod:`fastff.distill.dat
 
 Hessian-vector products are the exact derivative of the student's forces along a direction, by differentiating its
 hand-written adjoint once more: the Hessian is symmetric, so that one backward pass through the gradient gives its
-product with a vector. A step takes 2 to 2.7 times as long as without; evaluating the student at both displaced
-structures takes 2.6 to 3.4 times as long (one CPU core), and neighbors would cross the cut-off.
+product with a vector. A step in which all frames have targets takes 2 to 2.7 times as long as without; evaluating the
+student at both displaced structures takes 2.6 to 3.4 times as long (one CPU core), and neighbors would cross the
+cut-off. On a CPU only the frames that have targets are differentiated again.
 """
 
 from __future__ import annotations
@@ -113,8 +114,11 @@ class ResidualLosses(nn.Module):
 
         Missing labels are masked before arithmetic.
         """
-        if direction is not None:
-            vectors = vectors.detach().requires_grad_()
+        rows = None
+        if target_product is not None:
+            rows = self._find_targeted(target_product, batch)
+            if rows is None:
+                vectors = vectors.detach().requires_grad_()
         energies, gradient = self.student.evaluate_dense(vectors, senders, species)
         n_systems = target_energy.shape[0]
         forces = sum_forces(gradient, senders)
@@ -129,11 +133,30 @@ class ResidualLosses(nn.Module):
             relative_huber((energy - target_energy) / n_atoms, self.energy_unit).mean(),
             relative_huber(stress - wanted, self.stress_unit).sum() / known.sum().clamp_min(1),
         ]
-        if direction is not None:
-            assert target_product is not None
+        if rows is not None and len(rows) == 0:
+            terms.append(0.0 * energies.sum())
+        elif direction is not None and target_product is not None:
+            if rows is not None:  # of these frames alone
+                vectors, senders, species = _pick_atoms(rows, vectors, senders, species)
+                vectors.requires_grad_()
+                direction, target_product, batch = (
+                    part[rows] for part in (direction, target_product, batch)
+                )
+                gradient = self.student.evaluate_dense(vectors, senders, species)[1]
             product = -sum_forces(_turn(gradient, vectors, direction, senders), senders)
             terms.append(self._compare(product, target_product, direction, batch, n_systems))
         return torch.stack(terms)
+
+    def _find_targeted(self, target: Tensor, batch: Tensor) -> Tensor | None:
+        """Atoms of the frames that have a target, ascending; None for all of them.
+
+        On a GPU all are taken: shapes must not depend on the batch, nor the host wait to learn them.
+        """
+        if target.is_cuda:
+            return None
+        known = torch.isfinite(target).any(dim=1)
+        frames = torch.zeros(int(batch[-1]) + 1, dtype=torch.bool).index_fill(0, batch[known], True)
+        return None if bool(frames.all()) else frames[batch].nonzero().flatten()
 
     def _compare(
         self, product: Tensor, target: Tensor, direction: Tensor, batch: Tensor, n_systems: int
@@ -154,6 +177,16 @@ class ResidualLosses(nn.Module):
 def sum_forces(gradient: Tensor, senders: Tensor) -> Tensor:
     """Forces (n_atoms, 3) from the gradient (n_atoms, n_slots, 3) of the energy in the edge vectors."""
     return gradient.sum(dim=1).index_add(0, senders.flatten(), -gradient.flatten(0, 1))
+
+
+def _pick_atoms(
+    rows: Tensor, vectors: Tensor, senders: Tensor, species: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors, senders and species of whole frames, whose atoms are ``rows``."""
+    places = torch.zeros(len(species), dtype=torch.int64).index_copy(
+        0, rows, torch.arange(len(rows))
+    )
+    return vectors[rows].detach(), places[senders[rows]], species[rows]
 
 
 def _turn(gradient: Tensor, vectors: Tensor, direction: Tensor, senders: Tensor) -> Tensor:
