@@ -24,11 +24,12 @@ from fastff.distill.formats import LabelledSet
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, Labels
 from fastff.models import build_student, configure_student
-from fastff.report.bench import BenchPlan, run_bench, write_results
+from fastff.report.bench import run_bench, write_results
 from fastff.report.heldout import derive_seed, plan_heldout, run_heldout, select_heldout
 from fastff.report.html import read_embedded, render_report
 from fastff.report.markdown import tabulate_accuracy, tabulate_dynamics, tabulate_speed
 from fastff.report.noise import measure_noise
+from fastff.report.plan import BenchPlan
 from fastff.report.record import (
     BenchRecord,
     compute_digest,
@@ -41,6 +42,7 @@ from fastff.teachers import load_teacher
 TINY = BenchPlan(
     n_frames=6, n_temperatures=2, n_equilibrate=4, interval=2, sizes=(32, 500), budget=0.5,
     md_atoms=32, outside=True, n_noise=2,
+    physics="none",
 )  # fmt: skip
 
 
@@ -404,7 +406,7 @@ def test_command_writes_results(invoke, model, tmp_path, monkeypatch):
     out = tmp_path / "out"
     done = invoke(
         model, "--compare-teacher", "--quick", "--frames", 4, "--steps", 2, "--sizes", "32",
-        "--budget", 0.5, "--device", "cpu", "--out", out,
+        "--budget", 0.5, "--device", "cpu", "--physics", "none", "--out", out,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert "Accuracy:" in done.output

@@ -63,7 +63,8 @@ def test_console_script_and_licence(wheel: zipfile.ZipFile) -> None:
 
 def test_one_extra_per_teacher_and_none_for_all() -> None:
     extras = read_project()["optional-dependencies"]
-    assert set(extras) == {"sevennet", "chgnet", "orb", "fennol", "submitit", "torchsim", "dev"}
+    teachers = {"sevennet", "chgnet", "orb", "fennol"}
+    assert set(extras) == teachers | {"phonons", "submitit", "torchsim", "dev"}
     assert {"rich<14", "huggingface-hub<2"} <= set(extras["orb"])
 
 

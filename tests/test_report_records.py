@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from fastff.report.html import read_embedded, render_report
-from fastff.report.record import SCHEMA, read_record
+from fastff.report.record import read_record
+from fastff.report.schema import READABLE
 
 FOLDER = Path(__file__).parents[1] / "bench" / "results"
 
@@ -16,7 +17,7 @@ def list_records():
     return [
         path
         for path in sorted(FOLDER.glob("**/*.json"))
-        if json.loads(path.read_text()).get("schema_version") == SCHEMA
+        if json.loads(path.read_text()).get("schema_version") in READABLE
     ]
 
 

@@ -13,6 +13,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator, all_changes
 
 from fastff.errors import DataError, UsageError
+from fastff.report.inner import is_shortage
 from fastff.report.memory import PeakMemory, release_memory
 from fastff.report.provenance import collect_provenance
 from fastff.report.speed import convert_to_ns_per_day, summarize
@@ -20,7 +21,6 @@ from fastff.report.supercells import GAP, build_supercells
 from fastff.report.timing import (
     Timed,
     TimingPlan,
-    is_out_of_memory,
     time_calculator,
     time_calculators,
     time_dynamics,
@@ -130,7 +130,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory():
             make_cells(10),
             plan=PLAN,
         )
-    assert not is_out_of_memory(ValueError("out of range"))
+    assert not is_shortage(ValueError("out of range"))
 
 
 def test_a_size_that_cannot_fit_is_not_tried(monkeypatch):

@@ -19,22 +19,29 @@ import numpy as np
 import torch
 from ase.calculators.calculator import BaseCalculator
 
-from fastff.errors import DataError, UsageError
+from fastff.errors import UsageError
 from fastff.labels import Frame, Labels
-from fastff.report.comparison import compare_frames, describe_model, read_header_structures
+from fastff.report.baselines import Baseline, check_names, judge_baseline
+from fastff.report.calibration import CalibrationData, calibrate
+from fastff.report.comparison import compare_frames, describe_model
+from fastff.report.gpumd import check_gpumd, time_gpumd
 from fastff.report.heldout import (
-    HeldoutPlan,
-    derive_seed,
-    plan_heldout,
-    plan_outside,
+    choose_time_step,
     run_heldout,
     select_heldout,
 )
 from fastff.report.noise import NoiseFloor, measure_noise
+from fastff.report.physics.record import PhysicsPart
+from fastff.report.physics.run import measure_physics
+from fastff.report.physics.side import LabelCalculator, Side
+from fastff.report.plan import FULL_PLAN, MAIN, BenchPlan, choose_seeds, find_temperature, plan_run
+from fastff.report.plausibility import check_identity
 from fastff.report.provenance import collect_provenance, count_cores, find_load
 from fastff.report.race import find_headline, race
-from fastff.report.record import BenchRecord, Comparison, compute_ratios, seal_record, write_record
+from fastff.report.record import seal_record, write_record
+from fastff.report.schema import BaselinePart, BenchRecord, Comparison, compute_ratios
 from fastff.report.speed import SpeedCurve
+from fastff.report.supercells import build_supercells
 from fastff.report.timing import Timed
 from fastff.report.verdict import write_verdict
 
@@ -44,59 +51,12 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
-MAIN = "held-out frames"
-"""Name of the comparison that decides."""
-
-MOST_SEEDS = 6
-"""Held-out dynamics starts from at most this many structures, evenly chosen from those given."""
+JudgedSet = tuple[Comparison, list[Frame]]
+"""A comparison and the frames it is about."""
 
 
 def ignore_progress(message: str, done: int, total: int) -> None:
     """Report nothing."""
-
-
-@dataclass(frozen=True)
-class BenchPlan:
-    """How much to measure.
-
-    Attributes
-    ----------
-    n_frames, n_temperatures, n_equilibrate, interval : int
-        Of the held-out dynamics, see :func:`fastff.report.heldout.plan_heldout`.
-    sizes : tuple of int
-        Atom counts to time; the one nearest to 500 is always measured for both sides.
-    budget : float
-        Seconds for each size and calculator.
-    md_atoms : int
-        Size at which steps of ASE's velocity Verlet are timed.
-    outside : bool
-        Also judge frames at 1.5 times the highest temperature and under strains of ±5 %.
-    n_noise : int
-        Frames for the noise floor.
-    required : float or None
-        Accuracy that must be reached.
-    device : str
-        Where both sides run.
-    """
-
-    n_frames: int = 36
-    n_temperatures: int = 3
-    n_equilibrate: int = 60
-    interval: int = 10
-    sizes: tuple[int, ...] = (64, 125, 250, 500, 1000, 2000, 4000, 10000, 20000)
-    budget: float = 20.0
-    md_atoms: int = 500
-    outside: bool = True
-    n_noise: int = 4
-    required: float | None = None
-    device: str = "cpu"
-
-
-QUICK_PLAN = BenchPlan(
-    n_frames=16, n_temperatures=2, n_equilibrate=30, interval=5,
-    sizes=(64, 500, 2000, 10000), budget=6.0, md_atoms=64, outside=False, n_noise=2,
-)  # fmt: skip
-"""A plan of about a minute on two cores with a SevenNet teacher."""
 
 
 @dataclass
@@ -108,6 +68,8 @@ class _Run:
     plan: BenchPlan
     progress: Progress
     teacher: Teacher | None
+    baselines: Sequence[Baseline] = ()
+    gpumd: tuple[Path, Path] | None = None
     notes: list[str] = field(default_factory=list)
     durations: dict[str, float] = field(default_factory=dict)
 
@@ -137,7 +99,9 @@ def run_bench(
     structures: Sequence[ase.Atoms] | None = None,
     teacher: Teacher | None = None,
     temperature: tuple[float, float] | None = None,
-    plan: BenchPlan = BenchPlan(),
+    plan: BenchPlan = FULL_PLAN,
+    baselines: Sequence[Baseline] = (),
+    gpumd: tuple[Path, Path] | None = None,
     command: Sequence[str] | None = None,
     progress: Progress = ignore_progress,
 ) -> BenchResult:
@@ -156,6 +120,10 @@ def run_bench(
     temperature : (float, float), optional
         K; by default the range that the model file holds, or 300 K.
     plan : BenchPlan
+    baselines : sequence of Baseline, optional
+        Other models, judged on the same frames and timed on the same structures.
+    gpumd : (path, path), optional
+        Executable of GPUMD and a NEP model file for it; it is timed on the same structures.
     command : sequence of str, optional
         Command line to record, default that of this process.
     progress : callable
@@ -173,16 +141,26 @@ def run_bench(
     if labels is None and teacher is None:
         raise UsageError("nothing to compare with: give --compare-teacher or --labels FILE.")
     student = load_model(model_path, device=plan.device)
-    run = _Run(Path(model_path), student, plan, progress, teacher)
+    run = _Run(Path(model_path), student, plan, progress, teacher, baselines, gpumd)
     model = describe_model(run.path, student)
     seeds = choose_seeds(student.header, structures)
+    _check_baselines(run, seeds)
     if labels is not None:
-        comparisons, frames, teacher_record = _judge_labels(run, labels)
-        seeds = seeds or [frames[0].atoms]
+        sets, teacher_record = _judge_labels(run, labels)
+        seeds = seeds or [sets[0][1][0].atoms]
     else:
-        comparisons, frames, teacher_record = _judge_dynamics(run, seeds, temperature)
+        sets, teacher_record = _judge_dynamics(run, seeds, temperature)
+    comparisons, frames = tuple(comparison for comparison, _ in sets), sets[0][1]
+    judged = [judge_baseline(baseline, sets) for baseline in baselines]
     teacher_noise, student_noise = _measure_noises(run, frames)
-    curves = _measure_speed(run, seeds[0], frames, temperature) if teacher is not None else ()
+    calibration = _calibrate(run, sets)
+    limits = find_temperature(run.header, temperature)
+    curves: tuple[SpeedCurve, ...] = ()
+    physics = None
+    if teacher is not None:
+        physics = _measure_physics(run, seeds[0], frames[0], limits)
+        curves, programs = _measure_speed(run, seeds[0], frames, limits)
+        judged += programs
     counts = [p.n_atoms for c in curves if c.mode == "ase-call" for p in c.points]
     headline = find_headline(counts) if counts else None
     ratios = compute_ratios(curves)
@@ -205,16 +183,11 @@ def run_bench(
         notes=tuple(run.notes),
         durations=run.durations,
         provenance=provenance,
+        baselines=tuple(judged),
+        calibration=calibration,
+        physics=physics,
     )
     return BenchResult(seal_record(record), frames)
-
-
-def choose_seeds(header: dict[str, Any], structures: Sequence[ase.Atoms] | None) -> list[ase.Atoms]:
-    """Structures that dynamics starts from: those given, else those of the model file; at most six, evenly chosen."""
-    seeds = list(structures) if structures is not None else read_header_structures(header)
-    if len(seeds) <= MOST_SEEDS:
-        return seeds
-    return [seeds[i] for i in np.linspace(0, len(seeds) - 1, MOST_SEEDS).round().astype(int)]
 
 
 def write_results(result: BenchResult, folder: Path) -> dict[str, Path]:
@@ -236,9 +209,7 @@ def write_results(result: BenchResult, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _judge_labels(
-    run: _Run, path: Path
-) -> tuple[tuple[Comparison, ...], list[Frame], dict[str, Any]]:
+def _judge_labels(run: _Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any]]:
     from fastff.distill.content import hash_structure, identify_teacher
     from fastff.distill.formats import read_labels
 
@@ -262,48 +233,12 @@ def _judge_labels(
     )
     run.durations["accuracy"] = time.perf_counter() - start
     record = dict(labelled.teacher or (run.teacher.info.to_dict() if run.teacher else taught))
-    return (comparison,), frames, record
-
-
-def plan_run(
-    header: dict[str, Any],
-    structures: Sequence[ase.Atoms],
-    temperature: tuple[float, float] | None,
-    plan: BenchPlan,
-) -> dict[str, HeldoutPlan]:
-    """Dynamics that a run will do: the held-out frames first, then those outside the training range."""
-    if not structures:
-        raise DataError(
-            "the model file holds no structures to start dynamics from: give --structures FILE."
-        )
-    limits = _find_temperature(header, temperature)
-    seed = derive_seed(str(header.get("sha256")))
-    main = plan_heldout(
-        structures,
-        limits,
-        seed=seed,
-        n_frames=plan.n_frames,
-        n_temperatures=plan.n_temperatures,
-        n_equilibrate=plan.n_equilibrate,
-        interval=plan.interval,
-    )
-    if not plan.outside:
-        return {MAIN: main}
-    outside = plan_outside(structures, limits, seed=seed, n_equilibrate=plan.n_equilibrate)
-    return {MAIN: main, **outside}
-
-
-def _find_temperature(
-    header: dict[str, Any], temperature: tuple[float, float] | None
-) -> tuple[float, float]:
-    """The range asked for, else the model's, else 300 K."""
-    low, high = temperature or header.get("temperature") or (300.0, 300.0)
-    return float(low), float(high)
+    return [(comparison, frames)], record
 
 
 def _judge_dynamics(
     run: _Run, structures: Sequence[ase.Atoms], temperature: tuple[float, float] | None
-) -> tuple[tuple[Comparison, ...], list[Frame], dict[str, Any]]:
+) -> tuple[list[JudgedSet], dict[str, Any]]:
     from fastff.distill.content import identify_teacher
 
     assert run.teacher is not None
@@ -313,15 +248,60 @@ def _judge_dynamics(
         run.notes.append(
             f"the student was distilled from {taught.get('name')}, it is compared here with {record.get('name')}"
         )
-    comparisons: list[Comparison] = []
-    main: list[Frame] = []
+    sets: list[JudgedSet] = []
     for name, plan in plan_run(run.header, structures, temperature, run.plan).items():
         start = time.perf_counter()
         frames = run_heldout(run.teacher, plan, partial(run.progress, f"teacher dynamics, {name}"))
-        comparisons.append(compare_frames(name, frames, run.label, "teacher-md", plan.describe()))
-        main = main or frames
+        comparison = compare_frames(name, frames, run.label, "teacher-md", plan.describe())
+        sets.append((comparison, frames))
         run.durations[f"accuracy, {name}"] = time.perf_counter() - start
-    return tuple(comparisons), main, record
+    return sets, record
+
+
+def _check_baselines(run: _Run, seeds: Sequence[ase.Atoms]) -> None:
+    """Refuse what cannot be compared before any work is done."""
+    taken = {str(run.header["sha256"]): "student"}
+    if run.teacher is not None:
+        taken[run.teacher.info.name] = "teacher"
+    check_names(run.baselines, taken)
+    for baseline in run.baselines:
+        baseline.check_elements(seeds)
+    if run.gpumd is not None:
+        if run.teacher is None:
+            raise UsageError("--gpumd is timed beside the teacher; add --compare-teacher")
+        check_gpumd(*run.gpumd, seeds[0])
+
+
+def _calibrate(run: _Run, sets: Sequence[JudgedSet]) -> CalibrationData | None:
+    """Uncertainties beside errors; None if the model file holds no uncertainty, which is noted."""
+    if run.student.uncertainty is None:
+        run.notes.append("no calibration of uncertainties: the model file holds none")
+        return None
+    return calibrate(run.student, [(comparison.name, frames) for comparison, frames in sets])
+
+
+def _measure_physics(
+    run: _Run, structure: ase.Atoms, frame: Frame, limits: tuple[float, float]
+) -> PhysicsPart | None:
+    """Physical properties, after a check that both sides give the labels that were compared."""
+    if run.plan.physics == "none":
+        return None
+    assert run.teacher is not None
+    start = time.perf_counter()
+    info = run.teacher.info
+    teacher = Side("teacher", run.teacher.label, {"name": info.name, "version": info.version})
+    student = Side("student", run.label, {"sha256": run.header["sha256"]})
+    expected = run.label([frame.atoms])[0]
+    check_identity(LabelCalculator(student), frame.atoms, expected, "student")
+    if frame.source == "teacher-md":
+        check_identity(LabelCalculator(teacher), frame.atoms, frame.labels, "teacher")
+    part = measure_physics(
+        structure, teacher, student, run.student,
+        temperature=0.5 * sum(limits), mode=run.plan.physics, budget=run.plan.physics_budget,
+        progress=run.progress,
+    )  # fmt: skip
+    run.durations["physics"] = time.perf_counter() - start
+    return part
 
 
 def _measure_noises(run: _Run, frames: list[Frame]) -> tuple[NoiseFloor | None, NoiseFloor]:
@@ -336,8 +316,8 @@ def _measure_noises(run: _Run, frames: list[Frame]) -> tuple[NoiseFloor | None, 
 
 
 def _measure_speed(
-    run: _Run, structure: ase.Atoms, frames: list[Frame], temperature: tuple[float, float] | None
-) -> tuple[SpeedCurve, ...]:
+    run: _Run, structure: ase.Atoms, frames: list[Frame], limits: tuple[float, float]
+) -> tuple[tuple[SpeedCurve, ...], list[BaselinePart]]:
     assert run.teacher is not None
     start = time.perf_counter()
     student = Timed(
@@ -359,13 +339,28 @@ def _measure_speed(
         run.label([frame.atoms])[0],
         sizes=run.plan.sizes,
         md_atoms=run.plan.md_atoms,
-        temperature=0.5 * sum(_find_temperature(run.header, temperature)),
+        temperature=0.5 * sum(limits),
         budget=run.plan.budget,
         progress=run.progress,
+        model=run.student,
+        baselines=run.baselines,
     )
+    programs = []
+    if run.gpumd is not None:
+        part, curve = time_gpumd(
+            *run.gpumd,
+            build_supercells(structure, run.plan.sizes),
+            temperature=0.5 * sum(limits),
+            time_step=choose_time_step(structure.numbers),
+            budget=run.plan.budget,
+            device="cuda",
+            progress=lambda message: run.progress(f"timing: {message}", 0, 0),
+        )
+        programs.append(part)
+        curves = (*curves, curve)
     run.durations["speed"] = time.perf_counter() - start
     _note_load(run, find_load())
-    return curves
+    return curves, programs
 
 
 def _note_load(run: _Run, load: float | None) -> None:

@@ -20,7 +20,7 @@ from fastff.labels import Frame, Labels
 from fastff.report.metrics import measure_accuracy, reduce_formula
 from fastff.report.plausibility import check_units
 from fastff.report.plotdata import compute_coverage, compute_parity
-from fastff.report.record import Comparison, FramesPart, ModelPart
+from fastff.report.schema import Comparison, FramesPart, ModelPart
 
 if TYPE_CHECKING:
     from fastff.models import Student

@@ -19,14 +19,15 @@ from markupsafe import Markup
 from fastff.errors import DataError
 from fastff.report import figures
 from fastff.report.markdown import (
-    STATUS_WORDS,
     describe_contest,
     sentence,
     tabulate_accuracy,
     tabulate_dynamics,
     tabulate_speed,
 )
-from fastff.report.record import BenchRecord, verify_record
+from fastff.report.record import verify_record
+from fastff.report.schema import BenchRecord
+from fastff.report.tables import STATUS_WORDS
 from fastff.report.verdict import (
     UNDEFINED,
     format_bytes,

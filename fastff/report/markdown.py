@@ -6,8 +6,15 @@ Here: :func:`write_tables`, and the rows that terminal and page show too. Not he
 
 from __future__ import annotations
 
-from fastff.report.record import BenchRecord
+from fastff.report.schema import BenchRecord
 from fastff.report.speed import SpeedPoint, convert_to_ns_per_day
+from fastff.report.tables import (
+    STATUS_WORDS,
+    Table,
+    tabulate_baselines,
+    tabulate_paths,
+    tabulate_physics,
+)
 from fastff.report.verdict import (
     UNDEFINED,
     format_bytes,
@@ -18,17 +25,6 @@ from fastff.report.verdict import (
     format_seconds,
     format_share,
 )
-
-Table = tuple[list[str], list[list[str]]]
-"""Headings and rows."""
-
-STATUS_WORDS = {
-    "out-of-memory": "out of memory",
-    "too-large": "too large",
-    "too-slow": "too slow",
-    "not-run": "not run",
-    "failed": "failed",
-}
 
 
 def describe_contest(record: BenchRecord) -> str:
@@ -98,25 +94,34 @@ def describe_point(point: SpeedPoint | None, *, ranges: bool = True) -> str:
     return f"{format_seconds(point.median)} ({format_seconds(point.q10)} to {format_seconds(point.q90)})"
 
 
+DYNAMICS = {
+    "md-loop": "fastff md step",
+    "ase-md": "velocity Verlet step",
+    "program": "own program",
+    "ase-call": "call, fresh list",
+}
+"""Modes that say how fast dynamics is, and what the table calls them."""
+
+
 def tabulate_dynamics(record: BenchRecord) -> Table:
-    """Simulated time a day, of velocity Verlet steps and of calls with a fresh neighbor list at every size."""
+    """Simulated time a day: of whole steps, and of ASE calls with a fresh neighbor list at every size."""
     time_step = next((c.time_step for c in record.speed if c.time_step is not None), None)
     rows = []
-    for mode, what in (("ase-md", "velocity Verlet step"), ("ase-call", "call, fresh list")):
+    for mode, what in DYNAMICS.items():
         for curve in record.speed:
             for point in curve.points if curve.mode == mode and time_step is not None else ():
-                seconds = point.mean if mode == "ase-md" else point.median
+                seconds = point.median if mode == "ase-call" else point.mean
                 if seconds is None or time_step is None:
                     continue
                 speed = convert_to_ns_per_day(seconds, time_step)
-                step = f"{time_step:g} fs"
+                time = format_seconds(seconds)
                 rows.append(
                     [
                         curve.label,
                         what,
                         str(point.n_atoms),
-                        format_seconds(seconds),
-                        step,
+                        time,
+                        f"{time_step:g} fs",
                         f"{speed:.3g}",
                     ]
                 )
@@ -131,12 +136,23 @@ def write_tables(record: BenchRecord) -> str:
         "\n".join(f"- {_escape(line)}" for line in record.verdict.lines),
         format_markdown(tabulate_accuracy(record)),
     ]
+    if record.baselines:
+        parts.append("Beside other models:")
+        parts.append(format_markdown(tabulate_baselines(record)))
+    if record.physics is not None:
+        parts.append(f"Physics of {_escape(record.physics.material)}, the teacher as reference:")
+        parts.append(format_markdown(tabulate_physics(record)))
+        left = [f"- {i.title}: left out, {_escape(i.reason)}" for i in record.physics.left_out]
+        if left:
+            parts.append("\n".join(left))
     speed, dynamics = tabulate_speed(record), tabulate_dynamics(record)
     if speed[1]:
         curve = record.find_curve("student", "ase-call")
         assert curve is not None
         parts.append(f"{sentence(curve.includes)}; median (10 to 90 % of the calls):")
         parts.append(format_markdown(speed))
+        parts.append("Where the time goes, medians:")
+        parts.append(format_markdown(tabulate_paths(record)))
     if dynamics[1]:
         parts.append("Simulated time a day:")
         parts.append(format_markdown(dynamics))

@@ -14,12 +14,15 @@ import numpy as np
 
 from fastff.labels import Frame, Labels
 from fastff.report.heldout import choose_time_step
+from fastff.report.inner import time_student
 from fastff.report.plausibility import check_identity
 from fastff.report.speed import SpeedCurve
 from fastff.report.supercells import build_supercells
 from fastff.report.timing import Timed, TimingPlan, time_calculators, time_dynamics
 
 if TYPE_CHECKING:
+    from fastff.models import Student
+    from fastff.report.baselines import Baseline
     from fastff.teachers.base import Teacher
 
 HEADLINE_ATOMS = 500
@@ -43,6 +46,8 @@ def race(
     temperature: float,
     budget: float,
     progress: Callable[[str, int, int], None],
+    model: Student | None = None,
+    baselines: Sequence[Baseline] = (),
 ) -> tuple[SpeedCurve, ...]:
     """Time ``student`` and ``teacher`` on supercells of ``structure``.
 
@@ -67,6 +72,10 @@ def race(
         Seconds for each size and calculator.
     progress : callable
         Receives (what was done, done, total).
+    model : Student, optional
+        The student itself: model alone, list and model, and fastff's own dynamics are then timed too.
+    baselines : sequence of Baseline
+        Timed in the same way, each at the sizes that its speed allows.
 
     Returns
     -------
@@ -90,9 +99,17 @@ def race(
     ]
     check_identity(student.factory(), frame.atoms, predicted, "student")
     check_identity(entries[1].factory(), complete(frame.atoms), frame.labels, "teacher")
+    for baseline in baselines:
+        entries.append(
+            Timed(baseline.name, baseline.name, baseline.factory, baseline.identity, student.device)
+        )
+        expected = baseline.label([frame.atoms])[0]
+        check_identity(baseline.factory(), baseline.complete(frame.atoms), expected, baseline.name)
     cells = [complete(cell) for cell in build_supercells(structure, sizes)]
     counts = [len(cell) for cell in cells]
-    total = 2 * len(cells) + 2
+    models = {student.role: model, **{b.name: b.model for b in baselines}}
+    timed = [(entry, one) for entry in entries if (one := models.get(entry.role)) is not None]
+    total = len(entries) * (len(cells) + 1) + 3 * len(timed)
     done = 0
 
     def report(message: str) -> None:
@@ -102,6 +119,9 @@ def race(
 
     plan = TimingPlan(budget=budget, required=(counts[0], find_headline(counts)))
     curves = time_calculators(entries, cells, plan, report)
+    time_step = choose_time_step(cells[0].numbers)
+    for entry, one in timed:
+        curves += time_student(entry, one, cells, plan, report, time_step)
     small = min(cells, key=lambda cell: abs(np.log(len(cell) / md_atoms)))
     for entry in entries:
         curves.append(
@@ -109,7 +129,7 @@ def race(
                 entry,
                 small,
                 temperature=temperature,
-                time_step=choose_time_step(small.numbers),
+                time_step=time_step,
                 budget=budget,
             )
         )

@@ -1,140 +1,32 @@
-"""The record of one bench run: what is stored as JSON and what every page and table is made from.
+"""Bench records as files: writing, reading, and recomputing every derived figure of one.
 
-Here: the schema (:class:`BenchRecord` and its parts), reading, writing, and :func:`verify_record`, which recomputes
-every derived figure and refuses a record that contradicts itself or its model file. Not here: measuring
-(:mod:`fastff.report.bench`), rendering (:mod:`fastff.report.html`, :mod:`fastff.report.markdown`).
+Here: :func:`read_record`, :func:`write_record`, :func:`seal_record` and :func:`verify_record`, which refuses a record
+that contradicts itself or its model file. Not here: the schema (:mod:`fastff.report.schema`), rendering
+(:mod:`fastff.report.html`, :mod:`fastff.report.markdown`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import numpy as np
+from pydantic import ValidationError
 
 from fastff.errors import DataError
 from fastff.report.metrics import Accuracy
-from fastff.report.noise import NoiseFloor
-from fastff.report.plotdata import CoverageData, ParityData
-from fastff.report.provenance import Provenance
+from fastff.report.physics.run import verify_physics
+from fastff.report.schema import (
+    ADDED,
+    READABLE,
+    BaselinePart,
+    BenchRecord,
+    Comparison,
+    compute_digest,
+    compute_ratios,
+)
 from fastff.report.speed import SpeedCurve, SpeedPoint, summarize
-
-SCHEMA = "fastff-bench/1"
-
-
-class Part(BaseModel):
-    """Base of the parts of a record: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ModelPart(Part):
-    """The student: file name, SHA-256 of its tensors, size, origin, and what its header says of itself."""
-
-    name: str
-    sha256: str
-    architecture: str
-    elements: tuple[str, ...]
-    cutoff: float
-    n_parameters: int
-    dtype: str
-    temperature: tuple[float, float] | None
-    teacher: dict[str, Any]
-    training: dict[str, Any]
-
-
-class FramesPart(Part):
-    """Where the frames of a comparison come from; ``digest`` is over their structures and labels."""
-
-    source: Literal["teacher-md", "labels"]
-    description: str
-    n_frames: int
-    n_atoms: int
-    n_trajectories: int
-    formulas: tuple[str, ...]
-    temperatures: tuple[float, float] | None
-    digest: str
-    notes: tuple[str, ...] = ()
-
-
-class Comparison(Part):
-    """Student against teacher on one set of frames."""
-
-    name: str
-    frames: FramesPart
-    accuracy: dict[str, Any]
-    parity: ParityData
-    coverage: CoverageData
-
-    def read_accuracy(self) -> Accuracy:
-        """The accuracy as the record that :func:`fastff.report.metrics.measure_accuracy` returned."""
-        return Accuracy.from_dict(self.accuracy)
-
-
-class SpeedRatio(Part):
-    """How many times faster the student is than the teacher at one size, both measured in this run."""
-
-    mode: Literal["ase-call", "ase-md"]
-    n_atoms: int
-    teacher_seconds: float
-    student_seconds: float
-    ratio: float
-
-
-class Verdict(Part):
-    """``passed`` is None when nothing was required; ``lines`` are what the command prints."""
-
-    required: float | None
-    passed: bool | None
-    lines: tuple[str, ...]
-    next_command: str
-
-
-class BenchRecord(Part):
-    """Everything that one run of ``fastff bench`` found. ``digest`` is over all other fields."""
-
-    schema_version: Literal["fastff-bench/1"] = "fastff-bench/1"
-    model: ModelPart
-    teacher: dict[str, Any]
-    teacher_measured: bool
-    comparisons: tuple[Comparison, ...]
-    teacher_noise: NoiseFloor | None
-    student_noise: NoiseFloor | None
-    speed: tuple[SpeedCurve, ...]
-    ratios: tuple[SpeedRatio, ...]
-    headline_size: int | None
-    verdict: Verdict
-    notes: tuple[str, ...]
-    durations: dict[str, float]
-    provenance: Provenance
-    digest: str = ""
-
-    @property
-    def main(self) -> Comparison:
-        """The comparison that decides: the first one."""
-        return self.comparisons[0]
-
-    def find_curve(self, role: str, mode: str) -> SpeedCurve | None:
-        """Timings of ``role`` in ``mode``, or None."""
-        return next((c for c in self.speed if c.role == role and c.mode == mode), None)
-
-    @property
-    def headline(self) -> SpeedRatio | None:
-        """The ratio of one ASE call at the headline size, or None if it was not measured."""
-        return next(
-            (r for r in self.ratios if r.mode == "ase-call" and r.n_atoms == self.headline_size),
-            None,
-        )
-
-
-def compute_digest(record: BenchRecord) -> str:
-    """SHA-256 over the record without its digest, as canonical JSON."""
-    content = record.model_dump(mode="json", exclude={"digest"})
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def seal_record(record: BenchRecord) -> BenchRecord:
@@ -170,9 +62,10 @@ def read_record(path: str | Path, *, model_sha256: str | None = None) -> BenchRe
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a bench record: {error}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA:
+    if version not in READABLE:
         raise DataError(
-            f"{path} has schema {version!r}, this fastff reads {SCHEMA!r}: run 'fastff bench' again."
+            f"{path} has schema {version!r}, this fastff reads {' and '.join(map(repr, READABLE))}: run 'fastff bench' "
+            "again."
         )
     try:
         record = BenchRecord.model_validate_json(json.dumps(content))
@@ -201,10 +94,21 @@ def verify_record(record: BenchRecord, *, model_sha256: str | None = None) -> No
             f"the record is stale: it is about tensors {record.model.sha256[:12]}, the model file now holds "
             f"{model_sha256[:12]}. Run 'fastff bench' again."
         )
+    if record.schema_version == READABLE[0] and any(getattr(record, name) for name in ADDED):
+        raise DataError(f"a record of schema {READABLE[0]!r} cannot hold {', '.join(ADDED)}.")
     for comparison in record.comparisons:
         _verify_comparison(comparison)
+    for baseline in record.baselines:
+        _verify_baseline(baseline, record)
     for curve in record.speed:
         _verify_curve(curve, record)
+    _verify_physics(record)
+    if record.calibration is not None and not np.allclose(
+        record.calibration.within, record.calibration.count_within(), atol=1e-9
+    ):
+        raise DataError(
+            "the calibration does not follow from the uncertainties and errors beside it."
+        )
     expected = compute_ratios(record.speed)
     if len(expected) != len(record.ratios) or any(
         (a.mode, a.n_atoms) != (b.mode, b.n_atoms)
@@ -244,6 +148,18 @@ def _verify_comparison(comparison: Comparison) -> None:
         comparison.accuracy["overall"], accuracy.overall
     ):
         raise DataError(f"comparison '{comparison.name}': 'overall' is not the smallest accuracy.")
+    _verify_accuracy(f"comparison '{comparison.name}'", accuracy)
+    force_rms, force_rmse = comparison.parity.compute_force_rms()
+    if not _same(force_rms, accuracy.force_rms) or not _same(force_rmse, accuracy.force_rmse):
+        raise DataError(
+            f"comparison '{comparison.name}': the plotted forces have RMS {force_rms:.6g} and RMSE {force_rmse:.6g} "
+            f"eV/Å, the table says {accuracy.force_rms:.6g} and {accuracy.force_rmse:.6g}: different units or "
+            "frames, or teacher and student swapped."
+        )
+
+
+def _verify_accuracy(where: str, accuracy: Accuracy) -> None:
+    """Accuracies from RMSE and reference."""
     for name, value, rmse, scale in (
         ("force", accuracy.force, accuracy.force_rmse, accuracy.force_rms),
         ("energy", accuracy.energy, accuracy.energy_rmse, accuracy.energy_std),
@@ -253,16 +169,44 @@ def _verify_comparison(comparison: Comparison) -> None:
             rmse is None or scale is None or not _same(value, 1.0 - rmse / scale)
         ):
             raise DataError(
-                f"comparison '{comparison.name}': {name} accuracy {value} does not follow from RMSE {rmse} and "
+                f"{where}: {name} accuracy {value} does not follow from RMSE {rmse} and "
                 f"reference {scale}."
             )
-    force_rms, force_rmse = comparison.parity.compute_force_rms()
-    if not _same(force_rms, accuracy.force_rms) or not _same(force_rmse, accuracy.force_rmse):
+
+
+def _verify_baseline(baseline: BaselinePart, record: BenchRecord) -> None:
+    """Accuracies hold together and are about the same frames as the student's."""
+    frames = {c.name: c for c in record.comparisons}
+    for entry in baseline.comparisons:
+        where = f"baseline {baseline.name}, '{entry.name}'"
+        if entry.name not in frames or entry.frames_digest != frames[entry.name].frames.digest:
+            raise DataError(f"{where}: not about the frames of the comparison of that name.")
+        accuracy = Accuracy.from_dict(entry.accuracy)
+        _verify_accuracy(where, accuracy)
+        mine = frames[entry.name].read_accuracy()
+        if not _same(accuracy.force_rms, mine.force_rms):
+            raise DataError(
+                f"{where}: the teacher's RMS force is {accuracy.force_rms:.6g} eV/Å here and {mine.force_rms:.6g} "
+                "eV/Å beside the student: different units or frames."
+            )
+
+
+def _verify_physics(record: BenchRecord) -> None:
+    """Quantities follow from curves, and the two sides are the teacher and the student of this record."""
+    part = record.physics
+    if part is None:
+        return
+    if part.student.get("sha256") != record.model.sha256 or "sha256" in part.teacher:
         raise DataError(
-            f"comparison '{comparison.name}': the plotted forces have RMS {force_rms:.6g} and RMSE {force_rmse:.6g} "
-            f"eV/Å, the table says {accuracy.force_rms:.6g} and {accuracy.force_rmse:.6g}: different units or "
-            "frames, or teacher and student swapped."
+            "the physical properties are not of this student: teacher and student are swapped, or the record is stale."
         )
+    if part.teacher.get("name") != record.teacher.get("name"):
+        raise DataError(
+            f"the physical properties have {part.teacher.get('name')} as reference, not {record.teacher.get('name')}."
+        )
+    faults = verify_physics(part)
+    if faults:
+        raise DataError(f"physical properties: {faults[0]}: another unit, or edited.")
 
 
 def _verify_curve(curve: SpeedCurve, record: BenchRecord) -> None:
@@ -278,6 +222,10 @@ def _verify_curve(curve: SpeedCurve, record: BenchRecord) -> None:
             f"timings of the teacher ({curve.label}) are not of {record.teacher.get('name')}: teacher and student are "
             "swapped, or the record is stale."
         )
+    if curve.role not in ("student", "teacher") and not any(
+        curve.role == b.name and curve.identity == b.identity for b in record.baselines
+    ):
+        raise DataError(f"timings of {curve.label} belong to no baseline of this record.")
     for point in curve.points:
         _verify_point(curve, point)
 
@@ -296,29 +244,3 @@ def _verify_point(curve: SpeedCurve, point: SpeedPoint) -> None:
         stored = getattr(point, name)
         if stored is None or not _same(stored, getattr(fresh, name)):
             raise DataError(f"{where}: {name} {stored} does not follow from the measured times.")
-
-
-def compute_ratios(curves: tuple[SpeedCurve, ...]) -> tuple[SpeedRatio, ...]:
-    """Teacher time over student time wherever both were measured: medians of calls, means of steps."""
-    ratios = []
-    modes: tuple[Literal["ase-call", "ase-md"], ...] = ("ase-call", "ase-md")
-    for mode in modes:
-        sides = {c.role: c for c in curves if c.mode == mode}
-        if "teacher" not in sides or "student" not in sides:
-            continue
-        for point in sides["teacher"].points:
-            other = sides["student"].find(point.n_atoms)
-            if other is None or other.status != "measured" or point.status != "measured":
-                continue
-            kind = "median" if mode == "ase-call" else "mean"
-            teacher, student = getattr(point, kind), getattr(other, kind)
-            ratios.append(
-                SpeedRatio(
-                    mode=mode,
-                    n_atoms=point.n_atoms,
-                    teacher_seconds=teacher,
-                    student_seconds=student,
-                    ratio=teacher / student,
-                )
-            )
-    return tuple(ratios)

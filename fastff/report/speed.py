@@ -12,6 +12,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+Mode = Literal["ase-call", "ase-md", "model", "model-list", "md-loop", "program"]
+"""What is timed: one ASE call; a step of ASE's velocity Verlet; the model on a list that is there; list and model; a
+step of fastff's own dynamics; a step of a program that is run as a whole."""
+
 Status = Literal["measured", "out-of-memory", "too-large", "too-slow", "not-run", "failed"]
 
 
@@ -40,7 +44,7 @@ class SpeedCurve(BaseModel):
 
     role: str
     label: str
-    mode: Literal["ase-call", "ase-md"]
+    mode: Mode
     includes: str
     device: str
     threads: int

@@ -26,6 +26,13 @@ from ase import units
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 
 from fastff.errors import UsageError
+from fastff.report.inner import (
+    CLOCK_INCLUDES,
+    SHORTAGES,
+    ModelClock,
+    is_shortage,
+    synchronize,
+)
 from fastff.report.memory import PeakMemory
 from fastff.report.speed import SpeedCurve, SpeedPoint, Status, summarize
 
@@ -99,7 +106,8 @@ def time_calculators(
     Returns
     -------
     list of SpeedCurve
-        In the order of ``entries``, each with one point per structure.
+        In the order of ``entries``, each with one point per structure; a calculator that runs a torch module has a
+        second curve, of mode ``"model"``, with the part of the same calls that was spent in it.
     """
     if not structures:
         raise UsageError("nothing to time: give at least one structure.")
@@ -112,7 +120,7 @@ def time_calculators(
             point = runner.measure(atoms)
             shown = f"{point.median * 1e3:.4g} ms" if point.median is not None else point.status
             progress(f"{entry.label}, {point.n_atoms} atoms: {shown}")
-        curves.append(runner.finish())
+        curves += runner.finish()
     return curves
 
 
@@ -126,6 +134,8 @@ class _Runner:
         self.points: list[SpeedPoint] = []
         self.stopped = ""
         self.has_stress = True
+        self.clock = ModelClock.find(self.calculator)
+        self.inner: list[SpeedPoint] = []
 
     def measure(self, atoms: ase.Atoms) -> SpeedPoint:
         count, formula = len(atoms), atoms.get_chemical_formula(empirical=True)
@@ -181,6 +191,9 @@ class _Runner:
                 )
                 return SpeedPoint(n_atoms=count, formula=formula, status="too-slow", reason=reason)
             begin = time.perf_counter()
+            inner: list[float] = []
+            if self.clock is not None:
+                self.clock.take()
             while len(seconds) < self.plan.min_repeats or (
                 len(seconds) < self.plan.max_repeats
                 and time.perf_counter() - begin < self.plan.budget / 2
@@ -191,11 +204,15 @@ class _Runner:
                 self._evaluate(mover.atoms)
                 synchronize()
                 seconds.append(time.perf_counter() - start)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+                if self.clock is not None:
+                    inner.append(self.clock.take())
+        except SHORTAGES as error:
+            if not is_shortage(error):
                 raise
             reason = f"{type(error).__name__} in the calculator"
             return SpeedPoint(n_atoms=count, formula=formula, status="out-of-memory", reason=reason)
+        if inner and min(inner) > 0.0:
+            self.inner.append(summarize(count, formula, inner, None))
         return summarize(count, formula, seconds, self.memory.measure())
 
     def _warm_up(self, mover: _Mover) -> float:
@@ -222,20 +239,26 @@ class _Runner:
         if self.has_stress and atoms.pbc.all():
             atoms.get_stress(apply_constraint=False)
 
-    def finish(self) -> SpeedCurve:
-        return SpeedCurve(
+    def finish(self) -> list[SpeedCurve]:
+        stress = ", stress where periodic" if self.has_stress else ""
+        curve = SpeedCurve(
             role=self.entry.role,
             label=self.entry.label,
             mode="ase-call",
-            includes=CALL_INCLUDES.format(
-                stress=", stress where periodic" if self.has_stress else ""
-            ),
+            includes=CALL_INCLUDES.format(stress=stress),
             device=self.entry.device,
             threads=torch.get_num_threads(),
             identity=self.entry.identity,
             memory_kind=self.memory.kind,
             points=tuple(self.points),
         )
+        if self.clock is None:
+            return [curve]
+        self.clock.close()
+        if not self.inner or not self.clock.trusted:
+            return [curve]
+        inner = {"mode": "model", "includes": CLOCK_INCLUDES, "memory_kind": ""}
+        return [curve, curve.model_copy(update={**inner, "points": tuple(self.inner)})]
 
 
 class _Mover:
@@ -300,8 +323,8 @@ def time_dynamics(
         point = summarize(
             len(image), formula, seconds, memory.measure(), f"blocks of {block} steps"
         )
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except SHORTAGES as error:
+        if not is_shortage(error):
             raise
         point = SpeedPoint(
             n_atoms=len(image),
@@ -320,20 +343,4 @@ def time_dynamics(
         memory_kind=memory.kind,
         time_step=time_step,
         points=(point,),
-    )
-
-
-def synchronize() -> None:
-    """Wait until the CUDA device has done its work, if one is in use."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out, on the device or on the host, in any library's words."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return any(
-        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
     )

@@ -13,7 +13,7 @@ from fastff.units import EV_PER_A3_TO_GPA
 if TYPE_CHECKING:
     from fastff.report.noise import NoiseFloor
     from fastff.report.provenance import Provenance
-    from fastff.report.record import Comparison, ModelPart, SpeedRatio, Verdict
+    from fastff.report.schema import Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
 
@@ -96,7 +96,7 @@ def write_verdict(
     model_path: str,
 ) -> Verdict:
     """Five lines: accuracy, errors, noise floor, speed, limits; and the command to run next."""
-    from fastff.report.record import Verdict
+    from fastff.report.schema import Verdict
 
     main = comparisons[0]
     accuracy = main.read_accuracy()

@@ -1,0 +1,111 @@
+"""Records of ``fastff bench`` that exist, and those of kernels.
+
+Here: rebuilding a page, comparing two records, ``--kernels``. Not here: judging a model (:mod:`fastff.cli.bench`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastff.cli.bench_options import check_folder
+from fastff.cli.bench_view import print_table, show_progress
+from fastff.cli.terminal import make_console, print_warning
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastff.report.regression import Change, Record
+
+
+def rebuild_page(path: Path, out: Path | None, *, force: bool) -> None:
+    """Make page and Markdown of a stored record again, beside it or in ``out``."""
+    from fastff.report.html import render_report
+    from fastff.report.markdown import write_tables
+    from fastff.report.record import read_record
+
+    record = read_record(path)
+    folder = out if out is not None else path.parent
+    if out is not None:
+        check_folder(folder, force=force)
+        folder.mkdir(parents=True, exist_ok=True)
+    name = "report" if path.stem == "bench" else path.stem
+    (folder / f"{name}.html").write_text(render_report(record), encoding="utf-8")
+    (folder / f"{name}.md").write_text(write_tables(record), encoding="utf-8")
+    make_console().print(f"wrote {folder / name}.html and {name}.md", soft_wrap=True)
+
+
+def read_earlier(path: Path, device: str) -> Record:
+    """The record of ``--against``, refused before any work is done if it is of another machine."""
+    from fastff.report.provenance import collect_provenance
+    from fastff.report.regression import check_machines, read_any
+
+    before = read_any(path)
+    check_machines(before, collect_provenance(), device)
+    return before
+
+
+def compare_records(path: Path, against: Path) -> None:
+    """Compare the timings of two records.
+
+    Raises
+    ------
+    SlowdownError
+        The first is slower than the second beyond noise.
+    """
+    from fastff.report.regression import compare_speed, read_any, require_no_slowdown
+
+    changes = compare_speed(read_any(against), read_any(path))
+    print_changes(changes)
+    require_no_slowdown(changes)
+
+
+def print_changes(changes: Sequence[Change]) -> None:
+    """Every timing then and now."""
+    from fastff.report.verdict import format_seconds
+
+    rows = [
+        [c.what, format_seconds(c.before), format_seconds(c.after), f"{c.ratio:.2f}",
+         "slower" if c.slower else "within noise" if c.ratio > 1.0 else "not slower"]
+        for c in changes
+    ]  # fmt: skip
+    print_table((["timed", "then", "now", "ratio", ""], rows))
+
+
+def bench_kernels(
+    out: Path | None, against: Path | None, device: torch.device, *, force: bool
+) -> None:
+    """Time every op, print the table, write ``kernels.json`` and ``kernels.md``.
+
+    Raises
+    ------
+    SlowdownError
+        Slower than the record of ``against`` beyond noise.
+    """
+    from fastff.report.kernels import measure_kernels
+    from fastff.report.markdown import format_markdown
+    from fastff.report.regression import compare_speed, require_no_slowdown
+    from fastff.report.tables import describe_kernels, tabulate_kernels
+
+    if out is not None:
+        check_folder(out, force=force)
+    before = read_earlier(against, str(device)) if against is not None else None
+    with show_progress() as progress:
+        record = measure_kernels(device, progress=progress)
+    console = make_console()
+    console.print(f"\n{describe_kernels(record)}", style="dim", soft_wrap=True)
+    print_table(tabulate_kernels(record))
+    for row in record.rows:
+        if row.status == "failed":
+            print_warning(f"{row.op}, {row.direction}, {row.variant}: {row.reason}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "kernels.json").write_text(record.model_dump_json(indent=1) + "\n")
+        text = f"{describe_kernels(record)}\n\n{format_markdown(tabulate_kernels(record))}\n"
+        (out / "kernels.md").write_text(text, encoding="utf-8")
+        console.print(f"wrote {out / 'kernels.json'} and kernels.md", style="dim", soft_wrap=True)
+    if before is not None:
+        changes = compare_speed(before, record)
+        print_changes(changes)
+        require_no_slowdown(changes)

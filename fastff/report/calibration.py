@@ -1,0 +1,104 @@
+"""Whether a student's uncertainty means what it says: predicted against actual errors.
+
+Here: :class:`CalibrationData` and :func:`calibrate`. Not here: the uncertainty (:mod:`fastff.models.uncertainty`),
+drawing (:mod:`fastff.report.figures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from fastff.labels import Frame
+
+if TYPE_CHECKING:
+    from fastff.models import Student
+
+N_GRADE_BINS = 12
+
+
+class GradeBin(BaseModel):
+    """Atoms of similar extrapolation grade: their number, mean grade and RMS force error per component, eV/Å."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int
+    grade: float
+    force_rmse: float
+
+
+class CalibrationData(BaseModel):
+    """Uncertainties beside errors.
+
+    ``energy`` has a row (comparison, standard deviation, error) for each frame, eV/atom; ``within`` are the shares of
+    frames whose error is within one and two standard deviations (68 and 95 % if errors are normal and the calibration
+    good), over the frames of the first comparison; ``grades`` are bins of equal population over atoms of all
+    comparisons; ``beyond`` is the share of atoms with a grade above one in each comparison.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    names: tuple[str, ...]
+    energy: tuple[tuple[int, float, float], ...]
+    within: tuple[float, float]
+    grades: tuple[GradeBin, ...]
+    beyond: tuple[float, ...]
+
+    def count_within(self) -> tuple[float, float]:
+        """``within`` from ``energy``."""
+        rows = np.array([row for row in self.energy if row[0] == 0])
+        ratio = np.abs(rows[:, 2]) / np.maximum(rows[:, 1], 1e-300)
+        return float((ratio <= 1.0).mean()), float((ratio <= 2.0).mean())
+
+
+def calibrate(student: Student, sets: Sequence[tuple[str, Sequence[Frame]]]) -> CalibrationData:
+    """Uncertainty and error of every frame.
+
+    Parameters
+    ----------
+    student : Student
+        With uncertainty.
+    sets : sequence of (name, frames)
+        The held-out frames first.
+    """
+    from fastff.models.uncertainty import predict_with_uncertainty
+    from fastff.neighbors import atoms_to_graph
+
+    energy: list[tuple[int, float, float]] = []
+    atoms: list[np.ndarray] = []
+    beyond = []
+    for number, (_, frames) in enumerate(sets):
+        outside = total = 0
+        for frame in frames:
+            graph = atoms_to_graph(frame.atoms, student.cutoff).to(student.device)
+            prediction, uncertainty = predict_with_uncertainty(student, graph)
+            n_atoms = len(frame.atoms)
+            error = float(prediction.energy[0]) - frame.labels.energy
+            energy.append((number, float(uncertainty.energy[0]) / n_atoms, error / n_atoms))
+            grades = uncertainty.grades.cpu().numpy()
+            forces = prediction.forces.double().cpu().numpy() - frame.labels.forces
+            atoms.append(np.stack([grades, np.square(forces).mean(axis=1)], axis=1))
+            outside += int((grades > 1.0).sum())
+            total += n_atoms
+        beyond.append(outside / max(total, 1))
+    pooled = np.concatenate(atoms)
+    order = np.argsort(pooled[:, 0], kind="stable")
+    bins = tuple(
+        GradeBin(
+            count=len(members),
+            grade=float(pooled[members, 0].mean()),
+            force_rmse=float(np.sqrt(pooled[members, 1].mean())),
+        )
+        for members in np.array_split(order, min(N_GRADE_BINS, len(order)))
+    )
+    data = CalibrationData(
+        names=tuple(name for name, _ in sets),
+        energy=tuple(energy),
+        within=(0.0, 0.0),
+        grades=bins,
+        beyond=tuple(beyond),
+    )
+    return data.model_copy(update={"within": data.count_within()})

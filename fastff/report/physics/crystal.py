@@ -1,0 +1,226 @@
+"""Properties of crystals: equation of state, elastic constants, phonons, vacancies.
+
+Here: measuring the raw curves of both sides. Not here: the numbers derived from them
+(:mod:`fastff.report.physics.derive`), whether there is time for it (:mod:`fastff.report.physics.run`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ase
+import numpy as np
+
+from fastff.distill.cells import build_supercell
+from fastff.errors import MissingDependencyError
+from fastff.report.physics.derive import PropertyError
+from fastff.report.physics.material import Material
+from fastff.report.physics.record import ElasticItem, EosItem, PhononItem, VacancyItem
+from fastff.report.physics.side import Side, relax_cell, relax_positions
+from fastff.units import EV_PER_A3_TO_GPA, VOIGT
+
+SCALES = tuple(np.linspace(0.94, 1.06, 9))
+"""Volumes of the equation of state relative to the teacher's relaxed one; about ±2 % in length."""
+
+STRAIN = 0.005
+DISPLACEMENT = 0.01
+"""Å, of phonons."""
+
+
+@dataclass
+class Crystal:
+    """A crystal with the relaxed unit cell of each side."""
+
+    material: Material
+    teacher: Side
+    student: Side
+    _relaxed: dict[str, ase.Atoms] = field(default_factory=dict)
+
+    def relax(self, side: Side) -> ase.Atoms:
+        """The unit cell relaxed by ``side``, without calculator."""
+        if side.role not in self._relaxed:
+            atoms = side.attach(self.material.unit)
+            relax_cell(atoms)
+            self._relaxed[side.role] = ase.Atoms(
+                atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True
+            )
+        return self._relaxed[side.role].copy()
+
+
+def measure_eos(crystal: Crystal) -> EosItem:
+    """Energy of both sides over the same volumes, positions relaxed at each."""
+    start = crystal.relax(crystal.teacher)
+    n_atoms = len(start)
+    energies: dict[str, list[float]] = {"teacher": [], "student": []}
+    for scale in SCALES:
+        for side in (crystal.teacher, crystal.student):
+            image = start.copy()
+            image.set_cell(start.cell * scale ** (1.0 / 3.0), scale_atoms=True)
+            image = side.attach(image)
+            relax_positions(image)
+            energies[side.role].append(image.get_potential_energy() / n_atoms)
+    teacher, student = (np.array(energies[role]) for role in ("teacher", "student"))
+    return EosItem(
+        title="Equation of state",
+        description=f"Energy at {len(SCALES)} volumes, {SCALES[0]:g} to {SCALES[-1]:g} of the teacher's relaxed one, "
+        "positions relaxed at each; Birch-Murnaghan fit of third order",
+        volumes=tuple(scale * start.get_volume() / n_atoms for scale in SCALES),
+        teacher=tuple(teacher - teacher.min()),
+        student=tuple(student - student.min()),
+    )
+
+
+def measure_elastic(crystal: Crystal) -> ElasticItem:
+    """Stress under six strains of both signs, positions relaxed, at each side's own relaxed cell."""
+    matrices = {}
+    for side in (crystal.teacher, crystal.student):
+        start = crystal.relax(side)
+        columns = []
+        for a, b in VOIGT:
+            strain = np.zeros((3, 3))
+            strain[a, b] += 0.5 * STRAIN
+            strain[b, a] += 0.5 * STRAIN
+            stresses = [_measure_stress(side, start, sign * strain) for sign in (1.0, -1.0)]
+            # Voigt's shear strain is twice the tensor's component, STRAIN for each of the six
+            columns.append((stresses[0] - stresses[1]) / (2.0 * STRAIN))
+        matrix = np.array(columns).T
+        matrices[side.role] = 0.5 * (matrix + matrix.T) * EV_PER_A3_TO_GPA
+    return ElasticItem(
+        title="Elastic constants",
+        description=f"Stress under six strains of ±{100 * STRAIN:g} %, positions relaxed, at each side's own relaxed "
+        "cell in the orientation of the unit cell",
+        cubic=is_cubic(matrices["teacher"]),
+        teacher=tuple(map(tuple, matrices["teacher"].tolist())),
+        student=tuple(map(tuple, matrices["student"].tolist())),
+    )
+
+
+def _measure_stress(side: Side, start: ase.Atoms, strain: np.ndarray) -> np.ndarray:
+    image = start.copy()
+    image.set_cell(start.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    image = side.attach(image)
+    relax_positions(image, fmax=0.002)
+    stress: np.ndarray = image.get_stress()
+    return stress
+
+
+def is_cubic(matrix: np.ndarray, tolerance: float = 0.03) -> bool:
+    """Whether a stiffness matrix has the form of a cubic crystal along its axes, within a share of C11."""
+    off = [matrix[a, b] for a in range(3) for b in range(3) if a != b]
+    rest = [*matrix[:3, 3:].ravel(), matrix[3, 4], matrix[3, 5], matrix[4, 5]]
+    spread = max(np.ptp(np.diag(matrix)[:3]), np.ptp(np.diag(matrix)[3:]), np.ptp(off))
+    return bool(max(spread, np.abs(rest).max()) <= tolerance * abs(matrix[0, 0]))
+
+
+def build_phonon_cell(unit: ase.Atoms) -> tuple[ase.Atoms, np.ndarray]:
+    """Supercell for force constants and its matrix (rows in units of the cell vectors): 9 Å wide, at most 150 atoms."""
+    cell = build_supercell(unit, 9.0, 150)
+    return cell.atoms, np.array(cell.repeats)
+
+
+def measure_phonons(crystal: Crystal) -> PhononItem:
+    """Bands of both sides along the standard path of the lattice."""
+    path = crystal.relax(crystal.teacher).cell.bandpath(npoints=90, eps=1e-2)
+    x, ticks, names = path.get_linear_kpoint_axis()
+    length = float(x[-1])
+    bands = {}
+    for side in (crystal.teacher, crystal.student):
+        bands[side.role] = _compute_bands(side, crystal.relax(side), path.kpts)
+    n_atoms = len(build_phonon_cell(crystal.material.unit)[0])
+    return PhononItem(
+        title="Phonons",
+        description=f"Finite displacements of {DISPLACEMENT:g} Å in a supercell of {n_atoms} atoms (phonopy), at each "
+        "side's own relaxed cell; without the splitting of longitudinal modes at Γ by charges",
+        path=tuple((x / length).tolist()),
+        marks=tuple(
+            (float(t / length), str(n).replace("G", "Γ")) for t, n in zip(ticks, names, strict=True)
+        ),
+        teacher=tuple(map(tuple, bands["teacher"].tolist())),
+        student=tuple(map(tuple, bands["student"].tolist())),
+    )
+
+
+def import_phonopy() -> Any:
+    """The package phonopy.
+
+    Raises
+    ------
+    MissingDependencyError
+        It is not installed.
+    """
+    try:
+        import phonopy
+    except ImportError as error:
+        raise MissingDependencyError(
+            "phonopy is not installed; pip install 'fastff[phonons]'"
+        ) from error
+    return phonopy
+
+
+def _compute_bands(side: Side, unit: ase.Atoms, kpts: np.ndarray) -> np.ndarray:
+    """Frequencies in THz, (n_q, n_bands)."""
+    phonopy = import_phonopy()
+    from phonopy.structure.atoms import PhonopyAtoms
+
+    cell = PhonopyAtoms(
+        symbols=unit.get_chemical_symbols(),
+        cell=unit.cell.array,
+        scaled_positions=unit.get_scaled_positions(),
+    )
+    # phonopy's matrix has the supercell's vectors as columns
+    matrix = build_phonon_cell(unit)[1].T
+    phonon = phonopy.Phonopy(
+        cell, supercell_matrix=matrix, primitive_matrix=np.eye(3), symprec=1e-3, log_level=0
+    )
+    phonon.generate_displacements(distance=DISPLACEMENT)
+    images = [
+        ase.Atoms(s.symbols, scaled_positions=s.scaled_positions, cell=s.cell, pbc=True)
+        for s in phonon.supercells_with_displacements
+    ]
+    phonon.forces = np.array([labels.forces for image in images for labels in side.label([image])])
+    phonon.produce_force_constants()
+    phonon.symmetrize_force_constants()
+    phonon.run_qpoints(kpts)
+    values = phonon.qpoints.frequencies
+    frequencies: np.ndarray = np.sort(np.asarray(values), axis=1)
+    return frequencies
+
+
+def measure_vacancies(crystal: Crystal) -> VacancyItem:
+    """Energies of a supercell with and without one atom of each element, positions relaxed at constant cell."""
+    formula = crystal.material.formula
+    found: dict[str, Any] = {}
+    for side in (crystal.teacher, crystal.student):
+        perfect = build_vacancy_cell(crystal.relax(side))
+        image = side.attach(perfect)
+        found[f"{side.role}_perfect"] = float(image.get_potential_energy())
+        vacant = {}
+        for symbol in formula:
+            hole = perfect.copy()
+            del hole[hole.get_chemical_symbols().index(symbol)]
+            hole = side.attach(hole)
+            relax_positions(hole, fmax=0.03, steps=60)
+            vacant[symbol] = float(hole.get_potential_energy())
+        found[f"{side.role}_vacant"] = vacant
+    kinds = (
+        "One vacancy"
+        if len(formula) == 1
+        else "One vacancy of each element, each in a cell of its own"
+    )
+    return VacancyItem(
+        title="Vacancies",
+        description=f"{kinds}, in a supercell of {len(perfect)} atoms at each side's own relaxed cell, positions "
+        "relaxed to 0.03 eV/Å; neutral",
+        formula=formula,
+        n_atoms=len(perfect),
+        **found,
+    )
+
+
+def build_vacancy_cell(unit: ase.Atoms) -> ase.Atoms:
+    """Supercell 7 Å wide of at most 72 atoms."""
+    cell = build_supercell(unit, 7.0, 72).atoms
+    if len(cell) < 8:
+        raise PropertyError(f"a supercell of {len(cell)} atoms is too small for a vacancy")
+    return cell

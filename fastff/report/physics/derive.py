@@ -1,0 +1,280 @@
+"""Quantities derived from the stored curves of both sides, and from nothing else.
+
+Here: :func:`derive_quantities`, used once when a property is measured and again whenever a record is verified, so that
+a number in the wrong unit or from the other side is noticed. Not here: measuring the curves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastff.errors import FastFFError
+from fastff.report.physics.record import (
+    AnyItem,
+    DiffusionItem,
+    DimerItem,
+    ElasticItem,
+    EnergyTrace,
+    EosItem,
+    NveItem,
+    PhononItem,
+    Quantity,
+    RdfItem,
+    StabilityItem,
+    VacancyItem,
+)
+from fastff.units import EV_PER_A3_TO_GPA
+
+A2_PER_PS_TO_CM2_PER_S = 1e-4
+"""Å^2/ps in cm^2/s."""
+
+
+class PropertyError(FastFFError):
+    """A property cannot be derived: the curve of a side has no minimum, a run broke, a relaxation did not end."""
+
+
+def derive_quantities(item: AnyItem) -> tuple[Quantity, ...]:
+    """All quantities of an item, from its data.
+
+    Raises
+    ------
+    PropertyError
+        The data do not define them.
+    """
+    if isinstance(item, EosItem):
+        return _derive_eos(item)
+    if isinstance(item, ElasticItem):
+        return _derive_elastic(item)
+    if isinstance(item, PhononItem):
+        return _derive_phonons(item)
+    if isinstance(item, VacancyItem):
+        return _derive_vacancy(item)
+    if isinstance(item, DimerItem):
+        return _derive_dimers(item)
+    if isinstance(item, RdfItem):
+        return _derive_rdf(item)
+    if isinstance(item, DiffusionItem):
+        return _derive_diffusion(item)
+    if isinstance(item, NveItem):
+        return _derive_nve(item)
+    return _derive_stability(item)
+
+
+def fit_eos(volumes: Sequence[float], energies: Sequence[float]) -> tuple[float, float]:
+    """Equilibrium volume (unit of ``volumes``) and bulk modulus in GPa of a Birch-Murnaghan curve.
+
+    The third-order equation (Birch, Phys. Rev. 71, 809 (1947)) is a cubic polynomial in ``x = V^(-2/3)``; it is fitted
+    by linear least squares.
+
+    Raises
+    ------
+    PropertyError
+        There is no minimum inside the volumes.
+    """
+    v = np.asarray(volumes, dtype=float)
+    x = v ** (-2.0 / 3.0)
+    center, scale = x.mean(), np.ptp(x)
+    fit = np.polynomial.Polynomial.fit((x - center) / scale, np.asarray(energies, dtype=float), 3)
+    fit = fit.convert()
+    first, second = fit.deriv(), fit.deriv(2)
+    found = [float(r.real) for r in np.asarray(first.roots()) if abs(r.imag) < 1e-9]
+    roots = [r for r in found if float(second(r)) > 0.0]
+    inside = [r for r in roots if x.min() <= r * scale + center <= x.max()]
+    if len(inside) != 1:
+        raise PropertyError(
+            f"the energy has no minimum between {v.min():.2f} and {v.max():.2f} Å^3/atom"
+        )
+    root = float(inside[0])
+    volume = (root * scale + center) ** -1.5
+    # dx/dV = -2/3 V^(-5/3); at the minimum d2E/dV2 = E''(x) (dx/dV)^2
+    curvature = float(second(root)) / scale**2 * (2.0 / 3.0 * volume ** (-5.0 / 3.0)) ** 2
+    return float(volume), float(volume * curvature * EV_PER_A3_TO_GPA)
+
+
+def average_moduli(stiffness: np.ndarray) -> tuple[float, float]:
+    """Bulk and shear modulus by Hill's average (Proc. Phys. Soc. A 65, 349 (1952)), in the unit of ``stiffness``.
+
+    Raises
+    ------
+    PropertyError
+        The matrix is not positive definite: the crystal is elastically unstable.
+    """
+    c = np.asarray(stiffness, dtype=float)
+    if np.linalg.eigvalsh(0.5 * (c + c.T)).min() <= 0.0:
+        raise PropertyError("the stiffness matrix is not positive definite")
+    s = np.linalg.inv(c)
+    voigt_bulk = c[:3, :3].sum() / 9.0
+    reuss_bulk = 1.0 / s[:3, :3].sum()
+    mixed = c[0, 1] + c[0, 2] + c[1, 2]
+    voigt_shear = (np.trace(c[:3, :3]) - mixed + 3.0 * np.trace(c[3:, 3:])) / 15.0
+    mixed = s[0, 1] + s[0, 2] + s[1, 2]
+    reuss_shear = 15.0 / (4.0 * (np.trace(s[:3, :3]) - mixed) + 3.0 * np.trace(s[3:, 3:]))
+    return 0.5 * (voigt_bulk + reuss_bulk), 0.5 * (voigt_shear + reuss_shear)
+
+
+def _derive_eos(item: EosItem) -> tuple[Quantity, ...]:
+    sides = []
+    for role in ("teacher", "student"):
+        try:
+            sides.append(fit_eos(item.volumes, getattr(item, role)))
+        except PropertyError as error:
+            raise PropertyError(f"{role}: {error}") from error
+    (tv, tb), (sv, sb) = sides
+    difference = np.array(item.student) - np.array(item.teacher)
+    spread = 1e3 * float(np.sqrt(np.mean((difference - difference.mean()) ** 2)))
+    return (
+        Quantity(name="V0", unit="Å³/atom", teacher=tv, student=sv),
+        Quantity(name="B0", unit="GPa", teacher=tb, student=sb),
+        Quantity(
+            name="RMS difference of the curves", unit="meV/atom", teacher=None, student=spread
+        ),
+    )
+
+
+def _derive_elastic(item: ElasticItem) -> tuple[Quantity, ...]:
+    names = {"C11": (0, 0), "C12": (0, 1), "C44": (3, 3)}
+    if not item.cubic:
+        names |= {"C22": (1, 1), "C33": (2, 2), "C13": (0, 2), "C23": (1, 2)}
+        names |= {"C55": (4, 4), "C66": (5, 5)}
+    matrices = [np.array(item.teacher), np.array(item.student)]
+    rows = []
+    for name, (i, j) in sorted(names.items()):
+        values = [_average_cubic(m, i, j) if item.cubic else float(m[i, j]) for m in matrices]
+        rows.append(Quantity(name=name, unit="GPa", teacher=values[0], student=values[1]))
+    moduli: list[tuple[float | None, float | None]] = []
+    for matrix in matrices:
+        try:
+            moduli.append(average_moduli(matrix))
+        except PropertyError:
+            moduli.append((None, None))
+    for k, name in enumerate(("bulk modulus (Hill)", "shear modulus (Hill)")):
+        rows.append(Quantity(name=name, unit="GPa", teacher=moduli[0][k], student=moduli[1][k]))
+    return tuple(rows)
+
+
+def _average_cubic(matrix: np.ndarray, i: int, j: int) -> float:
+    """Average over the entries that are equal in a cubic crystal."""
+    if i >= 3:
+        return float(np.mean(np.diag(matrix)[3:]))
+    if i == j:
+        return float(np.mean(np.diag(matrix)[:3]))
+    return float(np.mean([matrix[a, b] for a in range(3) for b in range(3) if a != b]))
+
+
+def _derive_phonons(item: PhononItem) -> tuple[Quantity, ...]:
+    teacher, student = np.array(item.teacher), np.array(item.student)
+    difference = float(np.sqrt(np.mean((student - teacher) ** 2)))
+    return (
+        Quantity(name="highest frequency", unit="THz", teacher=float(teacher.max()), student=float(student.max())),
+        Quantity(name="lowest frequency", unit="THz", teacher=float(teacher.min()), student=float(student.min())),
+        Quantity(name="mean frequency", unit="THz", teacher=float(teacher.mean()), student=float(student.mean())),
+        Quantity(name="RMS difference of the bands", unit="THz", teacher=None, student=difference),
+    )  # fmt: skip
+
+
+def _derive_vacancy(item: VacancyItem) -> tuple[Quantity, ...]:
+    """One element: E(N-1) - (N-1)/N E(N). A compound: a Schottky set, vacancies of one formula unit, far apart.
+
+    ``sum_i n_i E_vac,i - (n - n/N) E(N)`` with n the atoms of a formula unit: no chemical potential enters.
+    """
+    n = sum(item.formula.values())
+    values = []
+    for role in ("teacher", "student"):
+        perfect, vacant = getattr(item, f"{role}_perfect"), getattr(item, f"{role}_vacant")
+        total = sum(count * vacant[symbol] for symbol, count in item.formula.items())
+        values.append(float(total - (n - n / item.n_atoms) * perfect))
+    name = "formation energy" if len(item.formula) == 1 else "Schottky energy per formula unit"
+    return (Quantity(name=name, unit="eV", teacher=values[0], student=values[1]),)
+
+
+def _derive_dimers(item: DimerItem) -> tuple[Quantity, ...]:
+    rows = []
+    for curve in item.curves:
+        bond, depth = [], []
+        for role in ("teacher", "student"):
+            energies = getattr(curve, role)
+            lowest = int(np.argmin(energies))
+            bond.append(float(curve.distances[lowest]))
+            depth.append(float(-energies[lowest]))
+        name = f"{curve.pair}, "
+        rows.append(
+            Quantity(
+                name=name + "distance of the minimum", unit="Å", teacher=bond[0], student=bond[1]
+            )
+        )
+        rows.append(Quantity(name=name + "depth", unit="eV", teacher=depth[0], student=depth[1]))
+    return tuple(rows)  # fmt: skip
+
+
+def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
+    """Per pair: place and height of the first peak, and the area between the curves relative to that under them."""
+    rows = []
+    for curve in item.curves:
+        r = np.array(curve.radii)
+        teacher, student = np.array(curve.teacher), np.array(curve.student)
+        peaks = [int(np.argmax(teacher)), int(np.argmax(student))]
+        rows.append(
+            Quantity(
+                name=f"{curve.pair}, highest peak at", unit="Å", teacher=float(r[peaks[0]]),
+                student=float(r[peaks[1]]),
+            )
+        )  # fmt: skip
+        area = max(float((r**2 * teacher).sum()), 1e-12)
+        between = float((r**2 * np.abs(student - teacher)).sum()) / area
+        error = np.hypot(curve.teacher_error, curve.student_error)
+        # mean of |x| for a normal x of that width: what two equal systems would differ by
+        noise = float((r**2 * error).sum()) / area * math.sqrt(2.0 / math.pi)
+        rows.append(
+            Quantity(
+                name=f"{curve.pair}, difference of g(r)", unit="%", teacher=None,
+                student=100.0 * between, student_error=100.0 * noise,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _derive_diffusion(item: DiffusionItem) -> tuple[Quantity, ...]:
+    rows = []
+    for curve in item.curves:
+        values = []
+        for blocks in (curve.teacher_blocks, curve.student_blocks):
+            scaled = np.array(blocks) * A2_PER_PS_TO_CM2_PER_S * 1e5
+            error = float(scaled.std(ddof=1) / math.sqrt(len(scaled))) if len(scaled) > 1 else None
+            values.append((float(scaled.mean()), error))
+        rows.append(
+            Quantity(
+                name=f"diffusion coefficient of {curve.element}", unit="10⁻⁵ cm²/s",
+                teacher=values[0][0], student=values[1][0],
+                teacher_error=values[0][1], student_error=values[1][1],
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def fit_drift(trace: EnergyTrace) -> tuple[float, float]:
+    """Drift in meV/atom/ps by least squares, and RMS fluctuation about the line in meV/atom."""
+    t, e = np.array(trace.times), np.array(trace.energies)
+    slope, start = np.polyfit(t, e, 1)
+    return float(slope), float(np.sqrt(np.mean((e - start - slope * t) ** 2)))
+
+
+def _derive_nve(item: NveItem) -> tuple[Quantity, ...]:
+    student = fit_drift(item.student)
+    teacher = (None, None) if item.teacher is None else fit_drift(item.teacher)
+    return (
+        Quantity(name="drift of the energy", unit="meV/atom/ps", teacher=teacher[0], student=student[0]),
+        Quantity(name="fluctuation of the energy", unit="meV/atom", teacher=teacher[1], student=student[1]),
+    )  # fmt: skip
+
+
+def _derive_stability(item: StabilityItem) -> tuple[Quantity, ...]:
+    return tuple(
+        Quantity(
+            name=f"time survived at {run.temperature:.0f} K of {run.n_steps * item.time_step * 1e-3:g} ps",
+            unit="ps", teacher=None, student=run.done * item.time_step * 1e-3,
+        )
+        for run in item.runs
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""One side of the comparison: something that labels structures, with its cost.
+
+Here: :class:`Side`, its ASE calculator, relaxations. Not here: properties.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal
+
+import ase
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+
+from fastff.labels import Labels
+from fastff.report.physics.derive import PropertyError
+
+Labeller = Callable[[Sequence[ase.Atoms]], list[Labels]]
+Role = Literal["teacher", "student"]
+
+
+class Side:
+    """Teacher or student, counted and timed.
+
+    Parameters
+    ----------
+    role : {"teacher", "student"}
+    label : callable
+        Labels a list of structures.
+    identity : dict
+        Which model it is.
+    """
+
+    def __init__(self, role: Role, label: Labeller, identity: dict[str, Any]) -> None:
+        self.role, self.identity, self._label = role, identity, label
+        self.n_calls = 0
+        self._costs: dict[int, float] = {}
+
+    def label(self, structures: Sequence[ase.Atoms]) -> list[Labels]:
+        """Label, and remember what it cost."""
+        start = time.perf_counter()
+        labels = self._label(structures)
+        seconds = time.perf_counter() - start
+        n_atoms = sum(len(atoms) for atoms in structures)
+        self.n_calls += len(structures)
+        self._costs[n_atoms] = min(seconds, self._costs.get(n_atoms, np.inf))
+        return labels
+
+    def estimate(self, atoms: ase.Atoms) -> float:
+        """Seconds of one call on ``atoms``: measured where that was done at this size, else in proportion.
+
+        Measures (two calls) where nothing is known within a factor of two in size.
+        """
+        n_atoms = len(atoms)
+        if not any(0.5 <= n / n_atoms <= 2.0 for n in self._costs):
+            for _ in range(2):
+                self.label([atoms])
+        nearest = min(self._costs, key=lambda n: abs(np.log(n / n_atoms)))
+        return self._costs[nearest] * max(1.0, n_atoms / nearest)
+
+    def attach(self, atoms: ase.Atoms) -> ase.Atoms:
+        """A copy with this side as calculator."""
+        image = atoms.copy()
+        image.calc = LabelCalculator(self)
+        return image
+
+
+class LabelCalculator(Calculator):
+    """Labels of a side behind ASE's interface, for ASE's optimisers."""
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "forces", "stress"]
+
+    def __init__(self, side: Side) -> None:
+        super().__init__()
+        self.side = side
+
+    def calculate(
+        self,
+        atoms: ase.Atoms | None = None,
+        properties: Sequence[str] | None = None,
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """One label."""
+        super().calculate(atoms, properties, system_changes)
+        labels = self.side.label([self.atoms])[0]
+        self.results = {"energy": labels.energy, "forces": labels.forces}
+        if labels.stress is not None:
+            self.results["stress"] = labels.stress
+
+
+def relax_positions(atoms: ase.Atoms, *, fmax: float = 0.01, steps: int = 60) -> None:
+    """Relax positions in place at constant cell, to forces of ``fmax`` eV/Å.
+
+    Raises
+    ------
+    PropertyError
+        It does not end within ``steps``.
+    """
+    from ase.optimize import BFGS
+
+    optimizer = BFGS(atoms, logfile=None)
+    if not optimizer.run(fmax=fmax, steps=steps):
+        raise PropertyError(
+            f"{_name(atoms)}: positions are not relaxed to {fmax:g} eV/Å after {steps} steps"
+        )
+
+
+def relax_cell(atoms: ase.Atoms, *, fmax: float = 0.005, steps: int = 80) -> None:
+    """Relax cell and positions in place.
+
+    Raises
+    ------
+    PropertyError
+        It does not end within ``steps``, the volume changes by more than 20 %, or the side gives no stress.
+    """
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import BFGS
+
+    volume = atoms.get_volume()
+    try:
+        optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)
+        done = optimizer.run(fmax=fmax, steps=steps)
+    except PropertyNotImplementedError as error:
+        raise PropertyError(f"{_name(atoms)}: it gives no stress") from error
+    change = atoms.get_volume() / volume - 1.0
+    if abs(change) > 0.2:
+        raise PropertyError(
+            f"{_name(atoms)}: the crystal changes its volume by {100 * change:.0f} %"
+        )
+    if not done:
+        raise PropertyError(
+            f"{_name(atoms)}: the cell is not relaxed to {fmax:g} eV/Å after {steps} steps"
+        )
+
+
+def _name(atoms: ase.Atoms) -> str:
+    return str(getattr(getattr(atoms.calc, "side", None), "role", "structure"))

@@ -1,0 +1,164 @@
+"""Is it slower than it was? Timings of this run against those of an earlier record of a like machine.
+
+Here: :func:`compare_speed`, :func:`check_machines`. Not here: measuring, files.
+
+A point is slower beyond noise if its median is more than ``tolerance`` above the earlier one and even its fastest tenth
+(10 % quantile of the repeats) is above the earlier slowest tenth (90 %): the two sets of repeats lie apart.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastff.errors import DataError, FastFFError
+from fastff.report.kernels import SCHEMA as KERNEL_SCHEMA
+from fastff.report.kernels import KernelRecord, read_kernels
+from fastff.report.provenance import Provenance
+from fastff.report.record import read_record
+from fastff.report.schema import BenchRecord
+
+TOLERANCE = 0.10
+Record = BenchRecord | KernelRecord
+
+
+class SlowdownError(FastFFError):
+    """Something is slower than in the earlier record, beyond noise."""
+
+    exit_code = 6
+
+
+@dataclass(frozen=True)
+class Change:
+    """One timing then and now, s; ``slower`` is beyond noise."""
+
+    what: str
+    before: float
+    after: float
+    slower: bool
+
+    @property
+    def ratio(self) -> float:
+        """Time now over time then."""
+        return self.after / self.before
+
+
+def read_any(path: Path) -> Record:
+    """A record of ``fastff bench`` or of ``fastff bench --kernels``.
+
+    Raises
+    ------
+    DataError
+        It is neither.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a record: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    return read_kernels(path) if version == KERNEL_SCHEMA else read_record(path)
+
+
+def describe_machine(p: Provenance, device: str) -> str:
+    """What must agree: the GPU for records of one, else the processor, cores and threads."""
+    if device.startswith("cuda"):
+        return p.gpu or "no GPU"
+    return f"{p.cpu}, {p.cores} cores, {p.threads} threads"
+
+
+def check_machines(before: Record, now: Provenance, device: str) -> None:
+    """Refuse to compare unlike machines.
+
+    Raises
+    ------
+    DataError
+        One line with both.
+    """
+    then = _find_device(before)
+    if then.split(":")[0] != device.split(":")[0]:
+        raise DataError(
+            f"the earlier record was measured on {then}, this run is on {device}: not compared"
+        )
+    first, second = describe_machine(before.provenance, then), describe_machine(now, device)
+    if first != second:
+        raise DataError(
+            f"timings of unlike machines are not compared: then {first}; now {second}. Choose a record of this machine"
+        )
+
+
+def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -> list[Change]:
+    """Every timing that both records hold.
+
+    Raises
+    ------
+    DataError
+        Unlike machines, records of different kinds or students, or nothing in common.
+    """
+    if type(before) is not type(after):
+        raise DataError("a record of kernels and one of a student are not compared")
+    check_machines(before, after.provenance, _find_device(after))
+    if isinstance(before, BenchRecord) and isinstance(after, BenchRecord):
+        first, second = (
+            f"{r.model.architecture} with {r.model.n_parameters} parameters"
+            for r in (before, after)
+        )
+        if first != second:
+            raise DataError(f"different students are not compared: then {first}, now {second}")
+    then, now = _list_times(before), _list_times(after)
+    common = [key for key in then if key in now]
+    if not common:
+        raise DataError("the two records hold no timing of the same thing; time the same --sizes")
+    return [_judge(key, then[key], now[key], tolerance) for key in common]
+
+
+def require_no_slowdown(changes: Sequence[Change]) -> None:
+    """Raise if anything is slower beyond noise.
+
+    Raises
+    ------
+    SlowdownError
+        Names the worst.
+    """
+    slower = sorted((c for c in changes if c.slower), key=lambda c: -c.ratio)
+    if slower:
+        worst = slower[0]
+        raise SlowdownError(
+            f"{len(slower)} of {len(changes)} timings are slower than in the earlier record beyond noise; the worst: "
+            f"{worst.what}, {1e3 * worst.before:.3g} ms then, {1e3 * worst.after:.3g} ms now ({worst.ratio:.2f} times)"
+        )
+
+
+def _judge(what: str, then: Sequence[float], now: Sequence[float], tolerance: float) -> Change:
+    before, after = float(np.median(then)), float(np.median(now))
+    apart = float(np.quantile(now, 0.1)) > float(np.quantile(then, 0.9))
+    return Change(what, before, after, apart and after > (1.0 + tolerance) * before)
+
+
+def _find_device(record: Record) -> str:
+    if isinstance(record, KernelRecord):
+        return record.device
+    student = [curve.device for curve in record.speed if curve.role == "student"]
+    if not student:
+        raise DataError("a record without timings cannot be compared: run with --compare-teacher")
+    return student[0]
+
+
+def _list_times(record: Record) -> Mapping[str, tuple[float, ...]]:
+    """Repeats by what was timed; of a student's record the student's only, others are not ours to keep fast."""
+    if isinstance(record, KernelRecord):
+        return {
+            f"{row.op}, {row.rows} rows, {row.direction}, {row.variant}": row.seconds
+            for row in record.rows
+            if row.status == "measured" and row.variant != "compiled"
+        }
+    return {
+        f"{curve.mode}, {point.n_atoms} atoms": point.seconds
+        for curve in record.speed
+        if curve.role == "student"
+        for point in curve.points
+        if point.status == "measured"
+    }

@@ -1,0 +1,177 @@
+"""Tables of baselines, of where the time goes, of physics and of kernels.
+
+Here: headings and rows. Not here: accuracy and ASE calls of the two sides (:mod:`fastff.report.markdown`), number
+formats (:mod:`fastff.report.verdict`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastff.report.verdict import (
+    UNDEFINED,
+    format_count,
+    format_percent,
+    format_seconds,
+    format_share,
+)
+
+if TYPE_CHECKING:
+    from fastff.report.kernels import KernelRecord, KernelRow
+    from fastff.report.physics.record import Quantity
+    from fastff.report.schema import BenchRecord
+    from fastff.report.speed import SpeedPoint
+
+Table = tuple[list[str], list[list[str]]]
+"""Headings and rows."""
+
+STATUS_WORDS = {
+    "out-of-memory": "out of memory",
+    "too-large": "too large",
+    "too-slow": "too slow",
+    "not-run": "not run",
+    "failed": "failed",
+}
+
+PATHS = {
+    "model": "model alone",
+    "model-list": "with neighbor list",
+    "ase-call": "through ASE",
+    "ase-md": "ASE step",
+    "md-loop": "fastff md step",
+    "program": "own program",
+}
+"""Modes of timing and what tables call them."""
+
+
+def tabulate_baselines(record: BenchRecord) -> Table:
+    """Student and baselines on the same frames, and one ASE call of each at the headline size."""
+    headings = ["model", "frames", "force", "energy", "stress", "force MAE (meV/Å)", "ASE call"]
+    rows = []
+    judged: list[tuple[str, dict[str, Any] | None]] = [
+        (c.name, c.accuracy) for c in record.comparisons
+    ]
+    entries = [(record.model.name, "student", judged)]
+    entries += [
+        (b.name, b.name, [(c.name, c.accuracy) for c in b.comparisons]) for b in record.baselines
+    ]
+    for name, role, judged in entries:
+        curve = record.find_curve(role, "ase-call") or record.find_curve(role, "program")
+        point = (
+            None
+            if curve is None or record.headline_size is None
+            else curve.find(record.headline_size)
+        )
+        speed = describe_time(point)
+        for number, (frames, accuracy) in enumerate(judged or [("only timed", None)]):
+            cells = [UNDEFINED] * 4
+            if accuracy is not None:
+                cells = [format_percent(accuracy[k]) for k in ("force", "energy", "stress")]
+                cells.append(f"{1e3 * accuracy['force_mae']:.3g}")
+            rows.append([name, frames, *cells, speed if number == 0 else ""])
+    return headings, rows
+
+
+def describe_time(point: SpeedPoint | None) -> str:
+    """The median, or why there is none."""
+    if point is None:
+        return UNDEFINED
+    return (
+        format_seconds(point.median) if point.status == "measured" else STATUS_WORDS[point.status]
+    )
+
+
+def tabulate_paths(record: BenchRecord) -> Table:
+    """One row for each calculator and size: the model alone, with list, through ASE, in the dynamics loop."""
+    modes = [m for m in PATHS if any(c.mode == m for c in record.speed)]
+    headings = ["calculator", "atoms", *(PATHS[m] for m in modes), "best atom-steps/s"]
+    rows = []
+    labels = dict.fromkeys((c.role, c.label) for c in record.speed)
+    for role, label in labels:
+        curves = {m: record.find_curve(role, m) for m in modes}
+        sizes = sorted({p.n_atoms for c in curves.values() if c is not None for p in c.points})
+        for size in sizes:
+            points = [None if c is None else c.find(size) for c in curves.values()]
+            rates = [
+                p.atom_steps_per_second for p in points if p is not None and p.atom_steps_per_second
+            ]
+            cells = [describe_time(p) for p in points]
+            rows.append([label, str(size), *cells, format_count(max(rates, default=None))])
+    return headings, rows
+
+
+def format_number(value: float | None, error: float | None) -> str:
+    """Four significant digits, with its standard error if there is one."""
+    if value is None:
+        return UNDEFINED
+    if error is None:
+        return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0.0 else "< 0.0001"
+    return f"{value:.3g} ± {error:.1g}"
+
+
+def describe_difference(quantity: Quantity) -> str:
+    """Student over teacher in percent, where both are there and neither is next to nothing."""
+    a, b = quantity.teacher, quantity.student
+    if a is None or b is None or abs(a) < 1e-3 * max(abs(b), 1e-6) or abs(a) < 1e-6:
+        return ""
+    return f"{100.0 * (b - a) / abs(a):+.1f} %"
+
+
+def tabulate_physics(record: BenchRecord) -> Table:
+    """Every derived quantity of both sides."""
+    rows = []
+    for item in record.physics.items if record.physics is not None else ():
+        for q in item.quantities:
+            student = format_number(q.student, q.student_error)
+            if q.teacher is None and q.student_error is not None:
+                student = f"{q.student:.2g} (noise {q.student_error:.2g})"
+            rows.append(
+                [
+                    item.title,
+                    q.name,
+                    q.unit,
+                    format_number(q.teacher, q.teacher_error),
+                    student,
+                    describe_difference(q),
+                ]
+            )
+    return ["property", "quantity", "unit", "teacher", "student", "difference"], rows
+
+
+def describe_kernels(record: KernelRecord) -> str:
+    """The machine and its ceilings."""
+    where = record.provenance
+    machine = where.gpu if record.device.startswith("cuda") else where.machine
+    return (
+        f"{machine}: copies at {record.bandwidth * 1e-9:.3g} GB/s, float32 products at "
+        f"{record.product_rate * 1e-12:.3g} TFLOP/s; share is that of the floor these set, float32, "
+        f"{where.date[:10]}, record {record.digest[:12]}"
+    )
+
+
+def tabulate_kernels(record: KernelRecord) -> Table:
+    """One row for each op and direction: time of each variant and its share of what the device could do."""
+    rows = []
+    for op, direction in dict.fromkeys((row.op, row.direction) for row in record.rows):
+        found = {r.variant: r for r in record.rows if (r.op, r.direction) == (op, direction)}
+        cells = []
+        for variant in ("triton", "compiled", "eager"):
+            cells.append(describe_kernel(found[variant]))
+        rows.append([op, direction, format_count(found["eager"].rows), *cells])
+    headings = [
+        "op",
+        "direction",
+        "rows",
+        "Triton (share)",
+        "torch.compile (share)",
+        "eager (share)",
+    ]
+    return headings, rows
+
+
+def describe_kernel(row: KernelRow) -> str:
+    """Time and share of the floor, or why there is none."""
+    if row.median is None:
+        no_gpu = row.variant == "triton" and row.status == "not-run"
+        return "needs a GPU" if no_gpu else STATUS_WORDS[row.status]
+    return f"{format_seconds(row.median)} ({format_share(row.share)})"
