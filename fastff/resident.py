@@ -226,3 +226,15 @@ class ResidentPotential:
             stage,
             self.results,
         )
+
+    def measure_closest(self, limit: float) -> Tensor:
+        """Least squared distance of a pair nearer than ``limit`` Å at the last evaluation, Å^2, shape ().
+
+        Infinite if there is none. Waits for nothing; the limit must be within the cut-off.
+        """
+        neighbors = self._neighbors
+        assert neighbors is not None
+        matrix = neighbors.matrix
+        sites = self._fused.allocate(matrix.n_atoms, matrix.n_slots).sites
+        find_contacts(sites, matrix, limit, self._stage)
+        return self._stage.nearest.view(torch.float32)[0].double()

@@ -331,6 +331,27 @@ def test_command_stops_outside_the_training_data(
     assert "1 frames outside the training data" in out
 
 
+def test_close_contacts_are_seen_where_rows_are_recorded(tmp_path: Path) -> None:
+    """Long before a frame is due; the pair is named and the bad structure saved."""
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.positions[7] = atoms.positions[3] + (0.9, 0.0, 0.0)
+    with pytest.raises(
+        SimulationUnstableError, match=r"atoms (3 and 7|7 and 3) are 0\.\d+ Å apart"
+    ) as caught:
+        run_short(
+            tmp_path / "run", atoms, n_steps=40, frame_interval=1000, min_distance=1.0, temperature=1.0, timestep=0.1
+        )  # fmt: skip
+    assert "in the rows up to step 0" in str(caught.value)
+    assert read(tmp_path / "run" / "unstable.extxyz").info["step"] == 0
+    atoms.positions[7, 0] += 0.2
+    assert (
+        run_short(
+            tmp_path / "calm", atoms, n_steps=5, min_distance=1.0, temperature=1.0, timestep=0.1
+        ).step
+        == 5
+    )
+
+
 def test_command_refuses(folder: Path, tmp_path: Path, run_cli: Run) -> None:
     taken = tmp_path / "taken"
     taken.mkdir()

@@ -12,6 +12,7 @@ matter. On CUDA an iteration, and an observation, are graphs, and at constant vo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,12 +48,16 @@ class Progress:
         The next step would move an atom too far, or an energy is not finite.
     rows : (n_rows, n_columns) float64 array
         Recorded since the last chunk, see :data:`~fastff.md.observe.COLUMNS`.
+    closest : float
+        Å; distance of the closest pair that was seen nearer than the settings' ``min_distance`` when one of these rows
+        was recorded, infinite if there was none.
     """
 
     step: int
     complete: bool
     failed: bool
     rows: np.ndarray
+    closest: float = math.inf
 
 
 class Pacer:
@@ -115,6 +120,7 @@ class Engine:
         self._n_rows = torch.zeros((), dtype=torch.int64, device=device)
         self._spare_row = torch.full_like(self._n_rows, _N_ROWS)
         self._last_row = torch.full((), -1, dtype=torch.int64, device=device)
+        self._closest = torch.full((), torch.inf, dtype=torch.float64, device=device)
         self._pacer = Pacer()
         self._filled = -1
         self._step = int(state.step)
@@ -192,11 +198,20 @@ class Engine:
     def _read(self) -> Progress:
         """Copy flags and rows to the host, which waits for the device; rebuild the list if it is stale."""
         state = self.state
-        flags = [state.step, state.pending, state.failed, self.potential.stale, self._n_rows]
+        flags = [
+            state.step,
+            state.pending,
+            state.failed,
+            self.potential.stale,
+            self._n_rows,
+            self._closest,
+        ]
         self._board[_N_ROWS + 1, : len(flags)] = torch.stack([f.double() for f in flags])
         self._n_rows.zero_()
+        self._closest.fill_(torch.inf)
         board = self._board.cpu().numpy()
-        step, pending, failed, stale, n_rows = (int(x) for x in board[_N_ROWS + 1, : len(flags)])
+        step, pending, failed, stale, n_rows = (int(x) for x in board[_N_ROWS + 1, :5])
+        closest = math.sqrt(board[_N_ROWS + 1, 5])
         if failed and not pending and self._kernels is not None:
             self._kernels.restore()
         moved = step - self._step
@@ -205,7 +220,7 @@ class Engine:
             self._rebuild(moved)
         else:
             self._pacer.advance(moved, rebuilt=False)
-        return Progress(step, not pending, bool(failed), board[:n_rows].copy())
+        return Progress(step, not pending, bool(failed), board[:n_rows].copy(), closest)
 
     def _rebuild(self, moved: int) -> None:
         relocated = self.potential.rebuild()
@@ -272,6 +287,10 @@ class Engine:
         self._board.index_copy_(0, slot, row[None])
         self._n_rows += go
         _commit(go, self._last_row, state.step)
+        measure = getattr(self.potential, "measure_closest", None)
+        if measure is not None and self.settings.min_distance > 0.0:
+            squared = measure(self.settings.min_distance)
+            _commit(go, self._closest, torch.minimum(self._closest, squared))
 
     def _iterate_kernels(self) -> None:
         kernels, potential = self._kernels, self.potential

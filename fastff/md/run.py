@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from fastff.errors import SimulationUnstableError, UsageError
+from fastff.md.contacts import describe_contact
 from fastff.md.engine import Engine, Progress
 from fastff.md.extrapolation import ExtrapolationWatch, make_watch
 from fastff.md.observe import COLUMNS
@@ -304,6 +305,8 @@ def _record(
             f"an energy is not finite or a coordinate would move by more than {settings.max_displacement:g} Å "
             f"in the step after step {progress.step}"
         )
+    if progress.closest < settings.min_distance:
+        raise SimulationUnstableError(describe_contact(engine, progress))
     if recorder.fault:
         raise SimulationUnstableError(recorder.fault)
     if not len(progress.rows):

@@ -88,7 +88,11 @@ class StudentPotential:
                 positions=self.positions, numbers=self.numbers, cell=cell[None], pbc=self.pbc[None],
                 batch=self._batch, edge_index=self._edges, shifts=self._shifts,
             )  # fmt: skip
-            near = edge_vectors(graph).square().sum(dim=1) < self.student.cutoff**2
+            squared = edge_vectors(graph).square().sum(dim=1)
+            near = squared < self.student.cutoff**2
+            self._closest = (
+                squared.amin() if len(squared) else torch.full_like(self.energy, torch.inf)
+            )
             graph = Graph(
                 positions=self.positions, numbers=self.numbers, cell=cell[None], pbc=self.pbc[None],
                 batch=self._batch, edge_index=self._edges[:, near], shifts=self._shifts[near],
@@ -98,6 +102,10 @@ class StudentPotential:
             self.energy.copy_(prediction.energy[0])
             self.forces.copy_(prediction.forces)
             self.virial.copy_(prediction.stress[0].double() * volume)
+
+    def measure_closest(self, limit: float) -> Tensor:
+        """Least squared distance of a pair nearer than ``limit`` Å at the last evaluation, Å^2, else infinite."""
+        return torch.where(self._closest < limit**2, self._closest, torch.inf)
 
     def _complete(self) -> Tensor:
         """The current cell; directions that are not periodic keep what completed them at the build."""

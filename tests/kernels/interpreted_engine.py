@@ -366,3 +366,10 @@ def test_resident_potential_is_a_device_potential():
     now = [potential.energy, potential.forces, potential.virial, potential.stale]
     assert all(a is b for a, b in zip(kept, now, strict=True))
     assert not torch.equal(before, potential.forces)
+    with kernels.use("triton"):
+        positions[1] = positions[0] + torch.tensor([0.3, 0.0, 0.0])
+        potential.rebuild()
+        potential.compute()
+        assert float(potential.measure_closest(0.5)) == pytest.approx(0.09, abs=1e-6)
+        potential.compute()
+        assert float(potential.measure_closest(0.29)) == float("inf")
