@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,41 @@ def test_resume_needs_only_the_folder(run_train: Run, labels: Path, tmp_path: Pa
     assert "n_steps was 30 and is now 31" in err
 
 
+def test_rounds_are_planned_shown_and_judged(
+    run_train: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastff.distill.rounds.PICOSECONDS", {"cpu": (0.03, 0.03)})
+    monkeypatch.setattr("fastff.distill.rounds.LEAST_STEPS", 20)
+    write(tmp_path / "cu.xyz", bulk("Cu", cubic=True))
+    code, out, err = run_train(
+        *("--teacher", "analytic:emt", "--structures", tmp_path / "cu.xyz", "--max-atoms", "4"),
+        *("--budget", "100", "--rounds", "1", "--target-accuracy", "0.999", "--require"),
+        *("--out", tmp_path / "run", *SHORT),
+    )
+    assert code == 6, err
+    assert re.search(
+        r"target 99\.9 % missed: accuracy .* on (teacher|student)-driven test frames", err
+    )
+    lines = [line for line in out.splitlines() if line.strip()]
+    assert lines[0].startswith("teacher")
+    plan = next(line for line in lines if line.startswith("rounds"))
+    assert "up to 1 rounds" in plan
+    assert "min of the teacher" in plan
+    gates = [line for line in lines if re.match(r"round \d  m1 trained on", line)]
+    assert gates[0].endswith("; another round")
+    assert len(gates) == 2
+    verdict = lines[lines.index(next(x for x in lines if x.startswith("verdict"))) :]
+    assert any("student-driven:" in line for line in verdict)
+    assert any("that judge" in line for line in verdict)
+    assert "rounds" in next(line for line in verdict if "time:" in line)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (("--labels", "LABELS", "--teacher", "chgnet"), 2, "labels need no teacher"),
+        (("--labels", "LABELS", "--rounds", "2"), 2, "leave --rounds out with labels"),
+        (("--labels", "LABELS", "--budget", "1 day"), 2, "neither teacher evaluations"),
         (("--labels", "none.xyz"), 4, "no such file"),
         (("--resume", "--out", "nowhere"), 4, "is not a fastff configuration"),
         (("--config", "flat.yaml"), 4, "no section 'request:'"),
