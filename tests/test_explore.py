@@ -323,6 +323,15 @@ def test_what_is_labelled_of_an_exploration(
     assert found.record["picoseconds"] == pytest.approx(6 * 20 * 2e-3)
 
 
+def test_few_frames_of_many_gate_walkers_reach_the_hottest() -> None:
+    atoms = bulk("Cu")
+    snapshots = [Snapshot(atoms, k, step, 0.5, 0.01) for k in range(9) for step in (2, 10, 20)]
+    chosen = harvest_module._spread_evenly(snapshots, list(range(9)), 3, 20)
+    assert [snapshot.walker for snapshot in chosen] == [0, 4, 8]
+    many = harvest_module._spread_evenly(snapshots, [3, 5], 4, 20)
+    assert [(s.walker, s.step) for s in many] == [(3, 10), (3, 20), (5, 10), (5, 20)]
+
+
 def test_further_waves_follow_where_walkers_end_early(
     student: Student, monkeypatch: pytest.MonkeyPatch
 ) -> None:
