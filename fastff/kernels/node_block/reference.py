@@ -57,7 +57,10 @@ class NodeCache(NamedTuple):
 
 
 class CubicTable(NamedTuple):
-    """Monomials of all cubic invariants: indices (n_terms,) thrice, and coefficients (n_couplings, n_terms)."""
+    """Monomials of all cubic invariants: indices (n_terms,) thrice, and coefficients (n_couplings, n_terms).
+
+    scatter (3, 16, n_terms): one where a monomial's factor at each of its three places is the component.
+    """
 
     a: Tensor
     b: Tensor
@@ -80,10 +83,9 @@ def build_cubic_table(dtype: torch.dtype, device: torch.device) -> CubicTable:
     coefficients = torch.zeros(len(CUBIC_TRIPLES), len(rows), dtype=torch.float64)
     for kind, column, weight in values:
         coefficients[kind, column] = weight
-    scatter = torch.zeros(N_COMPONENTS, 3, len(rows), dtype=torch.float64)
+    scatter = torch.zeros(3, N_COMPONENTS, len(rows), dtype=torch.float64)
     for place in range(3):
-        scatter[index[:, place], place, torch.arange(len(rows))] = 1.0
-    scatter = scatter.reshape(N_COMPONENTS, -1)
+        scatter[place, index[:, place], torch.arange(len(rows))] = 1.0
     a_index, b_index, c_index = index.T.contiguous()
     exact = CubicTable(a_index, b_index, c_index, coefficients.to(dtype), scatter.to(dtype))
     return CubicTable(*(part.to(device) for part in exact))
@@ -134,8 +136,10 @@ def compute_invariants_adjoint(
         if degree > 0
     ]
     per_term = table.coefficients.T @ by_kind[:, 4:]
-    spread = torch.cat([per_term * product for product in products], dim=1)
-    return torch.cat([linear, *squares], dim=1) + table.scatter @ spread
+    total = torch.cat([linear, *squares], dim=1)
+    for scatter, product in zip(table.scatter, products, strict=True):
+        total = total + scatter @ (per_term * product)
+    return total
 
 
 def activate(x: Tensor) -> tuple[Tensor, Tensor]:
