@@ -28,6 +28,8 @@ _P = ParamSpec("_P")
 WIDTH, HEIGHT = 3.5, 2.9
 STUDENT, TEACHER, GREY, INK = "#0b6e8a", "#b4532a", "#8a8f98", "#1d2530"
 ROLE_COLORS = {"student": STUDENT, "teacher": TEACHER}
+OTHERS = ("#6a8f3c", "#7b5ea7", "#b08900", "#4b5a9b")
+"""Colours of baselines, in their order."""
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.0,
@@ -53,7 +55,7 @@ STYLE: dict[str, Any] = {
 }
 
 
-def _styled(draw: Callable[_P, str]) -> Callable[_P, str]:
+def styled(draw: Callable[_P, str]) -> Callable[_P, str]:
     """Draw in the report's style, whatever the user's matplotlib settings are."""
 
     @wraps(draw)
@@ -98,7 +100,7 @@ class Drawing:
         return text.replace("<svg", f'<svg role="img" aria-label="{self.title}"', 1)
 
 
-@_styled
+@styled
 def draw_force_parity(density: Density) -> str:
     """Force components of the student against the teacher's, coloured by density."""
     drawing = Drawing("parity-force", "Force components, student against teacher")
@@ -120,7 +122,7 @@ def draw_force_parity(density: Density) -> str:
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_energy_parity(rows: Sequence[tuple[int, float, float]], groups: Sequence[str]) -> str:
     """Energies per atom of the student against the teacher's, one colour for each composition, in meV/atom."""
     drawing = Drawing("parity-energy", "Energies per atom, student against teacher")
@@ -143,7 +145,7 @@ def draw_energy_parity(rows: Sequence[tuple[int, float, float]], groups: Sequenc
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_stress_parity(rows: Sequence[tuple[float, float]]) -> str:
     """Stress components of the student against the teacher's, GPa, coloured by local density."""
     drawing = Drawing("parity-stress", "Stress components, student against teacher")
@@ -167,7 +169,7 @@ def draw_stress_parity(rows: Sequence[tuple[float, float]]) -> str:
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_force_error(bins: Sequence[ForceBin], noise: NoiseFloor | None, force_rms: float) -> str:
     """Error of the force vector against its size, with the teacher's noise floor."""
     drawing = Drawing("force-error", "Force error against size of the force")
@@ -195,7 +197,7 @@ def draw_force_error(bins: Sequence[ForceBin], noise: NoiseFloor | None, force_r
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_learning_curve(curve: Sequence[dict[str, Any]]) -> str:
     """Validation accuracy while training."""
     drawing = Drawing("learning-curve", "Validation accuracy against training step")
@@ -222,14 +224,15 @@ def draw_learning_curve(curve: Sequence[dict[str, Any]]) -> str:
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_speed(curves: Sequence[SpeedCurve]) -> str:
     """Time of one ASE call against the number of atoms; crosses where a calculator could not be measured."""
     drawing = Drawing("speed", "Time per call against number of atoms")
     axes = drawing.axes
+    colors = choose_colors(curves)
     for curve in curves:
         points = [p for p in curve.points if p.median is not None]
-        color = ROLE_COLORS.get(curve.role, GREY)
+        color = colors[curve.role]
         if points:
             sizes = [p.n_atoms for p in points]
             times = np.array([[p.median, p.q10, p.q90] for p in points], dtype=float) * 1e3
@@ -244,7 +247,7 @@ def draw_speed(curves: Sequence[SpeedCurve]) -> str:
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_memory(curves: Sequence[SpeedCurve]) -> str:
     """Peak memory of one ASE call against the number of atoms."""
     drawing = Drawing("memory", "Peak memory against number of atoms")
@@ -253,7 +256,7 @@ def draw_memory(curves: Sequence[SpeedCurve]) -> str:
         pairs = [(p.n_atoms, p.peak_memory / 2**20) for p in curve.points if p.peak_memory]
         if pairs:
             sizes, values = zip(*pairs, strict=True)
-            color = ROLE_COLORS.get(curve.role, GREY)
+            color = choose_colors(curves)[curve.role]
             axes.plot(sizes, values, "s-", ms=3.2, lw=1.3, color=color, label=curve.label)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -264,7 +267,7 @@ def draw_memory(curves: Sequence[SpeedCurve]) -> str:
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_coverage(coverage: CoverageData) -> str:
     """How often each pair distance and each force occurs in the frames."""
     drawing = Drawing("coverage", "Pair distances in the held-out frames")
@@ -290,7 +293,7 @@ def draw_coverage(coverage: CoverageData) -> str:
     return drawing.render()
 
 
-@_styled
+@styled
 def draw_force_histogram(coverage: CoverageData) -> str:
     """How often each size of force occurs in the frames."""
     drawing = Drawing("forces", "Sizes of the forces in the held-out frames")
@@ -304,6 +307,13 @@ def draw_force_histogram(coverage: CoverageData) -> str:
     axes.set_xlabel("|F| of the teacher (eV/Å)")
     axes.set_ylabel("atoms")
     return drawing.render()
+
+
+def choose_colors(curves: Sequence[SpeedCurve]) -> dict[str, str]:
+    """A colour for each role: student, teacher, baselines in their order."""
+    roles = dict.fromkeys(curve.role for curve in curves)
+    others = [role for role in roles if role not in ROLE_COLORS]
+    return ROLE_COLORS | {role: OTHERS[k % len(OTHERS)] for k, role in enumerate(others)}
 
 
 def _mark_missing(axes: Any, curves: Sequence[SpeedCurve]) -> None:
@@ -324,7 +334,7 @@ def _mark_missing(axes: Any, curves: Sequence[SpeedCurve]) -> None:
         if not beyond:
             continue
         spot = (beyond[0].n_atoms, level)
-        color = ROLE_COLORS.get(curve.role, GREY)
+        color = choose_colors(curves)[curve.role]
         left = beyond[0].n_atoms ** 2 < min(sizes) * max(sizes)
         axes.annotate(
             "×", spot, xycoords=("data", "axes fraction"), ha="center", va="center", color=color,

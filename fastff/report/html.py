@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fastff.errors import DataError
-from fastff.report import figures
+from fastff.report import figures, trust_figures
 from fastff.report.markdown import (
     describe_contest,
     sentence,
@@ -25,9 +25,10 @@ from fastff.report.markdown import (
     tabulate_dynamics,
     tabulate_speed,
 )
+from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
-from fastff.report.tables import STATUS_WORDS
+from fastff.report.tables import STATUS_WORDS, tabulate_baselines, tabulate_paths, tabulate_physics
 from fastff.report.verdict import (
     UNDEFINED,
     format_bytes,
@@ -81,6 +82,11 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         skipped=_list_skipped(record),
         accuracy_figures=_draw_accuracy(record),
         speed_figures=_draw_speed(record),
+        baseline_table=tabulate_baselines(record) if record.baselines else None,
+        trust_figures=_draw_trust(record),
+        physics_table=tabulate_physics(record),
+        physics_figures=_draw_physics(record),
+        paths_table=tabulate_paths(record),
         data_figures=_draw_data(record),
         model_facts=_list_model_facts(record),
         provenance_facts=_list_provenance(record),
@@ -204,7 +210,47 @@ def _draw_speed(record: BenchRecord) -> list[Figure]:
         drawn.append(
             (Markup(figures.draw_memory(curves)), f"Peak memory: {curves[0].memory_kind}.")
         )
+    paths = [curve for curve in record.speed if curve.role == "student"]
+    if any(curve.mode == "model" for curve in paths):
+        drawn.append(
+            (
+                Markup(trust_figures.draw_paths(paths)),
+                "The student by itself: medians of each path.",
+            )
+        )
     return drawn
+
+
+def _draw_trust(record: BenchRecord) -> list[Figure]:
+    """Beyond the training range, and calibration of uncertainties."""
+    drawn = []
+    if len(record.comparisons) > 1 or any(b.comparisons for b in record.baselines):
+        panel = trust_figures.draw_panel(
+            record.comparisons, record.baselines, record.teacher_noise, record.verdict.required
+        )
+        drawn.append(
+            (panel, "Force accuracy on every set of frames; negative values are shown as 0.")
+        )
+    data = record.calibration
+    if data is not None:
+        within = [format_percent(value, 0) for value in data.within]
+        caption = (
+            f"Calibration: {within[0]} of the held-out errors are within one predicted standard deviation (68 % "
+            f"expected), {within[1]} within two (95 %); lines: error of one and two deviations."
+        )
+        drawn.append((trust_figures.draw_calibration(data), caption))
+        beyond = "; ".join(
+            f"{name}: {format_share(share)}"
+            for name, share in zip(data.names, data.beyond, strict=True)
+        )
+        caption = f"Force error by extrapolation grade, bins of equal population. Atoms beyond 1: {beyond}."
+        drawn.append((trust_figures.draw_grades(data), caption))
+    return [(Markup(svg), caption) for svg, caption in drawn]
+
+
+def _draw_physics(record: BenchRecord) -> list[Figure]:
+    items = record.physics.items if record.physics is not None else ()
+    return [(Markup(svg), caption) for item in items for svg, caption in draw_item(item)]
 
 
 def _draw_data(record: BenchRecord) -> list[Figure]:

@@ -77,20 +77,23 @@ def fit_eos(volumes: Sequence[float], energies: Sequence[float]) -> tuple[float,
     v = np.asarray(volumes, dtype=float)
     x = v ** (-2.0 / 3.0)
     center, scale = x.mean(), np.ptp(x)
-    fit = np.polynomial.Polynomial.fit((x - center) / scale, np.asarray(energies, dtype=float), 3)
-    fit = fit.convert()
-    first, second = fit.deriv(), fit.deriv(2)
-    found = [float(r.real) for r in np.asarray(first.roots()) if abs(r.imag) < 1e-9]
-    roots = [r for r in found if float(second(r)) > 0.0]
-    inside = [r for r in roots if x.min() <= r * scale + center <= x.max()]
-    if len(inside) != 1:
+    scaled = (x - center) / scale
+    _, c1, c2, c3 = (
+        float(c) for c in np.polyfit(scaled, np.asarray(energies, dtype=float), 3)[::-1]
+    )
+    # the root of c1 + 2 c2 s + 3 c3 s^2 where the curvature 2 c2 + 6 c3 s = 2 sqrt(c2^2 - 3 c1 c3) is positive,
+    # written so that c3 may be zero
+    discriminant = c2 * c2 - 3.0 * c1 * c3
+    denominator = c2 + np.sqrt(max(discriminant, 0.0))
+    root = -c1 / denominator if discriminant > 0.0 and denominator > 0.0 else np.inf
+    if not scaled.min() <= root <= scaled.max():
         raise PropertyError(
             f"the energy has no minimum between {v.min():.2f} and {v.max():.2f} Å^3/atom"
         )
-    root = float(inside[0])
+    second = 2.0 * np.sqrt(discriminant)
     volume = (root * scale + center) ** -1.5
     # dx/dV = -2/3 V^(-5/3); at the minimum d2E/dV2 = E''(x) (dx/dV)^2
-    curvature = float(second(root)) / scale**2 * (2.0 / 3.0 * volume ** (-5.0 / 3.0)) ** 2
+    curvature = second / scale**2 * (2.0 / 3.0 * volume ** (-5.0 / 3.0)) ** 2
     return float(volume), float(volume * curvature * EV_PER_A3_TO_GPA)
 
 

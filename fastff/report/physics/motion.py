@@ -74,6 +74,7 @@ def run_side(
     settings = LangevinSettings(
         n_steps=n_equilibrate + (n_steps - n_equilibrate) // INTERVAL * INTERVAL,
         timestep=time_step, friction=FRICTION, stride=INTERVAL, first_kept=n_equilibrate, seed=seed,
+        min_distance=0.0,  # a force above the limit stops what collapses
     )  # fmt: skip
     run_langevin([replica], side.label, settings, source="bench", on_frames=frames.extend)
     if replica.stopped:
@@ -238,7 +239,9 @@ def measure_nve(
 
 def _trace_teacher(side: Side, start: ase.Atoms, time_step: float, n_steps: int) -> EnergyTrace:
     frames: list[Frame] = []
-    settings = LangevinSettings(n_steps=n_steps, timestep=time_step, friction=0.0, stride=1)
+    settings = LangevinSettings(
+        n_steps=n_steps, timestep=time_step, friction=0.0, stride=1, min_distance=0.0
+    )
     replica = Replica(start.copy(), 0.0, 0)
     run_langevin([replica], side.label, settings, source="bench", on_frames=frames.extend)
     if replica.stopped:

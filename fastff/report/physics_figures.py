@@ -1,0 +1,185 @@
+"""Plots of physical properties: the student's curve over the teacher's.
+
+Here: one function per kind of property, each from its item of a record, and :func:`draw_item`. Not here: accuracy and
+speed (:mod:`fastff.report.figures`), which also holds the style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fastff.report.figures import INK, STUDENT, TEACHER, Drawing, styled
+from fastff.report.physics.record import (
+    AnyItem,
+    DiffusionItem,
+    DimerItem,
+    EosItem,
+    NveItem,
+    PhononItem,
+    RdfItem,
+)
+
+MOST_PAIRS = 6
+
+
+def draw_item(item: AnyItem) -> list[tuple[str, str]]:
+    """SVG and caption of every figure of an item; none for those that are numbers alone."""
+    if isinstance(item, EosItem):
+        return [(draw_eos(item), f"{item.title}. {item.description}.")]
+    if isinstance(item, PhononItem):
+        return [(draw_phonons(item), f"{item.title}. {item.description}.")]
+    if isinstance(item, DimerItem):
+        return [(draw_dimers(item), f"{item.title}. {item.description}.")]
+    if isinstance(item, RdfItem):
+        return [
+            (draw_rdf(item), f"{item.title}. {item.description}; bands are two standard errors.")
+        ]
+    if isinstance(item, DiffusionItem):
+        return [(draw_diffusion(item), f"{item.title}. {item.description}.")]
+    if isinstance(item, NveItem):
+        return [(draw_nve(item), f"{item.title}. {item.description}.")]
+    return []
+
+
+@styled
+def draw_eos(item: EosItem) -> str:
+    """Energy per atom against volume."""
+    drawing = Drawing("physics-eos", "Energy against volume, student and teacher")
+    axes = drawing.axes
+    axes.plot(
+        item.volumes, 1e3 * np.array(item.teacher), "o-", color=TEACHER, ms=3.5, label="teacher"
+    )
+    axes.plot(
+        item.volumes, 1e3 * np.array(item.student), "s--", color=STUDENT, ms=3, label="student"
+    )
+    axes.set_xlabel("volume (Å³/atom)")
+    axes.set_ylabel("energy less lowest (meV/atom)")
+    axes.legend(loc="upper center")
+    return drawing.render()  # fmt: skip
+
+
+@styled
+def draw_phonons(item: PhononItem) -> str:
+    """Bands along the path."""
+    drawing = Drawing("physics-phonons", "Phonon bands, student and teacher")
+    axes = drawing.axes
+    for values, color, style, label in (
+        (item.teacher, TEACHER, "-", "teacher"),
+        (item.student, STUDENT, "--", "student"),
+    ):
+        lines = axes.plot(item.path, np.array(values), style, color=color, lw=1.0)
+        lines[0].set_label(label)
+    for place, _ in item.marks:
+        axes.axvline(place, color="#c9ced5", lw=0.6, zorder=0.5)
+    axes.set_xticks([place for place, _ in item.marks], _merge_marks(item.marks))
+    axes.axhline(0.0, color=INK, lw=0.6)
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylabel("frequency (THz)")
+    axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1.13), ncols=2)
+    return drawing.render()
+
+
+def _merge_marks(marks: Sequence[tuple[float, str]]) -> list[str]:
+    """Names at the same place share one label; those too near to the one before stay empty."""
+    names: list[str] = []
+    last = -1.0
+    for number, (place, name) in enumerate(marks):
+        if number and abs(place - marks[number - 1][0]) < 1e-6:
+            names[-1] = f"{names[-1]}|{name}" if names[-1] else ""
+            names.append("")
+            continue
+        names.append(name if place - last > 0.035 else "")
+        last = place
+    return names
+
+
+@styled
+def draw_dimers(item: DimerItem) -> str:
+    """Energy against distance; what is above 10 eV is cut."""
+    drawing = Drawing("physics-dimers", "Energy of isolated pairs, student and teacher")
+    axes = drawing.axes
+    shown = item.curves[:MOST_PAIRS]
+    lowest = min(min(*c.teacher, *c.student) for c in shown)
+    colors = _list_colors(len(shown))
+    for curve, color in zip(shown, colors, strict=True):
+        axes.plot(
+            curve.distances, curve.teacher, "-", color=color, lw=1.3, label=f"{curve.pair} teacher"
+        )
+        axes.plot(
+            curve.distances, curve.student, "--", color=color, lw=1.3, label=f"{curve.pair} student"
+        )
+    axes.set_ylim(1.2 * min(lowest, -1.0), 10.0)
+    axes.set_xlabel("distance (Å)")
+    axes.set_ylabel("energy (eV)")
+    axes.legend(loc="upper right", ncols=1 + (len(shown) > 2), fontsize=6.5)
+    return drawing.render()  # fmt: skip
+
+
+def _list_colors(count: int) -> list[Any]:
+    import matplotlib
+
+    if count == 1:
+        return [STUDENT]
+    return [matplotlib.colormaps["tab10"](k) for k in range(count)]
+
+
+@styled
+def draw_rdf(item: RdfItem) -> str:
+    """g(r) of every pair, one above the other."""
+    drawing = Drawing("physics-rdf", "Pair distributions, student and teacher")
+    axes = drawing.axes
+    shown = item.curves[:MOST_PAIRS]
+    top = max(max(*c.teacher, *c.student) for c in shown)
+    for number, curve in enumerate(shown):
+        shift = number * 0.75 * top
+        r = np.array(curve.radii)
+        for values, error, color, style, label in (
+            (curve.teacher, curve.teacher_error, TEACHER, "-", "teacher"),
+            (curve.student, curve.student_error, STUDENT, "--", "student"),
+        ):
+            g, width = np.array(values) + shift, 2.0 * np.array(error)
+            axes.fill_between(r, g - width, g + width, color=color, alpha=0.2, lw=0)
+            axes.plot(r, g, style, color=color, lw=1.1, label=label if number == 0 else None)
+        axes.annotate(
+            curve.pair, (0.3, shift), xytext=(0, 3), textcoords="offset points", fontsize=7.5
+        )
+    axes.set_xlim(0.0, 6.0)
+    axes.set_xlabel("distance (Å)")
+    axes.set_ylabel("g(r), shifted" if len(shown) > 1 else "g(r)")
+    axes.legend(loc="upper left")
+    return drawing.render()  # fmt: skip
+
+
+@styled
+def draw_diffusion(item: DiffusionItem) -> str:
+    """Mean square displacement against time."""
+    drawing = Drawing("physics-diffusion", "Mean square displacement, student and teacher")
+    axes = drawing.axes
+    for curve, color in zip(item.curves, _list_colors(len(item.curves)), strict=True):
+        axes.plot(curve.times, curve.teacher, "-", color=color, label=f"{curve.element} teacher")
+        axes.plot(curve.times, curve.student, "--", color=color, label=f"{curve.element} student")
+    axes.set_xlabel("time (ps)")
+    axes.set_ylabel("mean square displacement (Å²)")
+    axes.legend(loc="upper left")
+    return drawing.render()
+
+
+@styled
+def draw_nve(item: NveItem) -> str:
+    """Total energy against time."""
+    drawing = Drawing("physics-nve", "Total energy at constant energy, student and teacher")
+    axes = drawing.axes
+    axes.plot(
+        item.student.times, item.student.energies, "-", color=STUDENT, lw=0.9, label="student"
+    )
+    if item.teacher is not None:
+        axes.plot(
+            item.teacher.times, item.teacher.energies, "-", color=TEACHER, lw=0.9, label="teacher"
+        )
+    axes.set_xlabel("time (ps)")
+    axes.set_ylabel("energy less start (meV/atom)")
+    axes.legend(loc="best")
+    return drawing.render()  # fmt: skip

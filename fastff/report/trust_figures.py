@@ -1,0 +1,139 @@
+"""Plots of where a student can be trusted: beyond its training range, and by its own uncertainty.
+
+Here: the panel of comparisons, calibration of uncertainties, times of the inner paths. Not here: parity and speed of
+calls (:mod:`fastff.report.figures`), which also holds the style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fastff.report.calibration import CalibrationData
+from fastff.report.figures import GREY, INK, OTHERS, STUDENT, TEACHER, Drawing, styled
+from fastff.report.noise import NoiseFloor
+from fastff.report.schema import BaselinePart, Comparison
+from fastff.report.speed import SpeedCurve
+from fastff.report.tables import PATHS
+
+
+@styled
+def draw_panel(
+    comparisons: Sequence[Comparison],
+    baselines: Sequence[BaselinePart],
+    noise: NoiseFloor | None,
+    required: float | None,
+) -> str:
+    """Force accuracy on every set of frames: student, baselines, the teacher's own floor."""
+    drawing = Drawing("panel", "Force accuracy inside and outside the training range")
+    axes = drawing.axes
+    sides = [("student", STUDENT, {c.name: c.accuracy["force"] for c in comparisons})]
+    sides += [
+        (b.name, OTHERS[k % len(OTHERS)], {c.name: c.accuracy["force"] for c in b.comparisons})
+        for k, b in enumerate(b for b in baselines if b.comparisons)
+    ]
+    height = 0.8 / len(sides)
+    for row, comparison in enumerate(comparisons):
+        for k, (label, color, values) in enumerate(sides):
+            value = values.get(comparison.name)
+            if value is None:
+                continue
+            place = row + (k - 0.5 * (len(sides) - 1)) * height
+            shown = max(100.0 * value, 0.0)
+            axes.barh(place, shown, 0.9 * height, color=color, label=label if row == 0 else None)
+            axes.annotate(
+                f"{100.0 * value:.1f}", (shown, place), xytext=(-3, 0), textcoords="offset points",
+                ha="right" if shown > 12 else "left", va="center", fontsize=7, color="white" if shown > 12 else INK,
+            )  # fmt: skip
+    if noise is not None:
+        axes.axvline(
+            100.0 * (1.0 - noise.force), color=TEACHER, lw=1.0, ls=":", label="noise floor"
+        )
+    if required is not None:
+        axes.axvline(100.0 * required, color=GREY, lw=1.0, ls="--", label="required")
+    names = [c.name.replace("the highest temperature", "T max") for c in comparisons]
+    axes.set_yticks(range(len(names)), [n.replace(", ", ",\n") for n in names])
+    axes.invert_yaxis()
+    axes.set_xlim(0.0, 100.5)
+    axes.set_xlabel("force accuracy (%)")
+    axes.grid(visible=False, axis="y")
+    handles, labels = axes.get_legend_handles_labels()
+    drawing.figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=7)
+    return drawing.render()
+
+
+@styled
+def draw_calibration(data: CalibrationData) -> str:
+    """Error of the energy against its predicted standard deviation, frame by frame."""
+    drawing = Drawing("calibration", "Energy error against predicted uncertainty")
+    axes = drawing.axes
+    rows = np.array(data.energy)
+    for number, name in enumerate(data.names):
+        chosen = rows[rows[:, 0] == number]
+        color = STUDENT if number == 0 else OTHERS[(number - 1) % len(OTHERS)]
+        axes.plot(
+            1e3 * chosen[:, 1], 1e3 * np.abs(chosen[:, 2]), "o", ms=3, mew=0, alpha=0.6, color=color,
+            label=name.split(",")[0].replace("the highest temperature", "T max"),
+        )  # fmt: skip
+    reach = 1e3 * np.array([rows[:, 1].min() * 0.7, rows[:, 1].max() * 1.4])
+    axes.plot(reach, reach, "-", color=INK, lw=0.8)
+    axes.plot(reach, 2.0 * reach, "--", color=INK, lw=0.6)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("predicted standard deviation (meV/atom)")
+    axes.set_ylabel("|energy error| (meV/atom)")
+    axes.legend(loc="lower right", fontsize=7)
+    return drawing.render()
+
+
+@styled
+def draw_grades(data: CalibrationData) -> str:
+    """Force error against the extrapolation grade."""
+    drawing = Drawing("grades", "Force error against extrapolation grade")
+    axes = drawing.axes
+    axes.plot(
+        [b.grade for b in data.grades],
+        [b.force_rmse for b in data.grades],
+        "o-",
+        color=STUDENT,
+        ms=3.5,
+    )
+    axes.axvline(1.0, color=TEACHER, lw=0.9, ls=":")
+    axes.annotate(
+        "edge of training data",
+        (1.0, 0.03),
+        xycoords=("data", "axes fraction"),
+        xytext=(-3, 0),
+        textcoords="offset points",
+        ha="right",
+        color=TEACHER,
+        fontsize=7.5,
+    )
+    axes.set_xlim(left=0.0)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("extrapolation grade of the atom")
+    axes.set_ylabel("RMS force error (eV/Å)")
+    return drawing.render()  # fmt: skip
+
+
+@styled
+def draw_paths(curves: Sequence[SpeedCurve]) -> str:
+    """Time of every path of the student against the number of atoms."""
+    drawing = Drawing("paths", "Where the time of the student goes")
+    axes = drawing.axes
+    styles = {"model": "o-", "model-list": "s-", "ase-call": "^-", "md-loop": "D--", "ase-md": "v"}
+    for number, curve in enumerate(curves):
+        points = [p for p in curve.points if p.median is not None]
+        if points:
+            color = STUDENT if number == 0 else OTHERS[(number - 1) % len(OTHERS)]
+            axes.plot(
+                [p.n_atoms for p in points], [1e3 * (p.median or 0.0) for p in points], styles.get(curve.mode, "o-"),
+                ms=3.5, lw=1.1, color=color, label=PATHS[curve.mode],
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("atoms")
+    axes.set_ylabel("time of the student (ms)")
+    axes.legend(loc="upper left", fontsize=7)
+    return drawing.render()

@@ -1,0 +1,238 @@
+"""Physical properties against values known by hand, both sides being analytic; and planted errors."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+from fastff.models import build_student, configure_student
+from fastff.report.physics import crystal as crystals
+from fastff.report.physics import motion
+from fastff.report.physics.derive import (
+    PropertyError,
+    average_moduli,
+    derive_quantities,
+    fit_drift,
+    fit_eos,
+)
+from fastff.report.physics.material import describe_material
+from fastff.report.physics.record import (
+    ElasticItem,
+    EnergyTrace,
+    EosItem,
+    PhysicsPart,
+    VacancyItem,
+)
+from fastff.report.physics.run import measure_physics, verify_physics
+from fastff.report.physics.side import Side
+from fastff.teachers import load_teacher
+
+
+@pytest.fixture(scope="module")
+def copper():
+    return load_teacher("analytic:emt", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def part(copper):
+    """EMT as both sides: whatever differs is a fault of the measurement."""
+    torch.manual_seed(0)
+    student = build_student(configure_student("m1", (29,), cutoff=4.0))
+    sides = [
+        Side("teacher", copper.label, {"name": "analytic:emt", "version": "1"}),
+        Side("student", copper.label, {"sha256": "0" * 64}),
+    ]
+    return measure_physics(bulk("Cu", cubic=True), *sides, student, temperature=300.0, budget=15.0)
+
+
+def find(part, kind):
+    return next(item for item in part.items if item.kind == kind)
+
+
+def test_equal_sides_agree(part):
+    assert {"dimers", "eos"} <= {item.kind for item in part.items}
+    for kind in ("eos", "elastic", "phonons", "vacancy", "dimers"):
+        for item in part.items:
+            for q in item.quantities if item.kind == kind else ():
+                if q.teacher is not None:
+                    assert q.student == pytest.approx(q.teacher, rel=1e-3, abs=1e-3), q.name
+    assert verify_physics(part) == []
+
+
+def test_numbers_are_those_of_emt(part):
+    """EMT's copper: lattice constant 3.59 Å, B 134 GPa, C44 96 GPa or so, vacancy about 1.1 eV."""
+    values = {q.name: q.student for item in part.items for q in item.quantities}
+    assert values["V0"] == pytest.approx(11.57, abs=0.1)
+    assert values["B0"] == pytest.approx(134, abs=8)
+    assert values["bulk modulus (Hill)"] == pytest.approx(values["B0"], rel=0.04)
+    assert values["C11"] > values["C12"] > 0
+    if "formation energy" in values:
+        assert 0.8 < values["formation energy"] < 1.5
+
+
+def test_what_does_not_fit_is_left_out_with_a_reason(part):
+    left = {entry.title: entry.reason for entry in part.left_out}
+    assert left["Diffusion"] == "the structure is a crystal"
+    assert all(left.values())
+
+
+def test_nothing_is_measured_without_time(copper):
+    student = build_student(configure_student("m1", (29,), cutoff=4.0))
+    sides = [Side("teacher", copper.label, {}), Side("student", copper.label, {})]
+    found = measure_physics(bulk("Cu"), *sides, student, temperature=300.0, budget=0.0)
+    assert found.items == ()
+    assert all(
+        "--physics full" in e.reason or "a crystal" in e.reason or "no runs" in e.reason
+        for e in found.left_out
+    )
+
+
+@pytest.mark.parametrize(
+    ("atoms", "kind"),
+    [
+        (bulk("Si"), "crystal"),
+        (bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2), "crystal"),
+        (fcc111("Pt", (2, 2, 3), vacuum=8.0), "slab"),
+        (molecule("H2O"), "molecule"),
+        (Atoms("Ar40", np.random.default_rng(0).uniform(0, 12, (40, 3)), cell=[12] * 3, pbc=True),
+         "disordered"),
+    ],
+)  # fmt: skip
+def test_material_is_recognised(atoms, kind):
+    assert describe_material(atoms).kind == kind
+
+
+def test_primitive_cell_is_found():
+    pytest.importorskip("spglib")
+    material = describe_material(bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2))
+    assert len(material.unit) == 2
+    assert material.formula == {"Na": 1, "Cl": 1}
+
+
+def birch(volumes, v0, b0):
+    """Birch-Murnaghan energies with B' = 4, where the third-order term is zero; b0 in eV/Å^3."""
+    x = (v0 / volumes) ** (2.0 / 3.0)
+    return 9.0 * v0 * b0 / 8.0 * (x - 1.0) ** 2
+
+
+def test_eos_by_hand():
+    volumes = np.linspace(18, 22, 9)
+    volume, modulus = fit_eos(volumes, birch(volumes, 20.0, 0.625))
+    assert volume == pytest.approx(20.0, rel=1e-5)
+    assert modulus == pytest.approx(0.625 * 160.21766, rel=1e-4)
+    with pytest.raises(PropertyError, match="no minimum"):
+        fit_eos(volumes, volumes)
+
+
+def test_moduli_of_an_isotropic_solid_by_hand():
+    lame, shear = 60.0, 30.0
+    c = np.zeros((6, 6))
+    c[:3, :3] = lame
+    c += np.diag([2 * shear] * 3 + [shear] * 3)
+    assert average_moduli(c) == pytest.approx((lame + 2 / 3 * shear, shear))
+    with pytest.raises(PropertyError, match="positive definite"):
+        average_moduli(-c)
+
+
+def test_cubic_matrices_are_told_from_others():
+    c = np.zeros((6, 6))
+    c[:3, :3] = 50.0
+    c += np.diag([100.0] * 3 + [40.0] * 3)
+    assert crystals.is_cubic(c)
+    c[2, 2] += 20.0
+    assert not crystals.is_cubic(c)
+
+
+def test_schottky_energy_by_hand():
+    item = VacancyItem(
+        title="v", description="", formula={"Na": 1, "Cl": 1}, n_atoms=64,
+        teacher_perfect=-320.0, student_perfect=-320.0,
+        teacher_vacant={"Na": -314.0, "Cl": -313.5}, student_vacant={"Na": -314.0, "Cl": -313.5},
+    )  # fmt: skip
+    # two cells less one formula unit of two atoms at -5 eV each: -640 + 10
+    assert derive_quantities(item)[0].teacher == pytest.approx(-627.5 + 630.0)
+
+
+def test_ideal_gas_has_no_structure():
+    random = np.random.default_rng(1)
+    atoms = Atoms("Ar2000", random.uniform(0, 40, (2000, 3)), cell=[40] * 3, pbc=True)
+    g = motion.count_pairs(atoms, [("Ar", "Ar")])[0]
+    assert g[40:].mean() == pytest.approx(1.0, abs=0.02)
+
+
+def test_diffusion_of_a_random_walk():
+    """Steps of variance s^2 per coordinate and frame: D = s^2 / (2 dt)."""
+    random = np.random.default_rng(2)
+    paths = np.cumsum(random.normal(scale=0.1, size=(400, 300, 3)), axis=0)
+    assert motion.fit_diffusion(motion.measure_msd(paths), 0.01) == pytest.approx(0.5, rel=0.1)
+
+
+def test_drift_by_hand():
+    times = np.linspace(0, 2, 50)
+    trace = EnergyTrace(times=tuple(times), energies=tuple(0.3 * times))
+    assert fit_drift(trace) == pytest.approx((0.3, 0.0), abs=1e-9)
+
+
+def test_a_broken_run_is_left_out_not_a_crash(copper):
+    def explode(structures):
+        return [Labels(np.nan, np.full((len(a), 3), np.nan), None) for a in structures]
+
+    with pytest.raises(PropertyError, match="the run of the student broke"):
+        motion.run_side(
+            Side("student", explode, {}), bulk("Cu", cubic=True), 300.0, 2.0, 40, seed=0
+        )
+
+
+def test_stability_of_a_wild_student_is_reported():
+    torch.manual_seed(3)
+    student = build_student(configure_student("m1", (29,), cutoff=4.0))
+    run, rows = motion.run_engine(
+        student, bulk("Cu", cubic=True).repeat(2), 300.0, 2.0, 40, ensemble="nvt"
+    )
+    assert run.n_steps == 40
+    assert (run.done == 40) == (run.reason == "")
+    assert len(rows) >= 1
+
+
+def plant(part, kind, **changes):
+    items = [item.model_copy(update=changes) if item.kind == kind else item for item in part.items]
+    return part.model_copy(update={"items": tuple(items)})
+
+
+def test_wrong_units_and_swapped_sides_are_caught(part):
+    eos, elastic = find(part, "eos"), find(part, "elastic")
+    assert isinstance(eos, EosItem)
+    assert isinstance(elastic, ElasticItem)
+    wrong = [
+        plant(part, "eos", student=tuple(1e3 * e for e in eos.student)),
+        plant(part, "eos", volumes=tuple(v / 0.1482 for v in eos.volumes)),
+        plant(
+            part, "elastic", teacher=tuple(tuple(10 * c for c in row) for row in elastic.teacher)
+        ),
+        plant(part, "eos", quantities=eos.quantities[:1]),
+    ]
+    for planted in wrong:
+        assert isinstance(planted, PhysicsPart)
+        assert verify_physics(planted) != []
+    tilted = tuple(e + 0.02 * k for k, e in enumerate(eos.student))
+    swapped = plant(part, "eos", student=eos.teacher, teacher=tilted)
+    assert verify_physics(swapped) != []
+
+
+def test_a_foreign_calculator_is_caught_before_physics(copper):
+    from fastff.report.physics.side import LabelCalculator
+    from fastff.report.plausibility import check_identity
+
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    other = load_teacher("analytic:morse", device="cpu")
+    side = Side("student", partial(other.label), {})
+    with pytest.raises(DataError, match="student's calculator"):
+        check_identity(LabelCalculator(side), atoms, copper.label([atoms])[0], "student")
