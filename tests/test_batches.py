@@ -79,6 +79,9 @@ def test_batches_are_their_structures(student: Student, structures: list[Atoms])
     assert evaluator.n_builds == 6, "atoms that were wrapped have not moved"
     structures[0].set_cell(structures[0].cell.array * 0.999, scale_atoms=False)
     expect(evaluator, structures)
+    structures[0].positions[2] -= 2 * structures[0].cell.array[1]
+    structures[0].set_cell(structures[0].cell.array * 1.07, scale_atoms=True)
+    expect(evaluator, structures)
     expect(evaluator, structures[::-1])
     expect(evaluator, structures[:2])
     structures[0].numbers[0] = 8
