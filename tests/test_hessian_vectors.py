@@ -21,6 +21,7 @@ from fastff.distill.jobs import LabelJob
 from fastff.distill.labelling import displace, draw_direction, label_jobs
 from fastff.distill.losses import (
     BATCH_FIELDS,
+    CapturedLosses,
     ResidualLosses,
     count_labels,
     pick_fields,
@@ -300,3 +301,29 @@ def test_requests_with_targets_are_checked() -> None:
         build_request(labels="a.xyz", hessian_vectors=5)
     request = build_request(structures="a.xyz", teacher="x", budget="25min", hessian_vectors=40)
     assert request.hessian_weight == 0.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["m1", "m2"])
+def test_replayed_losses_equal_eager_ones(frames: list[Frame], architecture: str) -> None:
+    """A CUDA graph holds the second differentiation too, for every batch of one shape."""
+    mixed = [*frames[:12], replace(frames[12], hessian_vector=None), *frames[13:16]]
+    student, statistics = prepare_student(mixed, replace(SETTINGS, architecture=architecture))
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter.numel() > 0)
+    data = prepare_frames(mixed, student)
+    student = student.cuda()
+    padding = (student.cutoff, 0.0, 0.0)
+    resident = ResidentBatches(data, 4, "cuda", seed=5, padding_vector=padding)
+    losses = ResidualLosses(student, statistics)
+    captured = CapturedLosses(losses)
+    known = [p for p in student.parameters() if p.requires_grad]
+    for batch in resident:
+        fields = pick_fields(batch)
+        found = []
+        for evaluate in (captured, losses):
+            terms = evaluate(*fields)
+            gradients = torch.autograd.grad(terms.sum(), known)
+            found.append([terms.detach().clone(), *(g.clone() for g in gradients)])
+        for own, other in zip(*found, strict=True):
+            torch.testing.assert_close(own, other, rtol=2e-3, atol=1e-4)
