@@ -1,7 +1,8 @@
-"""README's results, made from the records in ``bench/results`` and nothing else.
+"""Results for people, made from the records in ``bench/results`` and nothing else.
 
-``python bench/tabulate.py`` prints them; ``python bench/tabulate.py --write`` puts them between the markers in
-README.md. A test compares README with the output, so a number there cannot outlive its record.
+``python bench/tabulate.py`` prints README's; ``python bench/tabulate.py --write`` puts them between the markers in
+README.md and writes ``bench/results/README.md``, which shows every record. Tests compare both with the output, so a
+number there cannot outlive its record.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastff.report.record import BenchRecord, read_record
+from fastff.report.kernels import SCHEMA as KERNEL_SCHEMA
+from fastff.report.kernels import read_kernels
+from fastff.report.markdown import format_markdown, write_tables
+from fastff.report.record import read_record
+from fastff.report.schema import READABLE, BenchRecord
+from fastff.report.tables import describe_kernels
+from fastff.report.tables import tabulate_kernels as tabulate_kernel_record
 from fastff.report.verdict import format_percent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,8 +149,99 @@ def render() -> str:
     return "\n".join([*tabulate_students(), "", *tabulate_kernels(), "", *tabulate_dynamics()])
 
 
+def list_records() -> list[Path]:
+    """Every JSON file under ``results``, those of students first."""
+    return sorted(RESULTS.glob("*.json")) + sorted(RESULTS.glob("*/*.json"))
+
+
+def describe_record(path: Path) -> list[str]:
+    """One record as Markdown: its tables if it is one of ``fastff bench``, else where and on what it was measured."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    name = path.relative_to(RESULTS).as_posix()
+    version = content.get("schema_version")
+    if version in READABLE:
+        tables = write_tables(read_record(path)).strip()
+        return [
+            tables,
+            "",
+            f"From [{name}]({name}); `fastff bench bench/results/{name}` makes its page.",
+        ]
+    if version == KERNEL_SCHEMA:
+        record = read_kernels(path)
+        return [
+            f"## Kernels: {name}",
+            "",
+            describe_kernels(record),
+            "",
+            format_markdown(tabulate_kernel_record(record)),
+        ]
+    where = content.get("provenance") or {}
+    parts = [
+        str(where[key]) for key in ("gpu", "torch", "triton", "commit", "date") if where.get(key)
+    ]
+    lines = [
+        f"## [{name}]({name})",
+        "",
+        f"Measured on {', '.join(parts) or 'a machine it does not name'}.",
+    ]
+    if "evaluations" in content:
+        return [*lines, "", *tabulate_evaluations(content)]
+    for key, value in content.items():
+        flat = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+        if flat and key != "failures":
+            lines += ["", f"{key}:", "", *tabulate_rows(value)]
+    return lines
+
+
+def tabulate_rows(rows: list[dict[str, Any]]) -> list[str]:
+    """Records of one kind as they are: a column for each plain field of any of them."""
+    plain = (str, int, float, bool)
+    columns = list(
+        dict.fromkeys(key for row in rows for key, value in row.items() if isinstance(value, plain))
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        cells = [row.get(column, "") for column in columns]
+        shown = [f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("| " + " | ".join(shown) + " |")
+    return lines
+
+
+def tabulate_evaluations(content: dict[str, Any]) -> list[str]:
+    """Every evaluation of a record of fused kernels that was replayed from a graph."""
+    rows = [
+        "| hops | channels | atoms | listed neighbors | scatter | virial | ms | 10 to 90 % | M atom-steps/s |",
+        "|---:|---:|---:|---:|---|---|---:|---|---:|",
+    ]
+    for entry in content["evaluations"]:
+        graph = entry.get("graph") or {}
+        if "median_ms" not in graph or "atom_steps_per_s" not in entry:
+            continue
+        channels = entry.get("channels", 16)
+        rows.append(
+            f"| {entry['hops']} | {channels} | {entry['atoms']:,} | {entry['listed_neighbors']} | "
+            f"{entry['scatter']} | "
+            f"{'yes' if entry['virial'] else 'no'} | {graph['median_ms']:.4g} | {graph['q10_ms']:.4g} to "
+            f"{graph['q90_ms']:.4g} | {entry['atom_steps_per_s'] / 1e6:.3g} |"
+        )
+    return rows if len(rows) > 2 else ["No evaluation in it was replayed from a graph."]
+
+
+def render_page() -> str:
+    """``bench/results/README.md``: every record, one after the other."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `python bench/tabulate.py --write` from the records in this folder; every number below is in "
+        "the record named with it. What the numbers mean: [bench/README.md](../README.md).",
+    ]
+    for path in list_records():
+        lines += ["", *describe_record(path)]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
-    """Print the block, or write it into README."""
+    """Print the block, or write it into README and the page of all records."""
     block = render()
     if "--write" not in sys.argv[1:]:
         print(block)
@@ -151,6 +249,7 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
+    (RESULTS / "README.md").write_text(render_page(), encoding="utf-8")
     readme.write_text(f"{text[:start]}\n{block}\n{text[end:]}", encoding="utf-8")
 
 

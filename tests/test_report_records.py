@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
+from fastff.errors import DataError
 from fastff.report.html import read_embedded, render_report
 from fastff.report.record import read_record
 from fastff.report.schema import READABLE
@@ -37,3 +41,32 @@ def test_stored_pages_show_the_stored_records():
 
 def test_results_are_explained():
     assert (FOLDER.parent / "README.md").exists()
+
+
+def test_page_of_results_shows_the_records_as_they_are(monkeypatch, tmp_path):
+    """The stored page is what the records give; a record that is edited or replaced makes it another page."""
+    spec = importlib.util.spec_from_file_location("tabulate", FOLDER.parent / "tabulate.py")
+    tabulate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tabulate)
+    page = tabulate.render_page()
+    assert (FOLDER / "README.md").read_text() == page, "run: python bench/tabulate.py --write"
+    for path in tabulate.list_records():
+        assert path.relative_to(FOLDER).as_posix() in page
+    for path in FOLDER.glob("**/*.json"):
+        copy = tmp_path / path.relative_to(FOLDER)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(path.read_text())
+    monkeypatch.setattr(tabulate, "RESULTS", tmp_path)
+    assert tabulate.render_page() == page
+    fused = tmp_path / "kernels" / "fused-h100.json"
+    content = json.loads(fused.read_text())
+    for entry in content["evaluations"]:
+        entry["atom_steps_per_s"] *= 1000.0
+    fused.write_text(json.dumps(content))
+    assert tabulate.render_page() != page
+    student = next(tmp_path.glob("*.json"))
+    content = json.loads(student.read_text())
+    content["comparisons"][0]["accuracy"]["force_mae"] *= 1000.0
+    student.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="changed after it was written"):
+        tabulate.render_page()

@@ -105,8 +105,9 @@ def draw_dimers(item: DimerItem) -> str:
     lowest = min(min(*c.teacher, *c.student) for c in shown)
     colors = _list_colors(len(shown))
     for curve, color in zip(shown, colors, strict=True):
+        other = TEACHER if len(shown) == 1 else color
         axes.plot(
-            curve.distances, curve.teacher, "-", color=color, lw=1.3, label=f"{curve.pair} teacher"
+            curve.distances, curve.teacher, "-", color=other, lw=1.3, label=f"{curve.pair} teacher"
         )
         axes.plot(
             curve.distances, curve.student, "--", color=color, lw=1.3, label=f"{curve.pair} student"

@@ -156,8 +156,8 @@ def tabulate_kernels(record: KernelRecord) -> Table:
         found = {r.variant: r for r in record.rows if (r.op, r.direction) == (op, direction)}
         cells = []
         for variant in ("triton", "compiled", "eager"):
-            cells.append(describe_kernel(found[variant]))
-        rows.append([op, direction, format_count(found["eager"].rows), *cells])
+            cells.append(describe_kernel(found[variant]) if variant in found else UNDEFINED)
+        rows.append([op, direction, format_count(next(iter(found.values())).rows), *cells])
     headings = [
         "op",
         "direction",

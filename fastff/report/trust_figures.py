@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from fastff.report.calibration import CalibrationData
 from fastff.report.figures import GREY, INK, OTHERS, STUDENT, TEACHER, Drawing, styled
@@ -16,6 +17,7 @@ from fastff.report.noise import NoiseFloor
 from fastff.report.schema import BaselinePart, Comparison
 from fastff.report.speed import SpeedCurve
 from fastff.report.tables import PATHS
+from fastff.report.verdict import format_percent
 
 
 @styled
@@ -43,7 +45,7 @@ def draw_panel(
             shown = max(100.0 * value, 0.0)
             axes.barh(place, shown, 0.9 * height, color=color, label=label if row == 0 else None)
             axes.annotate(
-                f"{100.0 * value:.1f}", (shown, place), xytext=(-3, 0), textcoords="offset points",
+                format_percent(value), (shown, place), xytext=(-3, 0), textcoords="offset points",
                 ha="right" if shown > 12 else "left", va="center", fontsize=7, color="white" if shown > 12 else INK,
             )  # fmt: skip
     if noise is not None:
@@ -54,7 +56,7 @@ def draw_panel(
         axes.axvline(100.0 * required, color=GREY, lw=1.0, ls="--", label="required")
     names = [c.name.replace("the highest temperature", "T max") for c in comparisons]
     axes.set_yticks(range(len(names)), [n.replace(", ", ",\n") for n in names])
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(names) - 0.4, 1.2), -0.6)
     axes.set_xlim(0.0, 100.5)
     axes.set_xlabel("force accuracy (%)")
     axes.grid(visible=False, axis="y")
@@ -81,6 +83,7 @@ def draw_calibration(data: CalibrationData) -> str:
     axes.plot(reach, 2.0 * reach, "--", color=INK, lw=0.6)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("predicted standard deviation (meV/atom)")
     axes.set_ylabel("|energy error| (meV/atom)")
     axes.legend(loc="lower right", fontsize=7)

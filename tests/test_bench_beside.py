@@ -1,0 +1,368 @@
+"""Beside the student: baselines, GPUMD, kernels, and earlier records; with planted errors that must be caught."""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from typer.testing import CliRunner
+
+from fastff.checkpoint import save_model
+from fastff.cli import app
+from fastff.errors import DataError, UnsupportedElementError, UsageError
+from fastff.models import build_student, configure_student
+from fastff.report import kernels as report_kernels
+from fastff.report.baselines import check_names, load_baseline
+from fastff.report.bench import run_bench
+from fastff.report.gpumd import read_nep_elements, read_speeds, time_gpumd, write_input
+from fastff.report.html import render_report
+from fastff.report.markdown import write_tables
+from fastff.report.plan import BenchPlan
+from fastff.report.record import verify_record, write_record
+from fastff.report.regression import SlowdownError, check_machines, compare_speed, read_any
+from fastff.report.regression import require_no_slowdown as require
+from fastff.report.schema import BenchRecord, compute_digest, compute_ratios
+from fastff.report.speed import summarize
+from fastff.report.tables import tabulate_baselines, tabulate_kernels
+from fastff.teachers import load_teacher
+
+PLAN = BenchPlan(
+    n_frames=4, n_temperatures=2, n_equilibrate=2, interval=2, sizes=(32,), budget=0.3,
+    md_atoms=32, outside=False, n_noise=2, physics="none",
+)  # fmt: skip
+
+SPEEDS = """---------------------------------------------------------------
+Time used for this run = 0.02 second.
+Speed of this run = {speed:g} atom*step/second.
+---------------------------------------------------------------
+"""
+
+
+def save(path: Path, architecture: str, seed: int) -> Path:
+    torch.manual_seed(seed)
+    student = build_student(configure_student(architecture, (29,), cutoff=4.0))
+    save_model(path, student, {"teacher": {}, "temperature": [300, 400]})
+    return path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return save(folder / "m1.safetensors", "m1", 0), save(folder / "painn.safetensors", "painn", 1)
+
+
+@pytest.fixture(scope="module")
+def record(models):
+    """One run with a second model file and an ASE calculator beside the student."""
+    specs = [str(models[1]), "ase:ase.calculators.emt:EMT"]
+    return run_bench(
+        models[0],
+        structures=[bulk("Cu", cubic=True)],
+        teacher=load_teacher("analytic:morse", device="cpu"),
+        plan=PLAN,
+        baselines=[load_baseline(spec, "cpu") for spec in specs],
+    ).record
+
+
+def edit(record, change):
+    content = json.loads(record.model_dump_json())
+    change(content)
+    edited = BenchRecord.model_validate_json(json.dumps(content))
+    return edited.model_copy(update={"digest": compute_digest(edited)})
+
+
+def test_baselines_are_in_the_same_tables(record):
+    names = [b.name for b in record.baselines]
+    assert names[1] == "ase:ase.calculators.emt:EMT"
+    for baseline in record.baselines:
+        assert baseline.comparisons[0].frames_digest == record.main.frames.digest
+        assert record.find_curve(baseline.name, "ase-call").points[0].status == "measured"
+        assert record.find_curve(baseline.name, "ase-md") is not None
+    _, rows = tabulate_baselines(record)
+    assert len(rows) == 3
+    text, page = write_tables(record), render_report(record)
+    for cell in (cell for row in rows for cell in row):
+        assert cell in text
+        assert cell in page
+    # inner paths of students only: an ASE calculator has none
+    for role in ("student", names[0]):
+        assert {c.mode for c in record.speed if c.role == role} >= {
+            "model",
+            "model-list",
+            "md-loop",
+        }
+    assert {c.mode for c in record.speed if c.role == names[1]} == {"ase-call", "ase-md"}
+
+
+def plant_accuracy(content):
+    content["baselines"][0]["comparisons"][0]["accuracy"]["force"] = 0.999
+
+
+def plant_other_frames(content):
+    content["baselines"][0]["comparisons"][0]["frames_digest"] = "0" * 64
+
+
+def plant_unit(content):
+    for key in ("force_rmse", "force_rms"):
+        content["baselines"][0]["comparisons"][0]["accuracy"][key] *= 1000.0
+
+
+def plant_stranger(content):
+    for curve in content["speed"]:
+        if curve["role"] not in ("student", "teacher"):
+            curve["identity"] = {"name": "another"}
+
+
+def plant_old_schema(content):
+    content["schema_version"] = "fastff-bench/1"
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (plant_accuracy, "does not follow"),
+        (plant_other_frames, "not about the frames"),
+        (plant_unit, "different units"),
+        (plant_stranger, "belong to no baseline"),
+        (plant_old_schema, "cannot hold"),
+    ],
+)
+def test_planted_errors_are_caught(record, plant, words):
+    with pytest.raises(DataError, match=words):
+        verify_record(edit(record, plant))
+
+
+def test_baselines_are_checked_before_any_work(models):
+    one = load_baseline(str(models[1]), "cpu")
+    with pytest.raises(UnsupportedElementError, match="does not know Si"):
+        one.check_elements([bulk("Si")])
+    with pytest.raises(UsageError, match="given twice"):
+        check_names([one, one], {})
+    with pytest.raises(UsageError, match="the student itself"):
+        check_names([one], {one.identity["sha256"]: "student"})
+    with pytest.raises(UsageError, match="no such model file"):
+        load_baseline("runs/nothing.pt", "cpu")
+
+
+# GPUMD ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nep(tmp_path):
+    path = tmp_path / "nep.txt"
+    path.write_text("nep4 2 Cu Au\ncutoff 6 5\n")
+    return path
+
+
+def make_program(tmp_path, body):
+    """A program that checks its input as GPUMD reads it and prints in GPUMD's format."""
+    path = tmp_path / "gpumd"
+    path.write_text(f"#!{sys.executable}\n{body}")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+GOOD = f"""
+lines = open("model.xyz").read().splitlines()
+n = int(lines[0])
+assert 'Lattice="' in lines[1] and "Properties=species:S:1:pos:R:3" in lines[1]
+assert len(lines) == n + 2
+words = [line.split() for line in open("run.in")]
+assert words[0][0] == "potential" and open(words[0][1]).readline().startswith("nep4")
+for k in range(sum(w[0] == "run" for w in words)):
+    print('''{SPEEDS}'''.format(speed=1e5 * (1 if k == 0 else 10 + k)))
+"""
+
+
+def test_gpumd_is_run_and_read(tmp_path, nep):
+    cells = [bulk("Cu", cubic=True).repeat(k) for k in (2, 3)]
+    part, curve = time_gpumd(
+        make_program(tmp_path, GOOD), nep, cells, temperature=300, time_step=2.0, budget=1.0,
+        device="cuda",
+    )  # fmt: skip
+    assert [p.n_atoms for p in curve.points] == [32, 108]
+    # the first run warms up: speeds 1.1, 1.2 and 1.3 million atom-steps/s are left
+    assert curve.points[0].atom_steps_per_second == pytest.approx(1.2e6)
+    assert curve.points[0].median == pytest.approx(32 / 1.2e6)
+    assert part.identity == curve.identity
+    assert part.comparisons == ()
+
+
+def test_gpumd_out_of_memory_and_failure(tmp_path, nep):
+    cells = [bulk("Cu", cubic=True).repeat(2)]
+    arguments = {"temperature": 300, "time_step": 2.0, "budget": 1.0, "device": "cuda"}
+    full = make_program(tmp_path, "raise SystemExit('CUDA Error: out of memory')")
+    assert time_gpumd(full, nep, cells, **arguments)[1].points[0].status == "out-of-memory"
+    broken = make_program(tmp_path, "raise SystemExit('Input Error: no such potential')")
+    with pytest.raises(DataError, match="no such potential"):
+        time_gpumd(broken, nep, cells, **arguments)
+
+
+def test_gpumd_input_and_output_by_hand(tmp_path, nep):
+    write_input(tmp_path, bulk("Cu"), nep, temperature=300, time_step=2.0, n_steps=100)
+    run = (tmp_path / "run.in").read_text().splitlines()
+    assert run[1:5] == ["velocity 300", "ensemble nve", "time_step 2", "run 100"]
+    assert read_speeds(SPEEDS.format(speed=2.5e7)) == [2.5e7]
+    assert read_nep_elements(nep) == ("Cu", "Au")
+    nep.write_text("<html>")
+    with pytest.raises(DataError, match="no NEP model file"):
+        read_nep_elements(nep)
+
+
+# Earlier records -----------------------------------------------------------------------------------------------------
+
+
+def slow_down(record, factor):
+    """The same record with every time of the student multiplied."""
+    curves = []
+    for curve in record.speed:
+        if curve.role == "student":
+            points = tuple(
+                summarize(p.n_atoms, p.formula, [factor * s for s in p.seconds], p.peak_memory)
+                if p.status == "measured" else p
+                for p in curve.points
+            )  # fmt: skip
+            curve = curve.model_copy(update={"points": points})
+        curves.append(curve)
+    changed = record.model_copy(
+        update={"speed": tuple(curves), "ratios": compute_ratios(tuple(curves))}
+    )
+    return changed.model_copy(update={"digest": compute_digest(changed)})
+
+
+def quiet(record):
+    """Times with a spread of one percent, so that noise is known."""
+    curves = []
+    for curve in record.speed:
+        points = tuple(
+            summarize(p.n_atoms, p.formula, list(p.median * np.linspace(0.99, 1.01, 7)), None)
+            if p.status == "measured" else p
+            for p in curve.points
+        )  # fmt: skip
+        curves.append(curve.model_copy(update={"points": points}))
+    changed = record.model_copy(
+        update={"speed": tuple(curves), "ratios": compute_ratios(tuple(curves))}
+    )
+    return changed.model_copy(update={"digest": compute_digest(changed)})
+
+
+def test_slowdown_beyond_noise_is_caught(record, tmp_path):
+    before = quiet(record)
+    require(compare_speed(before, before))
+    require(compare_speed(before, slow_down(before, 1.05)))
+    require(compare_speed(before, slow_down(before, 0.5)))
+    with pytest.raises(SlowdownError, match=r"1\.30 times"):
+        require(compare_speed(before, slow_down(before, 1.3)))
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    write_record(before, first)
+    write_record(slow_down(before, 1.3), second)
+    done = CliRunner().invoke(app, ["bench", str(second), "--against", str(first)])
+    assert done.exception.exit_code == 6
+    assert CliRunner().invoke(app, ["bench", str(first), "--against", str(second)]).exit_code == 0
+
+
+def test_noise_is_no_slowdown(record):
+    """Medians 20 % apart, but the repeats of both spread over a factor of two."""
+    before = quiet(record)
+    times = np.linspace(0.6, 1.4, 9)
+
+    def spread(factor):
+        curves = tuple(
+            c.model_copy(update={"points": tuple(
+                summarize(p.n_atoms, p.formula, list(factor * times), None) for p in c.points
+            )})
+            for c in before.speed
+        )  # fmt: skip
+        return before.model_copy(update={"speed": curves})
+
+    require(compare_speed(spread(1.0), spread(1.2)))
+
+
+def test_unlike_machines_and_students_are_not_compared(record):
+    other = record.model_copy(
+        update={"provenance": record.provenance.model_copy(update={"cpu": "another"})}
+    )
+    with pytest.raises(DataError, match="unlike machines"):
+        compare_speed(other, record)
+    with pytest.raises(DataError, match="on cpu, this run is on cuda"):
+        check_machines(record, record.provenance, "cuda:0")
+    larger = record.model_copy(
+        update={"model": record.model.model_copy(update={"n_parameters": 1})}
+    )
+    with pytest.raises(DataError, match="different students"):
+        compare_speed(larger, record)
+
+
+# Kernels -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kernel_record():
+    """One op and a middling case, to be quick."""
+    suite = next(s for s in report_kernels.list_suites() if s.function.__name__ == "segment_sum")
+    case = next(c for c in suite.cases if c.name == "empty segments")
+    suites = [replace(suite, cases=(replace(case, production=True),))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_kernels, "list_suites", lambda: suites)
+        patch.setattr(report_kernels, "VARIANTS", ("triton", "eager"))
+        return report_kernels.measure_kernels(torch.device("cpu"), budget=0.1)
+
+
+def test_kernels_say_what_cannot_be_measured(kernel_record):
+    rows = {(r.direction, r.variant): r for r in kernel_record.rows}
+    assert rows["forward", "triton"].status == "not-run"
+    assert "CUDA" in rows["forward", "triton"].reason
+    eager = rows["forward", "eager"]
+    assert eager.error < 1e-6
+    assert 0.0 < eager.share < 10.0
+    assert eager.floor == pytest.approx(rows["forward", "triton"].floor)
+    assert tabulate_kernels(kernel_record)[1][0][3:5] == ["needs a GPU", "–"]
+
+
+def test_kernel_records_survive_a_file_and_edits_do_not(kernel_record, tmp_path):
+    path = tmp_path / "kernels.json"
+    path.write_text(kernel_record.model_dump_json())
+    assert read_any(path) == kernel_record
+    require(compare_speed(kernel_record, read_any(path)))
+    content = json.loads(path.read_text())
+    content["bandwidth"] *= 2.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="changed after"):
+        read_any(path)
+
+
+def test_a_wrong_kernel_has_no_time(monkeypatch):
+    suite = next(s for s in report_kernels.list_suites() if s.function.__name__ == "segment_sum")
+    small = next(c for c in suite.cases if c.name == "tiny").build(
+        torch.device("cpu"), torch.float32
+    )
+    work = report_kernels.prepare(suite, small, gradient=False)
+    monkeypatch.setattr(report_kernels, "_choose", lambda s, v: lambda *a: 1.001 * s.reference(*a))
+    row = report_kernels._measure(work, "eager", torch.device("cpu"), 0.1)
+    assert row.status == "failed"
+    assert row.median is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--kernels", "--compare-teacher"], "--kernels needs no model"),
+        ([], "nothing to judge"),
+        (["m.safetensors", "--compare-teacher", "--gpumd", "gpumd"], "belong together"),
+        (["m.safetensors", "--labels", "x.xyz", "--against", "y.json"], "--compare-teacher"),
+        (["m.safetensors", "--compare-teacher", "--physics", "some"], "not one of auto"),
+    ],
+)
+def test_command_refuses_what_it_cannot_honour(arguments, words, tmp_path):
+    done = CliRunner().invoke(
+        app, ["bench", "--out", str(tmp_path / "out"), "--device", "cpu", *arguments]
+    )
+    assert isinstance(done.exception, UsageError)
+    assert words in str(done.exception)

@@ -1,0 +1,67 @@
+"""The noise floor of a labeller, and held-out dynamics with seeds of its own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.lj import LennardJones
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+from fastff.report.heldout import derive_seed, plan_heldout, run_heldout
+from fastff.report.noise import measure_noise
+from fastff.teachers import load_teacher
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return load_teacher("analytic:morse", device="cpu")
+
+
+def test_held_out_frames_do_not_repeat_other_seeds(teacher):
+    start = [bulk("Cu", cubic=True)]
+    first, second = (
+        run_heldout(
+            teacher,
+            plan_heldout(start, (300, 300), seed=s, n_frames=2, n_equilibrate=2, interval=2),
+        )
+        for s in (derive_seed("a"), derive_seed("b"))
+    )
+    assert not np.allclose(first[0].atoms.positions, second[0].atoms.positions, atol=1e-3)
+    assert len(first[0].atoms) >= 27
+
+
+def test_noise_of_a_rough_labeller_is_seen():
+    random = np.random.default_rng(0)
+
+    def label(structures):
+        labels = []
+        for atoms in structures:
+            image = atoms.copy()
+            image.calc = LennardJones(sigma=2.3, epsilon=0.4, rc=5.0, smooth=True)
+            forces = image.get_forces()
+            labels.append(
+                Labels(
+                    image.get_potential_energy(),
+                    forces * (1 + 0.01 * random.normal(size=forces.shape)),
+                    None,
+                )
+            )
+        return labels
+
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.1, seed=1)
+    noise = measure_noise(label, [atoms])
+    assert 0.002 < noise.batch_force < 0.05
+    assert 0.002 < noise.rotation_force < 0.05
+    assert noise.rotation_energy < 1e-12
+
+
+def test_noise_needs_forces():
+    def label(structures):
+        return [Labels(0.0, np.zeros((len(a), 3)), None) for a in structures]
+
+    with pytest.raises(DataError, match="all are zero"):
+        measure_noise(label, [Atoms("Cu")])
