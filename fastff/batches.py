@@ -1,12 +1,12 @@
 """Many structures together, again and again: lists with a skin per structure, fused kernels or torch.
 
-Here: :class:`BatchEvaluator`, tensors in and tensors out, and the packing of a batch for the fused kernels. Not here:
-one structure after another (:mod:`fastff.evaluator`), ASE structures and chunks (:mod:`fastff.predict`).
+Here: :class:`BatchEvaluator`, tensors in and tensors out. Not here: one evaluation (:mod:`fastff.packed`), one
+structure after another (:mod:`fastff.evaluator`), ASE structures and chunks (:mod:`fastff.predict`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,21 +18,21 @@ from fastff.evaluator import Choice, choose_path, find_student_obstacle
 from fastff.graph import Graph, edge_vectors
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.evaluate import FusedPotential
-from fastff.kernels.moment_potential.layout import (
-    NeighborMatrix,
-    list_shifts,
-    quantize_coordinates,
-    unpack_neighbors,
-)
+from fastff.kernels.moment_potential.layout import list_shifts, unpack_neighbors
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.neighbor_list import build_neighbors
-from fastff.kernels.segment_sum import segment_sum
-from fastff.models.base import Prediction, Student
+from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
 from fastff.neighbors import build_edges, complete_cell
-from fastff.units import VOIGT
+from fastff.packed import (
+    BatchOutcome,
+    PackedBatch,
+    convert_prediction,
+    evaluate_packed,
+    pack_batch,
+)
 
 LIST_ON_DEVICE_FROM = 1000
 """Atoms of a structure from which its list is built on a CUDA device; smaller ones are quicker on the host."""
@@ -55,121 +55,6 @@ class Systems(NamedTuple):
     def n_systems(self) -> int:
         """Number of structures."""
         return int(self.cells.shape[0])
-
-
-@dataclass(frozen=True)
-class BatchOutcome:
-    """What an evaluation gives, in tensors of the caller's own.
-
-    Attributes
-    ----------
-    energy : (n_systems,) float64 tensor, eV
-    forces : (n_atoms, 3) float64 tensor, eV/Å
-    virial : (n_systems, 3, 3) float64 tensor, eV
-        Stress times the volume of the cell, positive under tension.
-    energies : (n_atoms,) float64 tensor, eV
-    """
-
-    energy: Tensor
-    forces: Tensor
-    virial: Tensor
-    energies: Tensor
-
-
-class PackedBatch(NamedTuple):
-    """A neighbor matrix over all atoms of a batch, every code a lattice vector of one structure.
-
-    matrix; shifts (n_codes, 3) float64; owners (n_codes,) int64, the structure of each code; pointers (n_systems + 1,)
-    int64, the first atom of each structure.
-    """
-
-    matrix: NeighborMatrix
-    shifts: Tensor
-    owners: Tensor
-    pointers: Tensor
-
-
-def pack_batch(edge_index: Tensor, shifts: Tensor, batch: Tensor, n_systems: int) -> PackedBatch:
-    """Receiver-sorted edges of a batch as the fused kernels read them. Waits for the device.
-
-    Parameters
-    ----------
-    edge_index : (2, n_edges) int64 tensor
-    shifts : (n_edges, 3) int64 tensor
-    batch : (n_atoms,) int64 tensor, ascending
-    n_systems : int
-    """
-    receivers, senders = edge_index
-    device, n_atoms = edge_index.device, len(batch)
-    reach = int(shifts.abs().max()) if shifts.numel() else 0
-    base = 2 * reach + 1
-    key = batch[receivers]
-    for axis in range(3):
-        key = key * base + shifts[:, axis] + reach
-    known, code = key.unique(return_inverse=True)
-    columns = []
-    for _ in range(3):
-        columns.append(known % base - reach)
-        known = known // base
-    counts = torch.bincount(receivers, minlength=n_atoms)
-    width = max(int(counts.max()), 1) if n_atoms else 1
-    first = counts.cumsum(0) - counts
-    slots = receivers * width + torch.arange(len(receivers), device=device) - first[receivers]
-    code_bits = max(1, (max(len(columns[0]), 1) - 1).bit_length())
-    wide = (n_atoms << code_bits) > 2**31
-    entries = torch.zeros(
-        n_atoms * width, dtype=torch.int64 if wide else torch.int32, device=device
-    )
-    entries[slots] = ((senders << code_bits) | code).to(entries.dtype)
-    matrix = NeighborMatrix(
-        entries.view(n_atoms, width),
-        counts.to(torch.int32),
-        torch.zeros(max(len(columns[0]), 1), 4, dtype=torch.int32, device=device),
-        code_bits,
-    )
-    pointers = torch.zeros(n_systems + 1, dtype=torch.int64, device=device)
-    pointers[1:] = torch.bincount(batch, minlength=n_systems).cumsum(0)
-    steps = torch.stack(columns[::-1], dim=1).double()
-    return PackedBatch(matrix, steps, known, pointers)
-
-
-def evaluate_packed(
-    fused: FusedPotential, packed: PackedBatch, positions: Tensor, cells: Tensor, species: Tensor
-) -> BatchOutcome:
-    """Evaluate a packed batch with the fused kernels, without waiting for the device.
-
-    Parameters
-    ----------
-    fused : FusedPotential
-    packed : PackedBatch
-    positions : (n_atoms, 3) float64 tensor, Å
-    cells : (n_systems, 3, 3) float64 tensor, Å
-    species : (n_atoms,) integer tensor
-    """
-    matrix = packed.matrix
-    if len(packed.shifts):
-        vectors = (packed.shifts[:, None, :] @ cells[packed.owners])[:, 0]
-        grid = torch.nn.functional.pad(quantize_coordinates(vectors), (0, 1)).contiguous()
-        matrix = replace(matrix, translations=grid)
-    found = fused.evaluate(positions.contiguous(), species.to(torch.int32).contiguous(), matrix)
-    terms = fused.allocate(matrix.n_atoms, matrix.n_slots).terms[:, :6].double()
-    sums = segment_sum(torch.cat([found.energies[:, None], terms], dim=1), packed.pointers)
-    virial = sums.new_empty(len(cells), 3, 3)
-    for k, (a, b) in enumerate(VOIGT):
-        virial[:, a, b] = sums[:, 1 + k]
-        virial[:, b, a] = sums[:, 1 + k]
-    return BatchOutcome(sums[:, 0].clone(), found.forces.double(), virial, found.energies.clone())
-
-
-def convert_prediction(prediction: Prediction, cells: Tensor) -> BatchOutcome:
-    """What a student says of a batch of cells (n_systems, 3, 3), in Å."""
-    volume = torch.linalg.det(cells.double()).abs().to(prediction.stress.device)
-    return BatchOutcome(
-        prediction.energy.double(),
-        prediction.forces.double(),
-        prediction.stress.double() * volume[:, None, None],
-        prediction.energies.double(),
-    )
 
 
 class BatchEvaluator:

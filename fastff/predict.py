@@ -14,7 +14,6 @@ import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from fastff.batches import BatchOutcome, convert_prediction, evaluate_packed, pack_batch
 from fastff.errors import UnsupportedElementError
 from fastff.evaluator import find_student_obstacle
 from fastff.graph import Graph, batch_graphs
@@ -33,6 +32,7 @@ from fastff.models.base import describe_unknown
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
 from fastff.neighbors import atoms_to_graph
+from fastff.packed import BatchOutcome, convert_prediction, evaluate_packed, pack_batch
 from fastff.structures import check_structure
 
 MAX_RETRIES = 3

@@ -11,11 +11,12 @@ from ase import Atoms
 from untrained import make_student
 
 from fastff import batches
-from fastff.batches import BatchEvaluator, Systems, list_on_device, list_on_host, pack_batch
+from fastff.batches import BatchEvaluator, Systems, list_on_device, list_on_host
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.graph import batch_graphs
 from fastff.models import Student
 from fastff.neighbors import atoms_to_graph
+from fastff.packed import pack_batch
 from fastff.predict import predict
 
 ELEMENTS = (1, 8, 29)
