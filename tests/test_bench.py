@@ -225,9 +225,6 @@ def test_neither_labels_nor_teacher_is_a_usage_error(model):
         run_bench(model)
 
 
-# Planted errors ------------------------------------------------------------------------------------------------------
-
-
 def plant_swapped_curves(content):
     for curve in content["speed"]:
         curve["role"] = {"student": "teacher", "teacher": "student"}[curve["role"]]
@@ -337,9 +334,6 @@ def test_other_files_are_not_records(tmp_path):
             read_record(path)
     with pytest.raises(DataError, match="no bench record"):
         read_embedded("<html></html>")
-
-
-# Command line --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
