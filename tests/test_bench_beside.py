@@ -98,6 +98,8 @@ def test_baselines_are_in_the_same_tables(record):
             "model-list",
             "md-loop",
         }
+    keys = [(c.role, c.mode) for c in record.speed]
+    assert len(keys) == len(set(keys))
     assert {c.mode for c in record.speed if c.role == names[1]} == {"ase-call", "ase-md"}
 
 
