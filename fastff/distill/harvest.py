@@ -217,7 +217,7 @@ def _make_pick(snapshot: Snapshot, walker: Walker, use: Any) -> Pick:
 def _spread_evenly(
     snapshots: Sequence[Snapshot], walkers: Sequence[int], count: int, n_steps: int
 ) -> list[Snapshot]:
-    """Equally many snapshots of each walker, evenly over its way after warming up; of many walkers, one each of some."""
+    """Equally many snapshots of each walker, evenly over its way after warming up; of too many walkers, of some."""
     if 0 < count < len(walkers):
         walkers = [walkers[k] for k in np.linspace(0, len(walkers) - 1, count).round().astype(int)]
     chosen: list[Snapshot] = []
