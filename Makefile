@@ -45,7 +45,7 @@ demo: install ## label, train and bench a crystal on this machine
 	$(BIN)/python examples/demo.py
 
 test: install-dev ## the whole test-suite on the CPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist worksteal
 
 check: check-style check-types check-imports ## style, types and import contracts
 
