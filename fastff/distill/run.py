@@ -1,7 +1,7 @@
 """Distillation from a user's structures, or labels, to a model file and a verdict.
 
 Here: the order of the steps, what is recorded, and the ladder of student sizes. Not here: any step itself, or how it
-is shown on a terminal (:mod:`fastff.cli.train`).
+is shown on a terminal (:mod:`fastff.cli.train_view`).
 """
 
 from __future__ import annotations
