@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from fastff.kernels.couplings import CUBIC_TRIPLES, compute_gaunt, list_cubic_terms
+from fastff.kernels.couplings import (
+    CUBIC_TRIPLES,
+    compute_gaunt,
+    list_cubic_terms,
+    restore_roots,
+)
 from fastff.kernels.edge_features.reference import evaluate_harmonics
+from fastff.kernels.moments.reference import build_gradient_table
 from fastff.kernels.node_block.reference import (
     N_INVARIANT_KINDS,
     build_cubic_table,
@@ -96,3 +102,20 @@ def test_adjoint_of_the_invariants_is_their_gradient() -> None:
     (expected,) = torch.autograd.grad((values * weights).sum(), moments)
     found = compute_invariants_adjoint(weights, moments, products, table)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_tables_are_the_same_bits_whoever_computes_them() -> None:
+    """Least squares round differently from process to process; the coefficients in use do not."""
+    device = torch.device("cpu")
+    noise = 1.0 + 1e-15 * torch.randn(16, 27, dtype=torch.float64)
+    table = build_gradient_table(torch.float64, device)
+    assert torch.equal(restore_roots(table * noise), table)
+    assert torch.equal(restore_roots(table), table)
+    for triple in CUBIC_TRIPLES:
+        gaunt = compute_gaunt(*triple)
+        assert torch.equal(restore_roots(gaunt + 1e-14), gaunt)
+
+
+def test_what_is_no_root_of_a_fraction_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"4\.7e-06 away"):
+        restore_roots(torch.tensor([0.5, np.pi / 4 + 1e-4], dtype=torch.float64))

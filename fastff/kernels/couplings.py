@@ -6,6 +6,8 @@ themselves (:mod:`fastff.kernels.edge_features.reference`), or where the invaria
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -45,8 +47,36 @@ def compute_gaunt(l1: int, l2: int, l3: int) -> Tensor:
     mass = torch.from_numpy(np.repeat(weights, 32) / 64.0)
     values = evaluate_harmonics(torch.from_numpy(points))
     parts = [values[:, degree**2 : (degree + 1) ** 2] for degree in (l1, l2, l3)]
-    table = torch.einsum("g,ga,gb,gc->abc", mass, *parts)
-    return torch.where(table.abs() < 1e-12, torch.zeros_like(table), table)
+    return restore_roots(torch.einsum("g,ga,gb,gc->abc", mass, *parts))
+
+
+def restore_roots(table: Tensor) -> Tensor:
+    """Coefficients that are square roots of small fractions, to the last bit.
+
+    Linear algebra rounds the last bits as threads, processors and the alignment of memory have it, so that a table
+    computed twice need not be the same twice. The square of every coefficient here is a fraction with a small
+    denominator; its root is the same in every process and on every machine.
+
+    Parameters
+    ----------
+    table : float64 tensor
+        Coefficients, right within 1e-10.
+
+    Returns
+    -------
+    tensor of the same shape
+
+    Raises
+    ------
+    ValueError
+        An entry is not within 1e-10 of such a root: the table was computed wrongly.
+    """
+    squares = [Fraction(x * x).limit_denominator(1000) for x in table.flatten().tolist()]
+    roots = torch.tensor([math.sqrt(x) for x in squares], dtype=table.dtype).view(table.shape)
+    exact = torch.where(table < 0.0, -roots, roots)
+    if (worst := float((exact - table).abs().max())) > 1e-10:
+        raise ValueError(f"a coupling coefficient is {worst:.1e} away from the root of a fraction")
+    return exact
 
 
 @cache

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastff.kernels.couplings import restore_roots
 from fastff.kernels.edge_features.reference import (
     evaluate_harmonics,
     evaluate_radial,
@@ -72,7 +73,7 @@ def build_gradient_table(dtype: torch.dtype, device: torch.device) -> Tensor:
     radial = degrees * harmonics - (plain @ unit[:, :, None])[..., 0]
     solid = plain + radial[:, :, None] * unit[:, None, :]
     table = torch.linalg.lstsq(harmonics[:, :9], solid.reshape(64, 48)).solution
-    table = torch.where(table.abs() < 1e-12, 0.0, table).view(9, 16, 3)
+    table = restore_roots(table).view(9, 16, 3)
     return table.permute(1, 2, 0).reshape(16, 27).to(device, dtype)
 
 
