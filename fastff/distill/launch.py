@@ -12,8 +12,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,8 +34,8 @@ JOB_NAME, START_NAME, LOG_NAME = "job.npz", "start.safetensors", "processes.log"
 MARK = "fastff-worker "
 """Begins the lines that workers write for the process that started them."""
 
-GRACE = 20.0
-"""Seconds that processes have to end when asked to."""
+GRACE = 5.0
+"""Seconds that processes have to end when asked to, and again once the one that started them was killed."""
 
 
 def write_job(
@@ -128,7 +130,7 @@ def run_workers(
 def _start(
     command: Sequence[str], environment: dict[str, str], log: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process group that never outlives the block."""
+    """torchrun and its workers, none of which outlives the block."""
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
     )
@@ -140,10 +142,20 @@ def _start(
             try:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.kill()  # its workers notice
                 process.wait()
         if process.stdout is not None:
+            _await_end(process.stdout.fileno(), GRACE)
             process.stdout.close()
+
+
+def _await_end(descriptor: int, seconds: float) -> None:
+    """Read a pipe until the last process that can write to it has ended, or time is up."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0.0:
+        ready, _, _ = select.select([descriptor], [], [], left)
+        if ready and not os.read(descriptor, 65536):
+            return
 
 
 def _revive(message: dict[str, Any]) -> FastFFError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,22 @@ INTERVAL = 0.1
 def tell(message: dict[str, Any]) -> None:
     """Write one line in one piece; if nobody reads it any more, this process ends."""
     os.write(sys.stdout.fileno(), (MARK + json.dumps(message) + "\n").encode())
+
+
+def follow_parent(interval: float = 0.5) -> None:
+    """End this process as soon as the one that started it is gone, whatever this one waits for.
+
+    A worker that waits for another in a collective operation answers no signal that Python handles, and torchrun
+    starts each in a session of its own, so that no signal to a group reaches it.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(interval)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="follow-parent", daemon=True).start()
 
 
 def work(folder: Path) -> int:
@@ -66,4 +83,5 @@ def work(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    follow_parent()
     sys.exit(work(Path(sys.argv[1])))
