@@ -175,7 +175,7 @@ def time_steps(
     run_to(engine, 20)
     wait(engine)
     ready = time.perf_counter() - begun
-    if student.device.type == "cuda":  # lists of a settled crystal: no kernel compiled, no graph captured anew
+    if student.device.type == "cuda":  # lists settle: no kernel is compiled, no graph captured anew
         run_to(engine, min(max(3_000_000 // len(atoms), 20), 1000))
         wait(engine)
     first, rebuilds, begun = engine.step, engine.n_rebuilds, time.perf_counter()
