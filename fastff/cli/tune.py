@@ -1,26 +1,32 @@
 """``fastff tune``: measure launch configurations of the kernels on this GPU and keep the fastest.
 
-Here: the command, which widths it measures, its table. Not here: the measurement and the files
-(:mod:`fastff.kernels.tuning`), the candidates (beside the kernels).
+Here: the command, which widths it measures, its table. Not here: the measurement
+(:mod:`fastff.kernels.measuring`), the files (:mod:`fastff.kernels.tuning`), the candidates (beside the kernels).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from fastff.cli.terminal import DeviceOption, make_console, resolve_device
-from fastff.errors import MissingDependencyError
+from fastff.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
+    from fastff.kernels.measuring import Outcome
     from fastff.kernels.tuning import Measurement
     from fastff.models import StudentConfig
+
+COMPILING_SHARE: Final = 0.5
+"""Share of the budget after which compilation goes on only as candidates are measured."""
 
 
 def tune(
@@ -34,11 +40,21 @@ def tune(
         typer.Option("--out", "-o", help="Write the table here instead of the user's cache."),
     ] = None,
     processes: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, help="Processes that compile the candidates first; 0 compiles while measuring."
+            min=0,
+            help="Processes that compile the candidates first; 0 compiles while measuring. As many as there are "
+            "cores, but 12 at most, if left out.",
         ),
-    ] = 4,
+    ] = None,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option("--op", "--ops", help="Measure this op alone; may be given several times."),
+    ] = None,
+    budget: Annotated[
+        float,
+        typer.Option(min=1.0, help="Seconds after which no further candidate is begun."),
+    ] = 240.0,
 ) -> None:
     """Measure the kernels on this GPU and store the fastest launch configurations.
 
@@ -51,20 +67,53 @@ def tune(
             f"tuning needs a CUDA device and this run has {target.type}; the kernels are not used there, so nothing "
             "is lost"
         )
-    from fastff.kernels import tuning
+    from fastff.kernels import contract, tuning
 
+    check_ops(ops, contract.list_tunable())
     path = out or tuning.find_user_table(tuning.find_arch(target.index))
-    configs = list_configs(model)
+    widths = list_distinct([list_widths(one) for one in list_configs(model)])
+    end = time.monotonic() + budget
+    if processes is None:
+        processes = min(os.cpu_count() or 1, 12)
     if processes > 0:
         from fastff.kernels.precompile import precompile_candidates
 
         with make_console(stderr=True).status("Compiling the candidates"):
-            precompile_candidates([list_widths(one) for one in configs], target, processes)
-    measured = measure_kernels(configs, target)
-    tuning.write_table(path, measured, tuning.describe_machine(target))
+            precompile_candidates(
+                widths, target, processes, ops=ops, budget=COMPILING_SHARE * budget
+            )
+    outcome = measure_kernels(widths, target, ops, end - time.monotonic())
+    tuning.write_table(path, outcome.measurements, tuning.describe_machine(target))
     console = make_console()
-    console.print(build_table(measured))
+    console.print(build_table(outcome.measurements))
+    for line in list_remarks(outcome, budget):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(f"Written to {path}")
+
+
+def check_ops(ops: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Refuse names of ops that have nothing to measure.
+
+    Raises
+    ------
+    UsageError
+        With the names that there are.
+    """
+    if unknown := sorted(set(ops or ()) - set(known)):
+        raise UsageError(
+            f"--ops {', '.join(unknown)}: no such op to measure; choose from {', '.join(known)}"
+        )
+
+
+def list_remarks(outcome: Outcome, budget: float) -> list[str]:
+    """One line per candidate or workload that failed, and one if the time was not enough."""
+    lines = list(outcome.remarks)
+    if outcome.n_unmeasured:
+        lines.append(
+            f"The budget of {budget:.0f} s is spent: {outcome.n_unmeasured} pairs of op and model are not or only "
+            "partly measured; run again with a longer --budget, or with --ops for the rest"
+        )
+    return lines
 
 
 def list_configs(model: Path | None) -> list[StudentConfig]:
@@ -91,19 +140,22 @@ def list_widths(config: StudentConfig) -> dict[str, int]:
     )
 
 
-def measure_kernels(configs: Iterable[StudentConfig], device: torch.device) -> list[Measurement]:
-    """Measure every kernel once per key, with a progress line for each."""
-    from fastff.kernels import contract, tuning
+def list_distinct(widths: Sequence[dict[str, int]]) -> list[dict[str, int]]:
+    """Keep the first of equal widths."""
+    return [one for k, one in enumerate(widths) if one not in widths[:k]]
 
-    console = make_console(stderr=True)
-    measured: dict[tuple[str, str], list[Measurement]] = {}
-    for config in configs:
-        for workload in contract.list_workloads(list_widths(config), device):
-            name = (workload.space.kernel, workload.key)
-            if name not in measured:
-                with console.status(f"{workload.space.kernel} {workload.key}"):
-                    measured[name] = tuning.measure(workload)
-    return [one for several in measured.values() for one in several]
+
+def measure_kernels(
+    widths: Sequence[dict[str, int]],
+    device: torch.device,
+    ops: Sequence[str] | None = None,
+    budget: float = float("inf"),
+) -> Outcome:
+    """Measure every kernel once per key, apart from this process, and show which."""
+    from fastff.kernels.measuring import measure_apart
+
+    with make_console(stderr=True).status("Measuring") as status:
+        return measure_apart(widths, device, ops=ops, budget=budget, report=status.update)
 
 
 def build_table(measured: Sequence[Measurement]) -> Table:

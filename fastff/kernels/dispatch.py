@@ -239,7 +239,7 @@ def attempt(op: Op, triton: Callable[[], T], reference: Callable[[], T]) -> T:
     try:
         return triton()
     except Exception as error:
-        if not _is_compile_failure(error):
+        if not is_compile_failure(error):
             raise
         if selected_backend()[0] == "triton":
             raise BackendError(
@@ -335,7 +335,7 @@ def _find_capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
 
 
-def _is_compile_failure(error: Exception) -> bool:
+def is_compile_failure(error: Exception) -> bool:
     """Whether ``error`` says that a kernel could not be built, as opposed to failing while it ran."""
     if not _has_triton():
         return False

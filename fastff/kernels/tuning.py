@@ -17,7 +17,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any, Final
 import torch
 
 from fastff.errors import DataError, MissingDependencyError
-from fastff.kernels.dispatch import is_interpreted
+from fastff.kernels.dispatch import is_compile_failure, is_interpreted
 
 TABLE_FORMAT: Final = 1
 _SHIPPED_TABLES: Final = Path(__file__).parent / "tables"
@@ -117,7 +117,10 @@ class Measurement:
     config: LaunchConfig
     time_ms: float | None
     error: float | None
-    rejected: str | None = field(default=None)
+    rejected: str | None = None
+    """Why it was not timed, if it was not."""
+    faulted: bool = False
+    """Whether it was rejected because it lost the device or its process."""
 
 
 _override: dict[str, LaunchConfig] = {}
@@ -204,12 +207,15 @@ def write_table(
 ) -> None:
     """Write the fastest accepted configuration of every (kernel, key); entries of other keys in the file are kept.
 
-    Every entry holds the provenance of its own measurement: GPU, driver, torch, triton, commit and date.
+    Every entry holds the provenance of its own measurement: GPU, driver, torch, triton, commit and date. Candidates
+    that lost the device are listed apart with their reason, under ``failed``; the look-up does not read them.
     """
     entries: dict[str, dict[str, Any]] = {}
+    failed: dict[str, dict[str, Any]] = {}
     if path.exists():
         read_table(path)
-        entries = json.loads(path.read_text())["entries"]
+        earlier = json.loads(path.read_text())
+        entries, failed = earlier["entries"], earlier.get("failed", {})
     for best in select_fastest(measurements):
         entry = best.config.to_dict() | {
             "time_ms": best.time_ms,
@@ -217,9 +223,17 @@ def write_table(
             "provenance": provenance,
         }
         entries.setdefault(best.kernel, {})[best.key] = entry
+    for kernel, key in {(one.kernel, one.key) for one in measurements}:
+        failed.get(kernel, {}).pop(key, None)
+    for one in measurements:
+        if one.faulted:
+            lost = one.config.to_dict() | {"reason": one.rejected}
+            failed.setdefault(one.kernel, {}).setdefault(one.key, []).append(lost)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"format": TABLE_FORMAT, "entries": entries}, indent=1) + "\n")
+    content = {"format": TABLE_FORMAT, "entries": entries}
+    content |= {"failed": kept} if (kept := {k: v for k, v in failed.items() if v}) else {}
+    partial.write_text(json.dumps(content, indent=1) + "\n")
     partial.replace(path)
     _load_user_table.cache_clear()
 
@@ -243,9 +257,10 @@ def list_candidates(workload: Workload) -> tuple[LaunchConfig, ...]:
 
 
 def measure(workload: Workload) -> list[Measurement]:
-    """Time every candidate of a workload on this GPU (median over repeats, device events).
+    """Measure every candidate of a workload in this process; ``fastff tune`` does it in one of its own.
 
-    A candidate that does not fit the GPU, or whose result is off, is rejected with the reason and not timed.
+    A candidate after which the device is lost ends the measurement with its error: nothing can be launched after it.
+    :func:`fastff.kernels.measuring.measure_apart` goes on in a new process instead.
 
     Raises
     ------
@@ -254,26 +269,42 @@ def measure(workload: Workload) -> list[Measurement]:
     """
     if not torch.cuda.is_available():
         raise MissingDependencyError("measuring kernels needs a CUDA device, none is visible")
-    from triton.runtime.errors import OutOfResources
+    reference = workload.reference()
+    return [measure_candidate(workload, one, reference) for one in list_candidates(workload)]
+
+
+def measure_candidate(workload: Workload, config: LaunchConfig, reference: Any) -> Measurement:
+    """Time one candidate on this GPU (median over repeats, device events).
+
+    One that does not fit the GPU, does not compile, needs more memory than is free, or whose result is off, is
+    rejected with the reason and not timed. Any other error of a launch is raised.
+    """
     from triton.testing import do_bench
 
-    reference = workload.reference()
-    results = []
-    for config in list_candidates(workload):
-        time_ms = error = rejected = None
-        with override(workload.space.kernel, config):
-            try:
-                error = find_relative_error(workload.launch(), reference)
-                if error <= workload.tolerance:
-                    time_ms = float(do_bench(workload.launch, return_mode="median"))
-                else:
-                    rejected = f"relative error {error:.1e} above {workload.tolerance:.0e}"
-            except OutOfResources as failure:
-                rejected = f"does not fit this GPU: {failure}"
-        results.append(
-            Measurement(workload.space.kernel, workload.key, config, time_ms, error, rejected)
-        )
-    return results
+    time_ms = error = rejected = None
+    with override(workload.space.kernel, config):
+        try:
+            output = workload.launch()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            error = find_relative_error(output, reference)
+            if error <= workload.tolerance:
+                time_ms = float(do_bench(workload.launch, return_mode="median"))
+            else:
+                rejected = f"relative error {error:.1e} above {workload.tolerance:.0e}"
+        except torch.OutOfMemoryError as failure:
+            rejected = f"not enough memory on this GPU: {find_last_line(failure)}"
+        except Exception as failure:
+            if not is_compile_failure(failure):
+                raise
+            rejected = f"does not compile for this GPU: {find_last_line(failure)}"
+    return Measurement(workload.space.kernel, workload.key, config, time_ms, error, rejected)
+
+
+def find_last_line(error: BaseException) -> str:
+    """Last line of an error's text, where compilers put what is wrong; the type if it has no text."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1].strip()
 
 
 def find_relative_error(output: Any, reference: Any) -> float:

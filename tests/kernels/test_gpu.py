@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,23 +18,59 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-_RUNS = [
+_ALL = [
     pytest.param(suite, case, dtype, id=f"{suite.function.__name__}-{case.name}-{dtype}")
     for suite in contract.list_suites()
     for case in suite.cases
     for dtype in suite.dtypes
     if not (case.production and dtype == torch.float64)
 ]
+_SMALL = [run for run in _ALL if not run.values[1].production]
+N_PROCESSES = min(os.cpu_count() or 1, 12)
 
 
-@pytest.mark.parametrize(("suite", "case", "dtype"), _RUNS)
+def compile_share(first: int) -> int:
+    """Launch the kernels of every ``N_PROCESSES``-th run, derivatives included; return how many passed."""
+    device, n_done = torch.device("cuda"), 0
+    for run in _SMALL[first::N_PROCESSES]:
+        suite, case, dtype = run.values
+        try:
+            contract.check_bits(
+                suite.function, case, device, dtype, differentiated=suite.differentiated
+            )
+            contract.check_derivatives(
+                suite.op,
+                suite.function,
+                suite.reference,
+                case,
+                device,
+                dtype,
+                tolerance=suite.tolerance,
+                differentiated=suite.differentiated,
+            )
+            n_done += 1
+        except Exception:  # the test of this run says what is wrong
+            continue
+    return n_done
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """Compile the kernels of all cases at once on all cores; the tests find them in Triton's cache."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(N_PROCESSES, mp_context=context) as pool:
+        shares = [pool.submit(compile_share, first) for first in range(N_PROCESSES)]
+        assert sum(share.result() for share in shares) > 0
+
+
+@pytest.mark.parametrize(("suite", "case", "dtype"), _ALL)
 def test_forward(suite, case, dtype, cuda):
     contract.check_forward(
         suite.function, suite.reference, case, cuda, dtype, tolerance=suite.tolerance
     )
 
 
-@pytest.mark.parametrize(("suite", "case", "dtype"), _RUNS)
+@pytest.mark.parametrize(("suite", "case", "dtype"), _SMALL)
 def test_derivatives(suite, case, dtype, cuda):
     contract.check_derivatives(
         suite.op,
@@ -44,7 +85,7 @@ def test_derivatives(suite, case, dtype, cuda):
 
 
 @pytest.mark.parametrize(
-    ("suite", "case", "dtype"), [run for run in _RUNS if run.values[0].op.deterministic]
+    ("suite", "case", "dtype"), [run for run in _SMALL if run.values[0].op.deterministic]
 )
 def test_bits(suite, case, dtype, cuda):
     contract.check_bits(suite.function, case, cuda, dtype, differentiated=suite.differentiated)
@@ -57,10 +98,12 @@ def test_auto_takes_triton(cuda):
 
 
 def test_measured_configuration_is_looked_up(cuda, tmp_path, monkeypatch):
-    """One workload, two candidates, through the table and back."""
+    """One workload, the default and another candidate, through the table and back."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tuning._load_user_table.cache_clear()
-    workload = next(contract.list_workloads({}, cuda))
+    workload = next(contract.list_workloads({"n_edges": 1 << 16}, cuda))
+    space = replace(workload.space, candidates=workload.space.candidates[:2])
+    workload = replace(workload, space=space)
     measured = [one for one in tuning.measure(workload) if one.rejected is None]
     assert measured
     assert all(one.time_ms > 0 and one.error < workload.tolerance for one in measured)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fastff.cli import tune
-from fastff.errors import MissingDependencyError
+from fastff.errors import MissingDependencyError, UsageError
 from fastff.kernels import contract, tuning
+from fastff.kernels.measuring import Outcome
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, Measurement, Workload
 from fastff.models import configure_student
 
@@ -47,22 +50,23 @@ def test_widths_come_from_a_model_file(tmp_path):
     assert tune.list_configs(tmp_path / "cu.fff") == [config]
 
 
-def test_each_key_is_measured_once(monkeypatch):
-    seen = []
+def test_equal_widths_are_measured_once():
+    one, other = {"n_channels": 16}, {"n_channels": 32}
+    assert tune.list_distinct([one, dict(one), other, one]) == [one, other]
 
-    def list_workloads(widths, device):
-        space = LaunchSpace("some_kernel", LaunchConfig({"BLOCK": 16}, 1))
-        yield Workload(space, f"features={widths['n_channels']}", lambda: None, lambda: None)
 
-    def measure(workload):
-        seen.append(workload.key)
-        return [Measurement("some_kernel", workload.key, workload.space.default, 1.0, 0.0)]
+def test_unknown_ops_are_refused():
+    assert set(contract.list_tunable()) >= {"segment_sum", "fused_mlp", "edge_features"}
+    tune.check_ops(["segment_sum"], contract.list_tunable())
+    with pytest.raises(UsageError, match="--ops moonshine: no such op to measure; choose from"):
+        tune.check_ops(["moonshine"], contract.list_tunable())
 
-    monkeypatch.setattr(contract, "list_workloads", list_workloads)
-    monkeypatch.setattr(tuning, "measure", measure)
-    measured = tune.measure_kernels(tune.list_configs(None), torch.device("cuda", 0))
-    assert seen == ["features=16", "features=32"]
-    assert len(measured) == 2
+
+def test_failures_and_the_end_of_the_budget_are_told():
+    assert tune.list_remarks(Outcome((), (), 0), 10.0) == []
+    lines = tune.list_remarks(Outcome((), ("some_kernel failed: CUDA error",), 2), 10.0)
+    assert lines[0] == "some_kernel failed: CUDA error"
+    assert "budget of 10 s is spent: 2 pairs" in lines[1]
 
 
 def test_table_compares_with_the_default():
@@ -109,11 +113,46 @@ def test_candidates_are_shared_among_processes(monkeypatch):
         if config == configs[2]:
             raise OutOfResources(2, 1, "shared memory")
 
-    def list_workloads(widths, device):
+    def list_workloads(widths, device, ops):
+        assert ops == ("some_op",)
         yield Workload(space, "key", launch, lambda: None)
 
     monkeypatch.setattr(contract, "list_workloads", list_workloads)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    done = [precompile.compile_share([{}, {}], "cpu", k, 2) for k in range(2)]
+    shares = [precompile.Share(({}, {}), ("some_op",), "cpu", k, 2) for k in range(2)]
+    done = [precompile.compile_share(share) for share in shares]
     assert sorted(launched, key=str) == sorted(configs, key=str)
-    assert sum(done) == 4
+    assert sorted(done) == [(2, None), (2, None)]
+    launched.clear()
+    assert precompile.compile_share(replace(shares[0], deadline=0.0)) == (0, None)
+    assert not launched
+
+
+def test_compilation_goes_on_behind_a_lost_device(monkeypatch):
+    """A share returns at once with the number of the candidate, and begins behind it the next time."""
+    pytest.importorskip("triton")
+    from fastff.kernels import precompile
+
+    configs = tuple(LaunchConfig({"BLOCK": 16 * k}, 1) for k in range(1, 6))
+    space = LaunchSpace("some_kernel", configs[0], configs)
+    launched, lost = [], []
+
+    def launch():
+        launched.append(tuning.lookup(space, "key", torch.device("cpu")))
+        if launched[-1] == configs[2]:
+            lost.append(True)
+
+    def synchronize():
+        if lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def list_workloads(widths, device, ops):
+        yield Workload(space, "key", launch, lambda: None)
+
+    monkeypatch.setattr(contract, "list_workloads", list_workloads)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    share = precompile.Share(({},), None, "cpu", 0, 1)
+    assert precompile.compile_share(share) == (2, 3)
+    lost.clear()
+    assert precompile.compile_share(replace(share, start=4)) == (2, None)
+    assert launched == list(configs)

@@ -98,7 +98,7 @@ def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[
         widths.get("n_radial", 8),
         widths.get("l_max", 3),
         5.0,
-        1 << 20,
+        widths.get("n_edges", 1 << 20),
     )
     n_harmonics = (l_max + 1) ** 2
     key = tuning.make_key(torch.float32, radial=n_radial, harmonics=n_harmonics)

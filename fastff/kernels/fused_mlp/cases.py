@@ -85,7 +85,8 @@ def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[
     n_in, n_hidden = widths.get("n_features", 128), widths.get("n_hidden", 64)
     if max(n_in, n_hidden) > op.MAX_WIDTH:
         return
-    x, weights, biases = _build(1 << 18, n_in, n_hidden, n_hidden, 1)(device, torch.float32)
+    n_rows = widths.get("n_edges", 1 << 18)
+    x, weights, biases = _build(n_rows, n_in, n_hidden, n_hidden, 1)(device, torch.float32)
     grad = torch.randn(x.shape[0], 1, device=device)
     shape = {"n_in": n_in, "n_hidden1": n_hidden, "n_hidden2": n_hidden, "n_out": 1}
     key = tuning.make_key(torch.float32, layers=3, **shape)

@@ -105,7 +105,8 @@ def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[
     from fastff.kernels.segment_sum import kernels
 
     n_channels = widths.get("n_channels", 64)
-    values, pointers = _build(100_000, (n_channels,), mean_length=52)(device, torch.float32)
+    n_segments = max(widths.get("n_edges", 5_200_000) // 52, 1)
+    values, pointers = _build(n_segments, (n_channels,), mean_length=52)(device, torch.float32)
     key = tuning.make_key(torch.float32, features=n_channels)
 
     def reference_sum() -> Tensor:
