@@ -25,8 +25,9 @@ from fastff.errors import ModelFileError, UsageError
 from fastff.models import Student, StudentConfig, build_student
 from fastff.models.uncertainty import UncertaintyParameters
 
-FORMAT_VERSION = 2
-"""Version of the header and tensor layout written by this fastff; 2 added the tensors of the uncertainty."""
+FORMAT_VERSION = 3
+"""Version of the header and tensor layout written by this fastff; 2 added the tensors of the uncertainty, 3 the
+configuration's ``input_limit``, without which a student is unbounded."""
 
 _KEY = "fastff"
 

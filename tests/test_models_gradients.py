@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
+from ase.build import bulk
 from torch import Tensor
 from untrained import make_student
 
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
 from fastff.kernels.couplings import CUBIC_TRIPLES
+from fastff.kernels.node_block.reference import bound_inputs
 from fastff.kernels.rows import pick_rows
 from fastff.models import ARCHITECTURES, Student, StudentConfig, build_student, configure_student
 from fastff.models.dense import lay_out_edges
@@ -273,3 +275,37 @@ def test_picked_rows_are_indexed_rows_with_the_same_gradient() -> None:
     (own,) = torch.autograd.grad((picked * weights).sum(), table)
     (wanted,) = torch.autograd.grad((table[index] * weights).sum(), table)
     torch.testing.assert_close(own, wanted)
+
+
+def test_bounded_inputs_and_their_slope():
+    inputs = torch.tensor([[-1e8, -3.0, 0.0, 0.3, 40.0, 1e12]], dtype=torch.float64)
+    shift, scale = torch.full((6,), 0.1).double(), torch.linspace(0.5, 2.0, 6).double()
+    plain = (inputs - shift) * scale
+    bounded, slope = bound_inputs(inputs, shift, scale, torch.tensor(0.25).double())
+    assert float(bounded.abs().max()) <= 4.0
+    torch.testing.assert_close(bounded, plain / (1.0 + (plain / 4.0) ** 2).sqrt())
+    varied = inputs.clone().requires_grad_()
+    (exact,) = torch.autograd.grad(
+        bound_inputs(varied, shift, scale, torch.tensor(0.25).double())[0].sum(), varied
+    )
+    torch.testing.assert_close(slope, exact, rtol=1e-7, atol=1e-15)
+    for found, expected in zip(
+        bound_inputs(inputs, shift, scale, torch.zeros(()).double()),
+        (plain, scale.expand_as(plain)),
+        strict=True,
+    ):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("architecture", ["m1", "m2", "m2-l"])
+def test_learned_forces_stay_bounded_where_atoms_come_close(architecture):
+    """Without a limit the forces of a pair grow with a high power of what the moments are: 1,000 eV/Å and more."""
+    sizes = []
+    for limit in (4.0, None):
+        student = make_student(architecture, (29,), core_repulsion=False, input_limit=limit)
+        crystal = bulk("Cu", cubic=True) * (2, 2, 2)
+        crystal.positions[1] = crystal.positions[0] + [0.3, 0.2, 0.1]
+        crystal.positions[2] = crystal.positions[0] + [-0.3, 0.2, 0.2]
+        forces = student.double()(atoms_to_graph(crystal, student.cutoff)).forces
+        sizes.append(float(forces.detach().abs().max()))
+    assert sizes[0] < 0.5 * sizes[1], sizes

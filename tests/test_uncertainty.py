@@ -62,18 +62,18 @@ def test_energies_are_linear_in_the_features(student: Student) -> None:
     if isinstance(student, MomentStudent):
         readout = torch.cat([block.readout for block in student.blocks], dim=1)[species]
     else:
-        readout = student.readout2.expand_as(features)  # type: ignore[union-attr, operator]
+        readout = student.readout2.expand_as(features.values)  # type: ignore[union-attr, operator]
     bare = copy.deepcopy(student)
     bare.core = None
     learned = bare(graph).energies - student.composition_energies[species]
-    expected = (features * readout).sum(dim=1) * student.energy_scale
+    expected = (features.values * readout).sum(dim=1) * student.energy_scale
     torch.testing.assert_close(learned, expected, rtol=0, atol=1e-9)
 
 
 def test_an_isolated_atom_has_no_features(student: Student) -> None:
     graph = batch_graphs(make_graphs(student, [Atoms([z]) for z in ELEMENTS]))
     _, features = student.predict_features(graph)
-    assert features.abs().max() < 1e-12
+    assert features.values.abs().max() < 1e-12
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_through_a_model_file(fitted: tuple[Student, Student], tmp_path: Path) -
         assert torch.equal(tensor, again.uncertainty.to_tensors()[name]), name
     torch.testing.assert_close(one.energy, other.energy, rtol=1e-12, atol=0)
     torch.testing.assert_close(one.grades, other.grades, rtol=1e-12, atol=0)
-    assert read_header(path)["format"] == 2
+    assert read_header(path)["format"] == 3
     single = measure_uncertainty(load_model(path), graph)
     torch.testing.assert_close(single.grades, one.grades, rtol=2e-2, atol=1e-3)
     damaged = copy.deepcopy(student)

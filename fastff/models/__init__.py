@@ -12,10 +12,13 @@ from fastff.models.painn import PainnStudent
 
 __all__ = ["ARCHITECTURES", "Prediction", "Student", "StudentConfig", "build_student"]
 
+INPUT_LIMIT = 4.0
+"""Bound of the normalised inputs of new moment students; see :class:`StudentConfig`."""
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "m1": {"n_hops": 1},
-    "m2": {"n_hops": 2},
-    "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32},
+    "m1": {"n_hops": 1, "input_limit": INPUT_LIMIT},
+    "m2": {"n_hops": 2, "input_limit": INPUT_LIMIT},
+    "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32, "input_limit": INPUT_LIMIT},
     "painn": {"n_hops": 3, "n_channels": 32, "n_radial": 16, "hidden": (32, 32)},
 }
 """Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""

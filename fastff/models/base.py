@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class StudentConfig:
         student computes the others too and multiplies them by zero. Of no meaning to ``painn``.
     body_order : int
         2 for l = 0 alone, 3 with power spectrum, 4 with cubic couplings.
+    input_limit : float or None
+        What the normalised inputs of a moment student's node blocks are bounded by, in standard deviations of the
+        sample that it was calibrated on, or None: unbounded, as were students of model files before format 3. See
+        :func:`fastff.kernels.node_block.reference.bound_inputs`. Of no meaning to ``painn``.
     """
 
     architecture: str
@@ -58,6 +62,7 @@ class StudentConfig:
     core_repulsion: bool = True
     l_max: int = 3
     body_order: int = 4
+    input_limit: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "elements", tuple(sorted({int(z) for z in self.elements})))
@@ -72,6 +77,10 @@ class StudentConfig:
         if self.l_max not in (0, 1, 2, 3) or self.body_order not in (2, 3, 4):
             raise DataError(
                 f"l_max {self.l_max} must be 0 to 3 and body_order {self.body_order} 2 to 4"
+            )
+        if self.input_limit is not None and not 0.0 < self.input_limit < float("inf"):
+            raise DataError(
+                f"input_limit {self.input_limit} must be positive and finite, or None for unbounded"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +104,18 @@ class Prediction:
     forces: Tensor
     stress: Tensor
     energies: Tensor
+
+
+class Features(NamedTuple):
+    """Last-layer features of atoms, both zero for an atom without neighbors.
+
+    values (n_atoms, n_features): the energy of an atom is linear in them, with coefficients that depend on its species
+    alone. unbounded (n_atoms, n_features): what they would be, had the inputs of the last layers not been bounded
+    (``input_limit``): they go on growing with the distance from the training data, as uncertainties must.
+    """
+
+    values: Tensor
+    unbounded: Tensor
 
 
 class Student(PreciseBuffers, abc.ABC):
@@ -169,16 +190,14 @@ class Student(PreciseBuffers, abc.ABC):
     @abc.abstractmethod
     def evaluate_features(
         self, vectors: Tensor, senders: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Features]:
         """As :meth:`evaluate_dense`, with the last-layer features of every atom.
 
         Returns
         -------
         energies, gradient
             As there.
-        features : (n_atoms, n_features) tensor
-            The energy of an atom is linear in them, with coefficients that depend on its species alone; zero for an
-            atom without neighbors.
+        features : Features
         """
 
     @abc.abstractmethod
@@ -215,8 +234,8 @@ class Student(PreciseBuffers, abc.ABC):
         fixed = self._evaluate_fixed(graph, vectors, species)
         return assemble_prediction(graph, vectors, learned[0] + fixed[0], learned[1] + fixed[1])
 
-    def predict_features(self, graph: Graph) -> tuple[Prediction, Tensor]:
-        """Prediction and last-layer features (n_atoms, n_features) of every structure, in one pass."""
+    def predict_features(self, graph: Graph) -> tuple[Prediction, Features]:
+        """Prediction and last-layer features of every structure, in one pass."""
         species = self.find_species(graph.numbers)
         vectors = edge_vectors(graph).to(self.dtype)
         dense = lay_out_edges(vectors, graph.edge_index, species.shape[0], self.cutoff)

@@ -28,6 +28,7 @@ from fastff.kernels.node_block.reference import (
     CubicTable,
     NodeCache,
     NodeWeights,
+    activate,
     build_cubic_table,
     compute_invariants,
     compute_node,
@@ -35,7 +36,7 @@ from fastff.kernels.node_block.reference import (
     mix_channels,
 )
 from fastff.kernels.rows import pick_rows
-from fastff.models.base import Student, StudentConfig
+from fastff.models.base import Features, Student, StudentConfig
 
 
 class NodeBlock(nn.Module):
@@ -43,6 +44,7 @@ class NodeBlock(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    inverse_limit: Tensor
 
     def __init__(self, config: StudentConfig, n_extra: int, n_messages: int) -> None:
         super().__init__()
@@ -57,6 +59,9 @@ class NodeBlock(nn.Module):
         self.register_buffer("shift", torch.zeros(n_inputs))
         self._used = mask_invariants(config, n_extra)
         self.register_buffer("scale", self._used.to(torch.get_default_dtype()))
+        self.is_unbounded = config.input_limit is None
+        inverse = 0.0 if config.input_limit is None else 1.0 / config.input_limit
+        self.register_buffer("inverse_limit", torch.tensor(inverse), persistent=False)
         self.weight1 = draw(n_inputs, h1, fan_in=n_inputs)
         self.bias1 = nn.Parameter(torch.randn(n_species, h1) * 0.1)
         self.weight2 = draw(h1, h2, fan_in=h1)
@@ -77,6 +82,16 @@ class NodeBlock(nn.Module):
         self.scale.copy_(1.0 / torch.maximum(spread, floor).clamp_min(1e-6))
         self.scale.mul_(self._used.to(self.scale))
 
+    def evaluate_unbounded(self, cache: NodeCache, species: Tensor) -> Tensor:
+        """Last hidden layer (n_atoms, H2), had the inputs not been bounded; see ``bound_inputs``."""
+        if self.is_unbounded:
+            return cache.hidden
+        used = self.scale > 0
+        factor_cubed = torch.where(used, cache.slope0 / torch.where(used, self.scale, 1.0), 1.0)
+        inputs = cache.bounded * factor_cubed.clamp_min(1e-36).pow(-1.0 / 3.0)
+        hidden, _ = activate(inputs @ self.weight1 + pick_rows(self.bias1, species))
+        return activate(hidden @ self.weight2 + pick_rows(self.bias2, species))[0]
+
     @property
     def weights(self) -> NodeWeights:
         """The parameters as the kernels take them."""
@@ -84,6 +99,7 @@ class NodeBlock(nn.Module):
             self.mixing,
             self.shift,
             self.scale,
+            self.inverse_limit,
             self.weight1,
             self.bias1,
             self.weight2,
@@ -154,29 +170,45 @@ class MomentStudent(Student):
         of_sender = (species[senders][:, :, None] == known).to(self.dtype)
         return of_sender @ pick_rows(self.pair_factors, species)
 
-    def _compute_vacuum(self) -> list[tuple[Tensor, Tensor]]:
-        """Energy and last hidden layer that each node block gives an atom of each species without neighbours."""
+    def _compute_vacuum(self) -> list[tuple[Tensor, NodeCache]]:
+        """What each node block makes of an atom of each species without neighbours: energy, and what it kept."""
         species = torch.arange(len(self.elements), device=self.device)
         moments = self.pair_factors.new_zeros(len(species), 16, self.config.n_channels)
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[tuple[Tensor, NodeCache]] = []
         messages: Tensor | None = None
         for block in self.blocks:
             energy, messages, cache = compute_node(
                 moments, messages, species, block.weights, self.cubic_table
             )
-            found.append((energy, cache.hidden))
+            found.append((energy, cache))
         return found
 
     def evaluate_dense(
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`fastff.models.base.Student.evaluate_dense`."""
-        return self.evaluate_features(vectors, senders, species)[:2]
+        energies, gradient, _ = self._evaluate(vectors, senders, species)
+        return energies, gradient
 
     def evaluate_features(
         self, vectors: Tensor, senders: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Features]:
         """See :meth:`fastff.models.base.Student.evaluate_features`."""
+        energies, gradient, caches = self._evaluate(vectors, senders, species)
+        known = torch.arange(len(self.elements), device=species.device)
+        values, unbounded = [], []
+        for block, cache, (_, alone) in zip(
+            self.blocks, caches, self._compute_vacuum(), strict=True
+        ):
+            values.append(cache.hidden - pick_rows(alone.hidden, species))
+            bare = block.evaluate_unbounded(alone, known)
+            unbounded.append(block.evaluate_unbounded(cache, species) - pick_rows(bare, species))
+        return energies, gradient, Features(torch.cat(values, dim=1), torch.cat(unbounded, dim=1))
+
+    def _evaluate(
+        self, vectors: Tensor, senders: Tensor, species: Tensor
+    ) -> tuple[Tensor, Tensor, list[NodeCache]]:
+        """As :meth:`evaluate_dense`, with what each node block kept."""
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         table = self.cubic_table
         factors = self._gather_pairs(species, senders)
@@ -192,10 +224,6 @@ class MomentStudent(Student):
             energy, messages, cache = compute_node(moments, messages, species, block.weights, table)
             energies = energies + (energy - pick_rows(vacuum[hop][0], species))
             saved.append((weights, factors, radial, cache))
-        features = torch.cat(
-            [saved[k][3].hidden - pick_rows(vacuum[k][1], species) for k in range(self.n_hops)],
-            dim=1,
-        )
         gradient = torch.zeros_like(geometry.unit)
         message_gradient: Tensor | None = None
         for hop in reversed(range(self.n_hops)):
@@ -211,7 +239,7 @@ class MomentStudent(Student):
                 message_gradient = extra_gradient.index_add(
                     0, senders.flatten(), factor_gradient.flatten(0, 1)
                 )
-        return energies, gradient, features
+        return energies, gradient, [cache for *_, cache in saved]
 
     @torch.no_grad()
     def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from fastff.kernels.edge_features.op import edge_features
 from fastff.kernels.fused_mlp.op import fused_mlp
 from fastff.kernels.segment_sum.op import segment_sum
-from fastff.models.base import Student, StudentConfig
+from fastff.models.base import Features, Student, StudentConfig
 
 _FILTER_LIMIT = 3.0
 """Bound of the filters over their largest magnitude on sample data."""
@@ -128,12 +128,12 @@ class PainnStudent(Student):
 
     def evaluate_features(
         self, vectors: Tensor, senders: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Features]:
         """See :meth:`fastff.models.base.Student.evaluate_features`."""
         pointers = _count_rows(senders)
         flat = vectors.reshape(-1, 3), senders.reshape(-1), pointers, species
         energies, gradient, features = self._differentiate(*flat)
-        return energies, gradient.view_as(vectors), features
+        return energies, gradient.view_as(vectors), Features(features, features)
 
     def evaluate_edges(
         self, vectors: Tensor, edge_index: Tensor, species: Tensor

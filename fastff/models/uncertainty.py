@@ -8,7 +8,8 @@ constant, with ``C`` the second moments of the features over the training set an
 Bigi, Chong, Ceriotti and Grasselli, "A prediction rigidity formalism for low-cost uncertainties in trained neural
 networks", Mach. Learn.: Sci. Technol. 5, 045018 (2024), equations 10 to 14. The grade of an atom is the Mahalanobis
 distance of its features from those of its species in the training set, over the distance within which 99.9 % of
-held-out atoms lie: about one at the edge of the training data, and above it outside.
+held-out atoms lie: about one at the edge of the training data, and above it outside. Where the inputs of the last
+layers are bounded, the features are those of unbounded inputs, or error bars and grades would stop growing there.
 """
 
 from __future__ import annotations
@@ -182,14 +183,14 @@ def predict_with_uncertainty(
             "this model file holds no uncertainty; fit one with fastff.models.uncertainty.fit_uncertainty"
         )
     prediction, features = student.predict_features(graph)
-    fitted = parameters.to(features.device)
+    fitted = parameters.to(features.values.device)
     species = student.find_species(graph.numbers)
-    features = features.double()
-    summed = _sum_species(features, species, graph.batch, graph.n_systems, len(student.elements))
+    rows = features.unbounded.double()
+    summed = _sum_species(rows, species, graph.batch, graph.n_systems, len(student.elements))
     variance = _weigh(
         summed, fitted.energy_components.double(), fitted.energy_weights, fitted.energy_rest
     )
-    return prediction, Uncertainty(variance.sqrt(), _grade(features, species, fitted))
+    return prediction, Uncertainty(variance.sqrt(), _grade(rows, species, fitted))
 
 
 @dataclass(frozen=True)
@@ -206,9 +207,9 @@ class _Description:
 def _describe(student: Student, graph: Graph) -> _Description:
     graph = graph.to(student.device)
     prediction, features = student.predict_features(graph)
-    features, species = features.double().cpu(), student.find_species(graph.numbers).cpu()
-    summed = _sum_species(features, species, graph.batch.cpu(), 1, len(student.elements))
-    return _Description(prediction.energy[0].cpu(), features, species, summed[0])
+    rows, species = features.unbounded.double().cpu(), student.find_species(graph.numbers).cpu()
+    summed = _sum_species(rows, species, graph.batch.cpu(), 1, len(student.elements))
+    return _Description(prediction.energy[0].cpu(), rows, species, summed[0])
 
 
 def _sum_species(

@@ -48,7 +48,7 @@ def test_no_kernel_spills():
     known = {
         ("moments_adjoint C=32 hop 2", "gfx942"): 8,
         ("node_perceptron C=16 last", "sm_80"): 8,  # with Triton 3.6, none with 3.9
-        ("node_perceptron C=16 last", "sm_90"): 16,
+        ("node_perceptron C=16 last", "sm_90"): 40,
     }
     spills = {
         (kernel, target): one["spills"]

@@ -180,6 +180,7 @@ def draw_weights(
     seed: int = 0,
     core: bool = True,
     force: float = 1.0,
+    limit: float | None = 4.0,
 ) -> PotentialWeights:
     """Random float64 parameters on the CPU, normalised on a sample as the student calibrates itself.
 
@@ -225,6 +226,7 @@ def draw_weights(
             mixing,
             inputs.mean(dim=0),
             1.0 / spread,
+            torch.tensor(1.0 / limit if limit else 0.0, dtype=torch.float64),
             draw(n_inputs, h1, fan_in=n_inputs),
             draw(n_species, h1, fan_in=100.0),
             draw(h1, h2, fan_in=h1),

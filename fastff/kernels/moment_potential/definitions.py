@@ -28,6 +28,7 @@ from fastff.kernels.moments.reference import (
 from fastff.kernels.node_block.reference import (
     N_INVARIANT_KINDS,
     activate,
+    bound_inputs,
     build_cubic_table,
     compute_invariants,
     compute_invariants_adjoint,
@@ -137,7 +138,7 @@ def define_perceptron(
     inputs = invariants.double()
     if messages is not None:
         inputs = torch.cat([inputs, messages.double()], dim=1)
-    inputs = inputs - exact.shift
+    inputs, slope0 = bound_inputs(inputs, exact.shift, torch.ones_like(exact.shift), exact.curb)
     assert inputs.shape[1] >= N_INVARIANT_KINDS
     species = species.long()
     hidden1, slope1 = activate(inputs @ exact.weight1 + exact.bias1[species])
@@ -147,5 +148,5 @@ def define_perceptron(
     pull = exact.readout[species]
     if message_gradients is not None:
         pull = pull + message_gradients.double() @ exact.message.T
-    pull = ((pull * slope2) @ exact.weight2.T * slope1) @ exact.weight1.T
+    pull = ((pull * slope2) @ exact.weight2.T * slope1) @ exact.weight1.T * slope0
     return energies, out, pull

@@ -225,6 +225,7 @@ class FusedPotential:
             space.invariants[hop],
             space.messages,
             block.shift,
+            block.curb,
             block.weight1,
             block.bias1,
             block.weight2,

@@ -60,10 +60,14 @@ def compute_vacuum(weights: PotentialWeights) -> list[Tensor]:
 
 
 class PackedBlock(NamedTuple):
-    """One node block in float32: input scale inside ``weight1``, energy scale inside ``readout`` and ``vacuum``."""
+    """One node block in float32: input scale inside ``weight1``, energy scale inside ``readout`` and ``vacuum``.
+
+    curb (I,): input scale over the limit of the inputs, zero where there is none.
+    """
 
     mixing: Tensor
     shift: Tensor
+    curb: Tensor
     weight1: Tensor
     bias1: Tensor
     weight2: Tensor
@@ -142,6 +146,7 @@ def pack_weights(weights: PotentialWeights, device: torch.device) -> PackedWeigh
         PackedBlock(
             place(block.mixing),
             place(block.shift),
+            place(block.scale * block.inverse_limit),
             place(block.scale[:, None] * block.weight1),
             place(block.bias1),
             place(block.weight2),

@@ -62,9 +62,18 @@ _PART: tl.constexpr = tl.constexpr(16)  # hidden units per product with a hidden
 @triton.jit
 def activate(x):
     """SiLU and its derivative."""
-    gate = tl.sigmoid(x)
+    falling = tl.exp(-tl.abs(x))  # never overflows
+    gate = tl.where(x >= 0.0, 1.0, falling) / (1.0 + falling)
     value = x * gate
     return value, gate + value * (1.0 - gate)
+
+
+@triton.jit
+def load_inputs(place, shift, curb, column, mask):
+    """Inputs less their shift, and the factor that keeps them within the limit; see ``reference.bound_inputs``."""
+    part = tl.load(place, mask=mask, other=0.0) - tl.load(shift + column)[None, :]
+    ratio = part * tl.load(curb + column)[None, :]
+    return part, tl.rsqrt(1.0 + ratio * ratio)
 
 
 @triton.jit(do_not_specialize=["n_atoms"])
@@ -135,6 +144,7 @@ def perceptron_kernel(
     invariants,
     messages_in,
     shift,
+    curb,
     weight1,
     bias1,
     weight2,
@@ -165,7 +175,8 @@ def perceptron_kernel(
 ):
     """Energies (n_atoms,), messages (n_atoms, C) and dE/d(invariants) (n_atoms, INPUTS) of ATOMS atoms per program.
 
-    Weights are those of ``node_block.reference.NodeWeights`` with the input scale multiplied into ``weight1``.
+    Weights are those of ``node_block.reference.NodeWeights`` with the input scale multiplied into ``weight1``; ``curb``
+    is the input scale over the limit of the inputs.
     HAS_EXTRA: the atom's own message (``messages_in``) is an input too, and its gradient goes to ``extra_gradients``,
     in fixed point where FIXED. PULL_MESSAGES: ``message_gradients`` (in fixed point where FIXED) are pulled back too.
     ``gradients`` may be the memory of ``invariants``. DEPTH inputs are taken at a time.
@@ -180,16 +191,16 @@ def perceptron_kernel(
 
     pre = tl.load(bias1 + species[:, None] * H1 + hidden1[None, :])
     if HAS_EXTRA:
-        own = tl.load(messages_in + rows[:, None] * C + channels[None, :], mask=there, other=0.0)
-        own = own - tl.load(shift + channels + INPUTS)[None, :]
+        own_place = messages_in + rows[:, None] * C + channels[None, :]
+        own, own_factor = load_inputs(own_place, shift, curb, channels + INPUTS, there)
         layer = tl.load(weight1 + (channels + INPUTS)[:, None] * H1 + hidden1[None, :])
-        pre = multiply(own, layer, pre, PRECISION)
+        pre = multiply(own * own_factor, layer, pre, PRECISION)
     for first in range(0, INPUTS, DEPTH):
         column = first + tl.arange(0, DEPTH)
-        part = tl.load(invariants + rows[:, None] * INPUTS + column[None, :], mask=there, other=0.0)
-        part = part - tl.load(shift + column)[None, :]
+        place = invariants + rows[:, None] * INPUTS + column[None, :]
+        part, factor = load_inputs(place, shift, curb, column, there)
         rise = tl.load(weight1 + column[:, None] * H1 + hidden1[None, :])
-        pre = multiply(part, rise, pre, PRECISION)
+        pre = multiply(part * factor, rise, pre, PRECISION)
     value1, slope1 = activate(pre)
     pre = tl.load(bias2 + species[:, None] * H2 + hidden2[None, :])
     pre = multiply_parts(value1, weight2, H2, 1, pre, PRECISION, _PART)
@@ -217,6 +228,9 @@ def perceptron_kernel(
         if HAS_EXTRA:
             layer = tl.load(weight1 + (channels + INPUTS)[None, :] * H1 + hidden1[:, None])
             extra = multiply(pull, layer, tl.zeros((ATOMS, C), dtype=tl.float32), PRECISION)
+            own_place = messages_in + rows[:, None] * C + channels[None, :]
+            _own, own_factor = load_inputs(own_place, shift, curb, channels + INPUTS, there)
+            extra = extra * (own_factor * own_factor * own_factor)
             if FIXED:
                 extra = (extra * _SCALE).to(tl.int64)
             tl.store(extra_gradients + rows[:, None] * C + channels[None, :], extra, mask=there)
@@ -224,6 +238,10 @@ def perceptron_kernel(
             column = first + tl.arange(0, DEPTH)
             fall = tl.load(weight1 + column[None, :] * H1 + hidden1[:, None])
             grad = multiply(pull, fall, tl.zeros((ATOMS, DEPTH), dtype=tl.float32), PRECISION)
+            place = invariants + rows[:, None] * INPUTS + column[None, :]
+            _part, factor = load_inputs(place, shift, curb, column, there)
+            tl.debug_barrier()  # all have read before anyone writes, should the memory be the same
+            grad = grad * (factor * factor * factor)
             tl.store(gradients + rows[:, None] * INPUTS + column[None, :], grad, mask=there)
 
 

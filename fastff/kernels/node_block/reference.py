@@ -29,7 +29,8 @@ N_INVARIANT_KINDS = 4 + len(CUBIC_TRIPLES)
 class NodeWeights(NamedTuple):
     """Parameters of one node block. S species, C channels, Q mixed channels, I = 8 Q + extra inputs, H hidden units.
 
-    mixing (4, C, Q): per degree l; shift, scale (I,): affine normalisation of the inputs;
+    mixing (4, C, Q): per degree l; shift, scale (I,): affine normalisation of the inputs; inverse_limit (): what
+    normalised inputs are bounded by, inverted, or zero (see :func:`bound_inputs`);
     weight1 (I, H1), bias1 (S, H1), weight2 (H1, H2), bias2 (S, H2); readout (S, H2): energy per species;
     message (H2, M) and message_bias (S, M), or M = 0 for a block that sends nothing.
     """
@@ -37,6 +38,7 @@ class NodeWeights(NamedTuple):
     mixing: Tensor
     shift: Tensor
     scale: Tensor
+    inverse_limit: Tensor
     weight1: Tensor
     bias1: Tensor
     weight2: Tensor
@@ -47,10 +49,15 @@ class NodeWeights(NamedTuple):
 
 
 class NodeCache(NamedTuple):
-    """Intermediates of the forward computation: what the adjoint reads, and the last hidden layer (n_atoms, H2)."""
+    """Intermediates of the forward computation: what the adjoint reads, and the last hidden layer (n_atoms, H2).
+
+    bounded, slope0 (n_atoms, I): inputs within their limit, and their derivative in the raw ones.
+    """
 
     mixed: Tensor
     products: tuple[Tensor, Tensor, Tensor]
+    bounded: Tensor
+    slope0: Tensor
     slope1: Tensor
     slope2: Tensor
     hidden: Tensor
@@ -142,6 +149,33 @@ def compute_invariants_adjoint(
     return total
 
 
+def bound_inputs(
+    inputs: Tensor, shift: Tensor, scale: Tensor, inverse_limit: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Normalised inputs kept within a limit L, and their derivative in the raw inputs.
+
+    ``y = x / sqrt(1 + (x / L)^2)`` with ``x = (input - shift) scale``, which is x up to third order and tends to
+    +-L. Invariants grow with up to the third power of the moments; the slope falls with the third power of x, so
+    that energies, messages and their gradients stay bounded where atoms come close. An inverse limit of zero bounds
+    nothing, without rounding.
+
+    Parameters
+    ----------
+    inputs : (n_atoms, I) tensor
+    shift, scale : (I,) tensors
+    inverse_limit : () or (I,) tensor
+        1 / L.
+
+    Returns
+    -------
+    bounded, slope : (n_atoms, I) tensors
+        Both differentiable without limit of order.
+    """
+    centred = inputs - shift
+    factor = torch.rsqrt(1.0 + (centred * (scale * inverse_limit)).square())
+    return centred * scale * factor, scale * (factor * factor * factor)
+
+
 def activate(x: Tensor) -> tuple[Tensor, Tensor]:
     """SiLU and its derivative."""
     gate = torch.sigmoid(x)
@@ -174,12 +208,12 @@ def compute_node(
     mixed = mix_channels(moments, weights.mixing)
     invariants, products = compute_invariants(mixed, table)
     inputs = invariants if extra is None else torch.cat([invariants, extra], dim=1)
-    inputs = (inputs - weights.shift) * weights.scale
+    inputs, slope0 = bound_inputs(inputs, weights.shift, weights.scale, weights.inverse_limit)
     hidden1, slope1 = activate(inputs @ weights.weight1 + pick_rows(weights.bias1, species))
     hidden2, slope2 = activate(hidden1 @ weights.weight2 + pick_rows(weights.bias2, species))
     energies = (hidden2 * pick_rows(weights.readout, species)).sum(dim=1)
     messages = hidden2 @ weights.message + pick_rows(weights.message_bias, species)
-    return energies, messages, NodeCache(mixed, products, slope1, slope2, hidden2)
+    return energies, messages, NodeCache(mixed, products, inputs, slope0, slope1, slope2, hidden2)
 
 
 def compute_node_adjoint(
@@ -207,7 +241,7 @@ def compute_node_adjoint(
     if message_gradient is not None:
         hidden2_gradient = hidden2_gradient + message_gradient @ weights.message.T
     hidden1_gradient = (hidden2_gradient * cache.slope2) @ weights.weight2.T
-    input_gradient = ((hidden1_gradient * cache.slope1) @ weights.weight1.T) * weights.scale
+    input_gradient = ((hidden1_gradient * cache.slope1) @ weights.weight1.T) * cache.slope0
     n_invariants = N_INVARIANT_KINDS * cache.mixed.shape[2]
     mixed_gradient = compute_invariants_adjoint(
         input_gradient[:, :n_invariants], cache.mixed, cache.products, table
