@@ -248,7 +248,7 @@ def main() -> None:
     record["provenance"]["command"] = shlex.join(["python", *sys.argv])
     record["conditions"] = {
         "structure": f"fcc Cu, a = {CONSTANT} Å, rattled by {RATTLE} Å", "ensemble": "nve",
-        "start_temperature_K": TEMPERATURE, "time_step_fs": TIME_STEP,
+        "start_temperature_K": TEMPERATURE, "time_step_fs": TIME_STEP, "weights": "speed does not depend on values",
         "timed": "whole steps, neighbor lists included, after a warm-up; all timed steps over all timed seconds",
     }  # fmt: skip
     students = load_students(arguments.models, device)
