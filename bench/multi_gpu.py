@@ -9,11 +9,13 @@ Three parts, any of which ``--only`` picks:
 - ``train``: a student on the frames of ``--labels``, with the batch per device held constant (``weak``), and with the
   batch of all devices together held constant (``strong``), whose students must be equally accurate. Rates are frames
   per second between the first tenth of the steps and the last step, validations included.
-- ``label``: ``fastff label`` on ``--structures``, one process for each device; frames per second by the first process's
-  time without its start, and the largest difference from the labels of the smallest number of devices.
+- ``label``: ``fastff label`` on ``--structures``, or on ``--label-frames`` rattled copies of them, one process for each
+  device; frames per second once every process is warm (without its start and first two batches), and the largest
+  difference from the labels of the smallest number of devices.
 - ``md``: one independent ``fastff md`` per device at the same time, with the student of the last training.
 
-Efficiency is the rate over the number of devices, relative to one device. With ``--device cpu`` devices are processes
+Efficiency is the rate over the number of devices, relative to one device. The record is written after every part; one
+that fails leaves its reason there and the others run. With ``--device cpu`` devices are processes
 on the CPU (gloo), which tests the script and measures nothing. The commit is read from git, or from ``FASTFF_COMMIT``.
 """
 
@@ -42,7 +44,7 @@ def add_efficiency(rows: list[dict[str, Any]], rate: str) -> None:
         row["efficiency"] = row[rate] / (row["devices"] * single[0]) if single else None
 
 
-def measure_training(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_training(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Weak and strong scaling of training."""
     from fastff.distill.formats import read_labels
     from fastff.distill.split import split_frames
@@ -53,16 +55,14 @@ def measure_training(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     )
     training = split.train * arguments.repeat
     most = max(arguments.devices)
-    results: list[dict[str, Any]] = []
-    for kind in ("weak", "strong"):
-        rows = []
+    for kind in arguments.scalings:
+        own: list[dict[str, Any]] = []
         for devices in arguments.devices:
             batch = arguments.batch_atoms * (devices if kind == "weak" else most)
-            rows.append(train_once(arguments, split, training, kind, devices, batch))
+            own.append(train_once(arguments, split, training, kind, devices, batch))
+            rows.append(own[-1])
             print(json.dumps(rows[-1]), flush=True)
-        add_efficiency(rows, "frames_per_second")
-        results += rows
-    return results
+        add_efficiency(own, "frames_per_second")
 
 
 def train_once(
@@ -116,33 +116,49 @@ def train_once(
     }
 
 
-def measure_labelling(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_labelling(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Labels of the same structures from 1, 2, ... processes."""
-    rows: list[dict[str, Any]] = []
+    structures = rattle_structures(arguments)
     for devices in arguments.devices:
         out = arguments.out / f"labels-{devices}.h5"
         out.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "fastff", "label", str(arguments.structures)]
+        command = [sys.executable, "-m", "fastff", "label", str(structures)]
         command += ["--teacher", arguments.teacher, "--out", str(out), "--no-self-check"]
         command += ["--device", arguments.device, "--batch-atoms", str(arguments.label_atoms)]
         command += ["--devices", str(devices)]
         start = time.perf_counter()
         text = run(command)
         seconds = time.perf_counter() - start
-        found = re.search(r"(\d+) frames labelled in ([\d.]+) (s|min|h)", text)
+        found = re.search(
+            r"([\d.e+-]+) ms per atom,\s+([\d.e+-]+) when warm", " ".join(text.split())
+        )
         if found is None:
-            raise SystemExit(f"no verdict in what fastff label said:\n{text}")
-        own = float(found[2]) * {"s": 1.0, "min": 60.0, "h": 3600.0}[found[3]]
-        row = {"devices": devices, "wall_seconds": round(seconds, 1), "seconds": own}
+            raise SystemExit(f"no verdict in what fastff label said, or too few batches:\n{text}")
+        row = {"devices": devices, "wall_seconds": round(seconds, 1)}
         row |= compare_labels(out, arguments.out / f"labels-{arguments.devices[0]}.h5")
-        # the verdict has whole seconds: under a minute the wall time, start included, is the better measure
-        timed = own if own >= 60.0 else seconds
-        row["timed"] = "labelling" if own >= 60.0 else "command"
-        row["frames_per_second"] = row["n_frames"] / timed
+        row["atoms_per_frame"] = row.pop("n_atoms") / row["n_frames"]
+        for name, value in (("with_cold_batches", found[1]), ("frames_per_second", found[2])):
+            row[name] = 1e3 / (float(value) * row["atoms_per_frame"])
         rows.append(row)
         print(json.dumps(row), flush=True)
     add_efficiency(rows, "frames_per_second")
-    return rows
+
+
+def rattle_structures(arguments: argparse.Namespace) -> Path:
+    """The structures to label; as many rattled copies of those given as are asked for."""
+    if not arguments.label_frames:
+        return arguments.structures
+    from ase.io import read, write
+
+    given = read(arguments.structures, index=":")
+    copies = []
+    for k in range(arguments.label_frames):
+        atoms = given[k % len(given)].copy()
+        atoms.rattle(0.02, seed=k)
+        copies.append(atoms)
+    path = arguments.out / "rattled.traj"
+    write(path, copies)
+    return path
 
 
 def compare_labels(path: Path, reference: Path) -> dict[str, Any]:
@@ -163,6 +179,7 @@ def compare_labels(path: Path, reference: Path) -> dict[str, Any]:
     common = mine.keys() & others.keys()
     return {
         "n_frames": len(mine),
+        "n_atoms": sum(len(labels.forces) for labels in mine.values()),
         "n_missing": len(others.keys() - common),
         "n_extra": len(mine.keys() - common),
         "energy_difference": max(
@@ -174,9 +191,8 @@ def compare_labels(path: Path, reference: Path) -> dict[str, Any]:
     }
 
 
-def measure_dynamics(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_dynamics(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """Replicas that run at the same time, one on each device."""
-    rows: list[dict[str, Any]] = []
     for devices in arguments.devices:
         folders = [arguments.out / f"md-{devices}" / str(k) for k in range(devices)]
         running = []
@@ -203,7 +219,6 @@ def measure_dynamics(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({"devices": devices, "steps_per_second": rates, "total": sum(rates)})
         print(json.dumps(rows[-1]), flush=True)
     add_efficiency(rows, "total")
-    return rows
 
 
 def run(command: list[str]) -> str:
@@ -233,6 +248,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="numbers of devices")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--scalings", nargs="+", default=["weak", "strong"])
     parser.add_argument("--labels", type=Path, help="to train on")
     parser.add_argument("--student", default="m2")
     parser.add_argument("--cutoff", type=float, default=5.0)
@@ -241,6 +257,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="training frames this many times")
     parser.add_argument("--teacher", default="sevennet:7net-0")
     parser.add_argument("--structures", type=Path, help="to label; the last one for dynamics")
+    parser.add_argument("--label-frames", type=int, default=0, help="rattled copies to label")
     parser.add_argument("--label-atoms", type=int, default=1024, help="of each call of the teacher")
     parser.add_argument("--temperature", type=float, default=300.0)
     parser.add_argument("--md-steps", type=int, default=10000)
@@ -252,19 +269,26 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"what": "training, labelling and dynamics on several devices"}
     record["gpus"] = describe_devices() if arguments.device != "cpu" else []
-    for part in PARTS:
-        if part in arguments.only:
-            record[part] = PARTS[part](arguments)
     commit = os.environ.get("FASTFF_COMMIT")
     provenance = collect_provenance().model_dump(mode="json")
     record["provenance"] = {**provenance, **({"commit": commit} if commit else {})}
     target = arguments.record or arguments.out / "record.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(record, indent=1) + "\n")
+    failed: dict[str, str] = {}
+    for part in arguments.only:
+        rows: list[dict[str, Any]] = []
+        try:
+            PARTS[part](arguments, rows)
+        except (Exception, SystemExit) as error:  # the other parts are worth having
+            failed[part] = f"{type(error).__name__}: {error}"
+            print(f"{part} failed: {failed[part]}", flush=True)
+        record[part] = rows
+        record["failed"] = failed
+        target.write_text(json.dumps(record, indent=1) + "\n")
     for part in PARTS:
         for row in record.get(part, []):
             kind = f" {row['scaling']}" if "scaling" in row else ""
-            share = "-" if row["efficiency"] is None else f"{row['efficiency']:.0%}"
+            share = "-" if row.get("efficiency") is None else f"{row['efficiency']:.0%}"
             print(f"{part}{kind}: {row['devices']} devices, efficiency {share}")
 
 

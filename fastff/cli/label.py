@@ -250,7 +250,7 @@ def label_in_processes(
     with LabelStore(out) as store:
         print_verdict(
             console,
-            f"first of the processes: {report}",
+            str(report),
             out,
             len(store),
             store.n_quarantined,

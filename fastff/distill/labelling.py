@@ -102,9 +102,17 @@ class LabelPlan:
         return "\n".join(lines)
 
 
+COLD_BATCHES = 2
+"""Batches in which a teacher compiles and loads what it needs."""
+
+
 @dataclass
 class LabelReport:
-    """What became of the frames asked for; filled while labelling."""
+    """What became of the frames asked for; filled while labelling.
+
+    ``seconds`` are those of labelling and storing; of several processes, of the slowest. ``warm_rate`` is atoms per
+    second after the first :data:`COLD_BATCHES` of each process, summed over processes.
+    """
 
     n_labelled: int = 0
     n_found: int = 0
@@ -112,11 +120,30 @@ class LabelReport:
     set_aside: list[str] = field(default_factory=list)
     n_atoms: int = 0
     seconds: float = 0.0
+    warm_rate: float = 0.0
+    n_processes: int = 1
+
+    @classmethod
+    def join(cls, reports: Sequence[LabelReport]) -> LabelReport:
+        """Report of all processes together."""
+        return cls(
+            n_labelled=sum(one.n_labelled for one in reports),
+            n_found=sum(one.n_found for one in reports),
+            n_repeated=sum(one.n_repeated for one in reports),
+            set_aside=[text for one in reports for text in one.set_aside],
+            n_atoms=sum(one.n_atoms for one in reports),
+            seconds=max(one.seconds for one in reports),
+            warm_rate=sum(one.warm_rate for one in reports),
+            n_processes=sum(one.n_processes for one in reports),
+        )
 
     def __str__(self) -> str:
         text = f"{self.n_labelled} frames labelled in {format_duration(self.seconds)}"
+        if self.n_processes > 1:
+            text += f" by {self.n_processes} processes"
         if self.n_atoms and self.seconds:
-            text += f" ({1e3 * self.seconds / self.n_atoms:.3g} ms per atom)"
+            text += f" ({1e3 * self.seconds / self.n_atoms:.3g} ms per atom"
+            text += f", {1e3 / self.warm_rate:.4g} when warm)" if self.warm_rate else ")"
         for count, what in ((self.n_found, "found stored"), (self.n_repeated, "repeated")):
             text += f", {count} {what}" if count else ""
         if self.set_aside:
@@ -198,6 +225,8 @@ class Labeller:
         self.plan = self._make_plan(len(jobs), pending)
         self.batches = batch_jobs(pending, settings.batch_atoms)
         self._n_done = 0
+        self._cold = 0, 0.0  # atoms and seconds of the first batches
+        self._n_batches = 0
 
     def _make_plan(self, n_frames: int, pending: Sequence[LabelJob]) -> LabelPlan:
         copies = 1 if self.settings.hessian_step is None else 3
@@ -224,7 +253,7 @@ class Labeller:
     def measure(self) -> LabelPlan:
         """Label the first batch, or two if the teacher is cold, and return the plan with the time it takes."""
         start, n_timed = time.perf_counter(), 0
-        for _ in range(min(2, len(self.batches))):
+        for _ in range(min(COLD_BATCHES, len(self.batches))):
             before = self.report.n_atoms
             start = time.perf_counter()
             self.label_batch(self.batches.pop(0))
@@ -249,6 +278,12 @@ class Labeller:
         self.report.set_aside += outcome.quarantined
         self.report.n_atoms += copies * sum(len(job.atoms) for job in jobs)
         self.report.seconds += time.perf_counter() - start
+        self._n_batches += 1
+        if self._n_batches <= COLD_BATCHES:
+            self._cold = self.report.n_atoms, self.report.seconds
+        elif self.report.seconds > self._cold[1]:
+            n_warm = self.report.n_atoms - self._cold[0]
+            self.report.warm_rate = n_warm / (self.report.seconds - self._cold[1])
         self._n_done += len(jobs)
         self.on_batch(self._n_done, self.plan.n_pending)
 

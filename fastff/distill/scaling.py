@@ -3,7 +3,7 @@
 Here: a Lightning module whose prediction is labelling, one label file for each process, and their merge by the first.
 Not here: starting processes (Lightning, torchrun or SLURM do), labelling itself (:mod:`fastff.distill.labelling`).
 
-Processes never talk to each other but for one barrier at the end. What killed runs left, with however many processes,
+Processes never talk to each other before they are done. What killed runs left, with however many processes,
 is found and not labelled again.
 """
 
@@ -25,6 +25,7 @@ from fastff.distill.callbacks import quiet_lightning
 from fastff.distill.jobs import LabelJob, take_shard
 from fastff.distill.labelling import Labeller, LabelListener, LabelReport, LabelSettings
 from fastff.distill.merging import MergeReport, merge_labels
+from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.store import LabelStore
 from fastff.errors import UsageError
 
@@ -133,7 +134,7 @@ def label_with_launcher(
     Returns
     -------
     (LabelReport, MergeReport or None)
-        Of this process, and of the merge where this process made it.
+        Of all processes together, and of the merge where this process made it.
     """
     if devices != "auto" and not (devices.isdigit() and int(devices) > 0):
         raise UsageError(f"--devices {devices!r} is not a number above 0 or auto")
@@ -161,13 +162,14 @@ def _predict(
     trainer.predict(module, return_predictions=False)
     trainer.strategy.barrier("labels are complete")
     assert module.labeller is not None
+    reports = gather_from_ranks(module.labeller.report)
     merged = None
     if trainer.is_global_zero:
         folder = name_folder(out)
         sources = ([out] if out.exists() else []) + sorted(folder.glob("*.h5"))
         merged = merge_labels(sources, out, replace=True)
         shutil.rmtree(folder)
-    return module.labeller.report, merged
+    return LabelReport.join(reports), merged
 
 
 def name_folder(out: Path) -> Path:
