@@ -102,7 +102,7 @@ def test_scaling_is_measured_with_two_processes(tmp_path: Path) -> None:
         "multi_gpu", "--labels", tmp_path / "labels.h5", "--teacher", "analytic:emt",
         "--structures", tmp_path / "frames.xyz", "--devices", 1, 2, "--steps", 12,
         "--batch-atoms", 16, "--student", "m1", "--cutoff", 4, "--md-steps", 20,
-        "--md-repeat", 2, 2, 2, "--out", tmp_path / "out",
+        "--md-repeat", 2, 2, 2, "--label-atoms", 8, "--out", tmp_path / "out",
     )  # fmt: skip
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     weak = [row for row in record["train"] if row["scaling"] == "weak"]
