@@ -3,7 +3,7 @@
 Run from the root of the repository, for example
 
     python bench/study.py --labels LABELS/*.npz --processes 2 --steps 5000
-    python bench/study.py --labels LABELS/*.h5 --gpus 8 --processes 24 --probe --steps 20000 --budget-seconds 480
+    python bench/study.py --labels LABELS/*.h5 --gpus 8 --processes 24 --probe --budget-seconds 480
 
 Every job (system x variant) trains in a process of its own and leaves one JSON file in ``OUT/jobs`` and a model file
 like that of ``fastff train`` in ``OUT/models``; jobs that have a record are not run again, and a job that was
@@ -11,10 +11,10 @@ interrupted goes on from its last checkpoint. ``OUT/study.json`` and ``OUT/study
 the end, or by ``--table`` alone. The commit is read from git, or from ``FASTFF_COMMIT``.
 
 ``--gpus N`` spreads the jobs over N GPUs, the longest first. ``--probe`` first times a training step of every variant,
-alone on a GPU, and lowers the number of steps, the same for all, to what the budget allows; ``OUT/steps.json`` keeps it
-for later runs. A variant whose step cannot be captured into a CUDA graph trains without, and with fewer steps if it
-must. Where students are slowed by others on the same GPU, ``ms_per_step`` of their records says that, and the probe's
-says what they take alone.
+alone on a GPU, and lowers the number of steps, the same for all, to what the budget allows, or ``--plan-seconds``,
+which leaves room for what processes on one GPU cost each other; ``OUT/steps.json`` keeps it for later runs. A variant
+whose step cannot be captured into a CUDA graph trains without, and with fewer steps if it must. ``ms_per_step`` of a
+job is with others on the same GPU, that of ``OUT/probes.json`` without.
 
 Validation and test frames are whole trajectories, spread evenly over their order (which is that of temperature in the
 sets this was written for): of every eight, the fourth is for testing, the seventh for validation. Test frames are
@@ -411,7 +411,8 @@ def choose_steps(
 
 def run_all(arguments: argparse.Namespace) -> list[str]:
     """Run the jobs that are not done, several at a time; returns the names of those that failed or were cut off."""
-    end = time.monotonic() + arguments.budget_seconds
+    begin = time.monotonic()
+    end = begin + arguments.budget_seconds
     pool = Pool(arguments, end)
     jobs = [(name, variant.name) for name, _, variant in list_jobs(arguments)]
     jobs = [job for job in jobs if not (arguments.out / "jobs" / f"{job[0]}.json").exists()]
@@ -422,9 +423,8 @@ def run_all(arguments: argparse.Namespace) -> list[str]:
     probes = read_probes(arguments.out)
     if arguments.probe and any(variant not in steps for _, variant in jobs):
         most = max(steps.values(), default=arguments.steps)  # as many as those before
-        fitting = choose_steps(
-            [variant for _, variant in jobs], probes, most, arguments.gpus, end - time.monotonic()
-        )
+        left = begin + (arguments.plan_seconds or arguments.budget_seconds) - time.monotonic()
+        fitting = choose_steps([variant for _, variant in jobs], probes, most, arguments.gpus, left)
         steps = {**fitting, **steps}  # those of jobs that have begun stay
         path.write_text(json.dumps(steps) + "\n")
         print(f"steps: {json.dumps(steps)}", flush=True)
@@ -493,6 +493,7 @@ def main() -> None:
     parser.add_argument("--probe", action="store_true", help="fit the steps into the budget")
     parser.add_argument("--probe-steps", type=int, default=PROBE_STEPS)
     parser.add_argument("--budget-seconds", type=float, default=1e9)
+    parser.add_argument("--plan-seconds", type=float, help="what --probe plans for, if less")
     parser.add_argument("--eager", action="store_true", help="train without CUDA graphs")
     parser.add_argument("--list", action="store_true", help="print the jobs and stop")
     parser.add_argument("--table", action="store_true", help="only make the table")

@@ -85,7 +85,7 @@ class System:
 
 
 def build_alloy(rng: np.random.Generator) -> ase.Atoms:
-    atoms = bulk("Cu", "fcc", a=3.90, cubic=True) * (3, 3, 3)
+    atoms = bulk("Cu", "fcc", a=3.95, cubic=True) * (3, 3, 3)
     atoms.positions[:] = atoms.positions[rng.permutation(len(atoms))]
     atoms.numbers[len(atoms) // 2 :] = 79
     return atoms
@@ -110,7 +110,7 @@ def build_layered(rng: np.random.Generator) -> ase.Atoms:
     cell = ase.Atoms(
         "Li3Co3O6",
         scaled_positions=lithium + cobalt + oxygen,
-        cell=[2.84, 2.84, 14.1, 90, 90, 120],
+        cell=[2.86, 2.86, 14.2, 90, 90, 120],
         pbc=True,
     )
     return cell * (3, 3, 1)
