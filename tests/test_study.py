@@ -37,7 +37,8 @@ def test_every_variant_is_a_student_of_its_own(study: ModuleType) -> None:
         sizes = {**base, **variant.sizes}
         config = configure_student(variant.architecture, (14,), cutoff=variant.cutoff, **sizes)
         plain = configure_student(variant.architecture, (14,))
-        assert (config == plain) == (variant in study.STUDENTS), variant.name
+        same = config == plain and variant.rate == 1.0
+        assert same == (variant in study.STUDENTS), variant.name
 
 
 def test_whole_trajectories_are_held_out(study: ModuleType) -> None:
@@ -94,3 +95,60 @@ def test_a_student_with_the_sizes_of_a_variant(study: ModuleType, tmp_path: Path
     arguments = argparse.Namespace(labels=[Path("a/si.npz")], ablations=True, only="painn-c64")
     ((name, path, variant),) = study.list_jobs(arguments)
     assert (name, path.stem, variant.sizes["n_channels"]) == ("si__painn-c64", "si", 64)
+
+
+def test_steps_fit_into_the_budget_and_are_the_same_for_all(study: ModuleType) -> None:
+    probes = {
+        "m1": {"ms_per_step": 5.0, "captured": True},
+        "m2": {"ms_per_step": 10.0, "captured": True},
+        "painn": {"ms_per_step": 100.0, "captured": False},
+    }
+    seconds = study.OVERHEAD_SECONDS + 120.0
+    steps = study.choose_steps(["m1", "m2"] * 4, probes, 99999, 4, seconds)
+    assert steps == {"m1": 8000, "m2": 8000}  # 4 * 120 s for 4 * (5 + 10) ms a step
+    assert study.choose_steps(["m1", "m2"] * 4, probes, 3000, 4, seconds) == {
+        "m1": 3000,
+        "m2": 3000,
+    }
+    mixed = study.choose_steps(["m1", "painn"], probes, 20000, 4, seconds)
+    assert mixed == {"m1": 19200, "painn": 900}  # neither alone longer than 0.8 * 120 s
+    assert study.choose_steps(["m1"], {}, 500, 1, 10.0) == {"m1": 500}
+
+
+def test_jobs_go_to_the_gpu_with_the_least_to_do(study: ModuleType, tmp_path: Path) -> None:
+    pool = study.Pool(argparse.Namespace(out=tmp_path, gpus=2), 0.0)
+    tasks = [study.Task(str(k), (), tmp_path, weight) for k, weight in enumerate((9.0, 5.0, 1.0))]
+    assert pool._pick({}) == 0
+    assert pool._pick({tasks[0]: (0, None)}) == 1
+    assert pool._pick({tasks[0]: (0, None), tasks[1]: (1, None)}) == 1
+
+
+@pytest.fixture(scope="module")
+def study_labels() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "study_labels", SCRIPT.with_name("study_labels.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["study_labels"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_replicas_of_the_study_start_apart_from_each_other(study_labels: ModuleType) -> None:
+    for system in study_labels.SYSTEMS:
+        planned = study_labels.list_replicas(system)
+        assert len(planned) == 96
+        for index in (0, 95):
+            ladder, temperature = planned[index]
+            assert ladder.low <= temperature <= ladder.high
+            atoms = study_labels.build_start(system, ladder, index, 0)
+            again = study_labels.build_start(system, ladder, index, 0)
+            other = study_labels.build_start(system, ladder, index, 1)
+            assert 60 <= len(atoms) <= 120
+            assert (atoms.positions == again.positions).all()
+            assert abs(atoms.positions - other.positions).max() > 1e-3
+            assert (atoms.numbers == other.numbers).all()  # archives hold them once
+            distances = atoms.get_all_distances(mic=True)
+            assert distances[distances > 0].min() > 0.9
