@@ -85,7 +85,7 @@ def train_once(
         cutoff=arguments.cutoff,
         n_steps=arguments.steps,
         batch_atoms=batch,
-        n_validations=4,
+        n_validations=2,
         patience=99,
         device=arguments.device,
         devices=devices,
