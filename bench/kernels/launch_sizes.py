@@ -1,7 +1,7 @@
 """Launch settings of the fused kernels by number of atoms: what fills a GPU, and what is quick where little is to do.
 
 Run from the root of the repository: ``python bench/kernels/launch_sizes.py [--sizes 1372 10976 108000]``. Needs torch,
-triton and this repository. Times every kernel of an ``m2`` evaluation with each setting alone and prints the best beside
+triton and this repository. Times every kernel of an ``m2`` evaluation with each setting alone, prints the best beside
 the setting in use; writes ``launch_sizes.json`` to the folder ``OUT`` if that variable is set, else to
 ``bench/results``. Compiling takes longest and runs on all cores first.
 """
