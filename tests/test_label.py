@@ -315,6 +315,7 @@ def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Pa
     with LabelStore(tmp_path / "again.h5") as store:
         assert len(store) == 29
         assert store.teacher["name"] == emt.info.name
+    assert read_labels(tmp_path / "again.h5").blocks, "blocks became trajectories on the way"
 
 
 def test_sampling_writes_a_trainable_file(run_cli: Run, tmp_path: Path) -> None:

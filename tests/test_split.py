@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ase
 import numpy as np
 import pytest
@@ -114,6 +116,19 @@ def test_training_frames_next_to_a_held_out_block_are_left_out() -> None:
 def test_blocks_of_another_composition_have_no_border() -> None:
     split = split_frames(make_elements(["C", "N"] * 8, length=5), blocks=True)
     assert split.left_out == 0
+
+
+def test_borders_are_found_between_alternating_compositions() -> None:
+    frames = [
+        replace(frame, trajectory=frame.step // 5 * 2 + frame.trajectory)
+        for frame in make_elements(["C", "N"], length=50)
+    ]
+    frames = [frame for pair in zip(frames[:50], frames[50:], strict=True) for frame in pair]
+    split = split_frames(frames, blocks=True)
+    assert split.left_out > 0
+    held_out = {frames.index(frame) for frame in (*split.validation, *split.test)}
+    for frame in split.train:
+        assert not held_out & {frames.index(frame) - 2, frames.index(frame) + 2}
 
 
 def test_refusals() -> None:
