@@ -17,6 +17,8 @@ from rich.progress import Progress
 
 from fastff.cli import root
 from fastff.cli.train import parse_temperatures, read_options
+from fastff.distill.run import Listener
+from fastff.distill.train import TrainSettings
 from fastff.errors import DataError, UsageError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -144,16 +146,32 @@ def test_bad_requests_are_one_line(
 def test_a_failed_run_leaves_no_progress_bar(
     run_train: Run, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped: list[Progress] = []
-    monkeypatch.setattr(Progress, "stop", lambda self: stopped.append(self))
+    started: list[bool] = []
 
-    def fail(*_: Any, listener: Any, **__: Any) -> None:
+    def fail(*_: Any, listener: Listener, **__: Any) -> None:
+        listener.on_student("m1", TrainSettings())
+        started.append(any(bar.live.is_started for bar in bars))
         raise DataError("planted")
 
+    bars: list[Progress] = []
+    make = Progress.__init__
+
+    def remember(self: Progress, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        bars.append(self)
+
+    monkeypatch.setattr(Progress, "__init__", remember)
     monkeypatch.setattr("fastff.distill.run.distill", fail)
     code, _, err = run_train("--labels", labels, "--out", tmp_path / "run", *SHORT)
     assert (code, err.strip()) == (4, "error: planted")
-    assert len(stopped) == 3
+    assert started == [True]
+    assert not any(bar.live.is_started for bar in bars)
+
+
+def test_a_run_refused_at_once_prints_nothing_else(run_train: Run, tmp_path: Path) -> None:
+    code, out, err = run_train("--labels", tmp_path / "none.xyz", "--out", tmp_path / "run")
+    assert (code, out) == (4, "")
+    assert len(err.splitlines()) == 1
 
 
 def test_options_of_the_teacher_are_yaml_scalars() -> None:

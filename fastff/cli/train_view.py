@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fastff.cli.terminal import print_warning
+from fastff.cli.terminal import print_warning, stop_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,9 +56,9 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
     training = Progress(*columns, console=console)
     exploring = Progress(*columns, console=console)
     explore_task = exploring.add_task("round", total=None, note="")
-    displays.callback(exploring.stop)
-    displays.callback(labelling.stop)
-    displays.callback(training.stop)
+    displays.callback(stop_bar, exploring)
+    displays.callback(stop_bar, labelling)
+    displays.callback(stop_bar, training)
 
     def show_plan(plan: Any, teacher: Any) -> None:
         info = teacher.info
@@ -77,7 +77,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         )
 
     def show_sampled(report: Any) -> None:
-        labelling.stop()
+        stop_bar(labelling)
         console.print(str(report), markup=False, soft_wrap=True)
 
     def show_split(split: Any, report: Any) -> None:
@@ -88,7 +88,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
             console.print(str(report), markup=False, soft_wrap=True)
 
     def show_student(name: str, settings: Any) -> None:
-        exploring.stop()
+        stop_bar(exploring)
         console.print(
             f"[bold]student[/]  {name}, cut-off {settings.cutoff:g} Å, {settings.n_steps} steps of "
             f"about {settings.batch_atoms} atoms"
@@ -108,7 +108,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         )
 
     def show_trained(name: str, result: Any, accuracy: Accuracy) -> None:
-        training.stop()
+        stop_bar(training)
         console.print(
             f"         {result.n_steps} steps in {result.seconds:.0f} s ({result.stopped}); "
             f"validation accuracy {format_percent(accuracy.overall)}"
@@ -125,7 +125,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         exploring.update(explore_task, description=name, completed=done, total=total, note=note)
 
     def show_gate(row: GateRow) -> None:
-        exploring.stop()
+        stop_bar(exploring)
         console.print(
             f"[bold]round {row.round}[/]  {row.student} trained on {row.n_train} frames; {row.evaluations} evaluations "
             f"and {row.seconds:.0f} s so far; {row.decision}",
