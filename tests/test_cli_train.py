@@ -12,12 +12,14 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.io import write
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 from rich.progress import Progress
 
 from fastff.cli import root
 from fastff.cli.train import parse_temperatures, read_options
-from fastff.distill.run import Listener
+from fastff.distill.formats import read_labels
+from fastff.distill.run import Listener, split_first
 from fastff.distill.train import TrainSettings
 from fastff.errors import DataError, UsageError
 
@@ -66,6 +68,33 @@ def test_verdict_on_labels_says_what_the_test_frames_are(
     assert "only 8 test frames" in out
     assert "--labels FILE" in out
     assert "--compare-teacher" not in out
+
+
+def test_doubtful_labels_are_named_wherever_they_are(
+    run_train: Run, labels: Path, tmp_path: Path
+) -> None:
+    frames = read(labels, index=":")
+    tested = split_first(read_labels(labels), seed=0).test[0]
+    (absurd,) = (a for a in frames if np.allclose(a.positions, tested.atoms.positions))
+    absurd.calc.results["energy"] += 1000.0
+    broken = frames[-1].copy()
+    broken.positions += 0.01
+    broken.calc = SinglePointCalculator(broken, energy=0.0, forces=np.full((4, 3), np.nan))
+    write(labels, [*frames, broken], format="extxyz")
+    code, _, err = run_train("--labels", labels, "--out", tmp_path / "run", "--quiet", *SHORT)
+    assert code == 0
+    assert "energy outlier 1 frames" in err
+    assert "1 more frames were set aside; the first: forces not finite" in err
+
+
+def test_labels_that_cannot_be_split_leave_no_folder(
+    run_train: Run, labels: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "few.xyz", read(labels, index=":3"), format="extxyz")
+    code, out, err = run_train("--labels", tmp_path / "few.xyz", "--out", tmp_path / "run")
+    assert (code, out) == (4, "")
+    assert "3 frames are too few" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_needs_only_the_folder(run_train: Run, labels: Path, tmp_path: Path) -> None:

@@ -134,5 +134,7 @@ def test_borders_are_found_between_alternating_compositions() -> None:
 def test_refusals() -> None:
     with pytest.raises(DataError, match="50 frames form 1 trajectories; 3 besides"):
         split_frames(make_frames([50]))
+    with pytest.raises(DataError, match="3 frames are too few: none is left to train on"):
+        split_frames(make_frames([1] * 3), blocks=True)
     with pytest.raises(UsageError, match="together below 1"):
         split_frames(make_frames([1] * 5), validation=0.6, test=0.5)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def warn_of_findings(split: Any, report: Any) -> None:
     """What is doubtful about the labels is said even when nothing else is."""
-    if report.findings:
+    if not report.sound:
         print_warning(str(report))
 
 
@@ -84,14 +84,15 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         console.print(f"frames   {split}", markup=False, soft_wrap=True)
         for line in describe_small_sets(split):
             console.print(f"         {line}", markup=False, soft_wrap=True, style="yellow")
-        if report.findings:
+        if not report.sound:
             console.print(str(report), markup=False, soft_wrap=True)
 
     def show_student(name: str, settings: Any) -> None:
         stop_bar(exploring)
         console.print(
             f"[bold]student[/]  {name}, cut-off {settings.cutoff:g} Å, {settings.n_steps} steps of "
-            f"about {settings.batch_atoms} atoms"
+            f"about {settings.batch_atoms} atoms",
+            soft_wrap=True,
         )
 
         for task in training.task_ids:
@@ -111,7 +112,8 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         stop_bar(training)
         console.print(
             f"         {result.n_steps} steps in {result.seconds:.0f} s ({result.stopped}); "
-            f"validation accuracy {format_percent(accuracy.overall)}"
+            f"validation accuracy {format_percent(accuracy.overall)}",
+            soft_wrap=True,
         )
 
     def show_exploring(number: int, step: int, n_steps: int) -> None:

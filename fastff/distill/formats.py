@@ -282,8 +282,8 @@ def group_unnamed(labelled: LabelledSet) -> LabelledSet:
     """Form blocks of consecutive frames where trajectories are not named, so that no split separates neighbors in time.
 
     Names that occur once say nothing, and fewer than three cannot be divided into training, validation and test. Such
-    frames form blocks of one composition and source, about 20 in a file of no other frames. Files that mark trajectories as held
-    out are left as they are.
+    frames form blocks of one composition and source, about 20 in a file of no other frames. Files that mark
+    trajectories as held out are left as they are.
     """
     frames = labelled.frames
     sizes = Counter(frame.trajectory for frame in frames)

@@ -207,9 +207,10 @@ def distill(
         )
     start = time.perf_counter()
     existing = read_labels(request.labels) if request.labels else None
+    split = split_first(existing, request.seed) if existing else None
     sampling: SamplingPlan | None = None
     rounds = RoundsPlan(None, 0)
-    if teacher is not None:  # what cannot be planned leaves no folder behind
+    if teacher is not None:  # what cannot be planned or split leaves no folder behind
         rounds = resolve_rounds(request, teacher, seeds, out, resume=resume)
         sampling = plan_sampling(
             seeds,
@@ -229,11 +230,12 @@ def distill(
         assert existing is not None
         labelled = existing
         seeds = choose_examples([frame.atoms for frame in labelled.frames])
-    split = split_first(labelled, request.seed)
+    split = split or split_first(labelled, request.seed)
     if teacher is not None and request.hessian_vectors:
         split = add_to_split(teacher, split, request.hessian_vectors, out / HESSIAN_NAME)
     seconds = {"labels": time.perf_counter() - start}
-    listener.on_split(split, validate_frames(split.train))
+    aside = [reason for _, reason in existing.quarantined] if existing else []
+    listener.on_split(split, replace(validate_frames(labelled.frames), aside=tuple(aside)))
     ladder = Ladder(
         request, out / "training", device, resume,
         listener.on_student, listener.on_step, listener.on_trained,

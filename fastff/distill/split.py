@@ -97,7 +97,7 @@ def split_frames(
     UsageError
         Fractions out of range.
     DataError
-        Too few trajectories for the wanted sets, or an element that only held-out trajectories hold.
+        Too few trajectories or frames for the wanted sets, or an element that only held-out trajectories hold.
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise UsageError(
@@ -130,6 +130,11 @@ def split_frames(
     for index, frame in enumerate(frames):
         if index not in dropped:
             parts[uses.get(frame.trajectory, "train")].append(frame)
+    if not parts["train"]:
+        raise DataError(
+            f"{len(frames)} frames are too few: none is left to train on beside those held out and their neighbors "
+            "in time; label more"
+        )
     _require_elements(**parts)
     return Split(**parts, left_out=len(dropped), blocks=blocks and not held_out)
 
