@@ -58,9 +58,15 @@ def labels(tmp_path: Path) -> Path:
 SHORT = ("--student", "m1", "--steps", "30", "--cutoff", "4")
 
 
+@pytest.mark.parametrize("teacher", [None, "VASP 6.4"])
 def test_verdict_on_labels_says_what_the_test_frames_are(
-    run_train: Run, labels: Path, tmp_path: Path
+    run_train: Run, labels: Path, tmp_path: Path, teacher: str | None
 ) -> None:
+    if teacher is not None:  # one that no command can load
+        frames = read(labels, index=":")
+        for atoms in frames:
+            atoms.info["teacher"] = teacher
+        write(labels, frames, format="extxyz")
     code, out, err = run_train("--labels", labels, "--out", tmp_path / "run", *SHORT)
     assert code == 0, err
     assert "left out between blocks" in out

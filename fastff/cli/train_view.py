@@ -173,6 +173,7 @@ def describe_dynamics(row: GateRow) -> str:
 def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     """Five lines: result, forces, energy and stress, time, next command."""
     from fastff.report.verdict import format_percent
+    from fastff.teachers import is_known
 
     test, (kind, weakest) = outcome.test, outcome.weakest
     word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
@@ -204,5 +205,6 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
         )
     times = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
     console.print(f"         time: {times}; model: {outcome.model}", soft_wrap=True)
-    against = "--compare-teacher" if outcome.teacher else "--labels FILE"
+    known = outcome.teacher is not None and is_known(outcome.teacher)
+    against = "--compare-teacher" if known else "--labels FILE"
     console.print(f"next     fastff bench {outcome.model} {against}", soft_wrap=True)

@@ -162,6 +162,11 @@ def load_teacher(
     return teacher
 
 
+def is_known(spec: str) -> bool:
+    """Whether a name has the form of a teacher that fastff can load; those of other programs' labels often have not."""
+    return spec.partition(":")[0].lower() in LOADERS
+
+
 def _check_reason(spec: str, reason: str, weights: Path | None) -> None:
     """Raise :class:`UsageError` unless a reason for trust is given where trust is needed."""
     if not reason.strip():
