@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk
+from torch import nn
 
 from fastff.distill.ladder import Ladder, Trained, replay_frames
 from fastff.distill.request import build_request
@@ -23,8 +25,9 @@ from fastff.distill.roundplan import (
     plan_rounds,
 )
 from fastff.distill.rounds import HOT, STUDENT, TEACHER, meets_target
+from fastff.distill.split import Split
 from fastff.errors import UsageError
-from fastff.labels import Labels
+from fastff.labels import Frame, Labels
 from fastff.report.metrics import Accuracy, measure_accuracy
 
 
@@ -171,3 +174,16 @@ def test_a_larger_student_is_tried_where_the_present_one_is_too_small(
     split: Any = None
     assert ladder.climb(split, grow=grow).name == best
     assert list(ladder.attempts) == tried
+
+
+def test_every_student_tried_counts_in_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = SimpleNamespace(student=nn.Linear(1, 1), seconds=10.0)
+    monkeypatch.setattr("fastff.distill.ladder.train_student", lambda *_, **__: result)
+    monkeypatch.setattr("fastff.distill.ladder.measure_student", lambda *_: make_accuracy(0.5))
+    request = build_request(labels="x.xyz", target=0.98)
+    ladder = Ladder(request, tmp_path, "cpu", False, *[lambda *_: None] * 3)
+    frame = Frame(bulk("Cu"), Labels(0.0, np.zeros((1, 3)), None), "x", 0, 300.0, 0)
+    ladder.climb(Split([frame], [frame], []))
+    assert ladder.seconds == 30.0

@@ -242,7 +242,7 @@ def distill(
         devices=devices, nodes=nodes, conservative=labelled.teacher.get("conservative", True),
     )  # fmt: skip
     trained = ladder.climb(split, grow=rounds.n_rounds > 0)
-    seconds["training"] = trained.result.seconds
+    seconds["training"] = ladder.seconds
     found: RoundsOutcome | None = None
     if teacher is not None and sampling is not None and rounds.n_rounds:
         started = time.perf_counter()
