@@ -359,6 +359,17 @@ def test_what_cannot_be_labelled_is_said_in_one_line(
     assert "does not know Xe" in err
 
 
+def test_an_unknown_element_leaves_no_label_file(run_cli: Run, tmp_path: Path) -> None:
+    """Which would belong to the teacher that cannot fill it."""
+    write(tmp_path / "mgo.xyz", bulk("MgO", "rocksalt", a=4.2))
+    out = tmp_path / "labels.h5"
+    code, _, err = run_cli("label", "--teacher", "analytic:emt", tmp_path / "mgo.xyz", "--out", out)
+    assert code == 4
+    assert "does not know Mg" in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
 def test_other_formats_and_named_trajectories(tmp_path: Path) -> None:
     from ase.db import connect
 
