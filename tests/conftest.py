@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+
+if TYPE_CHECKING:
+    from fastff.calculator import FastFFCalculator
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -83,6 +87,42 @@ def copper_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "copper.safetensors"
     save_model(path, student, {"teacher": {"name": "none"}})
     return path
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model file of an untrained student of hydrogen, oxygen and copper that does no harm."""
+    from untrained import make_student
+
+    from fastff.checkpoint import save_model
+
+    path = tmp_path_factory.mktemp("model") / "student.safetensors"
+    save_model(path, make_student("m1", (1, 8, 29)), {"teacher": {"name": "none"}})
+    return path
+
+
+@pytest.fixture
+def calculator(model_path: Path) -> FastFFCalculator:
+    """Calculator of that student in double precision."""
+    from fastff.calculator import FastFFCalculator
+
+    return FastFFCalculator(model_path, dtype="float64")
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of atoms of every evaluation of a student."""
+    from fastff.models import Student
+
+    seen: list[int] = []
+    forward = Student.forward
+
+    def count(self: Student, graph: Any) -> Any:
+        seen.append(graph.n_atoms)
+        return forward(self, graph)
+
+    monkeypatch.setattr(Student, "forward", count)
+    return seen
 
 
 @pytest.fixture

@@ -172,6 +172,15 @@ def test_labels_are_judged_without_a_teacher(result, model, tmp_path, monkeypatc
     assert "Not measured" in render_report(judged)
 
 
+def test_frames_of_a_file_without_trajectories_are_not_called_held_out(result, model, tmp_path):
+    path = tmp_path / "labels.xyz"
+    unnamed = [replace(f, trajectory=k) for k, f in enumerate(result.frames)]
+    write_labels(path, unnamed, result.record.teacher)
+    judged = run_bench(model, labels=path).record
+    assert f"on {len(unnamed)} frames not trained on of Cu" in judged.verdict.lines[0]
+    assert "names no trajectories" in " ".join(judged.main.frames.notes)
+
+
 def test_frames_of_training_and_of_other_trajectories_are_left_out(result):
     hashes = [hash_structure(frame.atoms).hex() for frame in result.frames]
     every = LabelledSet(result.frames, {})

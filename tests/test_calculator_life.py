@@ -23,50 +23,12 @@ from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from ase.mep import NEB
 from ase.optimize import BFGS
-from untrained import make_student
+from calculators import expect
 
 from fastff.calculator import FastFFCalculator
-from fastff.checkpoint import load_model, save_model
+from fastff.checkpoint import load_model
 from fastff.errors import DataError, ModelFileError, UnsupportedElementError
 from fastff.models import Student
-from fastff.predict import predict
-
-ELEMENTS = (1, 8, 29)
-
-
-@pytest.fixture(scope="module")
-def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "student.safetensors"
-    save_model(path, make_student("m1", ELEMENTS), {"teacher": {"name": "none"}})
-    return path
-
-
-@pytest.fixture
-def calculator(model_path: Path) -> FastFFCalculator:
-    return FastFFCalculator(model_path, dtype="float64")
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Number of atoms of every evaluation of a student."""
-    seen: list[int] = []
-    forward = Student.forward
-
-    def count(self: Student, graph: Any) -> Any:
-        seen.append(graph.n_atoms)
-        return forward(self, graph)
-
-    monkeypatch.setattr(Student, "forward", count)
-    return seen
-
-
-def expect(calculator: FastFFCalculator, atoms: Atoms) -> None:
-    """The calculator says what prediction from scratch says."""
-    labels = predict(calculator.student, [atoms])[0]
-    assert atoms.get_potential_energy() == pytest.approx(labels.energy, abs=1e-9)
-    np.testing.assert_allclose(atoms.get_forces(), labels.forces, rtol=0, atol=1e-11)
-    if labels.stress is not None:
-        np.testing.assert_allclose(atoms.get_stress(), labels.stress, rtol=0, atol=1e-12)
 
 
 class TestLifeCycle:

@@ -164,9 +164,16 @@ def test_teacher_without_weights_is_a_warning(monkeypatch: pytest.MonkeyPatch) -
     assert check.detail == "weights missing"
 
 
-def test_teachers_lists_every_teacher(run_cli: Run) -> None:
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_teachers_takes_one_line_each(
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     code, out, err = run_cli("teachers")
     assert (code, err) == (0, "")
+    table = out.split("\n\n")[0].splitlines()
+    assert len(table) == 1 + len(list_teachers())
+    assert max(map(len, table)) <= 80
     for row in list_teachers():
         (line,) = [line for line in out.splitlines() if line.startswith(f"{row.name} ")]
         assert ("no" in line.split()) is not (row.installed and row.weights_present)

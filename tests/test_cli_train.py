@@ -12,11 +12,15 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from ase.io import write
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
 from rich.progress import Progress
 
 from fastff.cli import root
 from fastff.cli.train import parse_temperatures, read_options
+from fastff.distill.formats import read_labels
+from fastff.distill.run import Listener, split_first
+from fastff.distill.train import TrainSettings
 from fastff.errors import DataError, UsageError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -54,9 +58,15 @@ def labels(tmp_path: Path) -> Path:
 SHORT = ("--student", "m1", "--steps", "30", "--cutoff", "4")
 
 
+@pytest.mark.parametrize("teacher", [None, "VASP 6.4"])
 def test_verdict_on_labels_says_what_the_test_frames_are(
-    run_train: Run, labels: Path, tmp_path: Path
+    run_train: Run, labels: Path, tmp_path: Path, teacher: str | None
 ) -> None:
+    if teacher is not None:  # one that no command can load
+        frames = read(labels, index=":")
+        for atoms in frames:
+            atoms.info["teacher"] = teacher
+        write(labels, frames, format="extxyz")
     code, out, err = run_train("--labels", labels, "--out", tmp_path / "run", *SHORT)
     assert code == 0, err
     assert "left out between blocks" in out
@@ -64,6 +74,33 @@ def test_verdict_on_labels_says_what_the_test_frames_are(
     assert "only 8 test frames" in out
     assert "--labels FILE" in out
     assert "--compare-teacher" not in out
+
+
+def test_doubtful_labels_are_named_wherever_they_are(
+    run_train: Run, labels: Path, tmp_path: Path
+) -> None:
+    frames = read(labels, index=":")
+    tested = split_first(read_labels(labels), seed=0).test[0]
+    (absurd,) = (a for a in frames if np.allclose(a.positions, tested.atoms.positions))
+    absurd.calc.results["energy"] += 1000.0
+    broken = frames[-1].copy()
+    broken.positions += 0.01
+    broken.calc = SinglePointCalculator(broken, energy=0.0, forces=np.full((4, 3), np.nan))
+    write(labels, [*frames, broken], format="extxyz")
+    code, _, err = run_train("--labels", labels, "--out", tmp_path / "run", "--quiet", *SHORT)
+    assert code == 0
+    assert "energy outlier 1 frames" in err
+    assert "1 more frames were set aside; the first: forces not finite" in err
+
+
+def test_labels_that_cannot_be_split_leave_no_folder(
+    run_train: Run, labels: Path, tmp_path: Path
+) -> None:
+    write(tmp_path / "few.xyz", read(labels, index=":3"), format="extxyz")
+    code, out, err = run_train("--labels", tmp_path / "few.xyz", "--out", tmp_path / "run")
+    assert (code, out) == (4, "")
+    assert "3 frames are too few" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_needs_only_the_folder(run_train: Run, labels: Path, tmp_path: Path) -> None:
@@ -144,16 +181,32 @@ def test_bad_requests_are_one_line(
 def test_a_failed_run_leaves_no_progress_bar(
     run_train: Run, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stopped: list[Progress] = []
-    monkeypatch.setattr(Progress, "stop", lambda self: stopped.append(self))
+    started: list[bool] = []
 
-    def fail(*_: Any, listener: Any, **__: Any) -> None:
+    def fail(*_: Any, listener: Listener, **__: Any) -> None:
+        listener.on_student("m1", TrainSettings())
+        started.append(any(bar.live.is_started for bar in bars))
         raise DataError("planted")
 
+    bars: list[Progress] = []
+    make = Progress.__init__
+
+    def remember(self: Progress, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        bars.append(self)
+
+    monkeypatch.setattr(Progress, "__init__", remember)
     monkeypatch.setattr("fastff.distill.run.distill", fail)
     code, _, err = run_train("--labels", labels, "--out", tmp_path / "run", *SHORT)
     assert (code, err.strip()) == (4, "error: planted")
-    assert len(stopped) == 3
+    assert started == [True]
+    assert not any(bar.live.is_started for bar in bars)
+
+
+def test_a_run_refused_at_once_prints_nothing_else(run_train: Run, tmp_path: Path) -> None:
+    code, out, err = run_train("--labels", tmp_path / "none.xyz", "--out", tmp_path / "run")
+    assert (code, out) == (4, "")
+    assert len(err.splitlines()) == 1
 
 
 def test_options_of_the_teacher_are_yaml_scalars() -> None:

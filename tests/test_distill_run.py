@@ -17,7 +17,7 @@ from fastff.distill.header import replace_undefined
 from fastff.distill.request import build_request, check_folder, read_config
 from fastff.distill.run import distill, remove_overlap
 from fastff.distill.split import Split
-from fastff.errors import DataError, UsageError
+from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.models.uncertainty import measure_uncertainty
 from fastff.neighbors import atoms_to_graph
 
@@ -125,6 +125,22 @@ def test_folders_that_cannot_be_written_are_refused(
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
     with pytest.raises(UsageError, match="cannot be written"):
         check_folder(tmp_path / "a" / "b", request, resume=False)
+
+
+def test_what_cannot_be_planned_leaves_no_folder(tmp_path: Path) -> None:
+    """So that the corrected command does not stumble over the output of the failed one."""
+    write(tmp_path / "mgo.xyz", bulk("MgO", "rocksalt", a=4.25))
+    write(tmp_path / "cu.xyz", bulk("Cu", cubic=True))
+    common = {"teacher": "analytic:emt", "rounds": 0}
+    unknown = build_request(structures=tmp_path / "mgo.xyz", **common)
+    with pytest.raises(
+        UnsupportedElementError, match=r"contains Mg, unknown to .* knows H, C, N, O"
+    ):
+        distill(unknown, tmp_path / "out", device="cpu")
+    small = build_request(structures=tmp_path / "cu.xyz", budget=3, **common)
+    with pytest.raises(UsageError, match="budget of 3 evaluations is too small"):
+        distill(small, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_top_level_keys_of_a_recipe_are_refused(tmp_path: Path) -> None:

@@ -162,10 +162,58 @@ def test_trajectories_of_a_file(tmp_path: Path) -> None:
     numbers = [frame.trajectory for frame in read_labels(tmp_path / "a.xyz").frames]
     assert numbers == [index // 5 for index in range(100)]  # 20 blocks, one composition each
     for index, atoms in enumerate(structures):
-        atoms.info["md_id"] = f"run-{index % 2}"
+        atoms.info["md_id"] = f"run-{index % 4}"
     ase.io.write(tmp_path / "b.xyz", structures)
-    numbers = [frame.trajectory for frame in read_labels(tmp_path / "b.xyz").frames]
-    assert numbers == [0, 1] * 50
+    labelled = read_labels(tmp_path / "b.xyz")
+    assert [frame.trajectory for frame in labelled.frames] == [0, 1, 2, 3] * 25
+    assert not labelled.blocks
+
+
+def write_named(path: Path, names: list[str], symbols: str = "CO") -> None:
+    structures = []
+    for name in names:
+        atoms = molecule(symbols)
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((len(atoms), 3)))
+        atoms.info["config_id"] = name
+        structures.append(atoms)
+    ase.io.write(path, structures)
+
+
+@pytest.mark.parametrize("names", [["a"] * 20 + ["b"] * 20, ["a", "b"] * 20])
+def test_two_trajectories_form_blocks_of_their_own(tmp_path: Path, names: list[str]) -> None:
+    write_named(tmp_path / "a.xyz", names)
+    labelled = read_labels(tmp_path / "a.xyz")
+    assert labelled.blocks
+    owners: dict[int, list[str]] = {}
+    for frame, name in zip(labelled.frames, names, strict=True):
+        owners.setdefault(frame.trajectory, []).append(name)
+    assert sorted(owners.values()) == [["a"] * 2] * 10 + [["b"] * 2] * 10
+
+
+def test_names_that_occur_once_form_blocks_beside_trajectories(tmp_path: Path) -> None:
+    names = ["a"] * 10 + ["b"] * 10 + [f"frame-{k}" for k in range(20)]
+    write_named(tmp_path / "a.xyz", names)
+    labelled = read_labels(tmp_path / "a.xyz")
+    assert labelled.blocks
+    numbers = [frame.trajectory for frame in labelled.frames]
+    assert len(set(numbers[:10])) == len(set(numbers[10:20])) == 1
+    assert len(set(numbers)) == 12
+    assert [numbers.count(n) for n in dict.fromkeys(numbers[20:])] == [2] * 10
+
+
+def test_alternating_compositions_form_blocks(tmp_path: Path) -> None:
+    structures = []
+    for index in range(80):
+        atoms = molecule(("CO", "H2O")[index % 2])
+        atoms.calc = SinglePointCalculator(atoms, energy=0.0, forces=np.zeros((len(atoms), 3)))
+        structures.append(atoms)
+    ase.io.write(tmp_path / "a.xyz", structures)
+    numbers = [frame.trajectory for frame in read_labels(tmp_path / "a.xyz").frames]
+    assert numbers[:10] == [0, 1, 0, 1, 0, 1, 0, 1, 2, 3]
+    assert len(set(numbers)) == 20
+    plain = read_labels(tmp_path / "a.xyz", group=False)
+    assert [frame.trajectory for frame in plain.frames] == list(range(80))
+    assert not plain.blocks
 
 
 @pytest.mark.parametrize("name", ["one", "frame-{}"])

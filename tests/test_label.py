@@ -18,7 +18,7 @@ import pytest
 from ase.build import bulk, molecule
 from ase.io import write
 
-from fastff.distill.content import hash_structure, identify_teacher
+from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.jobs import parse_shard, read_jobs
 from fastff.distill.labelling import LabelReport, describe_caveats, draw_direction
@@ -328,6 +328,7 @@ def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Pa
     with LabelStore(tmp_path / "again.h5") as store:
         assert len(store) == 29
         assert store.teacher["name"] == emt.info.name
+    assert read_labels(tmp_path / "again.h5").blocks, "blocks became trajectories on the way"
 
 
 def test_sampling_writes_a_trainable_file(run_cli: Run, tmp_path: Path) -> None:
@@ -371,6 +372,17 @@ def test_what_cannot_be_labelled_is_said_in_one_line(
     assert "does not know Xe" in err
 
 
+def test_an_unknown_element_leaves_no_label_file(run_cli: Run, tmp_path: Path) -> None:
+    """Which would belong to the teacher that cannot fill it."""
+    write(tmp_path / "mgo.xyz", bulk("MgO", "rocksalt", a=4.2))
+    out = tmp_path / "labels.h5"
+    code, _, err = run_cli("label", "--teacher", "analytic:emt", tmp_path / "mgo.xyz", "--out", out)
+    assert code == 4
+    assert "does not know Mg" in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
 def test_other_formats_and_named_trajectories(tmp_path: Path) -> None:
     from ase.db import connect
 
@@ -408,32 +420,3 @@ def test_direct_and_truncated_teachers_are_called_so() -> None:
     assert "at most 20" in describe_caveats(replace(info, max_neighbors=20))[0]
     check = {"conservative": False, "slope_mismatch": 0.3}
     assert "30.0 %" in describe_caveats(info, check)[0]
-
-
-def test_trust_is_given_with_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="needs a reason"):
-        load_teacher("sevennet", weights=tmp_path / "x.pth", options={"trust": " "})
-    with pytest.raises(UsageError, match="or give --teacher-weights"):
-        load_teacher("sevennet", options={"trust": "ours"})
-    from fastff.teachers.sevennet import SHIPPED
-    from fastff.teachers.weights import find_package
-
-    folder = find_package("sevenn")
-    if folder is None:
-        pytest.skip("sevenn is not installed")
-    published = folder / "pretrained_potentials" / SHIPPED["7net-0"].file
-    unknown = tmp_path / "own.pth"
-    unknown.write_bytes(
-        published.read_bytes() + b"\0"
-    )  # another hash; zip files bear a trailing byte
-    with pytest.raises(UsageError, match="--trust-teacher-file"):
-        load_teacher("sevennet", weights=unknown, device="cpu")
-    teacher = load_teacher(
-        "sevennet", weights=unknown, device="cpu", options={"trust": "copied by hand"}
-    )
-    assert teacher.info.notes[-1] == "Weight file trusted by the user: copied by hand"
-
-
-def test_the_device_is_no_part_of_a_teachers_identity() -> None:
-    here, anywhere = load_teacher("analytic:emt", device="cpu"), load_teacher("analytic:emt")
-    assert identify_teacher(here.info.to_dict()) == identify_teacher(anywhere.info.to_dict())

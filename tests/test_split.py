@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ase
 import numpy as np
 import pytest
@@ -116,8 +118,23 @@ def test_blocks_of_another_composition_have_no_border() -> None:
     assert split.left_out == 0
 
 
+def test_borders_are_found_between_alternating_compositions() -> None:
+    frames = [
+        replace(frame, trajectory=frame.step // 5 * 2 + frame.trajectory)
+        for frame in make_elements(["C", "N"], length=50)
+    ]
+    frames = [frame for pair in zip(frames[:50], frames[50:], strict=True) for frame in pair]
+    split = split_frames(frames, blocks=True)
+    assert split.left_out > 0
+    held_out = {frames.index(frame) for frame in (*split.validation, *split.test)}
+    for frame in split.train:
+        assert not held_out & {frames.index(frame) - 2, frames.index(frame) + 2}
+
+
 def test_refusals() -> None:
     with pytest.raises(DataError, match="50 frames form 1 trajectories; 3 besides"):
         split_frames(make_frames([50]))
+    with pytest.raises(DataError, match="3 frames are too few: none is left to train on"):
+        split_frames(make_frames([1] * 3), blocks=True)
     with pytest.raises(UsageError, match="together below 1"):
         split_frames(make_frames([1] * 5), validation=0.6, test=0.5)

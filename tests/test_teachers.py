@@ -244,6 +244,12 @@ def test_ase_options_reach_the_calculator() -> None:
     assert double.label([atoms])[0].energy == pytest.approx(2 * narrow.label([atoms])[0].energy)
 
 
+def test_what_an_ase_calculator_refuses_is_bad_data() -> None:
+    teacher = load_teacher("ase:ase.calculators.emt:EMT", device="cpu")
+    with pytest.raises(DataError, match=r"cannot label MgO .*No EMT-potential for Mg.*leave such"):
+        teacher.label([bulk("MgO", "rocksalt", a=4.2)])
+
+
 def test_sevennet_fidelity_must_be_named() -> None:
     pytest.importorskip("sevenn")
     with pytest.raises(UsageError, match="R2SCAN, PBE"):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
+from torch import nn
 from torch_geometric.data import Batch
 
-from fastff.distill.callbacks import average_weights
+from fastff.distill.callbacks import AveragedWeights, average_weights
 from fastff.distill.checkpoints import find_checkpoint
 from fastff.distill.data import (
     build_loader,
@@ -159,6 +163,21 @@ def test_moving_average_starts_fast_and_ends_slow() -> None:
     averaged = [torch.zeros(1)]
     average_weights(0.99, averaged, current, 10**6)
     assert averaged[0].item() == pytest.approx(0.01, rel=1e-4)
+
+
+def test_averages_are_made_on_the_device_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Recorder(nn.Module):
+        def __init__(self, model: Any, device: torch.device, **_: Any) -> None:
+            super().__init__()
+            asked.append(device)
+            self.n_averaged = torch.zeros(())
+
+    monkeypatch.setattr("lightning.pytorch.callbacks.weight_averaging.AveragedModel", Recorder)
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 1)))
+    AveragedWeights(0.99).setup(trainer, pl.LightningModule(), "fit")
+    assert asked == [torch.device("cuda", 1)]
 
 
 def test_training_lowers_the_error(frames: list[Frame], tmp_path: Path) -> None:

@@ -202,6 +202,8 @@ def label_here(
     from fastff.distill.labelling import Labeller
     from fastff.distill.store import LabelStore
 
+    for job in jobs:  # before there is a file that belongs to this teacher
+        teacher.check_elements(job.atoms)
     with show_labelling(console, silent=silent) as listener, LabelStore(out, "a", teacher) as store:
         listener.on_teacher(teacher)
         labeller = Labeller(teacher, store, jobs, settings, on_batch=listener.on_batch)

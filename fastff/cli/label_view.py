@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastff.cli.terminal import stop_bar
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -67,7 +69,7 @@ def show_labelling(console: Console, *, silent: bool) -> Iterator[LabelListener]
     try:
         yield LabelListener(show_teacher, show_check, show_plan, show_batch)
     finally:
-        bar.stop()
+        stop_bar(bar)
 
 
 def print_teacher(console: Console, info: Any) -> None:

@@ -40,7 +40,7 @@ def labels(
 ) -> None:
     """Check labelled frames: broken numbers, outliers, wrong units or sign, duplicates."""
     from fastff.distill.export import write_labels
-    from fastff.distill.formats import read_labels
+    from fastff.distill.formats import group_unnamed, read_labels
     from fastff.distill.merging import quarantine_frames
     from fastff.distill.validate import validate_frames
     from fastff.errors import DataError
@@ -50,8 +50,8 @@ def labels(
         raise UsageError(
             f"--quarantine works in label files; first `fastff labels {file} --export NEW.h5`"
         )
-    found = read_labels(file)
-    report = validate_frames(found.frames)
+    found = read_labels(file, group=False)
+    report = validate_frames(group_unnamed(found).frames)
     console = make_console()
     print_summary(console, file, found, read_record(file) if is_store else {})
     if report.findings:

@@ -16,6 +16,9 @@ from fastff.cli.terminal import make_console
 if TYPE_CHECKING:
     from fastff.teachers import TeacherStatus
 
+LEAST_WIDTH = 80
+"""Characters of a row; a narrower terminal breaks it."""
+
 
 def teachers(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -36,17 +39,18 @@ def teachers(
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for heading in ("teacher", "package", "weights", "forces"):
         table.add_column(heading, no_wrap=True)
-    table.add_column("licence", overflow="fold")
-    table.add_column("elements", justify="right")
+    table.add_column("licence", overflow="fold", min_width=8)
+    table.add_column("elements", justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row.name,
             (row.version or "yes") if row.installed else "[red]no[/red]",
             "yes" if row.weights_present else "[red]no[/red]",
             "-dE/dr" if row.conservative else "[yellow]direct[/yellow]",
-            escape(row.licence.removesuffix(" License")),
+            escape(row.licence.removesuffix(" License").replace("-or-later", "+")),
             str(row.n_elements) if row.n_elements else "-",
         )
+    console.width = max(console.width, LEAST_WIDTH)
     console.print(table)
     for hint, names in collect_hints(rows).items():
         console.print(f"\nTo get {', '.join(names)}: {hint}", markup=False, soft_wrap=True)

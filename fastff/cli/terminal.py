@@ -16,6 +16,7 @@ from fastff.errors import MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from rich.progress import Progress
 
 
 class DType(StrEnum):
@@ -46,6 +47,12 @@ def print_warning(message: str) -> None:
     """Print ``warning: message`` on standard error as one line, however long."""
     line = Text.assemble(("warning: ", "bold yellow"), " ".join(message.split()))
     make_console(stderr=True).print(line, soft_wrap=True)
+
+
+def stop_bar(bar: Progress) -> None:
+    """Take a bar down if it is up; rich prints an empty line otherwise."""
+    if bar.live.is_started:
+        bar.stop()
 
 
 def resolve_device(name: str) -> torch.device:

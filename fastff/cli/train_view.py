@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from fastff.cli.terminal import print_warning
+from fastff.cli.terminal import print_warning, stop_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def warn_of_findings(split: Any, report: Any) -> None:
     """What is doubtful about the labels is said even when nothing else is."""
-    if report.findings:
+    if not report.sound:
         print_warning(str(report))
 
 
@@ -56,9 +56,9 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
     training = Progress(*columns, console=console)
     exploring = Progress(*columns, console=console)
     explore_task = exploring.add_task("round", total=None, note="")
-    displays.callback(exploring.stop)
-    displays.callback(labelling.stop)
-    displays.callback(training.stop)
+    displays.callback(stop_bar, exploring)
+    displays.callback(stop_bar, labelling)
+    displays.callback(stop_bar, training)
 
     def show_plan(plan: Any, teacher: Any) -> None:
         info = teacher.info
@@ -77,21 +77,22 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         )
 
     def show_sampled(report: Any) -> None:
-        labelling.stop()
+        stop_bar(labelling)
         console.print(str(report), markup=False, soft_wrap=True)
 
     def show_split(split: Any, report: Any) -> None:
         console.print(f"frames   {split}", markup=False, soft_wrap=True)
         for line in describe_small_sets(split):
             console.print(f"         {line}", markup=False, soft_wrap=True, style="yellow")
-        if report.findings:
+        if not report.sound:
             console.print(str(report), markup=False, soft_wrap=True)
 
     def show_student(name: str, settings: Any) -> None:
-        exploring.stop()
+        stop_bar(exploring)
         console.print(
             f"[bold]student[/]  {name}, cut-off {settings.cutoff:g} Å, {settings.n_steps} steps of "
-            f"about {settings.batch_atoms} atoms"
+            f"about {settings.batch_atoms} atoms",
+            soft_wrap=True,
         )
 
         for task in training.task_ids:
@@ -108,10 +109,11 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         )
 
     def show_trained(name: str, result: Any, accuracy: Accuracy) -> None:
-        training.stop()
+        stop_bar(training)
         console.print(
             f"         {result.n_steps} steps in {result.seconds:.0f} s ({result.stopped}); "
-            f"validation accuracy {format_percent(accuracy.overall)}"
+            f"validation accuracy {format_percent(accuracy.overall)}",
+            soft_wrap=True,
         )
 
     def show_exploring(number: int, step: int, n_steps: int) -> None:
@@ -125,7 +127,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         exploring.update(explore_task, description=name, completed=done, total=total, note=note)
 
     def show_gate(row: GateRow) -> None:
-        exploring.stop()
+        stop_bar(exploring)
         console.print(
             f"[bold]round {row.round}[/]  {row.student} trained on {row.n_train} frames; {row.evaluations} evaluations "
             f"and {row.seconds:.0f} s so far; {row.decision}",
@@ -171,6 +173,7 @@ def describe_dynamics(row: GateRow) -> str:
 def print_verdict(console: Console, outcome: DistillOutcome) -> None:
     """Five lines: result, forces, energy and stress, time, next command."""
     from fastff.report.verdict import format_percent
+    from fastff.teachers import is_known
 
     test, (kind, weakest) = outcome.test, outcome.weakest
     word = "[green]target met[/]" if outcome.passed else "[red]target missed[/]"
@@ -202,5 +205,6 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
         )
     times = ", ".join(f"{name} {value:.0f} s" for name, value in outcome.seconds.items())
     console.print(f"         time: {times}; model: {outcome.model}", soft_wrap=True)
-    against = "--compare-teacher" if outcome.teacher else "--labels FILE"
+    known = outcome.teacher is not None and is_known(outcome.teacher)
+    against = "--compare-teacher" if known else "--labels FILE"
     console.print(f"next     fastff bench {outcome.model} {against}", soft_wrap=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ class LabelledSet:
     quarantined : list of (Frame, str)
         Frames set aside, with the reason.
     blocks : bool
-        Trajectories are consecutive blocks of the file, which does not name them.
+        Trajectories, or some of them, are consecutive blocks of a file that does not name them.
     """
 
     frames: list[Frame]
@@ -72,7 +73,9 @@ class LabelKeys:
     virial: str | None = None
 
 
-def read_labels(path: str | Path, keys: LabelKeys | None = None) -> LabelledSet:
+def read_labels(
+    path: str | Path, keys: LabelKeys | None = None, *, group: bool = True
+) -> LabelledSet:
     """Read labelled frames.
 
     Parameters
@@ -83,13 +86,13 @@ def read_labels(path: str | Path, keys: LabelKeys | None = None) -> LabelledSet:
         taken from the virial as ``-virial / volume`` if there is only that.
     keys : LabelKeys, optional
         Names of the labels where they are not the usual ones (``REF_energy``, ``dft_forces``, ...).
+    group : bool
+        Whether to form blocks; without, trajectories are numbered as the file has them.
 
     Returns
     -------
     LabelledSet
-        Frames in the order of the file. Where the file does not name trajectories, or names only one or as many as
-        there are frames, consecutive frames of one composition form about 20 blocks, so that splits do not
-        separate neighbors in time.
+        Frames in the order of the file; see :func:`group_unnamed` for what it says too little of trajectories.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def read_labels(path: str | Path, keys: LabelKeys | None = None) -> LabelledSet:
     if not result.frames:
         aside = f" ({len(result.quarantined)} with unusable labels)" if result.quarantined else ""
         raise DataError(f"{path} holds no labelled frames{aside}")
-    return _group_unnamed(result)
+    return group_unnamed(result) if group else result
 
 
 def _read_structures(path: Path) -> tuple[list[ase.Atoms], dict[str, Any]]:
@@ -275,20 +278,33 @@ def _number_trajectories(structures: Sequence[ase.Atoms]) -> list[int]:
     return list(range(len(structures)))
 
 
-def _group_unnamed(labelled: LabelledSet) -> LabelledSet:
-    """Consecutive blocks instead of one trajectory for all frames, or one for each."""
+def group_unnamed(labelled: LabelledSet) -> LabelledSet:
+    """Form blocks of consecutive frames where trajectories are not named, so that no split separates neighbors in time.
+
+    Names that occur once say nothing, and fewer than three cannot be divided into training, validation and test. Such
+    frames form blocks of one composition and source, about 20 in a file of no other frames. Files that mark
+    trajectories as held out are left as they are.
+    """
     frames = labelled.frames
-    n_named = len({frame.trajectory for frame in frames})
-    if labelled.held_out or 1 < n_named < len(frames):
+    sizes = Counter(frame.trajectory for frame in frames)
+    few = len(sizes) < 3
+    if labelled.held_out or not (few or 1 in sizes.values()):
         return labelled
     length = max(1, math.ceil(len(frames) / N_BLOCKS))
-    grouped, number, in_block, previous = [], -1, length, None
+    number = -1 if few or len(sizes) == len(frames) else max(sizes)
+    open_blocks: dict[Any, tuple[int, int]] = {}  # number and frames of the newest block of a kind
+    grouped = []
     for frame in frames:
-        composition = tuple(sorted(frame.atoms.numbers))
-        if in_block >= length or composition != previous:
-            number, in_block = number + 1, 0
-        grouped.append(replace(frame, trajectory=number))
-        in_block, previous = in_block + 1, composition
+        if few or sizes[frame.trajectory] == 1:
+            composition = tuple(sorted(frame.atoms.numbers))
+            kind = (composition, frame.source, frame.trajectory if few else None)
+            block, filled = open_blocks.get(kind, (number, length))
+            if filled == length:
+                number += 1
+                block, filled = number, 0
+            open_blocks[kind] = block, filled + 1
+            frame = replace(frame, trajectory=block)
+        grouped.append(frame)
     return replace(labelled, frames=grouped, blocks=True)
 
 

@@ -373,14 +373,9 @@ def describe_caveats(info: TeacherInfo, check: dict[str, Any] | None = None) -> 
 
 def describe_check(check: dict[str, Any]) -> str:
     """One line about a stored self-check."""
-    names = (
-        "rotation_force",
-        "translation_force",
-        "permutation_force",
-        "batch_force",
-        "jitter_force",
-    )
-    floor = max(check[name] or 0.0 for name in names)
+    from fastff.teachers.selfcheck import find_noise_floor
+
+    floor = find_noise_floor(check)
     mismatch = 100 * check["slope_mismatch"]
     return (
         f"noise floor {floor:.1e} eV/Å (forces {check['force_rms']:.2f} RMS), slope of the energy against forces "

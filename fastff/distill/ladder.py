@@ -70,6 +70,8 @@ class Ladder:
         Whether the teacher's forces derive from an energy.
     attempts : dict
         Latest validation accuracy of every student tried.
+    seconds : float
+        Time of all trainings so far, those of students that were not kept included.
     """
 
     request: DistillRequest
@@ -83,6 +85,7 @@ class Ladder:
     devices: int = 1
     nodes: int = 1
     conservative: bool = True
+    seconds: float = 0.0
 
     def train(
         self, name: str, split: Split, label: str, *, start: Student | None = None
@@ -110,6 +113,7 @@ class Ladder:
             resume=self.resume,
             on_step=self.on_step,
         )
+        self.seconds += result.seconds
         moved = copy.deepcopy(result.student).to(pick_torch_device(self.device))
         accuracy = measure_student(moved, split.validation)
         self.on_trained(name, result, accuracy)

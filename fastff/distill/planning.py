@@ -19,6 +19,7 @@ from fastff.distill.cells import SampleCell, build_supercell, classify_cell
 from fastff.distill.dynamics import LangevinSettings
 from fastff.distill.plan import N_PROBES, PlannedDynamics, PlannedReplica, SamplingPlan
 from fastff.errors import DataError, UnsupportedElementError, UsageError
+from fastff.teachers.base import format_elements
 
 SMALL_BUDGET = 200
 LARGE_BUDGET = 2000
@@ -172,7 +173,8 @@ def _check_seeds(seeds: Sequence[ase.Atoms], teacher_info: Any) -> None:
             symbols = ", ".join(chemical_symbols[number] for number in missing)
             name = getattr(teacher_info, "name", "teacher")
             raise UnsupportedElementError(
-                f"structure {index} contains {symbols}, unknown to {name}"
+                f"structure {index} contains {symbols}, unknown to {name}, which knows "
+                f"{format_elements(sorted(known))}; choose another teacher"
             )
 
 

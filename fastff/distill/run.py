@@ -207,30 +207,42 @@ def distill(
         )
     start = time.perf_counter()
     existing = read_labels(request.labels) if request.labels else None
+    split = split_first(existing, request.seed) if existing else None
+    sampling: SamplingPlan | None = None
+    rounds = RoundsPlan(None, 0)
+    if teacher is not None:  # what cannot be planned or split leaves no folder behind
+        rounds = resolve_rounds(request, teacher, seeds, out, resume=resume)
+        sampling = plan_sampling(
+            seeds,
+            teacher.info,
+            temperatures=request.temperatures,
+            budget=rounds.first,
+            cutoff=request.cutoff,
+            max_atoms=request.max_atoms,
+            seed=request.seed,
+        )
     out.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         write_config(out / CONFIG_NAME, request, describe_software())
-    sampling: SamplingPlan | None = None
-    rounds = RoundsPlan(None, 0)
-    if teacher is not None:
-        rounds = resolve_rounds(request, teacher, seeds, out, resume=resume)
-        sampling, labelled = label_structures(request, rounds, teacher, seeds, out, listener)
+    if teacher is not None and sampling is not None:
+        sampling, labelled = label_structures(sampling, rounds, teacher, out, listener)
     else:
         assert existing is not None
         labelled = existing
         seeds = choose_examples([frame.atoms for frame in labelled.frames])
-    split = split_first(labelled, request.seed)
+    split = split or split_first(labelled, request.seed)
     if teacher is not None and request.hessian_vectors:
         split = add_to_split(teacher, split, request.hessian_vectors, out / HESSIAN_NAME)
     seconds = {"labels": time.perf_counter() - start}
-    listener.on_split(split, validate_frames(split.train))
+    aside = [reason for _, reason in existing.quarantined] if existing else []
+    listener.on_split(split, replace(validate_frames(labelled.frames), aside=tuple(aside)))
     ladder = Ladder(
         request, out / "training", device, resume,
         listener.on_student, listener.on_step, listener.on_trained,
         devices=devices, nodes=nodes, conservative=labelled.teacher.get("conservative", True),
     )  # fmt: skip
     trained = ladder.climb(split, grow=rounds.n_rounds > 0)
-    seconds["training"] = trained.result.seconds
+    seconds["training"] = ladder.seconds
     found: RoundsOutcome | None = None
     if teacher is not None and sampling is not None and rounds.n_rounds:
         started = time.perf_counter()
@@ -355,26 +367,12 @@ def remove_overlap(split: Split) -> Split:
 
 
 def label_structures(
-    request: DistillRequest,
-    rounds: RoundsPlan,
-    teacher: Teacher,
-    seeds: Sequence[ase.Atoms],
-    out: Path,
-    listener: Listener,
+    plan: SamplingPlan, rounds: RoundsPlan, teacher: Teacher, out: Path, listener: Listener
 ) -> tuple[SamplingPlan, LabelledSet]:
-    """Plan, announce and carry out the first sampling; labels of an earlier, interrupted run count.
+    """Announce and carry out the first sampling; labels of an earlier, interrupted run count.
 
     Frames are returned in the order of the plan, however often the run was interrupted; those of rounds are left out.
     """
-    plan = plan_sampling(
-        seeds,
-        teacher.info,
-        temperatures=request.temperatures,
-        budget=rounds.first,
-        cutoff=request.cutoff,
-        max_atoms=request.max_atoms,
-        seed=request.seed,
-    )
     with LabelStore(out / LABELS_NAME, "a", teacher=teacher.info) as store:
         plan = measure_teacher(teacher, plan, store)
         listener.on_plan(plan, teacher)

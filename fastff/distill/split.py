@@ -97,7 +97,7 @@ def split_frames(
     UsageError
         Fractions out of range.
     DataError
-        Too few trajectories for the wanted sets, or an element that only held-out trajectories hold.
+        Too few trajectories or frames for the wanted sets, or an element that only held-out trajectories hold.
     """
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise UsageError(
@@ -130,6 +130,11 @@ def split_frames(
     for index, frame in enumerate(frames):
         if index not in dropped:
             parts[uses.get(frame.trajectory, "train")].append(frame)
+    if not parts["train"]:
+        raise DataError(
+            f"{len(frames)} frames are too few: none is left to train on beside those held out and their neighbors "
+            "in time; label more"
+        )
     _require_elements(**parts)
     return Split(**parts, left_out=len(dropped), blocks=blocks and not held_out)
 
@@ -192,15 +197,20 @@ class _Draw:
 def _find_borders(frames: Sequence[Frame], uses: dict[int, str]) -> set[int]:
     """Training frames within a tenth of a block, at least one, of a held-out frame of the same composition."""
     gap = max(1, round(GAP_FRACTION * len(frames) / len({f.trajectory for f in frames})))
-    kinds: dict[tuple[int, ...], int] = {}
-    kind = np.array([kinds.setdefault(tuple(sorted(f.atoms.numbers)), len(kinds)) for f in frames])
-    held_out = np.array([frame.trajectory in uses for frame in frames])
-    near = np.zeros(len(frames), bool)
-    for offset in range(1, gap + 1):
-        same = kind[offset:] == kind[:-offset]
-        near[offset:] |= held_out[:-offset] & same
-        near[:-offset] |= held_out[offset:] & same
-    return set(np.flatnonzero(near & ~held_out).tolist())
+    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, frame in enumerate(frames):
+        kinds[tuple(sorted(frame.atoms.numbers))].append(index)
+    reach = gap * len(kinds)  # compositions may alternate
+    borders: set[int] = set()
+    for members in map(np.array, kinds.values()):
+        held_out = np.array([frames[index].trajectory in uses for index in members])
+        near = np.zeros(len(members), bool)
+        for offset in range(1, gap + 1):
+            close = members[offset:] - members[:-offset] <= reach
+            near[offset:] |= held_out[:-offset] & close
+            near[:-offset] |= held_out[offset:] & close
+        borders.update(members[near & ~held_out].tolist())
+    return borders
 
 
 def _require_elements(train: list[Frame], validation: list[Frame], test: list[Frame]) -> None:

@@ -62,11 +62,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """Outcome of :func:`validate_frames`; ``str(report)`` is a table."""
+    """Outcome of :func:`validate_frames`; ``str(report)`` is a table.
+
+    ``aside`` says why further frames were set aside before, one reason each.
+    """
 
     n_frames: int
     n_atoms: int
     findings: tuple[Finding, ...]
+    aside: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is nothing to say."""
+        return not (self.findings or self.aside)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -87,9 +96,13 @@ class ValidationReport:
 
     def __str__(self) -> str:
         lines = [f"{self.n_frames} frames, {self.n_atoms} atoms"]
-        if not self.findings:
+        if self.sound:
             return lines[0] + ": no findings"
-        width = max(len(finding.check) for finding in self.findings)
+        width = max((len(finding.check) for finding in self.findings), default=0)
+        if self.aside:
+            lines.append(
+                f"  warning  {len(self.aside)} more frames were set aside; the first: {self.aside[0]}"
+            )
         for finding in self.findings:
             count = f"{len(finding.frames)} frames" if finding.frames else "whole set"
             first = f" (first: {finding.frames[0]})" if finding.frames else ""

@@ -34,7 +34,15 @@ from fastff.report.noise import NoiseFloor, measure_noise
 from fastff.report.physics.record import PhysicsPart
 from fastff.report.physics.run import measure_physics
 from fastff.report.physics.side import LabelCalculator, Side
-from fastff.report.plan import FULL_PLAN, MAIN, BenchPlan, choose_seeds, find_temperature, plan_run
+from fastff.report.plan import (
+    FULL_PLAN,
+    MAIN,
+    RELATED,
+    BenchPlan,
+    choose_seeds,
+    find_temperature,
+    plan_run,
+)
 from fastff.report.plausibility import check_identity
 from fastff.report.provenance import collect_provenance, count_cores, find_load
 from fastff.report.race import find_headline, race
@@ -229,7 +237,12 @@ def _judge_labels(run: _Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any
             f"distilled from {taught.get('name', 'an unknown teacher')}: differences between these two count as error"
         )
     comparison = compare_frames(
-        MAIN, frames, run.label, "labels", f"labels read from {path.name}", notes
+        RELATED if labelled.blocks else MAIN,
+        frames,
+        run.label,
+        "labels",
+        f"labels read from {path.name}",
+        notes,
     )
     run.durations["accuracy"] = time.perf_counter() - start
     record = dict(labelled.teacher or (run.teacher.info.to_dict() if run.teacher else taught))

@@ -262,6 +262,11 @@ def select_heldout(
         notes.append(
             "the model file does not list its training frames: that these frames are new to it is not verified"
         )
+    if labelled.blocks:
+        notes.append(
+            "the file names no trajectories: neighbors in time of these frames may have been trained on, and the "
+            "accuracy may be too kind"
+        )
     if labelled.quarantined:
         notes.append(f"{len(labelled.quarantined)} frames with unusable labels were set aside")
     return fresh, notes

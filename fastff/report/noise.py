@@ -14,6 +14,12 @@ from pydantic import BaseModel, ConfigDict
 
 from fastff.errors import DataError
 from fastff.labels import Labels
+from fastff.teachers.selfcheck import (
+    displace_structure,
+    draw_rotation,
+    find_roughness,
+    rotate_structure,
+)
 
 Labeller = Callable[[Sequence[ase.Atoms]], list[Labels]]
 
@@ -29,8 +35,7 @@ class NoiseFloor(BaseModel):
     rotation_force, rotation_energy : float
         Between a frame and a rotated copy (forces turned back).
     jitter_force : float
-        Roughness: ``(F(x + d) + F(x - d)) / 2 - F(x)`` for a random displacement d of ``jitter`` Å per coordinate; the
-        linear response cancels, a smooth surface leaves next to nothing.
+        :func:`~fastff.teachers.selfcheck.find_roughness` for a random displacement of ``jitter`` Å per coordinate.
     batch_force, batch_energy : float
         Between a frame alone and the same frame in a batch.
     """
@@ -70,10 +75,14 @@ def measure_noise(
     random = np.random.default_rng(seed)
     rotations = [draw_rotation(random) for _ in structures]
     steps = [jitter * random.normal(size=(len(atoms), 3)) for atoms in structures]
-    turned = [_rotate(atoms, matrix) for atoms, matrix in zip(structures, rotations, strict=True)]
-    plus = [_displace(atoms, step) for atoms, step in zip(structures, steps, strict=True)]
-    minus = [_displace(atoms, -step) for atoms, step in zip(structures, steps, strict=True)]
-    bare = [_displace(atoms, np.zeros((len(atoms), 3))) for atoms in structures]
+    turned = [
+        rotate_structure(atoms, matrix) for atoms, matrix in zip(structures, rotations, strict=True)
+    ]
+    plus = [displace_structure(atoms, step) for atoms, step in zip(structures, steps, strict=True)]
+    minus = [
+        displace_structure(atoms, -step) for atoms, step in zip(structures, steps, strict=True)
+    ]
+    bare = [displace_structure(atoms, np.zeros((len(atoms), 3))) for atoms in structures]
     alone = [label([atoms])[0] for atoms in bare]
     batch = label([*bare, *turned, *plus, *minus])
     count = len(structures)
@@ -99,7 +108,7 @@ def measure_noise(
     return NoiseFloor(
         rotation_force=relative(turned_back - _join(same)),
         rotation_energy=energy(rotated, same),
-        jitter_force=relative(0.5 * (_join(ahead) + _join(behind)) - _join(same)),
+        jitter_force=relative(find_roughness(_join(ahead), _join(behind), _join(same))),
         batch_force=relative(_join(same) - forces),
         batch_energy=energy(same, alone),
         jitter=jitter,
@@ -107,26 +116,5 @@ def measure_noise(
     )
 
 
-def draw_rotation(random: np.random.Generator) -> np.ndarray:
-    """Uniformly distributed proper rotation matrix, from the QR decomposition of a Gaussian one."""
-    q, r = np.linalg.qr(random.normal(size=(3, 3)))
-    q = q * np.sign(np.diag(r))
-    return np.asarray(q * np.linalg.det(q))
-
-
 def _join(labels: Sequence[Labels]) -> np.ndarray:
     return np.concatenate([entry.forces for entry in labels])
-
-
-def _rotate(atoms: ase.Atoms, matrix: np.ndarray) -> ase.Atoms:
-    """Copy with positions and cell rotated: ``r' = R r``."""
-    image = atoms.copy()
-    image.set_cell(atoms.cell.array @ matrix.T, scale_atoms=False)
-    image.set_positions(atoms.positions @ matrix.T, apply_constraint=False)
-    return image
-
-
-def _displace(atoms: ase.Atoms, step: np.ndarray) -> ase.Atoms:
-    image = atoms.copy()
-    image.set_positions(atoms.positions + step, apply_constraint=False)
-    return image

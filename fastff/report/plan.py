@@ -20,6 +20,9 @@ from fastff.report.heldout import HeldoutPlan, derive_seed, plan_heldout, plan_o
 MAIN = "held-out frames"
 """Name of the comparison that decides."""
 
+RELATED = "frames not trained on"
+"""Its name where the frames come from a file that names no trajectories, so that neighbors in time were trained on."""
+
 MOST_SEEDS = 6
 """Held-out dynamics starts from at most this many structures, evenly chosen from those given."""
 

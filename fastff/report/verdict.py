@@ -136,7 +136,7 @@ def _judge_accuracy(
     if required is not None:
         bar = f"; required {format_percent(required)}: {'met' if passed else 'NOT MET'}"
     return (
-        f"Accuracy: {format_percent(accuracy.overall)} ({parts}) on {main.frames.n_frames} held-out frames of "
+        f"Accuracy: {format_percent(accuracy.overall)} ({parts}) on {main.frames.n_frames} {main.name} of "
         f"{', '.join(main.frames.formulas)}{bar}."
     )
 
@@ -178,5 +178,5 @@ def _judge_limits(model: ModelPart, comparisons: tuple[Comparison, ...]) -> str:
         else "the training temperature is not recorded"
     )
     if outside:
-        return f"Limits: {span}; outside the held-out frames: {outside}."
+        return f"Limits: {span}; outside the {comparisons[0].name}: {outside}."
     return f"Limits: {span}; nothing beyond these frames was tested."

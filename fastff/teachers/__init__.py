@@ -4,6 +4,6 @@ Here: the public names. Not here: anything that imports a teacher's package; tha
 """
 
 from fastff.teachers.base import Teacher, TeacherInfo
-from fastff.teachers.registry import TeacherStatus, list_teachers, load_teacher
+from fastff.teachers.registry import TeacherStatus, is_known, list_teachers, load_teacher
 
-__all__ = ["Teacher", "TeacherInfo", "TeacherStatus", "list_teachers", "load_teacher"]
+__all__ = ["Teacher", "TeacherInfo", "TeacherStatus", "is_known", "list_teachers", "load_teacher"]

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ase import Atoms
-from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from ase.calculators.calculator import (
+    BaseCalculator,
+    CalculatorError,
+    PropertyNotImplementedError,
+)
 
-from fastff.errors import MissingDependencyError, UsageError
+from fastff.errors import DataError, FastFFError, MissingDependencyError, UsageError
 from fastff.labels import Labels
 from fastff.teachers.base import Teacher, TeacherInfo
 from fastff.teachers.isolation import hush, preserve_global_state
@@ -94,7 +98,23 @@ class ASETeacher(Teacher):
         return [self._label_one(atoms) for atoms in structures]
 
     def _label_one(self, atoms: Atoms) -> Labels:
-        atoms = atoms.copy()
+        try:
+            return self._evaluate(atoms.copy())
+        except FastFFError:
+            raise
+        except (
+            ArithmeticError,
+            CalculatorError,
+            LookupError,
+            NotImplementedError,
+            ValueError,
+        ) as error:
+            raise DataError(
+                f"teacher {self.name} cannot label {atoms.get_chemical_formula()} ({type(error).__name__}: {error}); "
+                "leave such structures out, or choose another teacher"
+            ) from error
+
+    def _evaluate(self, atoms: Atoms) -> Labels:
         atoms.calc = self._calculator
         energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
         stress = energies = None

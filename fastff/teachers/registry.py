@@ -162,6 +162,11 @@ def load_teacher(
     return teacher
 
 
+def is_known(spec: str) -> bool:
+    """Whether a name has the form of a teacher that fastff can load; those of other programs' labels often have not."""
+    return spec.partition(":")[0].lower() in LOADERS
+
+
 def _check_reason(spec: str, reason: str, weights: Path | None) -> None:
     """Raise :class:`UsageError` unless a reason for trust is given where trust is needed."""
     if not reason.strip():
@@ -186,13 +191,13 @@ def list_teachers() -> list[TeacherStatus]:
             installed=find_package("fennol") is not None,
             version=read_version("fennol"),
             weights_present=False,
-            licence="of the model",
+            licence="its own",
             n_elements=None,
             install_hint="pip install 'fastff[fennol]'; models are .fnx files of the FeNNol-PMC collection",
             conservative=True,
         ),
         TeacherStatus(
-            "ase:MODULE:NAME", "ase", True, read_version("ase"), True, "of the calculator",
+            "ase:MODULE:NAME", "ase", True, read_version("ase"), True, "its own",
             None, "install the package that holds the calculator", True,
         ),
         TeacherStatus("analytic:morse", "analytic", True, "1", True, "Apache-2.0", 118, "", True),

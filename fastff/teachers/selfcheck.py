@@ -1,12 +1,13 @@
 """What a teacher is worth as a source of labels: measured once, before labelling, and stored with the labels.
 
-Here: invariance, noise, extensivity and the consistency of forces with energies, on the user's own structures. Not
-here: gates (a teacher is reported, not rejected), or checks of students.
+Here: invariance, noise, extensivity and the consistency of forces with energies, on the user's own structures, and the
+images of a structure that these need. Not here: gates (a teacher is reported, not rejected), checks of students, or
+the noise floor in units of accuracy (:mod:`fastff.report.noise`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,8 +42,7 @@ class SelfCheck:
     batch_energy, batch_force : float
         Batched against single labels.
     jitter_force : float
-        RMS over components of the part of the force change under a 1e-3 Å displacement that the two opposite
-        displacements do not explain linearly: the noise floor of force labels.
+        RMS over components of :func:`find_roughness` for displacements of 1e-3 Å.
     extensivity_energy : float
         Per-atom energy of a doubled cell against the cell (periodic structures).
     slope_mismatch : float
@@ -76,16 +76,14 @@ class SelfCheck:
             for key, value in asdict(self).items()
         }
 
-    @property
-    def noise_floor(self) -> float:
-        """Largest of the force deviations that an exact teacher would not have, eV/Å."""
-        return max(
-            self.rotation_force,
-            self.translation_force,
-            self.permutation_force,
-            self.batch_force,
-            self.jitter_force,
-        )
+
+FLOOR = ("rotation_force", "translation_force", "permutation_force", "batch_force", "jitter_force")
+"""Deviations of forces that an exact teacher would not have."""
+
+
+def find_noise_floor(record: Mapping[str, Any]) -> float:
+    """Largest of the deviations in :data:`FLOOR` that a stored self-check holds, eV/Å."""
+    return max(float(record[name] or 0.0) for name in FLOOR)
 
 
 def check_teacher(teacher: Teacher, structures: Sequence[Atoms], *, seed: int = 0) -> SelfCheck:
@@ -136,12 +134,37 @@ def check_teacher(teacher: Teacher, structures: Sequence[Atoms], *, seed: int = 
     )
 
 
+def draw_rotation(random: np.random.Generator) -> np.ndarray:
+    """Uniformly distributed proper rotation matrix, from the QR decomposition of a Gaussian one."""
+    q, r = np.linalg.qr(random.normal(size=(3, 3)))
+    q = q * np.sign(np.diag(r))
+    return np.asarray(q * np.linalg.det(q))
+
+
+def rotate_structure(atoms: Atoms, matrix: np.ndarray) -> Atoms:
+    """Copy with positions and cell rotated, ``r' = R r``; its forces times ``R`` from the right are turned back."""
+    image = atoms.copy()
+    image.set_cell(atoms.cell.array @ matrix.T, scale_atoms=False)
+    image.set_positions(atoms.positions @ matrix.T, apply_constraint=False)
+    return image
+
+
+def displace_structure(atoms: Atoms, step: np.ndarray) -> Atoms:
+    """Copy with ``step`` added to the positions, Å."""
+    image = atoms.copy()
+    image.set_positions(atoms.positions + step, apply_constraint=False)
+    return image
+
+
+def find_roughness(ahead: np.ndarray, behind: np.ndarray, forces: np.ndarray) -> np.ndarray:
+    """``(F(x + d) + F(x - d)) / 2 - F(x)``: the linear response cancels, a smooth surface leaves next to nothing."""
+    return 0.5 * (ahead + behind) - forces
+
+
 def _rattle(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    copy = atoms.copy()
-    copy.calc = None
-    copy.set_constraint()
-    copy.positions += rng.normal(scale=0.05, size=copy.positions.shape)
-    return copy
+    image = displace_structure(atoms, rng.normal(scale=0.05, size=atoms.positions.shape))
+    image.set_constraint()
+    return image
 
 
 def _compare(found: Sequence[Labels], expected: Sequence[Labels]) -> tuple[float, float]:
@@ -158,19 +181,9 @@ def _measure_rotations(
     """Labels of randomly rotated copies, rotated back."""
     energy = force = 0.0
     for _ in range(ROTATIONS):
-        matrix, upper = np.linalg.qr(rng.normal(size=(3, 3)))
-        matrix *= np.sign(np.diag(upper))
-        matrix *= np.linalg.det(matrix)  # a rotation, not a reflection
-        turned = []
-        for atoms in cells:
-            copy = atoms.copy()
-            copy.set_cell(atoms.cell.array @ matrix)
-            copy.positions = atoms.positions @ matrix
-            turned.append(copy)
-        back = [
-            Labels(labels.energy, labels.forces @ matrix.T, None)
-            for labels in (teacher.label([atoms])[0] for atoms in turned)
-        ]
+        matrix = draw_rotation(rng)
+        turned = [teacher.label([rotate_structure(atoms, matrix)])[0] for atoms in cells]
+        back = [Labels(labels.energy, labels.forces @ matrix, None) for labels in turned]
         found = _compare(back, reference)
         energy, force = max(energy, found[0]), max(force, found[1])
     return energy, force
@@ -180,11 +193,7 @@ def _measure_translation(
     teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
 ) -> tuple[float, float]:
     """Labels of copies shifted by up to 10 Å."""
-    moved = []
-    for atoms in cells:
-        copy = atoms.copy()
-        copy.positions += rng.uniform(-10, 10, size=3)
-        moved.append(copy)
+    moved = [displace_structure(atoms, rng.uniform(-10, 10, size=3)) for atoms in cells]
     return _compare([teacher.label([atoms])[0] for atoms in moved], reference)
 
 
@@ -205,19 +214,15 @@ def _measure_permutation(
 def _measure_jitter(
     teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
 ) -> float:
-    """RMS of F(x + d) + F(x - d) - 2 F(x) over sqrt(6) for 1e-3 Å: zero up to second order for a smooth teacher."""
-    total, count = 0.0, 0
+    """RMS roughness for 1e-3 Å, over all components: zero up to second order for a smooth teacher."""
+    rough = []
     for atoms, labels in zip(cells, reference, strict=True):
         jitter = rng.normal(scale=1e-3 / np.sqrt(3), size=atoms.positions.shape)
-        sides = []
-        for sign in (1, -1):
-            copy = atoms.copy()
-            copy.positions += sign * jitter
-            sides.append(teacher.label([copy])[0].forces)
-        rest = sides[0] + sides[1] - 2 * labels.forces
-        total += float((rest**2).sum()) / 6
-        count += rest.size
-    return float(np.sqrt(total / count))
+        ahead, behind = (
+            teacher.label([displace_structure(atoms, sign * jitter)])[0].forces for sign in (1, -1)
+        )
+        rough.append(find_roughness(ahead, behind, labels.forces).ravel())
+    return float(np.sqrt(np.mean(np.square(np.concatenate(rough)))))
 
 
 def _measure_extensivity(teacher: Teacher, cells: list[Atoms], reference: list[Labels]) -> float:
@@ -244,9 +249,8 @@ def _measure_slope(
             direction /= np.linalg.norm(direction)
             energies = []
             for sign in (1, -1):
-                copy = atoms.copy()
-                copy.positions += sign * STEP * direction
-                energies.append(teacher.label([copy])[0].energy)
+                image = displace_structure(atoms, sign * STEP * direction)
+                energies.append(teacher.label([image])[0].energy)
             slope = (energies[0] - energies[1]) / (2 * STEP)
             misses.append(slope + float((labels.forces * direction).sum()))
             projections.append(float(np.linalg.norm(labels.forces)) / np.sqrt(labels.forces.size))
