@@ -159,6 +159,11 @@ def override(kernel: str, config: LaunchConfig) -> Iterator[None]:
             _override[kernel] = previous
 
 
+def is_overridden(kernel: str) -> bool:
+    """Whether :func:`override` holds for a kernel now."""
+    return kernel in _override
+
+
 @lru_cache
 def find_arch(index: int | None = None) -> str:
     """Return the architecture name tables are filed under: ``"sm_90"``, ``"gfx942"``."""

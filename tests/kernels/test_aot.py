@@ -49,6 +49,7 @@ def test_no_kernel_spills():
         ("moments_adjoint C=32 hop 2", "gfx942"): 8,
         ("node_perceptron C=16 last", "sm_80"): 8,  # with Triton 3.6, none with 3.9
         ("node_perceptron C=16 last", "sm_90"): 40,
+        ("node_perceptron C=16 few last", "sm_90"): 24,  # with Triton 3.9
     }
     spills = {
         (kernel, target): one["spills"]

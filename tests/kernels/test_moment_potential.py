@@ -10,7 +10,9 @@ from ase import Atoms
 from fastff import kernels
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
-from fastff.kernels.moment_potential import MomentPotential, moment_potential
+from fastff.kernels import tuning
+from fastff.kernels.moment_potential import MomentPotential, evaluate, moment_potential
+from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
 from fastff.kernels.moment_potential.layout import (
     GRID_BITS,
     list_shifts,
@@ -20,6 +22,8 @@ from fastff.kernels.moment_potential.layout import (
     unpack_neighbors,
 )
 from fastff.kernels.moment_potential.reference import evaluate_reference
+from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE
+from fastff.kernels.tuning import LaunchConfig
 from fastff.models import build_student, configure_student
 from fastff.models.fused import collect_weights
 from fastff.neighbors import atoms_to_graph
@@ -148,3 +152,21 @@ def test_op_refuses_other_shapes():
 
 def test_op_knows_widths_the_kernels_do_not_take():
     assert MomentPotential(make_call(n_channels=24)[0], "cpu").obstacle.startswith("a width of 24")
+
+
+def test_few_atoms_are_spread_and_measured_settings_are_not_touched():
+    """Up to 4,096 atoms node kernels take 16 at a time on four warps, unless a setting is being measured."""
+    used = {"ATOMS": 32, "DEPTH": 64, "num_warps": 8, "num_stages": 1}
+    assert evaluate.spread_atoms(used, 4096) == {**used, "ATOMS": 16, "num_warps": 4}
+    assert evaluate.spread_atoms(used, 4097) == used
+    system = build_lattice("Cu", 2, 5.4, "cpu")
+    potential = evaluate.FusedPotential(draw_weights(1, 1, system), "cpu")
+    widths = {"inputs": 128, "hidden": 64}
+    written = potential._configure(PERCEPTRON_SPACE, channels=16, **widths)
+    assert written["ATOMS"] == 32
+    assert potential._configure_node(PERCEPTRON_SPACE, 5000, **widths) == written
+    assert potential._configure_node(PERCEPTRON_SPACE, 5, **widths) == {**written, "ATOMS": 16}
+    config = LaunchConfig({"ATOMS": 32, "DEPTH": 32}, 2, 1)
+    with tuning.override("node_perceptron", config):
+        found = potential._configure_node(PERCEPTRON_SPACE, 5, **widths)
+    assert (found["ATOMS"], found["num_warps"]) == (32, 2)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastff.kernels.contract import Build
+from fastff.kernels.moment_potential.evaluate import FEW
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 _INTEGERS = ("n_atoms", "n_slots", "n_species", "code_bits", "stride", "n_partials")
@@ -70,17 +71,27 @@ def _list_sums(channels: int, suffix: str, hops: tuple[int, ...]) -> Iterator[Bu
         )
 
 
-def _list_nodes(channels: int, mixed: int, hidden: int, suffix: str) -> Iterator[Build]:
-    """Kernels of the node block: invariants and back, and the perceptron as each hop launches it."""
+def _list_nodes(
+    channels: int, mixed: int, hidden: int, suffix: str, *, few: bool = False
+) -> Iterator[Build]:
+    """Kernels of the node block: invariants and back, and the perceptron as each hop launches it.
+
+    ``few``: as they are launched over few atoms.
+    """
     from fastff.kernels.node_block import kernels
+
+    def pick(space: LaunchSpace, **widths: int) -> LaunchConfig:
+        config = _pick(space, channels=channels, **widths)
+        if not few:
+            return config
+        return LaunchConfig({**config.blocks, "ATOMS": FEW["ATOMS"]}, FEW["num_warps"], 1)
 
     sizes: dict[str, Any] = {"C": channels, "Q": mixed}
     for space, kernel in (
         (kernels.INVARIANTS_SPACE, kernels.invariants_kernel),
         (kernels.PULLBACK_SPACE, kernels.pullback_kernel),
     ):
-        config = _pick(space, channels=channels, mixed=mixed)
-        yield _make(f"{space.kernel} {suffix}", kernel, sizes, config)
+        yield _make(f"{space.kernel} {suffix}", kernel, sizes, pick(space, mixed=mixed))
     for name, last, adjoint in (
         ("send", False, False),
         ("pull", False, True),
@@ -93,7 +104,7 @@ def _list_nodes(channels: int, mixed: int, hidden: int, suffix: str) -> Iterator
             "PULL_MESSAGES": adjoint and not last,
         }  # fmt: skip
         space = kernels.PERCEPTRON_SPACE
-        config = _pick(space, channels=channels, inputs=8 * mixed, hidden=hidden)
+        config = pick(space, inputs=8 * mixed, hidden=hidden)
         yield _make(f"{space.kernel} {suffix} {name}", kernels.perceptron_kernel, constants, config)
 
 
@@ -115,5 +126,6 @@ def list_builds() -> Iterator[Build]:
     yield _make("gather_forces", gather_kernel, {"ACCUMULATE": False}, GATHER_SPACE.default)
     yield from _list_sums(16, "C=16", (0, 1))
     yield from _list_nodes(16, 16, 64, "C=16")
+    yield from _list_nodes(16, 16, 64, "C=16 few", few=True)
     yield from _list_sums(32, "C=32", (1,))
     yield from _list_nodes(32, 32, 64, "C=32")

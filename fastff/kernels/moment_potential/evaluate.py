@@ -37,6 +37,20 @@ def limit_atoms(asked: int, n_atoms: int) -> int:
     return max(1, min(asked, n_atoms // 8192))
 
 
+FEW_ATOMS = 4096
+"""Up to here node kernels take :data:`FEW` at a time: more would leave multiprocessors of a large GPU without work."""
+FEW = {"ATOMS": 16, "num_warps": 4}
+"""The fewest rows that a matrix product takes, on as many warps as a multiprocessor has schedulers."""
+
+
+def spread_atoms(arguments: dict[str, Any], n_atoms: int) -> dict[str, Any]:
+    """Launch arguments of a node kernel for a number of atoms.
+
+    Not a tuned choice: the products of an atom are summed in the same order whatever the block it is in.
+    """
+    return {**arguments, **FEW} if n_atoms <= FEW_ATOMS else arguments
+
+
 class FusedPotential:
     """A moment potential on a device.
 
@@ -147,6 +161,14 @@ class FusedPotential:
         key = tuning.make_key(torch.float32, **widths)
         return tuning.lookup(space, key, self.device).to_arguments()
 
+    def _configure_node(
+        self, space: tuning.LaunchSpace, n_atoms: int, **widths: int
+    ) -> dict[str, Any]:
+        arguments = self._configure(space, channels=self.n_channels, **widths)
+        if tuning.is_overridden(space.kernel):
+            return arguments
+        return spread_atoms(arguments, n_atoms)
+
     def launch_place(self, space: Workspace, positions: Tensor, species: Tensor) -> None:
         """Positions to the grid; clears the force accumulators."""
         from fastff.kernels.moment_potential.kernels import place_kernel
@@ -192,9 +214,7 @@ class FusedPotential:
         from fastff.kernels.node_block.kernels import INVARIANTS_SPACE, invariants_kernel
 
         n_atoms, mixing = space.sites.shape[0], self.packed.blocks[hop].mixing
-        arguments = self._configure(
-            INVARIANTS_SPACE, channels=self.n_channels, mixed=mixing.shape[2]
-        )
+        arguments = self._configure_node(INVARIANTS_SPACE, n_atoms, mixed=mixing.shape[2])
         invariants_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.moments[hop],
             mixing,
@@ -217,8 +237,8 @@ class FusedPotential:
         last = hop == self.n_hops - 1
         hidden = block.weight2.shape
         n_atoms, n_inputs = space.invariants[hop].shape
-        arguments = self._configure(
-            PERCEPTRON_SPACE, channels=self.n_channels, inputs=n_inputs, hidden=hidden[0]
+        arguments = self._configure_node(
+            PERCEPTRON_SPACE, n_atoms, inputs=n_inputs, hidden=hidden[0]
         )
         perceptron_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.sites,
@@ -259,7 +279,7 @@ class FusedPotential:
         from fastff.kernels.node_block.kernels import PULLBACK_SPACE, pullback_kernel
 
         n_atoms, mixing = space.sites.shape[0], self.packed.blocks[hop].mixing
-        arguments = self._configure(PULLBACK_SPACE, channels=self.n_channels, mixed=mixing.shape[2])
+        arguments = self._configure_node(PULLBACK_SPACE, n_atoms, mixed=mixing.shape[2])
         pullback_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.mixed[hop],
             space.invariants[hop],
