@@ -32,6 +32,15 @@ STUDENTS = {
 }
 """Records in ``results/NAME.json`` and what README calls them."""
 
+MATERIALS = {
+    "cuau": "Cu-Au alloy, 300-1600 K",
+    "nacl": "NaCl and its melt, 200-1900 K",
+    "si": "Si and its melt, 200-2600 K",
+    "tio2": "TiO2 rutile, 300-2000 K",
+    "water": "water, 280-700 K",
+}
+"""Systems of the study and what README calls them."""
+
 
 def format_accuracies(record: BenchRecord) -> str:
     """Accuracies in percent, the force error, and the number of frames, as cells of a table."""
@@ -67,7 +76,7 @@ def tabulate_students() -> list[str]:
 def tabulate_kernels() -> list[str]:
     """Whole evaluations of the fused kernels, by size."""
     record: dict[str, Any] = json.loads(
-        (RESULTS / "kernels" / "fused-rounded-h100.json").read_text()
+        (RESULTS / "kernels" / "fused-bounded-h100.json").read_text()
     )
     where = record["provenance"]
     rows = [e for e in record["evaluations"] if e["scatter"] == "fixed" and e["virial"]]
@@ -106,7 +115,7 @@ def tabulate_kernels() -> list[str]:
 
 def tabulate_dynamics() -> list[str]:
     """Whole steps of molecular dynamics on the device, and the calculator through ASE."""
-    dynamics: dict[str, Any] = json.loads((RESULTS / "engine" / "md-h100.json").read_text())
+    dynamics: dict[str, Any] = json.loads((RESULTS / "engine" / "md-warm-h100.json").read_text())
     engine: dict[str, Any] = json.loads((RESULTS / "engine" / "engine-h100.json").read_text())
     rows = [
         row
@@ -144,9 +153,88 @@ def tabulate_dynamics() -> list[str]:
     return lines
 
 
+def read_result(*parts: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(RESULTS.joinpath(*parts).read_text())
+    return content
+
+
+def tabulate_gpumd() -> list[str]:
+    """Whole steps of NVE beside GPUMD's own speed, on the same crystals in the same run."""
+    record = read_result("engine", "gpumd-h100.json")
+    where, rates = record["provenance"], record["rates"]
+    sizes = sorted({row["atoms"] for row in rates})
+    found = {(row["program"], row["atoms"]): row["atom_steps_per_s"] for row in rates}
+    lines = [
+        "Whole NVE steps beside GPUMD (UNEP-v1, its own printed speed), the same copper crystals at 300 K in one run, "
+        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; million atom-steps per second:",
+        "",
+        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for program in dict.fromkeys(row["program"] for row in rates):
+        cells = []
+        for n in sizes:
+            rate, other = found[program, n], found["GPUMD", n]
+            factor = "" if program == "GPUMD" else f" ({rate / other:.3g} times)"
+            cells.append(f"{rate / 1e6:.3g}{factor}")
+        lines.append(f"| {program} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def tabulate_race() -> list[str]:
+    """Calls through ASE beside Orb and FeNNol, on the same atoms in the same run."""
+    record = read_result("engine", "race-h100.json")
+    where = record["provenance"]
+    lines = [
+        "`get_forces()` through ASE on moved atoms, untrained students of cut-off 5 Å beside teachers in one run, "
+        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; Orb with random weights of the published "
+        "size, compiled, its graph included:",
+        "",
+        "| atoms | teacher | its call | student | its call | faster | list made anew | than the teacher's model |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['atoms']:,} | {row['teacher']} | {row['teacher_ms']:.3g} ms | `{row['student'].split()[-1]}` | "
+        f"{row['student_ms']:.2f} ms | {row['times_faster']:.3g} times | {row['times_faster_with_list_anew']:.3g} | "
+        f"{row['times_faster_than_model_alone']:.3g} |"
+        for row in record["factors"]
+    ]
+    return lines
+
+
+def tabulate_study() -> list[str]:
+    """Students of one study: accuracy on trajectories that were never trained on."""
+    record = read_result("study", "7net-0-h200.json")
+    where = record["provenance"]
+    rows = record["students"]
+    lines = [
+        "Students of SevenNet-0 by material and size, trained on some thousand frames of its dynamics in two to four "
+        "minutes each and judged on trajectories of their own, "
+        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}:",
+        "",
+        "| material | student | forces | energy | stress | force MAE | frames trained on, tested on |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {MATERIALS[row['system']]} | `{row['student']}` | {row['force_accuracy']:.1f} % | "
+        f"{row['energy_accuracy']:.1f} % | {row['stress_accuracy']:.1f} % | {row['force_mae']:.0f} meV/Å | "
+        f"{row['n_train']:,}, {row['n_test']:,} |"
+        for row in rows
+    ]
+    return lines
+
+
 def render() -> str:
     """The block of README between the markers."""
-    return "\n".join([*tabulate_students(), "", *tabulate_kernels(), "", *tabulate_dynamics()])
+    blocks = (
+        tabulate_students(),
+        tabulate_study(),
+        tabulate_kernels(),
+        tabulate_dynamics(),
+        tabulate_gpumd(),
+        tabulate_race(),
+    )
+    return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def list_records() -> list[Path]:

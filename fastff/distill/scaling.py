@@ -96,6 +96,7 @@ class LabelModule(lightning.LightningModule):
     def teardown(self, stage: str) -> None:
         """Close this process's label file."""
         if self.labeller is not None:
+            self.labeller.finish()
             self.labeller.store.close()
 
 
