@@ -1,4 +1,4 @@
-"""The study of students: jobs, held-out trajectories, resuming, the table."""
+"""The study of students: jobs, held-out trajectories, resuming, the record and its table."""
 
 from __future__ import annotations
 
@@ -24,9 +24,28 @@ def study() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["study"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def schedule(study: ModuleType) -> ModuleType:
+    return importlib.import_module("bench.study_schedule")
+
+
+@pytest.fixture(scope="module")
+def training(study: ModuleType) -> ModuleType:
+    return importlib.import_module("bench.study_training")
+
+
+@pytest.fixture(scope="module")
+def report(study: ModuleType) -> ModuleType:
+    return importlib.import_module("bench.study_report")
+
+
+@pytest.fixture(scope="module")
+def systems(study: ModuleType) -> ModuleType:
+    return importlib.import_module("bench.study_systems")
 
 
 def test_every_variant_is_a_student_of_its_own(study: ModuleType) -> None:
@@ -41,17 +60,17 @@ def test_every_variant_is_a_student_of_its_own(study: ModuleType) -> None:
         assert same == (variant in study.STUDENTS), variant.name
 
 
-def test_whole_trajectories_are_held_out(study: ModuleType) -> None:
+def test_whole_trajectories_are_held_out(training: ModuleType) -> None:
     frames = [SimpleNamespace(trajectory=10 * k, step=s) for k in range(16) for s in range(3)]
-    training, validation, test = study.split_trajectories(frames)
-    sets = [{frame.trajectory for frame in part} for part in (training, validation, test)]
-    assert [len(part) for part in (training, validation, test)] == [36, 6, 6]
+    parts = training.split_trajectories(frames)
+    sets = [{frame.trajectory for frame in part} for part in parts]
+    assert [len(part) for part in parts] == [36, 6, 6]
     assert not sets[0] & sets[1]
     assert not sets[0] & sets[2]
     assert not sets[1] & sets[2]
     assert sets[2] == {30, 110}
     with pytest.raises(SystemExit, match="at least eight"):
-        study.split_trajectories(frames[:12])
+        training.split_trajectories(frames[:12])
 
 
 def make_record(system: str, variant: Any, force: float | None) -> dict[str, Any]:
@@ -66,9 +85,11 @@ def make_record(system: str, variant: Any, force: float | None) -> dict[str, Any
     }
 
 
-def test_table_has_students_in_order_and_no_numbers_that_are_not_there(study: ModuleType) -> None:
+def test_table_has_students_in_order_and_no_numbers_that_are_not_there(
+    study: ModuleType, report: ModuleType
+) -> None:
     records = [make_record("si", v, 0.951) for v in reversed(study.STUDENTS[:2])]
-    lines = study.tabulate(records).splitlines()
+    lines = report.tabulate(records).splitlines()
     assert [line.split(" | ")[1] for line in lines[2:]] == ["m1", "m2"]
     assert "| 95.1 | 30.1 | - | - | 90.0 | 12,345 |" in lines[2]
 
@@ -97,55 +118,44 @@ def test_a_student_with_the_sizes_of_a_variant(study: ModuleType, tmp_path: Path
     assert (name, path.stem, variant.sizes["n_channels"]) == ("si__painn-c64", "si", 64)
 
 
-def test_steps_fit_into_the_budget_and_are_the_same_for_all(study: ModuleType) -> None:
+def test_steps_fit_into_the_budget_and_are_the_same_for_all(schedule: ModuleType) -> None:
     probes = {
         "m1": {"ms_per_step": 5.0, "captured": True},
         "m2": {"ms_per_step": 10.0, "captured": True},
         "painn": {"ms_per_step": 100.0, "captured": False},
     }
-    seconds = study.OVERHEAD_SECONDS + 120.0
-    steps = study.choose_steps(["m1", "m2"] * 4, probes, 99999, 4, seconds)
+    seconds = schedule.OVERHEAD_SECONDS + 120.0
+    steps = schedule.choose_steps(["m1", "m2"] * 4, probes, 99999, 4, seconds)
     assert steps == {"m1": 8000, "m2": 8000}  # 4 * 120 s for 4 * (5 + 10) ms a step
-    assert study.choose_steps(["m1", "m2"] * 4, probes, 3000, 4, seconds) == {
+    assert schedule.choose_steps(["m1", "m2"] * 4, probes, 3000, 4, seconds) == {
         "m1": 3000,
         "m2": 3000,
     }
-    mixed = study.choose_steps(["m1", "painn"], probes, 20000, 4, seconds)
+    mixed = schedule.choose_steps(["m1", "painn"], probes, 20000, 4, seconds)
     assert mixed == {"m1": 19200, "painn": 900}  # neither alone longer than 0.8 * 120 s
-    assert study.choose_steps(["m1"], {}, 500, 1, 10.0) == {"m1": 500}
+    assert schedule.choose_steps(["m1"], {}, 500, 1, 10.0) == {"m1": 500}
 
 
-def test_jobs_go_to_the_gpu_with_the_least_to_do(study: ModuleType, tmp_path: Path) -> None:
-    pool = study.Pool(argparse.Namespace(out=tmp_path, gpus=2), 0.0)
-    tasks = [study.Task(str(k), (), tmp_path, weight) for k, weight in enumerate((9.0, 5.0, 1.0))]
+def test_jobs_go_to_the_gpu_with_the_least_to_do(schedule: ModuleType, tmp_path: Path) -> None:
+    pool = schedule.Pool(argparse.Namespace(out=tmp_path, gpus=2), 0.0)
+    tasks = [
+        schedule.Task(str(k), (), tmp_path, weight) for k, weight in enumerate((9.0, 5.0, 1.0))
+    ]
     assert pool._pick({}) == 0
     assert pool._pick({tasks[0]: (0, None)}) == 1
     assert pool._pick({tasks[0]: (0, None), tasks[1]: (1, None)}) == 1
 
 
-@pytest.fixture(scope="module")
-def study_labels() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "study_labels", SCRIPT.with_name("study_labels.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["study_labels"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_replicas_of_the_study_start_apart_from_each_other(study_labels: ModuleType) -> None:
-    for system in study_labels.SYSTEMS:
-        planned = study_labels.list_replicas(system)
+def test_replicas_of_the_study_start_apart_from_each_other(systems: ModuleType) -> None:
+    for system in systems.SYSTEMS:
+        planned = systems.list_replicas(system)
         assert len(planned) == 96
         for index in (0, 95):
             ladder, temperature = planned[index]
             assert ladder.low <= temperature <= ladder.high
-            atoms = study_labels.build_start(system, ladder, index, 0)
-            again = study_labels.build_start(system, ladder, index, 0)
-            other = study_labels.build_start(system, ladder, index, 1)
+            atoms = systems.build_start(system, ladder, index, 0)
+            again = systems.build_start(system, ladder, index, 0)
+            other = systems.build_start(system, ladder, index, 1)
             assert 60 <= len(atoms) <= 120
             assert (atoms.positions == again.positions).all()
             assert abs(atoms.positions - other.positions).max() > 1e-3
