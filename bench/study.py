@@ -8,13 +8,14 @@ Run from the root of the repository, for example
 Every job (system x variant) trains in a process of its own and leaves one JSON file in ``OUT/jobs`` and a model file
 like that of ``fastff train`` in ``OUT/models``; jobs that have a record are not run again, and a job that was
 interrupted goes on from its last checkpoint. ``OUT/study.json`` and ``OUT/study.md`` are made from all job files at
-the end, or by ``--table`` alone. The commit is read from git, or from ``FASTFF_COMMIT``.
+the end, or by ``--table`` alone; the record also says what the labels are where ``labels.json`` of ``study_labels.py``
+is in ``OUT`` or beside them. The commit is read from git, or from ``FASTFF_COMMIT``.
 
 ``--gpus N`` spreads the jobs over N GPUs, the longest first. ``--probe`` first times a training step of every variant,
 alone on a GPU, and lowers the number of steps, the same for all, to what the budget allows, or ``--plan-seconds``,
 which leaves room for what processes on one GPU cost each other; ``OUT/steps.json`` keeps it for later runs. A variant
 whose step cannot be captured into a CUDA graph trains without, and with fewer steps if it must. ``ms_per_step`` of a
-job is with others on the same GPU, that of ``OUT/probes.json`` without.
+job is with others on the same GPU, that of a probe without.
 
 Validation and test frames are whole trajectories, spread evenly over their order (which is that of temperature in the
 sets this was written for): of every eight, the fourth is for testing, the seventh for validation. Test frames are
@@ -37,7 +38,7 @@ sys.path[:] = [
     *(entry for entry in sys.path if entry != HERE),
 ]  # its names are not for import
 
-from bench.study_report import read_records, tabulate  # noqa: E402
+from bench.study_report import gather_record, tabulate  # noqa: E402
 from bench.study_schedule import Pool, Task, choose_steps, probe, read_probes  # noqa: E402
 from bench.study_training import run_job, run_probe  # noqa: E402
 from bench.study_variants import ABLATIONS, STUDENTS, Variant  # noqa: E402
@@ -124,11 +125,12 @@ def main() -> None:
         run_probe(arguments.labels[0], variant, arguments)
         return
     failed = [] if arguments.table else run_all(arguments)
-    records = read_records(arguments.out)
-    (arguments.out / "study.json").write_text(json.dumps(records, indent=1) + "\n")
-    (arguments.out / "probes.json").write_text(json.dumps(read_probes(arguments.out)) + "\n")
-    (arguments.out / "study.md").write_text(tabulate(records))
-    print(tabulate(records))
+    folders = list(dict.fromkeys(path.parent for path in arguments.labels))
+    record = gather_record(arguments.out, folders)
+    table = tabulate(record["students"])
+    (arguments.out / "study.json").write_text(json.dumps(record, indent=1) + "\n")
+    (arguments.out / "study.md").write_text(table)
+    print(table)
     if failed:
         raise SystemExit(f"not finished: {', '.join(failed)}; run again to go on")
 

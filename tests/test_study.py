@@ -76,29 +76,84 @@ def test_whole_trajectories_are_held_out(training: ModuleType) -> None:
 def make_record(system: str, variant: Any, force: float | None) -> dict[str, Any]:
     found = {"force": force, "force_mae": 0.0301, "energy": None, "energy_mae": None, "stress": 0.9}
     return {
+        "job": f"{system}__{variant.name}",
         "system": system,
+        "teacher": {"name": "analytic:emt"},
         "variant": {"name": variant.name},
         "accuracy": {"test": found},
         "n_parameters": 12345,
         "n_steps": 10,
+        "n_frames": {"train": 60, "validation": 10, "test": 12},
+        "test_temperatures": [300.0, 900.0],
         "seconds_this_process": 3.0,
+        "provenance": {
+            "date": f"2026-01-02T03:04:0{len(variant.name)}+00:00",
+            "command": f"study.py --out run --job {system}__{variant.name} --steps 10",
+            "commit": "abc1234",
+            "gpu": "some GPU",
+            "load": float(len(variant.name)),
+            "packages": {"torch": "2.0", "triton": "3.0"},
+        },
     }
 
 
+def store_jobs(out: Path, records: list[dict[str, Any]]) -> None:
+    (out / "jobs").mkdir()
+    for record in records:
+        (out / "jobs" / f"{record['job']}.json").write_text(json.dumps(record))
+
+
 def test_table_has_students_in_order_and_no_numbers_that_are_not_there(
-    study: ModuleType, report: ModuleType
+    study: ModuleType, report: ModuleType, tmp_path: Path
 ) -> None:
-    records = [make_record("si", v, 0.951) for v in reversed(study.STUDENTS[:2])]
-    lines = report.tabulate(records).splitlines()
-    assert [line.split(" | ")[1] for line in lines[2:]] == ["m1", "m2"]
+    store_jobs(tmp_path, [make_record("si", v, 0.951) for v in reversed(study.STUDENTS[:3])])
+    record = report.gather_record(tmp_path, [])
+    lines = report.tabulate(record["students"]).splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["m1", "m2", "m2-l"]
     assert "| 95.1 | 30.1 | - | - | 90.0 | 12,345 |" in lines[2]
 
 
+def test_record_is_shown_as_tables_of_flat_rows(
+    study: ModuleType, report: ModuleType, tmp_path: Path
+) -> None:
+    store_jobs(tmp_path, [make_record("si", v, 0.951) for v in study.STUDENTS[:3]])
+    (tmp_path / "probes").mkdir()
+    probe = {"variant": "m2", "system": "si", "ms_per_step": 2.5, "peak_bytes": None}
+    (tmp_path / "probes" / "m2.json").write_text(json.dumps(probe))
+    ladder = {"phase": "solid", "low": 300, "high": 1600, "expansion": [-0.02, 0.03], "melt": 0.0}
+    protocol = {"study": {"ladders": [ladder], "timestep_fs": 2.0, "stride": 8}}
+    phase = {"phase": "solid", "replicas": 9, "frames": 82, "rms_from_start": 0.2, "rms_moved": 0.3}
+    summary = {"system": "si", "atoms": 64, "phases": [phase], "protocol": protocol}
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / "labels.json").write_text(json.dumps([summary, {**summary, "system": "other"}]))
+    record = report.gather_record(tmp_path, [labels])
+    assert list(record["jobs"]) == ["si__m1", "si__m2", "si__m2-l"]
+    assert record["label_files"] == {"si": summary}
+    where = record["provenance"]
+    assert where["command"] == ["study.py --out run"]
+    assert where["date"] == "2026-01-02T03:04:04+00:00"
+    assert "load" not in where  # differs
+    assert "peak_bytes" not in record["probes"][0]
+    assert record["labels"][0]["high_K"] == 1600
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(record))
+    spec = importlib.util.spec_from_file_location("tabulate", SCRIPT.with_name("tabulate.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    tables.RESULTS = tmp_path
+    lines = tables.describe_record(path)
+    assert "Measured on some GPU, 2.0, 3.0, abc1234, 2026-01-02T03:04:04+00:00." in lines
+    assert record["what"] in lines
+    titles = [line for line in lines if line.endswith(":")]
+    assert titles == ["students:", "probes:", "labels:"]
+    assert sum(line.startswith("| si | m") for line in lines) == 3
+
+
 def test_done_jobs_are_not_run_again(study: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "jobs").mkdir()
-    name = "none__m1"
-    record = make_record("none", study.STUDENTS[0], 0.5)
-    (tmp_path / "jobs" / f"{name}.json").write_text(json.dumps(record))
+    store_jobs(tmp_path, [make_record("none", study.STUDENTS[0], 0.5)])
     command = [sys.executable, str(SCRIPT), "--labels", "none.npz", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--only", "m1$"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
