@@ -16,26 +16,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
-import itertools
 import json
 import os
 import shlex
-import statistics
 import sys
-import tempfile
 import time
 import traceback
-import types
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # for the folder of this file, whose tabulate.py is not the package
+HERE = str(ROOT / "bench")
+sys.path[:] = [
+    str(ROOT),
+    *(entry for entry in sys.path if entry != HERE),
+]  # its names are not for import: tabulate.py is not the package
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import ase.io  # noqa: E402
@@ -44,6 +40,15 @@ import torch  # noqa: E402
 from ase import Atoms  # noqa: E402
 from ase.build import bulk  # noqa: E402
 
+from bench.ase_race_teachers import race_fennol, race_orb  # noqa: E402
+from bench.ase_race_timing import (  # noqa: E402
+    Row,
+    make_frames,
+    peak_memory,
+    start_memory,
+    time_first,
+    time_parts,
+)
 from fastff.calculator import FastFFCalculator  # noqa: E402
 from fastff.checkpoint import load_model  # noqa: E402
 from fastff.graph import edge_vectors  # noqa: E402
@@ -52,22 +57,11 @@ from fastff.models import Student, build_student, configure_student  # noqa: E40
 from fastff.models.dense import lay_out_edges  # noqa: E402
 from fastff.neighbors import atoms_to_graph  # noqa: E402
 
-Row = dict[str, Any]
 DATA = ROOT.parent / "shared" / "data"
 PACKAGES = (
     "ase", "dm-tree", "fennol", "flax", "jax", "jaxlib", "numpy", "orb-models", "scipy", "vesin",
 )  # fmt: skip
 WANTED = {"orb-v3-conservative-inf": 100.0, "orb-v3-direct-20": 15.0, "fennol ANI-1x": 8.0}
-SMALL_ORB = {
-    "latent_dim": 32, "base_mlp_hidden_dim": 48, "head_mlp_hidden_dim": 24,
-    "num_message_passing_steps": 2,
-}  # fmt: skip
-ORB_GRAPHS: dict[str, Row] = {
-    "default": {},
-    "knn_scipy": {"edge_method": "knn_scipy"},
-    "half_supercell": {"half_supercell": True},
-}
-"""Ways in which Orb can make its graph; the fastest whole call counts."""
 
 
 def make_student(architecture: str, sample: Atoms) -> Student:
@@ -104,75 +98,6 @@ def make_crystal(repeats: int) -> Atoms:
     return atoms
 
 
-def make_frames(atoms: Atoms) -> list[np.ndarray]:
-    """Positions of moved atoms, used in turns."""
-    rng = np.random.default_rng(1)
-    return [atoms.positions + rng.normal(scale=0.02, size=(len(atoms), 3)) for _ in range(8)]
-
-
-def wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def time_parts(
-    atoms: Atoms, frames: list[np.ndarray], parts: list[Callable[[Any], Any]], calls: int
-) -> list[Row]:
-    """Wall times of functions called one after another on moved atoms, each given what the one before returned.
-
-    Every frame is met before the clock starts, so that nothing is compiled or enlarged under it. Calls that are slow
-    end after 8 s, but not before three.
-    """
-    times: list[list[float]] = [[] for _ in parts]
-    begin, warm = 0.0, len(frames) if calls > 3 else 2
-    for k, positions in enumerate(itertools.islice(itertools.cycle(frames), warm + calls)):
-        if k == warm:
-            begin = time.perf_counter()
-        if k >= warm + 3 and time.perf_counter() - begin > 8.0:
-            break
-        atoms.positions[:] = positions
-        value: Any = atoms
-        for part, found in zip(parts, times, strict=True):
-            wait()
-            start = time.perf_counter()
-            value = part(value)
-            wait()
-            found.append(1e3 * (time.perf_counter() - start))
-    rows = []
-    for found in times:
-        ordered = sorted(found[warm:])
-        low, high = ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
-        row = {"calls": len(ordered), "median_ms": statistics.median(ordered)}
-        rows.append({**row, "q10_ms": low, "q90_ms": high})
-    return rows
-
-
-def start_memory() -> int:
-    """Memory of torch in use now; its peak counts from here."""
-    if not torch.cuda.is_available():
-        return 0
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    return torch.cuda.memory_allocated()
-
-
-def peak_memory(before: int) -> int | None:
-    """Peak of torch's memory above what was in use."""
-    return torch.cuda.max_memory_allocated() - before if torch.cuda.is_available() else None
-
-
-def time_first(atoms: Atoms, positions: np.ndarray) -> Row:
-    """Time of the first call, compilation included, and the size of its forces."""
-    atoms.positions[:] = positions
-    start = time.perf_counter()
-    forces = atoms.get_forces()
-    seconds = time.perf_counter() - start
-    if not np.isfinite(forces).all():
-        raise RuntimeError("forces are not finite")
-    rms = float(np.sqrt((forces**2).mean()))
-    return {"atoms": len(atoms), "force_rms": rms, "seconds_of_first_call": seconds}
-
-
 def race_student(
     architecture: str, atoms: Atoms, models: list[Path], calls: int, device: str
 ) -> Iterator[Row]:
@@ -202,101 +127,6 @@ def race_student(
         "transfers; energy, forces, stress, atomic energies; check of the skin, list kept within it"
     )
     yield row
-
-
-def load_orb(name: str, device: str, compiled: bool, tiny: bool) -> Any:
-    """A published variant through Orb's own loader, from a file of random weights."""
-    if "cached_path" not in sys.modules and importlib.util.find_spec("cached_path") is None:
-        downloader = types.ModuleType("cached_path")  # a local file needs none
-        downloader.cached_path = Path  # type: ignore[attr-defined]
-        sys.modules["cached_path"] = downloader
-    pretrained = importlib.import_module("orb_models.forcefield.pretrained")
-    attribute = f"orb_v3_{name.split('-')[2]}_architecture"
-    original = getattr(pretrained, attribute)
-
-    def build(**arguments: Any) -> Any:
-        return original(**arguments, **(SMALL_ORB if tiny else {}))
-
-    torch.manual_seed(3)
-    setattr(pretrained, attribute, build)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "random.ckpt")
-            torch.save(build(device="cpu").state_dict(), path)
-            load = pretrained.ORB_PRETRAINED_MODELS[f"{name}-omat"]
-            return load(path, device=device, precision="float32-high", compile=compiled)
-    finally:
-        setattr(pretrained, attribute, original)
-
-
-def race_orb(
-    name: str, atoms: Atoms, calls: int, device: str, compiled: bool, tiny: bool
-) -> Iterator[Row]:
-    """Orb's own calculator; other ways of making its graph go on only where they save a tenth of that."""
-    before, frames, fastest = start_memory(), make_frames(atoms), float("inf")
-    model = load_orb(name, device, compiled, tiny)
-    own = importlib.import_module("orb_models.forcefield.calculator")
-    system = importlib.import_module("orb_models.forcefield.atomic_system")
-    for graphs, options in ORB_GRAPHS.items():
-        atoms = atoms.copy()
-        calculator = own.ORBCalculator(model, device=torch.device(device), **options)
-
-        def make_graph(moved: Atoms, options: Row = options) -> Any:
-            config, place = model.system_config, torch.device(device)
-            return system.ase_atoms_to_atom_graphs(
-                moved, system_config=config, device=place, **options
-            )
-
-        row: Row = {"graphs": graphs, "compiled": compiled, "atoms": len(atoms)}
-        row["graph_ms"] = time_parts(atoms, frames, [make_graph], calls)[0]["median_ms"]
-        if row["graph_ms"] < 0.9 * fastest:
-            fastest, atoms.calc = row["graph_ms"], calculator
-            start_memory()
-            row |= (
-                time_first(atoms, frames[0])
-                | time_parts(atoms, frames, [Atoms.get_forces], calls)[0]
-            )
-            row["peak_memory_bytes"] = peak_memory(before)
-            _, alone = time_parts(atoms, frames, [make_graph, model.predict], calls)
-            row["model_ms"] = alone["median_ms"]
-            row["parameters"] = sum(p.numel() for p in model.parameters())
-            row["edges"] = int(make_graph(atoms).n_edge.sum())
-            row["weights"] = "random"
-            row["includes"] = (
-                "transfers; energy, forces, stress, confidence; graph anew at every call"
-            )
-        yield row
-
-
-def race_fennol(path: Path, atoms: Atoms, calls: int, device: str) -> Iterator[Row]:
-    """FeNNol's own calculator, with lists made on the device, as it does by itself, or on the host."""
-    jax = importlib.import_module("jax")
-    own = importlib.import_module("fennol.ase")
-    frames, place = make_frames(atoms), jax.local_devices()[0]
-    if device == "cuda" and place.platform != "gpu":
-        raise RuntimeError(f"JAX finds no GPU, only {place}")
-    for on_device in (True, False):
-        atoms = atoms.copy()
-        calculator = own.FENNIXCalculator(str(path), gpu_preprocessing=on_device)
-        model, atoms.calc = calculator.model, calculator
-
-        def make_graph(moved: Atoms, calculator: Any = calculator) -> Any:
-            return jax.block_until_ready(calculator.preprocess(moved, ["positions"]))
-
-        def evaluate(inputs: Any, model: Any = model) -> Any:
-            return jax.block_until_ready(model._energy_and_forces(model.variables, inputs))
-
-        row: Row = {"graphs": "on the device" if on_device else "on the host"}
-        row |= (
-            time_first(atoms, frames[0]) | time_parts(atoms, frames, [Atoms.get_forces], calls)[0]
-        )
-        graph, alone = time_parts(atoms, frames, [make_graph, evaluate], calls)
-        row |= {"graph_ms": graph["median_ms"], "model_ms": alone["median_ms"]}
-        used = place.memory_stats() or {}  # of the whole process, in JAX
-        row |= {"peak_memory_bytes": used.get("peak_bytes_in_use"), "weights": path.name}
-        row["device"] = place.device_kind
-        row["includes"] = "transfers; energy, forces; lists anew at every call"
-        yield row
 
 
 def find_factors(record: Row) -> list[Row]:

@@ -272,6 +272,8 @@ def describe_record(path: Path) -> list[str]:
         "",
         f"Measured on {', '.join(parts) or 'a machine it does not name'}.",
     ]
+    if isinstance(content.get("what"), str):
+        lines += ["", content["what"]]
     if "evaluations" in content:
         return [*lines, "", *tabulate_evaluations(content)]
     for key, value in content.items():
