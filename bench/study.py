@@ -92,7 +92,7 @@ def run_all(arguments: argparse.Namespace) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--labels", type=Path, nargs="+", default=[], help="label files")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "study")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "study")
     parser.add_argument("--only", default="", help="regular expression on SYSTEM__VARIANT")
     parser.add_argument("--ablations", action="store_true", help="ablations beside the students")
     parser.add_argument("--steps", type=int, default=5000)

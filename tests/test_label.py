@@ -21,7 +21,8 @@ from ase.io import write
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.jobs import parse_shard, read_jobs
-from fastff.distill.labelling import LabelReport, describe_caveats, draw_direction
+from fastff.distill.label_report import LabelReport
+from fastff.distill.labelling import describe_caveats, draw_direction
 from fastff.distill.merging import merge_labels
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError

@@ -1,18 +1,17 @@
 """Labelling structures with a teacher, batch by batch, so that it can be killed and continued.
 
-Here: :class:`Labeller`, its plan and report, the teacher's self-check, Hessian-vector targets. Not here: reading
+Here: :class:`Labeller`, the teacher's self-check, Hessian-vector targets. Not here: reading
 structures (:mod:`fastff.distill.jobs`), making new ones (:mod:`fastff.distill.sampling`), several processes
 (:mod:`fastff.distill.scaling`).
 """
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ase
@@ -21,6 +20,7 @@ import numpy as np
 import fastff
 from fastff.distill.content import hash_structure
 from fastff.distill.jobs import LabelJob, batch_jobs
+from fastff.distill.label_report import COLD_BATCHES, LabelPlan, LabelReport
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, HessianVector
@@ -57,99 +57,6 @@ class LabelSettings:
             raise UsageError(
                 f"step of Hessian-vector targets is {self.hessian_step:g} Å; use 0.0001 to 0.1, such as 0.01"
             )
-
-
-@dataclass(frozen=True)
-class LabelPlan:
-    """What is going to be labelled; ``str(plan)`` is a few lines.
-
-    Attributes
-    ----------
-    n_frames : int
-        Frames asked of this process.
-    n_found : int
-        Of these, stored by an earlier run.
-    n_repeated : int
-        Of these, equal to an earlier one.
-    n_pending : int
-        Frames to be labelled.
-    n_evaluations, n_atoms : int
-        Structures, and the sum of their atoms, that the teacher will see.
-    seconds_per_atom : float
-        Time of the teacher, nan until measured.
-    """
-
-    n_frames: int
-    n_found: int
-    n_repeated: int
-    n_pending: int
-    n_evaluations: int
-    n_atoms: int
-    seconds_per_atom: float = math.nan
-
-    def __str__(self) -> str:
-        parts = [f"{self.n_pending} of {self.n_frames} frames to label"]
-        if self.n_found:
-            parts.append(f"{self.n_found} stored by an earlier run")
-        if self.n_repeated:
-            parts.append(f"{self.n_repeated} repeated")
-        lines = [", ".join(parts)]
-        if self.n_pending:
-            cost = f"{self.n_evaluations} evaluations of {self.n_atoms} atoms in all"
-            seconds = self.seconds_per_atom * self.n_atoms
-            if math.isfinite(seconds):
-                cost += f", about {format_duration(seconds)}"
-            lines.append(cost)
-        return "\n".join(lines)
-
-
-COLD_BATCHES = 2
-"""Batches in which a teacher compiles and loads what it needs."""
-
-
-@dataclass
-class LabelReport:
-    """What became of the frames asked for; filled while labelling.
-
-    ``seconds`` are those of labelling and storing; of several processes, of the slowest. ``warm_rate`` is atoms per
-    second after the first :data:`COLD_BATCHES` of each process, summed over processes.
-    """
-
-    n_labelled: int = 0
-    n_found: int = 0
-    n_repeated: int = 0
-    set_aside: list[str] = field(default_factory=list)
-    n_atoms: int = 0
-    seconds: float = 0.0
-    warm_rate: float = 0.0
-    n_processes: int = 1
-
-    @classmethod
-    def join(cls, reports: Sequence[LabelReport]) -> LabelReport:
-        """Report of all processes together."""
-        return cls(
-            n_labelled=sum(one.n_labelled for one in reports),
-            n_found=sum(one.n_found for one in reports),
-            n_repeated=sum(one.n_repeated for one in reports),
-            set_aside=[text for one in reports for text in one.set_aside],
-            n_atoms=sum(one.n_atoms for one in reports),
-            seconds=max(one.seconds for one in reports),
-            warm_rate=sum(one.warm_rate for one in reports),
-            n_processes=sum(one.n_processes for one in reports),
-        )
-
-    def __str__(self) -> str:
-        text = f"{self.n_labelled} frames labelled in {format_duration(self.seconds)}"
-        if self.n_processes > 1:
-            text += f" by {self.n_processes} processes"
-        if self.n_atoms and self.seconds:
-            text += f" ({1e3 * self.seconds / self.n_atoms:.3g} ms per atom"
-            text += f", {1e3 / self.warm_rate:.4g} when warm)" if self.warm_rate else ")"
-        for count, what in ((self.n_found, "found stored"), (self.n_repeated, "repeated")):
-            text += f", {count} {what}" if count else ""
-        if self.set_aside:
-            text += f", {len(self.set_aside)} set aside (first: {self.set_aside[0]})"
-        return text
 
 
 @dataclass
@@ -408,10 +315,3 @@ def describe_check(check: dict[str, Any]) -> str:
         f"noise floor {floor:.1e} eV/Å (forces {check['force_rms']:.2f} RMS), slope of the energy against forces "
         f"{mismatch:.2g} %"
     )
-
-
-def format_duration(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader
 
 from fastff.distill.callbacks import quiet_lightning
 from fastff.distill.jobs import LabelJob, take_shard
-from fastff.distill.labelling import Labeller, LabelListener, LabelReport, LabelSettings
+from fastff.distill.label_report import LabelReport
+from fastff.distill.labelling import Labeller, LabelListener, LabelSettings
 from fastff.distill.merging import MergeReport, merge_labels
 from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.store import LabelStore
