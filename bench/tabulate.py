@@ -161,8 +161,8 @@ def tabulate_gpumd() -> list[str]:
     found = {(row["program"], row["atoms"]): row["atom_steps_per_s"] for row in rates}
     lines = [
         f"Whole NVE steps beside GPUMD {theirs['version']} ({theirs['nep'].removesuffix('.txt')}, cut-offs "
-        f"{theirs['radial_cutoff_A']:.0f} and {theirs['angular_cutoff_A']:.0f} Å; its own printed speed), the same copper "
-        f"crystals at {record['conditions']['start_temperature_K']:.0f} K in one run, "
+        f"{theirs['radial_cutoff_A']:.0f} and {theirs['angular_cutoff_A']:.0f} Å; its own printed speed), the same "
+        f"copper crystals at {record['conditions']['start_temperature_K']:.0f} K in one run, "
         f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; million atom-steps per second:",
         "",
         "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
