@@ -52,8 +52,8 @@ def format_accuracies(record: BenchRecord) -> str:
 def tabulate_students() -> list[str]:
     """One line a student: accuracy on held-out teacher dynamics, and speed where the teacher was timed."""
     lines = [
-        "| material | student | forces | energy | stress | force MAE | frames | speed at about 500 atoms |",
-        "|---|---|---|---|---|---|---|---|",
+        "| material | student | forces | energy | stress | force MAE | frames | speed at about 500 atoms | measured |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, title in STUDENTS.items():
         path = RESULTS / f"{name}.json"
@@ -68,7 +68,8 @@ def tabulate_students() -> list[str]:
                 f"{ratio.teacher_seconds:.1f} s, {record.provenance.cores} CPU cores)"
             )
         lines.append(
-            f"| {title} | `{record.model.architecture}` | {format_accuracies(record)} | {speed} |"
+            f"| {title} | `{record.model.architecture}` | {format_accuracies(record)} | {speed} | "
+            f"{record.provenance.date[:10]}, commit {(record.provenance.commit or '?')[:7]} |"
         )
     return lines
 
@@ -143,7 +144,7 @@ def tabulate_dynamics() -> list[str]:
         "",
         "Energy drift over "
         f"{dynamics['drift'][0]['picoseconds']:.0f} ps of NVE in single precision: at most {drift:.0e} meV/atom/ps "
-        f"({len(dynamics['drift'])} crystals).",
+        f"({len(dynamics['drift'])} students).",
     ]
     return lines
 

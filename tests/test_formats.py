@@ -201,6 +201,14 @@ def test_names_that_occur_once_form_blocks_beside_trajectories(tmp_path: Path) -
     assert [numbers.count(n) for n in dict.fromkeys(numbers[20:])] == [2] * 10
 
 
+def test_a_single_frame_does_not_make_a_file_of_trajectories_one_of_blocks(tmp_path: Path) -> None:
+    names = [name for name in "abcdefghij" for _ in range(5)]
+    write_named(tmp_path / "a.xyz", [*names, "alone"])
+    labelled = read_labels(tmp_path / "a.xyz")
+    assert not labelled.blocks
+    assert len({frame.trajectory for frame in labelled.frames}) == 11
+
+
 def test_alternating_compositions_form_blocks(tmp_path: Path) -> None:
     structures = []
     for index in range(80):

@@ -291,6 +291,9 @@ def test_reports_of_processes_are_joined() -> None:
     assert str(joined).startswith(
         "18 frames labelled in 5.0 s by 2 processes (6.94 ms per atom, 4 when warm)"
     )
+    cold = LabelReport(2, n_atoms=80, seconds=1.0)
+    assert "warm" not in str(LabelReport.join([one, cold]))
+    assert "warm" in str(LabelReport.join([one, LabelReport()]))  # one had nothing to do
 
 
 def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Path) -> None:
@@ -358,6 +361,8 @@ def test_what_cannot_be_labelled_is_said_in_one_line(
         (("--out", tmp_path / "a.h5", "--shard", "4/3"), 2, "not I/N"),
         (("--out", tmp_path / "a.h5", "--shard", "1/3", "--devices", "2"), 2, "only one of them"),
         (("--out", tmp_path / "a.h5", "--teacher-option", "x"), 2, "KEY=VALUE"),
+        (("--out", tmp_path / "a.h5", "--force-limit", "-1"), 2, "above 0"),
+        (("--out", copper_file / "a.h5"), 2, "cannot be made a folder"),
         (("--out", tmp_path / "a.h5", "--trust-teacher-file", "ours"), 2, "leave it out"),
         (("--out", tmp_path / "a.h5", "--hessian-vectors", "--hessian-step", "2"), 2, "0.01"),
     ):

@@ -34,6 +34,8 @@ VIRIAL_KEYS = ("virial", "REF_virial", "ref_virial", "dft_virial", "virials", "V
 TRAJECTORY_KEYS = ("trajectory", "traj", "traj_id", "replica", "md_id", "mdid", "run", "config_id")
 N_BLOCKS = 20
 """Consecutive frames are taken as this many trajectories where a file does not name them."""
+RARE = 0.05
+"""Share of a file's frames in formed blocks, up to which the names of the others are what counts."""
 
 NAMES = "use .h5, .hdf5, .xyz, .extxyz, .traj, .db, .npz, OUTCAR or vasprun.xml"
 
@@ -282,8 +284,8 @@ def group_unnamed(labelled: LabelledSet) -> LabelledSet:
     """Form blocks of consecutive frames where trajectories are not named, so that no split separates neighbors in time.
 
     Names that occur once say nothing, and fewer than three cannot be divided into training, validation and test. Such
-    frames form blocks of one composition and source, about 20 in a file of no other frames. Files that mark
-    trajectories as held out are left as they are.
+    frames form blocks of one composition and source, about 20 in a file of no other frames. A file is said to be one of
+    blocks unless they hold less than a twentieth of it. Files that mark trajectories as held out are left as they are.
     """
     frames = labelled.frames
     sizes = Counter(frame.trajectory for frame in frames)
@@ -305,7 +307,8 @@ def group_unnamed(labelled: LabelledSet) -> LabelledSet:
             open_blocks[kind] = block, filled + 1
             frame = replace(frame, trajectory=block)
         grouped.append(frame)
-    return replace(labelled, frames=grouped, blocks=True)
+    n_formed = len(frames) if few else sum(size for size in sizes.values() if size == 1)
+    return replace(labelled, frames=grouped, blocks=n_formed > RARE * len(frames))
 
 
 def _read_npz(path: Path) -> LabelledSet:

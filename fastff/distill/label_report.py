@@ -77,7 +77,8 @@ class LabelReport:
 
     @classmethod
     def join(cls, reports: Sequence[LabelReport]) -> LabelReport:
-        """Report of all processes together."""
+        """Report of all processes together; without a warm rate unless all that labelled became warm."""
+        all_warm = all(one.warm_rate > 0.0 for one in reports if one.n_atoms)
         return cls(
             n_labelled=sum(one.n_labelled for one in reports),
             n_found=sum(one.n_found for one in reports),
@@ -85,7 +86,7 @@ class LabelReport:
             set_aside=[text for one in reports for text in one.set_aside],
             n_atoms=sum(one.n_atoms for one in reports),
             seconds=max(one.seconds for one in reports),
-            warm_rate=sum(one.warm_rate for one in reports),
+            warm_rate=sum(one.warm_rate for one in reports) if all_warm else 0.0,
             n_processes=sum(one.n_processes for one in reports),
         )
 

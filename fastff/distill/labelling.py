@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +52,10 @@ class LabelSettings:
     def __post_init__(self) -> None:
         if self.batch_atoms < 1:
             raise UsageError(f"batches of {self.batch_atoms} atoms make no sense; use at least 1")
+        if self.force_limit is not None and not self.force_limit > 0.0:
+            raise UsageError(
+                f"force limit is {self.force_limit:g} eV/Å; use one above 0, such as 100"
+            )
         if self.hessian_step is not None and not 1e-4 <= self.hessian_step <= 0.1:
             raise UsageError(
                 f"step of Hessian-vector targets is {self.hessian_step:g} Å; use 0.0001 to 0.1, such as 0.01"
@@ -135,10 +138,6 @@ class Labeller:
         self._n_done = 0
         self._cold = 0, 0.0  # atoms and seconds of the first batches
         self._n_batches = 0
-        self._writer = ThreadPoolExecutor(
-            1, "labels"
-        )  # storing waits for the disk, not for the teacher
-        self._writing: Future[Any] | None = None
 
     def _make_plan(self, n_frames: int, pending: Sequence[LabelJob]) -> LabelPlan:
         copies = 1 if self.settings.hessian_step is None else 3
@@ -170,32 +169,24 @@ class Labeller:
             start = time.perf_counter()
             self.label_batch(self.batches.pop(0))
             n_timed = self.report.n_atoms - before
-        self.finish()
         if n_timed:
             self.plan = replace(self.plan, seconds_per_atom=(time.perf_counter() - start) / n_timed)
         return self.plan
 
     def run(self) -> LabelReport:
         """Label all that is pending."""
-        try:
-            while self.batches:
-                self.label_batch(self.batches.pop(0))
-        finally:
-            self.finish()
+        while self.batches:
+            self.label_batch(self.batches.pop(0))
         return self.report
 
     def label_batch(self, jobs: Sequence[LabelJob]) -> None:
-        """Label some jobs, and store them while the next ones are labelled; see :meth:`finish`.
-
-        If the process dies, all of them are stored or none.
-        """
+        """Label and store some jobs; if the process dies, all of them are stored or none."""
         start = time.perf_counter()
         frames = label_jobs(self.teacher, jobs, self.settings.hessian_step)
-        self._await_writing()
-        self._writing = self._writer.submit(
-            self.store.append, frames, force_limit=self.settings.force_limit
-        )
+        outcome = self.store.append(frames, force_limit=self.settings.force_limit)
         copies = 1 if self.settings.hessian_step is None else 3
+        self.report.n_labelled += outcome.added
+        self.report.set_aside += outcome.quarantined
         self.report.n_atoms += copies * sum(len(job.atoms) for job in jobs)
         self.report.seconds += time.perf_counter() - start
         self._n_batches += 1
@@ -206,20 +197,6 @@ class Labeller:
             self.report.warm_rate = n_warm / (self.report.seconds - self._cold[1])
         self._n_done += len(jobs)
         self.on_batch(self._n_done, self.plan.n_pending)
-
-    def finish(self) -> None:
-        """Wait until all that was labelled is stored; to be called before the file is closed."""
-        start = time.perf_counter()
-        self._await_writing()
-        self.report.seconds += time.perf_counter() - start
-
-    def _await_writing(self) -> None:
-        if self._writing is None:
-            return
-        writing, self._writing = self._writing, None
-        outcome = writing.result()
-        self.report.n_labelled += outcome.added
-        self.report.set_aside += outcome.quarantined
 
 
 def label_jobs(

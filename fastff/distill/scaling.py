@@ -94,10 +94,9 @@ class LabelModule(lightning.LightningModule):
             self.labeller.label_batch(batch)
         return len(batch)
 
-    def teardown(self, stage: str) -> None:
+    def close(self) -> None:
         """Close this process's label file."""
         if self.labeller is not None:
-            self.labeller.finish()
             self.labeller.store.close()
 
 
@@ -161,7 +160,10 @@ def _predict(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    trainer.predict(module, return_predictions=False)
+    try:
+        trainer.predict(module, return_predictions=False)
+    finally:
+        module.close()  # also where a teacher failed, which ends prediction without a teardown
     trainer.strategy.barrier("labels are complete")
     assert module.labeller is not None
     reports = gather_from_ranks(module.labeller.report)

@@ -99,7 +99,12 @@ class LabelStore:
             raise DataError(f"{self.path} exists already; choose another name or append to it")
         given = describe_teacher(teacher)
         if not exists:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UsageError(
+                    f"{self.path.parent} cannot be made a folder ({error.strerror}); choose another place for labels"
+                ) from error
             room = dict.fromkeys(GROUPS, (INITIAL_FRAMES, INITIAL_FRAMES * 64))
             self._replace_file(Header(given), room)
         else:

@@ -49,7 +49,11 @@ def test_no_kernel_spills():
         ("moments_adjoint C=32 hop 2", "gfx942"): 8,
         ("node_perceptron C=16 last", "sm_80"): 8,  # with Triton 3.6, none with 3.9
         ("node_perceptron C=16 last", "sm_90"): 40,
-        ("node_perceptron C=16 few last", "sm_90"): 24,  # with Triton 3.9
+        ("node_perceptron C=16 few last", "sm_80"): 8,
+        (
+            "node_perceptron C=16 few last",
+            "sm_90",
+        ): 48,  # and still the fastest, see bench/kernels/NOTES.md
     }
     spills = {
         (kernel, target): one["spills"]

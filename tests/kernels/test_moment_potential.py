@@ -155,17 +155,21 @@ def test_op_knows_widths_the_kernels_do_not_take():
 
 
 def test_few_atoms_are_spread_and_measured_settings_are_not_touched():
-    """Up to 4,096 atoms node kernels take 16 at a time on four warps, unless a setting is being measured."""
-    used = {"ATOMS": 32, "DEPTH": 64, "num_warps": 8, "num_stages": 1}
-    assert evaluate.spread_atoms(used, 4096) == {**used, "ATOMS": 16, "num_warps": 4}
-    assert evaluate.spread_atoms(used, 4097) == used
+    """Up to 2,048 atoms node kernels take 16 at a time on four warps, unless a setting is being measured."""
+    used = {"ATOMS": 32, "DEPTH": 32, "num_warps": 8, "num_stages": 1}
+    few = {"ATOMS": 16, "DEPTH": 64, "num_warps": 4, "num_stages": 1}
+    assert evaluate.spread_atoms(used, 2048) == few
+    assert evaluate.spread_atoms(used, 2049) == used
+    assert evaluate.spread_atoms({"ATOMS": 16, "num_warps": 1}, 9) == {"ATOMS": 16, "num_warps": 4}
     system = build_lattice("Cu", 2, 5.4, "cpu")
     potential = evaluate.FusedPotential(draw_weights(1, 1, system), "cpu")
     widths = {"inputs": 128, "hidden": 64}
     written = potential._configure(PERCEPTRON_SPACE, channels=16, **widths)
     assert written["ATOMS"] == 32
     assert potential._configure_node(PERCEPTRON_SPACE, 5000, **widths) == written
-    assert potential._configure_node(PERCEPTRON_SPACE, 5, **widths) == {**written, "ATOMS": 16}
+    assert potential._configure_node(PERCEPTRON_SPACE, 5, **widths) == {**written, **few}
+    few_wide = evaluate.FusedPotential(draw_weights(1, 1, system, n_channels=32, n_mixed=32), "cpu")
+    assert few_wide._configure_node(PERCEPTRON_SPACE, 5, inputs=256, hidden=64)["DEPTH"] == 32
     config = LaunchConfig({"ATOMS": 32, "DEPTH": 32}, 2, 1)
     with tuning.override("node_perceptron", config):
         found = potential._configure_node(PERCEPTRON_SPACE, 5, **widths)

@@ -84,7 +84,8 @@ def _list_nodes(
         config = _pick(space, channels=channels, **widths)
         if not few:
             return config
-        return LaunchConfig({**config.blocks, "ATOMS": FEW["ATOMS"]}, FEW["num_warps"], 1)
+        blocks = {name: FEW.get(name, value) for name, value in config.blocks.items()}
+        return LaunchConfig(blocks, FEW["num_warps"], 1)
 
     sizes: dict[str, Any] = {"C": channels, "Q": mixed}
     for space, kernel in (

@@ -37,18 +37,22 @@ def limit_atoms(asked: int, n_atoms: int) -> int:
     return max(1, min(asked, n_atoms // 8192))
 
 
-FEW_ATOMS = 4096
-"""Up to here node kernels take :data:`FEW` at a time: more would leave multiprocessors of a large GPU without work."""
-FEW = {"ATOMS": 16, "num_warps": 4}
-"""The fewest rows that a matrix product takes, on as many warps as a multiprocessor has schedulers."""
+FEW_ATOMS = 2048
+"""Up to here node kernels of 16 channels are launched as in :data:`FEW`; with 32 rows a program, as few as half of an
+H100's multiprocessors would have work."""
+FEW: dict[str, int] = {"ATOMS": 16, "DEPTH": 64, "num_warps": 4}
+"""The fewest rows that a matrix product takes, on as many warps as a multiprocessor has schedulers; best at 1,372 atoms
+in ``bench/results/kernels/launch-sizes-h100.json``."""
 
 
 def spread_atoms(arguments: dict[str, Any], n_atoms: int) -> dict[str, Any]:
-    """Launch arguments of a node kernel for a number of atoms.
+    """Launch arguments of a node kernel of 16 channels for a number of atoms.
 
-    Not a tuned choice: the products of an atom are summed in the same order whatever the block it is in.
+    A written rule, the same in every run; last digits of energies and forces may differ from those of larger systems.
     """
-    return {**arguments, **FEW} if n_atoms <= FEW_ATOMS else arguments
+    if n_atoms > FEW_ATOMS:
+        return arguments
+    return {**arguments, **{name: value for name, value in FEW.items() if name in arguments}}
 
 
 class FusedPotential:
@@ -165,7 +169,7 @@ class FusedPotential:
         self, space: tuning.LaunchSpace, n_atoms: int, **widths: int
     ) -> dict[str, Any]:
         arguments = self._configure(space, channels=self.n_channels, **widths)
-        if tuning.is_overridden(space.kernel):
+        if self.n_channels != 16 or tuning.is_overridden(space.kernel):
             return arguments
         return spread_atoms(arguments, n_atoms)
 
