@@ -98,7 +98,10 @@ def find_barrier_fault(pushes: dict[str, Any], highest: float) -> str:
 
 def find_gate_fault(record: dict[str, Any], accepted: dict[str, str]) -> str:
     """Tests of the gate that failed and were not accepted; empty if there are none."""
-    failed = {row["test"] for row in record["checks"] if row["status"] == "fail"}
+    from fastff.testing import CheckReport
+
+    report = CheckReport.from_dict(record)
+    failed = {check.test for check in report.checks if check.status == "fail"}
     left = sorted(failed - set(accepted))
     return f"the physics gate fails: {', '.join(left)}" if left else ""
 

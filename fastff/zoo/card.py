@@ -194,8 +194,8 @@ def _judge_gate(header: Header) -> list[str]:
     if not record:
         return [*lines, "Never run."]
     checks = record.get("checks", [])
-    failed = sorted({row["test"] for row in checks if row.get("status") == "fail"})
-    skipped = sorted({row["test"] for row in checks if row.get("status") == "n/a"})
+    failed = sorted({row["test"] for row in checks if _fails(row)})
+    skipped = sorted({row["test"] for row in checks if row["value"] is None})
     lines.append(
         f"{'Passed' if record['passed'] else 'Failed: ' + ', '.join(failed)}; {len(checks)} checks, dynamics at "
         f"{record['temperature']:g} K over {'20' if record['full'] else '0.5'} ps; on the {record['device'].upper()}, "
@@ -212,9 +212,14 @@ def _judge_gate(header: Header) -> list[str]:
     return lines
 
 
+def _fails(row: Mapping[str, Any]) -> bool:
+    """Whether a stored check failed; a value that is not finite is stored as text."""
+    return row["value"] is not None and not float(row["value"]) <= row["limit"]
+
+
 def _name_worst(checks: Sequence[Mapping[str, Any]], test: str) -> str:
     """Largest violation of a test that failed, with its limit."""
-    rows = [row for row in checks if row["test"] == test and row.get("status") == "fail"]
+    rows = [row for row in checks if row["test"] == test and _fails(row)]
     worst = max(rows, key=lambda row: float(row["value"]))
     where = ", ".join(word for word in (worst["structure"], worst["reason"]) if word)
     return f"{float(worst['value']):.2g} {worst['unit']} ({where}; limit {worst['limit']:g})"
