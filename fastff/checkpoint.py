@@ -122,7 +122,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
     ModelFileError
         If the file is missing, truncated, of another kind, or written by a newer fastff.
     """
-    path = resolve_model(path)
+    return _read_header(resolve_model(path))
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFileError(f"no model file at {path}; check the path")
     try:
@@ -212,7 +215,7 @@ def load_model(
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Header and tensors of a file, both checked against their hashes."""
-    header = read_header(path)
+    header = _read_header(path)
     try:
         with safe_open(str(path), framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118

@@ -233,11 +233,11 @@ def _tabulate_pushes(header: Header) -> list[str]:
         "Pairs of near atoms in the hottest test frames pushed straight to 0.3 Å, all others at rest; a fall is one of "
         "1 eV or more:",
         "",
-        "| pair | pushed | fall | least barrier before it | lowest after it |",
+        "| pair | pushed | fall | least barrier before it (eV) | lowest after it (eV) |",
         "|---|---:|---:|---:|---:|",
         *(
-            f"| {pair} | {row['n_pushed']} | {row['n_falling']} | {_scale(row['barrier'], 1.0, 1)} eV | "
-            f"{_scale(row['lowest'], 1.0, 1)} eV |"
+            f"| {pair} | {row['n_pushed']} | {row['n_falling']} | {_scale(row['barrier'], 1.0, 1)} | "
+            f"{_scale(row['lowest'], 1.0, 1)} |"
             for pair, row in rows.items()
         ),
     ]
