@@ -275,6 +275,7 @@ class TestRules:
 
         energies = measures.trace_push(SimpleNamespace(respond=respond), atoms, 0, 1)
         assert seen[0] == pytest.approx(1.0)
+        assert max(seen) == seen[0]
         assert seen[-1] == pytest.approx(measures.CLOSEST)
         assert energies[0] == 0.0
         assert energies[-1] == pytest.approx(measures.CLOSEST - 1.0)
