@@ -64,9 +64,9 @@ class FastFFCalculator(Calculator):
 
     Parameters
     ----------
-    model : path or Student
-        A model file written by ``fastff train``, or a loaded student, which is never converted: if it has another
-        dtype or device, the calculator works on a copy.
+    model : path, str or Student
+        A model file written by ``fastff train``, the name of a shipped one (``fastff models``), or a loaded
+        student, which is never converted: if it has another dtype or device, the calculator works on a copy.
     device : str, optional
         ``"cpu"`` or ``"cuda"``; by default cuda where there is one.
     dtype : str

@@ -1,6 +1,7 @@
 """Model files: safetensors with a JSON header, written atomically, checked on reading.
 
-Here: saving and loading students. Not here: training checkpoints (Lightning's own), label files, downloads.
+Here: saving and loading students. Not here: training checkpoints (Lightning's own), label files, downloads, names
+of shipped students (:mod:`fastff.zoo`).
 
 The header travels in the safetensors metadata under the key ``fastff`` and holds the format version, the student's
 configuration, a SHA-256 over all tensors and one over the header itself, and whatever the trainer recorded: teacher
@@ -24,6 +25,7 @@ from safetensors.torch import save as serialize
 from fastff.errors import ModelFileError, UsageError
 from fastff.models import Student, StudentConfig, build_student
 from fastff.models.uncertainty import UncertaintyParameters
+from fastff.zoo import find_shipped, resolve_model
 
 FORMAT_VERSION = 3
 """Version of the header and tensor layout written by this fastff; 2 added the tensors of the uncertainty, 3 the
@@ -113,14 +115,17 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """Read only the header of a model file.
+    """Read only the header of a model file, or of a shipped student by its name.
 
     Raises
     ------
     ModelFileError
         If the file is missing, truncated, of another kind, or written by a newer fastff.
     """
-    path = Path(path)
+    return _read_header(resolve_model(path))
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelFileError(f"no model file at {path}; check the path")
     try:
@@ -176,7 +181,8 @@ def load_model(
 
     Parameters
     ----------
-    path : path
+    path : path or str
+        A model file, or the name of a shipped student (``fastff models`` lists them).
     device, dtype
         Where the student will live and the dtype of its parameters.
 
@@ -190,7 +196,7 @@ def load_model(
     ModelFileError
         If the file cannot be used; the message says what failed.
     """
-    path = Path(path)
+    path = resolve_model(path)
     header, tensors = _read(path)
     extra = {k: tensors.pop(k) for k in list(tensors) if k.startswith(_UNCERTAINTY)}
     try:
@@ -209,7 +215,7 @@ def load_model(
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Header and tensors of a file, both checked against their hashes."""
-    header = read_header(path)
+    header = _read_header(path)
     try:
         with safe_open(str(path), framework="pt") as handle:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
@@ -234,9 +240,13 @@ def stamp_header(path: str | Path, changes: Mapping[str, Any]) -> None:
     ------
     ModelFileError
         If the file cannot be used or written.
+    UsageError
+        If it is the name of a shipped student: those stay as they are.
     ValueError
         If ``changes`` touches what belongs to the file itself.
     """
+    if find_shipped(path) is not None:
+        raise UsageError(f"{path} is a shipped model, which is never changed; copy its file first")
     path = Path(path)
     own = {"format", "config", "sha256", "header_sha256"} & set(changes)
     if own:

@@ -37,8 +37,8 @@ def bench(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="Model file written by `fastff train`; or a bench.json, whose page is then rebuilt, or which is "
-            "compared with another one (--against)."
+            help="Model file written by `fastff train`, or the name of a shipped one; or a bench.json, whose page "
+            "is then rebuilt, or which is compared with another one (--against)."
         ),
     ] = None,
     compare_teacher: Annotated[
@@ -173,7 +173,7 @@ def bench(
         raise UsageError("--gpumd and --nep belong together: give both, or neither")
     if against is not None and not compare_teacher:
         raise UsageError("--against compares timings, which --compare-teacher takes; add it")
-    folder = out if out is not None else model.parent / "bench"
+    folder = out if out is not None else choose_folder(model)
     check_folder(folder, force=force)
     plan = make_plan(
         quick=quick, sizes=sizes, frames=frames, steps=steps, budget=budget, physics=physics,
@@ -186,6 +186,14 @@ def bench(
         gpumd=(gpumd, nep) if gpumd is not None and nep is not None else None,
     )  # fmt: skip
     judge(record, before)
+
+
+def choose_folder(model: Path) -> Path:
+    """Where results go unless the user says so: beside the model file, for a shipped model under ``runs``."""
+    from fastff.zoo import find_shipped
+
+    shipped = find_shipped(model) is not None
+    return Path("runs") / f"bench-{model}" if shipped else model.parent / "bench"
 
 
 def judge(record: BenchRecord, before: Record | None) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastff.cli.terminal import DeviceOption, make_console, resolve_device
+from fastff.cli.terminal import DeviceOption, ModelArgument, make_console, resolve_device
 from fastff.errors import AccuracyError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ SEED_ATOMS = 64
 
 
 def check(
-    model: Annotated[Path, typer.Argument(help="Model file written by `fastff train`.")],
+    model: ModelArgument,
     structures: Annotated[
         Path | None,
         typer.Option(
@@ -63,13 +63,18 @@ def check(
 
     from fastff.checkpoint import load_model, stamp_header
     from fastff.testing import check_student
+    from fastff.zoo import find_shipped, resolve_model
 
+    shipped = find_shipped(model) is not None
+    stamp = stamp and not shipped
     student = load_model(model, device=resolve_device(device))
     named = choose_structures(student, structures)
     kelvin = temperature or choose_temperature(student.header)
     console = make_console()
     with console.status("checking"):
-        report = check_student(student, named, path=model, temperature=kelvin, full=full)
+        report = check_student(
+            student, named, path=resolve_model(model), temperature=kelvin, full=full
+        )
     record = describe_run(report, student, full=full, temperature=kelvin, names=list(named))
     if json_file is not None:
         write_record(json_file, record)
@@ -77,6 +82,8 @@ def check(
         stamp_header(model, {"check": record})
     console.print(make_table(report))
     done = "recorded in the model file" if stamp else "not recorded"
+    if shipped:
+        done += ", as shipped models stay as they are"
     skipped = len({check.test for check in report.summarize() if check.status == "n/a"})
     console.print(
         f"{len(report.checks)} checks on {len(named) + 4} structures, {len(report.failures)} failed, "

@@ -20,6 +20,7 @@ from fastff.cli.terminal import (
     DeviceOption,
     DType,
     DTypeOption,
+    ModelArgument,
     make_console,
     resolve_device,
     resolve_dtype,
@@ -76,7 +77,7 @@ class VelocitySource(StrEnum):
 
 
 def md(
-    model: Annotated[Path, typer.Argument(help="Model file written by `fastff train`.")],
+    model: ModelArgument,
     structure: Annotated[
         Path, typer.Argument(help="Structure in any format ASE reads; its last frame counts.")
     ],

@@ -15,6 +15,7 @@ from fastff.cli.terminal import (
     DeviceOption,
     DType,
     DTypeOption,
+    ModelArgument,
     make_console,
     resolve_device,
     resolve_dtype,
@@ -32,7 +33,7 @@ MAX_ROWS = 20
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Model file written by `fastff train`.")],
+    model: ModelArgument,
     structures: Annotated[
         Path,
         typer.Argument(help="Structures in any format ASE reads: extxyz, CIF, POSCAR, traj ..."),

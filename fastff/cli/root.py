@@ -40,6 +40,7 @@ COMMANDS: dict[str, CommandSource] = {
     "labels": CommandSource("fastff.cli.labels", "labels", "Make a model"),
     "bench": CommandSource("fastff.cli.bench", "bench", "Judge a model"),
     "check": CommandSource("fastff.cli.check", "check", "Judge a model"),
+    "models": CommandSource("fastff.cli.models", "models", "Use a model"),
     "predict": CommandSource("fastff.cli.predict", "predict", "Use a model"),
     "md": CommandSource("fastff.cli.md", "md", "Use a model"),
     "teachers": CommandSource("fastff.cli.teachers", "teachers", "This machine"),

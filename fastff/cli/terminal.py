@@ -6,6 +6,7 @@ Here: presentation and the options that several commands take. Not here: command
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +27,12 @@ class DType(StrEnum):
     FLOAT64 = "float64"
 
 
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Model file written by `fastff train`, or the name of a shipped one (`fastff models`)."
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda or cuda:N; auto prefers a GPU.")
 ]

@@ -32,7 +32,9 @@ COMPILING_SHARE: Final = 0.5
 def tune(
     model: Annotated[
         Path | None,
-        typer.Argument(help="Model file whose widths to tune for; the built-in sizes if left out."),
+        typer.Argument(
+            help="Model file, or shipped model, whose widths to tune for; the built-in sizes if left out."
+        ),
     ] = None,
     device: DeviceOption = "auto",
     out: Annotated[

@@ -20,6 +20,7 @@ from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.labels import Frame, Labels
 from fastff.report.metrics import measure_accuracy
 from fastff.report.schema import BaselineComparison, BaselinePart, Comparison
+from fastff.zoo import find_shipped
 
 if TYPE_CHECKING:
     from fastff.models import Student
@@ -80,12 +81,13 @@ class Baseline:
 
 
 def load_baseline(spec: str, device: str) -> Baseline:
-    """Load what ``--baseline`` names: a model file of fastff, or a teacher's specification.
+    """Load what ``--baseline`` names: a model file of fastff, a shipped student, or a teacher's specification.
 
     Parameters
     ----------
     spec : str
-        A path to a model file, or ``chgnet``, ``sevennet:7net-l3i5``, ``ase:module:Name`` and so on.
+        A path to a model file, the name of a shipped one, or ``chgnet``, ``sevennet:7net-l3i5``, ``ase:module:Name``
+        and so on.
     device : str
 
     Raises
@@ -96,7 +98,7 @@ def load_baseline(spec: str, device: str) -> Baseline:
         It cannot be loaded.
     """
     path = Path(spec)
-    if path.suffix == ".safetensors" or path.is_file():
+    if path.suffix == ".safetensors" or path.is_file() or find_shipped(spec) is not None:
         return _load_model(path, device)
     if ":" not in spec and ("/" in spec or "." in spec):
         raise UsageError(f"--baseline {spec}: there is no such model file")
