@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
+from itertools import pairwise
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -18,6 +19,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from fastff.report.noise import NoiseFloor
 from fastff.report.plotdata import CoverageData, Density, ForceBin
@@ -224,6 +226,15 @@ def draw_learning_curve(curve: Sequence[dict[str, Any]]) -> str:
     return drawing.render()
 
 
+def scale_sizes(axes: Any, curves: Sequence[SpeedCurve]) -> None:
+    """Logarithmic axis of numbers of atoms; each size has its label while there is room for it."""
+    axes.set_xscale("log")
+    sizes = sorted({point.n_atoms for curve in curves for point in curve.points})
+    if 0 < len(sizes) <= 5 and all(b >= 1.4 * a for a, b in pairwise(sizes)):
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 @styled
 def draw_speed(curves: Sequence[SpeedCurve]) -> str:
     """Time of one ASE call against the number of atoms; crosses where a calculator could not be measured."""
@@ -238,7 +249,7 @@ def draw_speed(curves: Sequence[SpeedCurve]) -> str:
             times = np.array([[p.median, p.q10, p.q90] for p in points], dtype=float) * 1e3
             axes.plot(sizes, times[:, 0], "o-", ms=3.5, lw=1.3, color=color, label=curve.label)
             axes.fill_between(sizes, times[:, 1], times[:, 2], color=color, alpha=0.2, lw=0)
-    axes.set_xscale("log")
+    scale_sizes(axes, curves)
     axes.set_yscale("log")
     _mark_missing(axes, curves)
     axes.set_xlabel("atoms")
@@ -258,7 +269,7 @@ def draw_memory(curves: Sequence[SpeedCurve]) -> str:
             sizes, values = zip(*pairs, strict=True)
             color = choose_colors(curves)[curve.role]
             axes.plot(sizes, values, "s-", ms=3.2, lw=1.3, color=color, label=curve.label)
-    axes.set_xscale("log")
+    scale_sizes(axes, curves)
     axes.set_yscale("log")
     _mark_missing(axes, curves)
     axes.set_xlabel("atoms")

@@ -12,7 +12,16 @@ import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from fastff.report.calibration import CalibrationData
-from fastff.report.figures import GREY, INK, OTHERS, STUDENT, TEACHER, Drawing, styled
+from fastff.report.figures import (
+    GREY,
+    INK,
+    OTHERS,
+    STUDENT,
+    TEACHER,
+    Drawing,
+    scale_sizes,
+    styled,
+)
 from fastff.report.noise import NoiseFloor
 from fastff.report.schema import BaselinePart, Comparison
 from fastff.report.speed import SpeedCurve
@@ -134,7 +143,7 @@ def draw_paths(curves: Sequence[SpeedCurve]) -> str:
                 [p.n_atoms for p in points], [1e3 * (p.median or 0.0) for p in points], styles.get(curve.mode, "o-"),
                 ms=3.5, lw=1.1, color=color, label=PATHS[curve.mode],
             )  # fmt: skip
-    axes.set_xscale("log")
+    scale_sizes(axes, curves)
     axes.set_yscale("log")
     axes.set_xlabel("atoms")
     axes.set_ylabel("time of the student (ms)")
