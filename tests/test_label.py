@@ -21,7 +21,6 @@ from ase.io import write
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.jobs import parse_shard, read_jobs
-from fastff.distill.label_report import LabelReport
 from fastff.distill.labelling import describe_caveats, draw_direction
 from fastff.distill.merging import merge_labels
 from fastff.distill.store import LabelStore
@@ -281,19 +280,6 @@ def test_two_processes_share_the_work_and_survive_a_kill(copper_file: Path, tmp_
     with LabelStore(out) as store:
         hashes = [hash_structure(frame.atoms) for frame in store.read()]
     assert hashes == [hash_structure(job.atoms) for job in read_jobs([copper_file])[:20]]
-
-
-def test_reports_of_processes_are_joined() -> None:
-    """Work adds up, time is that of the slowest, and what they label in a second adds up."""
-    one = LabelReport(10, 2, 0, ["a"], n_atoms=400, seconds=4.0, warm_rate=200.0)
-    joined = LabelReport.join([one, LabelReport(8, 0, 1, ["b"], 320, 5.0, 50.0)])
-    assert joined == LabelReport(18, 2, 1, ["a", "b"], 720, 5.0, 250.0, n_processes=2)
-    assert str(joined).startswith(
-        "18 frames labelled in 5.0 s by 2 processes (6.94 ms per atom, 4 when warm)"
-    )
-    cold = LabelReport(2, n_atoms=80, seconds=1.0)
-    assert "warm" not in str(LabelReport.join([one, cold]))
-    assert "warm" in str(LabelReport.join([one, LabelReport()]))  # one had nothing to do
 
 
 def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Path) -> None:

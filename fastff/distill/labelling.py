@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from fastff.teachers import Teacher, TeacherInfo
 
 
+STORE_EVERY = 1.0
+"""Seconds between writes of labels. A batch of a fast teacher takes a tenth of that, and a write waits for the disk."""
+
+
 @dataclass(frozen=True)
 class LabelSettings:
     """How to label.
@@ -138,6 +142,8 @@ class Labeller:
         self._n_done = 0
         self._cold = 0, 0.0  # atoms and seconds of the first batches
         self._n_batches = 0
+        self._unstored: list[Frame] = []
+        self._stored_at = time.perf_counter()
 
     def _make_plan(self, n_frames: int, pending: Sequence[LabelJob]) -> LabelPlan:
         copies = 1 if self.settings.hessian_step is None else 3
@@ -164,29 +170,38 @@ class Labeller:
     def measure(self) -> LabelPlan:
         """Label the first batch, or two if the teacher is cold, and return the plan with the time it takes."""
         start, n_timed = time.perf_counter(), 0
-        for _ in range(min(COLD_BATCHES, len(self.batches))):
-            before = self.report.n_atoms
-            start = time.perf_counter()
-            self.label_batch(self.batches.pop(0))
-            n_timed = self.report.n_atoms - before
+        try:
+            for _ in range(min(COLD_BATCHES, len(self.batches))):
+                before = self.report.n_atoms
+                start = time.perf_counter()
+                self.label_batch(self.batches.pop(0))
+                n_timed = self.report.n_atoms - before
+        finally:
+            self.store_labels()
         if n_timed:
             self.plan = replace(self.plan, seconds_per_atom=(time.perf_counter() - start) / n_timed)
         return self.plan
 
     def run(self) -> LabelReport:
         """Label all that is pending."""
-        while self.batches:
-            self.label_batch(self.batches.pop(0))
+        try:
+            while self.batches:
+                self.label_batch(self.batches.pop(0))
+        finally:
+            self.store_labels()
         return self.report
 
     def label_batch(self, jobs: Sequence[LabelJob]) -> None:
-        """Label and store some jobs; if the process dies, all of them are stored or none."""
+        """Label some jobs, and store all that is not stored yet if :data:`STORE_EVERY` seconds have passed.
+
+        If the process is killed, what is not stored is labelled again by the next run; :meth:`store_labels` is to be
+        called in the end, also where a batch has failed.
+        """
         start = time.perf_counter()
-        frames = label_jobs(self.teacher, jobs, self.settings.hessian_step)
-        outcome = self.store.append(frames, force_limit=self.settings.force_limit)
+        self._unstored += label_jobs(self.teacher, jobs, self.settings.hessian_step)
+        if time.perf_counter() - self._stored_at >= STORE_EVERY:
+            self._write()
         copies = 1 if self.settings.hessian_step is None else 3
-        self.report.n_labelled += outcome.added
-        self.report.set_aside += outcome.quarantined
         self.report.n_atoms += copies * sum(len(job.atoms) for job in jobs)
         self.report.seconds += time.perf_counter() - start
         self._n_batches += 1
@@ -197,6 +212,20 @@ class Labeller:
             self.report.warm_rate = n_warm / (self.report.seconds - self._cold[1])
         self._n_done += len(jobs)
         self.on_batch(self._n_done, self.plan.n_pending)
+
+    def store_labels(self) -> None:
+        """Store what is labelled and not stored yet."""
+        start = time.perf_counter()
+        self._write()
+        self.report.seconds += time.perf_counter() - start
+
+    def _write(self) -> None:
+        frames, self._unstored = self._unstored, []
+        if frames:
+            outcome = self.store.append(frames, force_limit=self.settings.force_limit)
+            self.report.n_labelled += outcome.added
+            self.report.set_aside += outcome.quarantined
+        self._stored_at = time.perf_counter()
 
 
 def label_jobs(

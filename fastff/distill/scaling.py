@@ -95,9 +95,12 @@ class LabelModule(lightning.LightningModule):
         return len(batch)
 
     def close(self) -> None:
-        """Close this process's label file."""
+        """Store what is labelled and close this process's label file."""
         if self.labeller is not None:
-            self.labeller.store.close()
+            try:
+                self.labeller.store_labels()
+            finally:
+                self.labeller.store.close()
 
 
 def label_with_launcher(
