@@ -11,6 +11,10 @@ with new velocities. Then the files of a system are joined to ``OUT/NAME.h5``, a
 came and how far atoms moved. ``--export FOLDER`` also writes ``NAME.npz`` in single precision with all test and
 validation frames, and as many evenly chosen training frames as ``--megabytes`` allow.
 
+Dynamics alone teaches no core repulsion: students of it have wells where atoms are pushed together. So ``--contacts``
+structures of each training trajectory, with pairs pushed to between 0.5 and 0.9 of their shortest distance, come first;
+validation and test frames are dynamics alone.
+
 Averages over positions do not depend on masses: those of light atoms are raised, so that a step can be longer.
 """
 
@@ -44,12 +48,16 @@ from bench.study_systems import (  # noqa: E402
     build_start,
     list_replicas,
 )
-from bench.study_training import split_trajectories  # noqa: E402
+from bench.study_training import HELD_OUT, split_trajectories  # noqa: E402
 
 FRICTION = 0.02
 """1/fs."""
 MAX_FORCE = 60.0
 """eV/Å; frames with larger ones are set aside."""
+MAX_CONTACT_FORCE = 200.0
+"""The same for structures with close contacts."""
+CONTACT_RANGE = (0.5, 0.9)
+"""Distances of pushed pairs over the shortest one of their kind."""
 
 
 class TimeIsOverError(Exception):
@@ -61,6 +69,7 @@ def run_part(arguments: argparse.Namespace) -> None:
     import torch
 
     from fastff.checkpoint import write_atomically
+    from fastff.distill.cells import press_pairs
     from fastff.distill.dynamics import LangevinSettings, Replica, draw_momenta, run_langevin
     from fastff.distill.store import LabelStore
     from fastff.labels import Frame, Labels
@@ -112,6 +121,23 @@ def run_part(arguments: argparse.Namespace) -> None:
             replicas, teacher.label, settings, source="teacher-md", on_frames=write, on_step=count
         )
 
+    def press(replicas: list[Replica]) -> None:
+        """Label structures with close contacts for the training trajectories that have none yet."""
+        rng = np.random.default_rng([arguments.seed, int(part)])
+        fractions = np.linspace(*CONTACT_RANGE, max(arguments.contacts, 1))[: arguments.contacts]
+        for replica in replicas:
+            if replica.trajectory % 8 in HELD_OUT or replica.trajectory in found:
+                continue
+            pressed = [press_pairs(replica.atoms, float(fraction), rng) for fraction in fractions]
+            pushed = [atoms for atoms in pressed if atoms is not None]
+            count(len(pushed))
+            where = replica.trajectory, replica.temperature
+            frames = [
+                Frame(atoms, labels, "close-contact", *where, -1 - k)
+                for k, (atoms, labels) in enumerate(zip(pushed, teacher.label(pushed), strict=True))
+            ]
+            store.append([strip(frame) for frame in frames], force_limit=MAX_CONTACT_FORCE)
+
     replicas, molten = [], []
     for index, (ladder, temperature) in planned:
         atoms = build_start(system, ladder, index, arguments.seed)
@@ -138,6 +164,7 @@ def run_part(arguments: argparse.Namespace) -> None:
             replica.step, replica.labels = 0, None
             momenta = draw_momenta(replica.atoms, replica.temperature, arguments.seed, index)
             replica.atoms.set_momenta(momenta)
+        press(replicas)
         run(replicas, most, arguments.equilibration, arguments.seed, keep)
     except TimeIsOverError:
         pass
@@ -176,6 +203,8 @@ def describe_system(system: System, arguments: argparse.Namespace) -> dict[str, 
         "masses": system.masses,
         "equilibration_steps": arguments.equilibration,
         "melt_steps": system.melt_steps if arguments.melt is None else arguments.melt,
+        "contacts": arguments.contacts,
+        "contact_range": CONTACT_RANGE,
         "shear": SHEAR,
         "seed": arguments.seed,
     }
@@ -227,7 +256,8 @@ def describe_phases(
     """How far atoms are from the lattice at the first frame, and move until the last: whether a liquid is one."""
     own: dict[int, list[Any]] = {}
     for frame in frames:
-        own.setdefault(frame.trajectory, []).append(frame)
+        if frame.source == "teacher-md":
+            own.setdefault(frame.trajectory, []).append(frame)
     rows = []
     planned = list(enumerate(list_replicas(system, arguments.replicas)))
     for ladder in system.ladders:
@@ -342,6 +372,9 @@ def main() -> None:
         "--equilibration", type=int, default=60, help="steps before the first frame"
     )
     parser.add_argument("--melt", type=int, help="steps of melting")
+    parser.add_argument(
+        "--contacts", type=int, default=8, help="structures with close contacts of each trajectory"
+    )
     parser.add_argument("--stride", type=int, help="steps between frames")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export", type=Path, help="folder for archives in single precision")

@@ -20,6 +20,10 @@ from bench.study_variants import Variant
 PROBE_FRAMES = 512
 
 
+HELD_OUT = {3: 2, 6: 1}
+"""Of every eight trajectories, the fourth is for testing, the seventh for validation."""
+
+
 def split_trajectories(frames: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """Training, validation and test frames; see the module docstring."""
     places = {t: k for k, t in enumerate(sorted({frame.trajectory for frame in frames}))}
@@ -30,7 +34,7 @@ def split_trajectories(frames: list[Any]) -> tuple[list[Any], list[Any], list[An
     parts: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for frame in frames:
         place = places[frame.trajectory] % 8
-        parts[2 if place == 3 else 1 if place == 6 else 0].append(frame)
+        parts[HELD_OUT.get(place, 0)].append(frame)
     return parts
 
 
