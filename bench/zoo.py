@@ -24,14 +24,12 @@ What was found, reference numbers, machine, versions, commit and this command ar
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,17 +46,6 @@ RECOMPUTED_WITHIN = 0.002
 LEAST_BARRIER = 20.0
 """kT at the highest temperature of the training data: a pair that tries 1e13 times a second needs some 50 us."""
 PAGE = ROOT / "docs" / "models.md"
-
-
-def load_script(name: str) -> ModuleType:
-    """Another program of this folder as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def find_accuracy_fault(header: dict[str, Any], found: dict[str, float] | None = None) -> str:
@@ -132,13 +119,13 @@ def add(arguments: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(1)
+    from bench import zoo_measures as measures
     from fastff.checkpoint import load_model, read_header, stamp_header
     from fastff.predict import predict
     from fastff.report.metrics import measure_accuracy
     from fastff.report.provenance import collect_provenance
     from fastff.zoo.names import SUFFIX, find_folder
 
-    measures = load_script("zoo_measures")
     accepted = dict(entry.split("=", 1) for entry in arguments.accept)
     header = read_header(arguments.add)
     refuse(find_header_fault(header) or find_accuracy_fault(header))

@@ -5,13 +5,10 @@ Here: measurements. Not here: which of them a student must meet, or where they g
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,32 +21,22 @@ SPEED_ATOMS = 500
 GPU_RECORD = "fused-rounded-h100.json"
 
 
-def load_script(name: str) -> ModuleType:
-    """Another program of this folder as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 class Material:
     """Labels of one system: phases, and test frames by phase."""
 
     def __init__(self, path: Path) -> None:
+        from bench.study_systems import SYSTEMS, list_replicas
+        from bench.study_training import split_trajectories
         from fastff.distill.formats import read_labels
 
-        study, labelling = load_script("study"), load_script("study_labels")
         frames = read_labels(path).frames
-        self.test = study.split_trajectories(frames)[2]
+        self.test = split_trajectories(frames)[2]
         with np.load(path, allow_pickle=False) as archive:
             self.record = json.loads(str(archive["record"]))
         plan = self.record["study"]
-        (system,) = (one for one in labelling.SYSTEMS if one.name == plan["system"])
+        (system,) = (one for one in SYSTEMS if one.name == plan["system"])
         n_replicas = 1 + max(frame.trajectory for frame in frames)
-        replicas = labelling.list_replicas(system, n_replicas)
+        replicas = list_replicas(system, n_replicas)
         self.phases = {k: ladder.phase for k, (ladder, _) in enumerate(replicas)}
         self.n_atoms, self.formula = len(frames[0].atoms), frames[0].atoms.get_chemical_formula()
         self.plan = plan
