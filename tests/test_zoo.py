@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from ase.io import write
 
 from fastff import FastFFCalculator, load_model, read_header
@@ -279,3 +280,30 @@ class TestRules:
         assert seen[-1] == pytest.approx(measures.CLOSEST)
         assert energies[0] == 0.0
         assert energies[-1] == pytest.approx(measures.CLOSEST - 1.0)
+
+
+def test_labels_of_a_system_are_read_as_the_study_writes_them(
+    zoo: ModuleType, measures: ModuleType, tmp_path: Path
+) -> None:
+    """Test frames are those that training left out; each trajectory has the phase of its replica."""
+    n_replicas, n_atoms = 16, 4
+    atoms = bulk("NaCl", "rocksalt", a=5.6, cubic=True)[:n_atoms]
+    study = {"system": "nacl", "ladders": [{"phase": "solid"}, {"phase": "liquid"}]}
+    np.savez(
+        tmp_path / "nacl.npz",
+        numbers=atoms.numbers,
+        positions=np.repeat(atoms.positions[None], n_replicas, axis=0)
+        + 0.01 * np.arange(n_replicas)[:, None, None],
+        cell=np.repeat(atoms.cell.array[None], n_replicas, axis=0),
+        energy=np.arange(n_replicas, dtype=float),
+        forces=np.zeros((n_replicas, n_atoms, 3)),
+        stress=np.zeros((n_replicas, 6)),
+        temperature=np.linspace(200, 1900, n_replicas),
+        replica=np.arange(n_replicas),
+        step=np.zeros(n_replicas, dtype=int),
+        record=np.array(json.dumps({"study": study, "provenance": {}})),
+    )
+    material = measures.Material(tmp_path / "nacl.npz")
+    assert [frame.trajectory for frame in material.test] == [3, 11]
+    assert [material.phases[k] for k in (0, 7, 8, 15)] == ["solid", "solid", "liquid", "liquid"]
+    assert material.pick("liquid", 5000).trajectory == 11
