@@ -187,19 +187,16 @@ class MomentStudent(Student):
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`fastff.models.base.Student.evaluate_dense`."""
-        energies, gradient, _ = self._evaluate(vectors, senders, species)
-        return energies, gradient
+        return self._evaluate(vectors, senders, species)[:2]
 
     def evaluate_features(
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor, Features]:
         """See :meth:`fastff.models.base.Student.evaluate_features`."""
-        energies, gradient, caches = self._evaluate(vectors, senders, species)
+        energies, gradient, caches, vacuum = self._evaluate(vectors, senders, species)
         known = torch.arange(len(self.elements), device=species.device)
         values, unbounded = [], []
-        for block, cache, (_, alone) in zip(
-            self.blocks, caches, self._compute_vacuum(), strict=True
-        ):
+        for block, cache, alone in zip(self.blocks, caches, vacuum, strict=True):
             values.append(cache.hidden - pick_rows(alone.hidden, species))
             bare = block.evaluate_unbounded(alone, known)
             unbounded.append(block.evaluate_unbounded(cache, species) - pick_rows(bare, species))
@@ -207,8 +204,8 @@ class MomentStudent(Student):
 
     def _evaluate(
         self, vectors: Tensor, senders: Tensor, species: Tensor
-    ) -> tuple[Tensor, Tensor, list[NodeCache]]:
-        """As :meth:`evaluate_dense`, with what each node block kept."""
+    ) -> tuple[Tensor, Tensor, list[NodeCache], list[NodeCache]]:
+        """As :meth:`evaluate_dense`, with what each node block kept, of the atoms and of the vacuum."""
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         table = self.cubic_table
         factors = self._gather_pairs(species, senders)
@@ -239,7 +236,7 @@ class MomentStudent(Student):
                 message_gradient = extra_gradient.index_add(
                     0, senders.flatten(), factor_gradient.flatten(0, 1)
                 )
-        return energies, gradient, [cache for *_, cache in saved]
+        return energies, gradient, [c for *_, c in saved], [cache for _, cache in vacuum]
 
     @torch.no_grad()
     def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:
