@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastff.kernels.contract import Build
-from fastff.kernels.moment_potential.evaluate import FEW
+from fastff.kernels.moment_potential.evaluate import spread_atoms
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 _INTEGERS = ("n_atoms", "n_slots", "n_species", "code_bits", "stride", "n_partials")
@@ -84,8 +84,9 @@ def _list_nodes(
         config = _pick(space, channels=channels, **widths)
         if not few:
             return config
-        blocks = {name: FEW.get(name, value) for name, value in config.blocks.items()}
-        return LaunchConfig(blocks, FEW["num_warps"], 1)
+        spread = spread_atoms(config.to_arguments(), n_atoms=1)
+        blocks = {name: spread[name] for name in config.blocks}
+        return LaunchConfig(blocks, spread["num_warps"], spread["num_stages"])
 
     sizes: dict[str, Any] = {"C": channels, "Q": mixed}
     for space, kernel in (
