@@ -50,14 +50,12 @@ def describe_structures(student: Student, structures: Sequence[ase.Atoms]) -> np
         graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in chunk])
         graph = graph.to(student.device)
         _, features = student.predict_features(graph)
-        rows_of_atoms, species = (
-            features.unbounded.double().cpu(),
-            student.find_species(graph.numbers).cpu(),
-        )
+        unbounded = features.unbounded.double().cpu()
+        species = student.find_species(graph.numbers).cpu()
         batch, parts = graph.batch.cpu(), []
         for k in range(len(student.elements)):
             mine = species == k
-            moved = (rows_of_atoms[mine] - means[k].cpu()) @ components[k].cpu().T
+            moved = (unbounded[mine] - means[k].cpu()) @ components[k].cpu().T
             both = torch.cat([moved, moved.square()], dim=1)
             sums = both.new_zeros(len(chunk), both.shape[1]).index_add(0, batch[mine], both)
             counts = torch.bincount(batch[mine], minlength=len(chunk)).clamp_min(1)
