@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
+from programs import load_program
 
 
 @pytest.fixture(scope="module")
 def race() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ase_race", ROOT / "bench" / "ase_race.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("ase_race")
 
 
 def test_a_missing_teacher_costs_its_own_rows(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 from emt_frames import label_by_emt, make_alloys
+from programs import load_program
 
 from fastff.distill.store import LabelStore
 from fastff.labels import Labels
@@ -26,11 +26,7 @@ BENCH = Path(__file__).resolve().parents[1] / "bench"
 
 def load(name: str) -> ModuleType:
     before = list(sys.path)
-    spec = importlib.util.spec_from_file_location(name, BENCH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program(name)
     sys.path[:] = before
     return module
 

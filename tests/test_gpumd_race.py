@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import stat
 import sys
@@ -12,8 +11,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from programs import load_program
 
-SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "gpumd_race.py"
 PROGRAM = """
 import os
 print("version 5.6")
@@ -27,12 +26,7 @@ for speed in (1e3, 2e6, 1e6, 2e6):
 @pytest.fixture
 def race(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("gpumd_race", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("gpumd_race")
 
 
 def test_neighbors_of_a_crystal_are_counted(race: ModuleType) -> None:

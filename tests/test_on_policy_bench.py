@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.io import write
+from programs import load_program
 
 from fastff.distill.planning import plan_sampling
 
@@ -22,11 +22,7 @@ PATH = Path(__file__).resolve().parents[1] / "bench" / "on_policy.py"
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [str(PATH.parent), *sys.path])
-    spec = importlib.util.spec_from_file_location("on_policy", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_program("on_policy")
     assert str(PATH.parent) not in sys.path
     return module
 

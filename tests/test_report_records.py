@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from programs import load_program
 
 from fastff.errors import DataError
 from fastff.report.html import read_embedded, render_report
@@ -45,9 +45,7 @@ def test_results_are_explained():
 
 def test_page_of_results_shows_the_records_as_they_are(monkeypatch, tmp_path):
     """The stored page is what the records give; a record that is edited or replaced makes it another page."""
-    spec = importlib.util.spec_from_file_location("tabulate", FOLDER.parent / "tabulate.py")
-    tabulate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tabulate)
+    tabulate = load_program("tabulate")
     page = tabulate.render_page()
     assert (FOLDER / "README.md").read_text() == page, "run: python bench/tabulate.py --write"
     for path in tabulate.list_records():

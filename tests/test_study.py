@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from programs import load_program
 
 from fastff.models import ARCHITECTURES, configure_student
 
@@ -20,12 +21,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "study.py"
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program("study")
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +134,7 @@ def test_record_is_shown_as_tables_of_flat_rows(
     assert record["labels"][0]["high_K"] == 1600
     path = tmp_path / "record.json"
     path.write_text(json.dumps(record))
-    spec = importlib.util.spec_from_file_location("tabulate", SCRIPT.with_name("tabulate.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
+    tables = load_program("tabulate")
     tables.RESULTS = tmp_path
     lines = tables.describe_record(path)
     assert "Measured on some GPU, 2.0, 3.0, abc1234, 2026-01-02T03:04:04+00:00." in lines

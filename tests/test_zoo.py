@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,6 +15,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
+from programs import load_program
 
 from fastff import FastFFCalculator, load_model, read_header
 from fastff.checkpoint import stamp_header
@@ -26,22 +25,11 @@ from fastff.report.comparison import read_header_structures
 from fastff.testing import Check, CheckReport
 from fastff.zoo import find_shipped, list_shipped, render_card, resolve_model
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = list_shipped()
 FIRST = NAMES[0]
 
 Run = Callable[..., tuple[int, str, str]]
 every_name = pytest.mark.parametrize("name", NAMES)
-
-
-def load_program(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "bench" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
