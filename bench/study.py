@@ -11,7 +11,7 @@ interrupted goes on from its last checkpoint. ``OUT/study.json`` and ``OUT/study
 the end, or by ``--table`` alone; the record also says what the labels are where ``labels.json`` of ``study_labels.py``
 is in ``OUT`` or beside them. The commit is read from git, or from ``FASTFF_COMMIT``.
 
-``--gpus N`` spreads the jobs over N GPUs, the longest first. ``--probe`` first times a training step of every variant,
+``--gpus N`` spreads the jobs over N GPUs (the first of ``CUDA_VISIBLE_DEVICES``), the longest first. ``--probe`` first times a training step of every variant,
 alone on a GPU, and lowers the number of steps, the same for all, to what the budget allows, or ``--plan-seconds``,
 which leaves room for what processes on one GPU cost each other; ``OUT/steps.json`` keeps it for later runs. A variant
 whose step cannot be captured into a CUDA graph trains without, and with fewer steps if it must. ``ms_per_step`` of a
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--ablations", action="store_true", help="ablations beside the students")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-atoms", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--processes", type=int, default=2)

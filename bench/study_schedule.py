@@ -83,7 +83,8 @@ class Pool:
     def _start(self, task: Task, gpu: int) -> subprocess.Popen[bytes]:
         environment = dict(os.environ)
         if self.arguments.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+            environment["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
         with (self.logs / f"{task.name}.log").open("ab") as log:
             command = [sys.executable, str(SCRIPT), *sys.argv[1:], *task.words]
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)

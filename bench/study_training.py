@@ -78,8 +78,9 @@ def configure(variant: Variant, arguments: argparse.Namespace) -> Any:
         architecture=variant.name,
         cutoff=variant.cutoff,
         n_steps=arguments.steps,
-        batch_atoms=arguments.batch_atoms,
+        batch_atoms=round(variant.batch * arguments.batch_atoms),
         learning_rate=variant.rate * arguments.learning_rate,
+        optimizer=variant.optimizer,  # type: ignore[arg-type]  # one of two names
         n_validations=10,
         patience=99,
         seed=arguments.seed,

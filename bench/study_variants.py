@@ -16,10 +16,21 @@ class Variant:
     cutoff: float = 5.0
     rate: float = 1.0
     """Learning rate relative to ``--learning-rate``."""
+    optimizer: str = "soap"
+    batch: float = 1.0
+    """Atoms of a batch relative to ``--batch-atoms``."""
 
 
-def vary(base: str, label: str, cutoff: float = 5.0, rate: float = 1.0, **sizes: Any) -> Variant:
-    return Variant(f"{base}-{label}", base, sizes, cutoff, rate)
+def vary(
+    base: str,
+    label: str,
+    cutoff: float = 5.0,
+    rate: float = 1.0,
+    optimizer: str = "soap",
+    batch: float = 1.0,
+    **sizes: Any,
+) -> Variant:
+    return Variant(f"{base}-{label}", base, sizes, cutoff, rate, optimizer, batch)
 
 
 STUDENTS = [Variant(name, name, {}) for name in ("m1", "m2", "m2-l", "painn")]
@@ -30,11 +41,20 @@ ABLATIONS = [
     *(vary("m2", f"l{n}", l_max=n) for n in (1, 2)),
     *(vary("m2", f"body{n}", body_order=n) for n in (2, 3)),
     *(vary("m2", f"h{n}", hidden=(n, n)) for n in (32, 128)),
-    vary("m2", "lr0.4", rate=0.4),
+    vary("m2", "adamw", rate=0.5, optimizer="adamw"),
+    *(vary("m2", f"lr{r:g}", rate=r) for r in (0.3, 2.0)),
+    *(vary("m2", f"b{b:g}", batch=b) for b in (0.25, 4.0)),
+    vary("m2", "q32", n_mixed=32),
+    vary("m2", "q32-h128", n_mixed=32, hidden=(128, 128)),
+    vary("m2-l", "h128", hidden=(128, 128)),
+    vary("m2-l", "k12-h128", n_radial=12, hidden=(128, 128)),
+    vary("m2-l", "rc6", cutoff=6.0),
+    vary("m2-l", "c48-h128", n_channels=48, n_mixed=48, hidden=(128, 128)),
+    vary("m1", "q32", n_mixed=32),
     vary("m1", "c32", n_channels=32, n_mixed=32),
     vary("m1", "c32-h128", n_channels=32, n_mixed=32, hidden=(128, 128)),
     vary("m1", "rc6", cutoff=6.0),
     vary("painn", "c64", n_channels=64, hidden=(64, 64)),
     vary("painn", "rc6", cutoff=6.0),
-    vary("painn", "lr0.4", rate=0.4),
+    vary("painn", "adamw", rate=0.5, optimizer="adamw"),
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,7 @@ from fastff.distill.losses import (
     pick_fields,
 )
 from fastff.distill.ranks import count_ranks, find_rank, gather_from_ranks, sum_over_ranks
+from fastff.distill.soap import Soap
 from fastff.errors import DataError
 from fastff.graph import Graph, batch_graphs
 from fastff.labels import Frame, Labels
@@ -55,6 +56,8 @@ class DistillationModule(pl.LightningModule):
     weights : LossWeights
     conservative : bool
         See :class:`~fastff.distill.losses.ResidualLosses`.
+    optimizer : str
+        ``"soap"`` (:class:`~fastff.distill.soap.Soap`) or ``"adamw"``, to compare.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class DistillationModule(pl.LightningModule):
         learning_rate: float,
         weights: LossWeights | None = None,
         conservative: bool = True,
+        optimizer: Literal["soap", "adamw"] = "soap",
     ) -> None:
         super().__init__()
         for parameter in student.parameters():
@@ -76,6 +80,7 @@ class DistillationModule(pl.LightningModule):
         self.validation_frames = validation
         self.n_steps = n_steps
         self.learning_rate = learning_rate
+        self.optimizer_name = optimizer
         self.loss_weights = weights or LossWeights()
         self.learning_curve: list[dict[str, float]] = []
         self._losses = CapturedLosses(
@@ -173,15 +178,21 @@ class DistillationModule(pl.LightningModule):
         self.learning_curve = list(checkpoint["learning_curve"])
         self._seconds_before = float(checkpoint.get("seconds", 0.0))
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW with a short warm-up and a cosine schedule that ends at a thousandth of the learning rate."""
-        optimizer = torch.optim.AdamW(
-            self.student.parameters(),
+    def _build_optimizer(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        if self.optimizer_name == "soap":
+            return Soap(parameters, lr=self.learning_rate)
+        return torch.optim.AdamW(
+            parameters,
             lr=self.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=1e-4,
             fused=self.device.type == "cuda" or None,
         )
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser, a short warm-up and a cosine schedule that ends at a thousandth of the learning rate."""
+        optimizer = self._build_optimizer()
         warmup = max(1, min(100, self.n_steps // 20))
         schedule = torch.optim.lr_scheduler.SequentialLR(
             optimizer,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -70,6 +70,8 @@ class TrainSettings:
     batch_atoms : int
         Atoms per batch, about.
     learning_rate : float
+    optimizer : str
+        ``"soap"``, or ``"adamw"`` to compare.
     hessian_weight : float
         Weight of Hessian-vector products in the loss, where labels have them; 0 leaves them out.
     conservative : bool
@@ -94,7 +96,8 @@ class TrainSettings:
     cutoff: float = 5.0
     n_steps: int = 5000
     batch_atoms: int = 512
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
+    optimizer: Literal["soap", "adamw"] = "soap"
     hessian_weight: float = 0.1
     conservative: bool = True
     ema_decay: float = 0.995
@@ -209,6 +212,7 @@ def train_student(
         list(validation),
         n_steps=n_epochs * (len(training) // batch_size),
         learning_rate=settings.learning_rate,
+        optimizer=settings.optimizer,
         weights=LossWeights(hessian=settings.hessian_weight),
         conservative=settings.conservative,
     )

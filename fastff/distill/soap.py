@@ -1,0 +1,228 @@
+"""SOAP, the optimiser that trains students: Adam in the slowly turning eigenbasis of Shampoo's preconditioner.
+
+Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade 2024, "SOAP: improving and stabilizing Shampoo using
+Adam", arXiv:2409.11321, algorithm 3. A student has few parameters, and its inputs (invariants of the same moments) are
+strongly correlated: turning gradients into a basis where they are not makes each step worth many of AdamW's, for
+matrix products of 64 to 288 rows that cost little beside the loss.
+
+Here: the update, its capture on a GPU, its state. Not here: learning rates, schedules, what is trained
+(:mod:`fastff.distill.module`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+EAGER_STEPS = 3
+"""Steps before the update is captured on a GPU: they set up what the capture needs."""
+DIAGONAL_SHARE = 1e-5
+"""Part of the mean eigenvalue added before a basis is turned, so that directions without gradients keep theirs."""
+
+State = dict[str, Tensor]
+
+
+class Soap(torch.optim.Optimizer):
+    """Adam in the eigenbasis of Shampoo's preconditioner.
+
+    Parameters of more than two dimensions are stacks of matrices, those over their last two; vectors are updated as
+    by Adam. Matrices of one shape are updated together, whichever parameter they belong to; what is kept of them is
+    in the state of the first of these parameters.
+
+    Parameters
+    ----------
+    params : iterable of Parameter or of dict
+        As for any optimiser of torch.
+    lr : float
+    betas : (float, float)
+        Decay of the averages of the gradient and of its square in the eigenbasis.
+    basis_decay : float
+        Decay of the averages of ``G G^T`` and ``G^T G``, whose eigenvectors are the basis.
+    eps : float
+    weight_decay : float
+        Decoupled, relative to the learning rate.
+    refresh_every : int
+        Steps between two turns of the basis.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        *,
+        betas: tuple[float, float] = (0.95, 0.95),
+        basis_decay: float = 0.95,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-4,
+        refresh_every: int = 10,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "basis_decay": basis_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "refresh_every": refresh_every,
+        }
+        super().__init__(params, defaults)
+        self._captured: _CapturedUpdate | None = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state; what was captured on a GPU is forgotten, since the tensors are others."""
+        super().load_state_dict(state_dict)
+        self._captured = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient; no GPU is waited for."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            stacks = _stack_parameters(p for p in group["params"] if p.grad is not None)
+            for stack in stacks:
+                if "step" not in self.state[stack[0]]:
+                    self.state[stack[0]] = _start(_join([p.grad for p in stack]))
+            if stacks:
+                self._update(group, stacks)
+        return loss
+
+    def _update(self, group: dict[str, Any], stacks: list[list[nn.Parameter]]) -> None:
+        states = [self.state[stack[0]] for stack in stacks]
+        for state in states:
+            state["step"] += 1.0
+        n_steps = int(states[0]["step"])
+        beta1, beta2 = group["betas"]
+        keep = 1.0 - group["lr"] * group["weight_decay"]
+        rate = group["lr"] * (1.0 - beta2**n_steps) ** 0.5 / (1.0 - beta1**n_steps)
+        if not stacks[0][0].is_cuda or n_steps <= EAGER_STEPS or len(self.param_groups) > 1:
+            gradients = [_join([p.grad for p in stack]) for stack in stacks]
+            _apply_update(group, stacks, states, gradients, keep, rate)
+        else:
+            if self._captured is None or not self._captured.fits(stacks):
+                self._captured = _CapturedUpdate(group, stacks, states)
+            self._captured.replay(stacks, keep, rate)
+        if n_steps % group["refresh_every"] == 0:
+            for state in states:
+                _refresh_basis(state)
+
+
+class _CapturedUpdate:
+    """The update of all stacks as one CUDA graph, given copies of the gradients and two scalars."""
+
+    def __init__(
+        self, group: dict[str, Any], stacks: list[list[nn.Parameter]], states: list[State]
+    ) -> None:
+        self._parameters = [p for stack in stacks for p in stack]
+        self._gradients = [torch.empty_like(p) for p in self._parameters]
+        self._keep, self._rate = (torch.zeros((), device=self._gradients[0].device) for _ in "kr")
+        parts = iter(self._gradients)
+        copies = [[next(parts) for _ in stack] for stack in stacks]
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            joined = [_join(own) for own in copies]
+            _apply_update(group, stacks, states, joined, self._keep, self._rate)
+
+    def fits(self, stacks: list[list[nn.Parameter]]) -> bool:
+        """Whether these are the parameters that the graph updates."""
+        now = [p for stack in stacks for p in stack]
+        return len(now) == len(self._parameters) and all(
+            a is b for a, b in zip(now, self._parameters, strict=True)
+        )
+
+    def replay(self, stacks: list[list[nn.Parameter]], keep: float, rate: float) -> None:
+        gradients = [p.grad for stack in stacks for p in stack]
+        torch._foreach_copy_(self._gradients, gradients)
+        self._keep.fill_(keep)
+        self._rate.fill_(rate)
+        self._graph.replay()
+
+
+def _stack_parameters(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Parameters by the shape of their matrices, in order."""
+    stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        stacks.setdefault(_matrix_shape(parameter), []).append(parameter)
+    return list(stacks.values())
+
+
+def _matrix_shape(tensor: Tensor) -> tuple[int, int]:
+    """Rows and columns of the matrices of a tensor; a vector has one row."""
+    return (1, tensor.numel()) if tensor.ndim < 2 else (tensor.shape[-2], tensor.shape[-1])
+
+
+def _join(tensors: list[Tensor]) -> Tensor:
+    """All matrices of the tensors, (n_matrices, rows, columns)."""
+    return torch.cat([tensor.reshape(-1, *_matrix_shape(tensor)) for tensor in tensors])
+
+
+def _start(gradients: Tensor) -> State:
+    """State of a stack (n_matrices, rows, columns) before its first step; bases are those of its first gradient."""
+    state = {
+        "step": torch.zeros(()),
+        "mean": torch.zeros_like(gradients),
+        "square": torch.zeros_like(gradients),
+    }
+    if min(gradients.shape[1:]) > 1:
+        finite = torch.nan_to_num(gradients)  # a loss that is not finite is reported by who computes it
+        for side, product in (("left", finite @ finite.mT), ("right", finite.mT @ finite)):
+            state[side] = product
+            state[f"{side}_basis"] = torch.linalg.eigh(product)[1].flip(-1).contiguous()
+    return state
+
+
+def _apply_update(
+    group: dict[str, Any],
+    stacks: list[list[nn.Parameter]],
+    states: list[State],
+    gradients: list[Tensor],
+    keep: Tensor | float,
+    rate: Tensor | float,
+) -> None:
+    """Move the parameters: what is captured on a GPU. ``keep`` and ``rate`` hold the schedule and Adam's corrections."""
+    beta1, beta2 = group["betas"]
+    for stack, state, gradient in zip(stacks, states, gradients, strict=True):
+        mean, square = state["mean"], state["square"]
+        mean.lerp_(gradient, 1.0 - beta1)
+        turned, direction = gradient, mean
+        if "left" in state:
+            left, right = state["left_basis"], state["right_basis"]
+            turned, direction = left.mT @ gradient @ right, left.mT @ mean @ right
+        square.lerp_(turned.square(), 1.0 - beta2)
+        move = direction / (square.sqrt() + group["eps"])
+        if "left" in state:
+            move = left @ move @ right.mT
+            change = 1.0 - group["basis_decay"]
+            state["left"].lerp_(gradient @ gradient.mT, change)
+            state["right"].lerp_(gradient.mT @ gradient, change)
+        moves = move * rate
+        place = 0
+        for parameter in stack:
+            count = parameter.numel() // moves[0].numel()
+            own = moves[place : place + count].view(parameter.shape)
+            parameter.copy_(parameter * keep - own)
+            place += count
+
+
+def _refresh_basis(state: State) -> None:
+    """Turn both bases towards the eigenvectors of the averages, by one orthogonal iteration in order of eigenvalue.
+
+    The averaged squares follow the order; in place, since a captured update reads these tensors.
+    """
+    for side, dim in (("left", 1), ("right", 2)):
+        if side not in state:
+            continue
+        average, basis = state[side], state[f"{side}_basis"]
+        image = average @ basis
+        order = (image * basis).sum(dim=1).argsort(dim=1, descending=True)
+        share = DIAGONAL_SHARE * average.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+        columns = order[:, None, :].expand_as(basis)
+        ranked = (image + share * basis).gather(2, columns)
+        basis.copy_(torch.linalg.qr(ranked)[0])
+        square = state["square"]
+        places = order[:, :, None] if dim == 1 else order[:, None, :]
+        square.copy_(square.gather(dim, places.expand_as(square)))
