@@ -56,7 +56,7 @@ def keep_known(row: Row) -> Row:
 
 
 def describe_study(jobs: list[Row]) -> str:
-    teachers = sorted({job["teacher"]["name"] for job in jobs})
+    teachers = sorted({job["teacher"].get("name", "unknown") for job in jobs})
     return (
         f"Students trained on stored labels of {', '.join(teachers) or 'no teacher'}. Accuracies and errors are those "
         "of the final weights on test frames, which are whole trajectories that neither training nor validation saw. "

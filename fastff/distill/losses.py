@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastff.distill.data import LabelStatistics, stack_voigt
+from fastff.kernels.replay import pause_collection
 from fastff.models import Student
 
 
@@ -234,7 +235,8 @@ class CapturedLosses:
             self._shapes = shapes
             replica = copy.copy(self._losses)
             samples = tuple(field.clone() for field in fields)
-            self._captured = torch.cuda.make_graphed_callables(
-                replica, samples, allow_unused_input=True
-            )
+            with pause_collection():
+                self._captured = torch.cuda.make_graphed_callables(
+                    replica, samples, allow_unused_input=True
+                )
         return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)

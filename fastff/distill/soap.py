@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastff.kernels.replay import record_graph
+
 EAGER_STEPS = 3
 """Steps before the update is captured on a GPU: they set up what the capture needs."""
 DIAGONAL_SHARE = 1e-5
@@ -122,8 +124,7 @@ class _CapturedUpdate:
         self._keep, self._rate = (torch.zeros((), device=self._gradients[0].device) for _ in "kr")
         parts = iter(self._gradients)
         copies = [[next(parts) for _ in stack] for stack in stacks]
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with record_graph(self._gradients[0].device) as self._graph:
             joined = [_join(own) for own in copies]
             _apply_update(group, stacks, states, joined, self._keep, self._rate)
 

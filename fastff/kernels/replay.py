@@ -1,17 +1,43 @@
 """CUDA graphs: a sequence of launches over fixed buffers, recorded once and replayed.
 
-Here: :class:`Replay`. Not here: what is recorded, or when buffers move. Recording takes a tenth of a second, so it
-waits until a function has been called a few times on the same buffers.
+Here: recording, and :class:`Replay`. Not here: what is recorded, or when buffers move. Recording takes a tenth of a
+second, so it waits until a function has been called a few times on the same buffers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
 EAGER_CALLS = 2
 """Calls before recording; at least one, in which kernels are compiled and loaded."""
+
+
+@contextmanager
+def pause_collection() -> Iterator[None]:
+    """No garbage collection inside: a graph that it freed while another is recorded would spoil the recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def record_graph(device: torch.device) -> Iterator[torch.cuda.CUDAGraph]:
+    """Record what is launched inside instead of running it; other threads may use the device meanwhile."""
+    graph = torch.cuda.CUDAGraph()
+    with (
+        pause_collection(),
+        torch.cuda.device(device),
+        torch.cuda.graph(graph, capture_error_mode="thread_local"),
+    ):
+        yield graph
 
 
 class Replay:
@@ -49,10 +75,6 @@ class Replay:
         self._graph.replay()
 
     def _record(self) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(graph, capture_error_mode="thread_local"),
-        ):
+        with record_graph(self._device) as graph:
             self._function()
         return graph
