@@ -17,7 +17,7 @@ from fastff.distill.module import DistillationModule
 from fastff.distill.train import TrainSettings, train_student
 
 SETTINGS = {"cutoff": 4.0, "batch_atoms": 14, "n_validations": 6, "device": "cpu", "patience": 1}
-SETTINGS |= {"n_steps": 40, "architecture": "m2", "learning_rate": 2e-3}
+SETTINGS |= {"n_steps": 40, "architecture": "m2", "learning_rate": 2e-3, "optimizer": "adamw"}
 
 
 def hash_parameters(module: torch.nn.Module) -> str:

@@ -63,7 +63,7 @@ def test_vectors_are_updated_as_by_adam() -> None:
     start = torch.randn(7, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     steps = (
-        Soap([ours], lr=0.1, betas=(0.9, 0.95), weight_decay=0.01),
+        Soap([ours], lr=0.1, betas=(0.9, 0.95), weight_decay=0.01, eps=1e-8),
         torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.95), weight_decay=0.01),
     )
     for _ in range(20):

@@ -30,7 +30,9 @@ class LossWeights:
     """Weights of the loss terms, each of which is a squared relative error.
 
     Forces are compared in units of their root mean square, energies per atom in units of their spread, stress in
-    units of its root mean square: the terms are the squares of one minus the accuracies they train. The energy
+    units of its root mean square: near the end the terms are the squares of one minus the accuracies they train. Each
+    is a Huber loss, and atoms pushed together count by their relative error (:func:`measure_strain`): a few close
+    contacts among the labels teach the wall without outweighing thermal motion. The energy
     weight ramps from ``energy_start`` to ``energy`` over the run. Hessian-vector products, where labels have them, are
     compared in units of their root mean square.
     """
@@ -46,6 +48,12 @@ class LossWeights:
         energy = self.energy_start + (self.energy - self.energy_start) * progress
         return (self.forces, energy, self.stress, self.hessian)[:n_terms]
 
+
+HUBER_WIDTH = 0.1
+"""Where the loss of a relative error turns from quadratic to linear."""
+
+STRAINED_FORCE = 4.0
+"""Teacher force, over the root mean square of a median frame, above which errors count relative to it."""
 
 BATCH_FIELDS = (
     "vectors",
@@ -74,7 +82,8 @@ class ResidualLosses(nn.Module):
     """Terms of a batch; fixed shapes and no synchronisation, so that a GPU can replay it.
 
     ``n_atoms`` (n_systems,) counts the atoms of each frame without padding ones, which feel and exert no force. Each
-    term is a Huber loss of the error over its scale in ``statistics``, quadratic up to one.
+    term is a Huber loss of the error over its scale in ``statistics``, larger by :func:`measure_strain` where atoms
+    are pushed together.
 
     Parameters
     ----------
@@ -129,10 +138,14 @@ class ResidualLosses(nn.Module):
         energy = energies.new_zeros(n_systems).index_add(0, batch, energies)
         known = torch.isfinite(target_stress)
         wanted = torch.where(known, target_stress, stress.detach())
+        strain, strain_of_frame = measure_strain(target_forces, self.force_unit, batch, n_systems)
+        force_error = (forces - target_forces) / strain[:, None]
+        energy_error = (energy - target_energy) / (n_atoms * strain_of_frame)
+        stress_error = (stress - wanted) / strain_of_frame[:, None]
         terms = [
-            relative_huber(forces - target_forces, self.force_unit).sum() / (3 * n_atoms.sum()),
-            relative_huber((energy - target_energy) / n_atoms, self.energy_unit).mean(),
-            relative_huber(stress - wanted, self.stress_unit).sum() / known.sum().clamp_min(1),
+            relative_huber(force_error, self.force_unit).sum() / (3 * n_atoms.sum()),
+            relative_huber(energy_error, self.energy_unit).mean(),
+            relative_huber(stress_error, self.stress_unit).sum() / known.sum().clamp_min(1),
         ]
         if rows is not None and len(rows) == 0:
             terms.append(0.0 * energies.sum())
@@ -210,9 +223,36 @@ def count_labels(fields: tuple[Tensor, ...]) -> Tensor:
     return torch.stack([count.to(known["n_atoms"].dtype) for count in counts])
 
 
+def measure_strain(
+    target_forces: Tensor, unit: float, batch: Tensor, n_systems: int
+) -> tuple[Tensor, Tensor]:
+    """How far the wanted force of every atom exceeds what counts as thermal, at least one, and the most in each frame.
+
+    Parameters
+    ----------
+    target_forces : (n_atoms, 3) tensor
+    unit : float
+        Their root mean square in a median frame.
+    batch : (n_atoms,) int64 tensor
+        Frame of every atom.
+    n_systems : int
+
+    Returns
+    -------
+    strain : (n_atoms,) tensor
+        ``max(1, |F| / (4 unit))``.
+    strain_of_frame : (n_systems,) tensor
+    """
+    size = torch.linalg.vector_norm(target_forces, dim=1)
+    strain = (size / (STRAINED_FORCE * unit)).clamp_min(1.0)
+    return strain, strain.new_ones(n_systems).scatter_reduce(0, batch, strain, "amax")
+
+
 def relative_huber(error: Tensor, unit: float) -> Tensor:
-    """Huber loss of ``error / unit``, quadratic up to one, elementwise."""
-    return functional.huber_loss(error / unit, torch.zeros_like(error), reduction="none")
+    """Huber loss of ``error / unit``, quadratic up to :data:`HUBER_WIDTH`, elementwise."""
+    return functional.huber_loss(
+        error / unit, torch.zeros_like(error), reduction="none", delta=HUBER_WIDTH
+    )
 
 
 class CapturedLosses:

@@ -21,6 +21,10 @@ from fastff.kernels.replay import record_graph
 
 EAGER_STEPS = 3
 """Steps before the update is captured on a GPU: they set up what the capture needs."""
+RAMP = 1e-3
+"""Largest entry of the ramp that decides a first basis, over the mean eigenvalue."""
+TINY = 1e-30
+"""Keeps a matrix without any gradient from dividing by zero."""
 DIAGONAL_SHARE = 1e-5
 """Part of the mean eigenvalue added before a basis is turned, so that directions without gradients keep theirs."""
 
@@ -44,6 +48,8 @@ class Soap(torch.optim.Optimizer):
     basis_decay : float
         Decay of the averages of ``G G^T`` and ``G^T G``, whose eigenvectors are the basis.
     eps : float
+        Added to the root of the averaged squares, relative to their root mean over the matrix: directions whose
+        gradient is rounding alone stay almost where they are, so that devices and processes agree.
     weight_decay : float
         Decoupled, relative to the learning rate.
     refresh_every : int
@@ -57,7 +63,7 @@ class Soap(torch.optim.Optimizer):
         *,
         betas: tuple[float, float] = (0.95, 0.95),
         basis_decay: float = 0.95,
-        eps: float = 1e-8,
+        eps: float = 1e-3,
         weight_decay: float = 1e-4,
         refresh_every: int = 10,
     ) -> None:
@@ -172,8 +178,19 @@ def _start(gradients: Tensor) -> State:
         finite = torch.nan_to_num(gradients)  # a loss that is not finite is reported by who computes it
         for side, product in (("left", finite @ finite.mT), ("right", finite.mT @ finite)):
             state[side] = product
-            state[f"{side}_basis"] = torch.linalg.eigh(product)[1].flip(-1).contiguous()
+            state[f"{side}_basis"] = _find_basis(product)
     return state
+
+
+def _find_basis(product: Tensor) -> Tensor:
+    """Eigenvectors (n_matrices, n, n), largest eigenvalue first, of ``product`` with a small ramp on its diagonal.
+
+    A first gradient has few directions; the ramp decides the others, which rounding would decide otherwise.
+    """
+    n = product.shape[-1]
+    ramp = torch.linspace(RAMP, 0.5 * RAMP, n, dtype=product.dtype, device=product.device)
+    size = product.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None]
+    return torch.linalg.eigh(product + torch.diag_embed(ramp * size))[1].flip(-1).contiguous()
 
 
 def _apply_update(
@@ -194,7 +211,8 @@ def _apply_update(
             left, right = state["left_basis"], state["right_basis"]
             turned, direction = left.mT @ gradient @ right, left.mT @ mean @ right
         square.lerp_(turned.square(), 1.0 - beta2)
-        move = direction / (square.sqrt() + group["eps"])
+        floor = group["eps"] * square.mean(dim=(1, 2), keepdim=True).sqrt()
+        move = direction / (square.sqrt() + floor + TINY)
         if "left" in state:
             move = left @ move @ right.mT
             change = 1.0 - group["basis_decay"]

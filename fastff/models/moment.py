@@ -71,11 +71,14 @@ class NodeBlock(nn.Module):
         self.message_bias = nn.Parameter(torch.randn(n_species, n_messages))
 
     @torch.no_grad()
-    def calibrate(self, moments: Tensor, extra: Tensor | None, table: CubicTable) -> None:
+    def calibrate(
+        self, moments: Tensor, extra: Tensor | None, species: Tensor, table: CubicTable
+    ) -> None:
         """Set shift and scale of the inputs from sample moments (n_atoms, 16, n_channels)."""
         inputs, _ = compute_invariants(mix_channels(moments, self.mixing), table)
         if extra is not None:
             inputs = torch.cat([inputs, extra], dim=1)
+        inputs = trim_outliers(inputs, species)
         spread = inputs.std(dim=0, correction=0)
         floor = 0.05 * inputs.square().mean(dim=0).sqrt()
         self.shift.copy_(inputs.mean(dim=0))
@@ -114,6 +117,21 @@ def _gather_messages(messages: Tensor, senders: Tensor) -> Tensor:
     """Message of the sender in every slot, (n_atoms, n_slots, n_channels)."""
     picked = messages.index_select(0, senders.flatten())
     return picked.view(*senders.shape, messages.shape[1])
+
+
+def trim_outliers(inputs: Tensor, species: Tensor) -> Tensor:
+    """Inputs (n_atoms, I) clipped to the central 90 % of those of their species.
+
+    Invariants grow with up to the third power of the moments: without this, a few atoms pushed together set the scale,
+    and to the network all others look alike.
+    """
+    bounds = torch.tensor([0.05, 0.95], dtype=inputs.dtype, device=inputs.device)
+    trimmed = torch.empty_like(inputs)
+    for kind in species.unique().tolist():
+        rows = (species == kind).nonzero().flatten()
+        own = inputs[rows]
+        trimmed[rows] = own.clamp(*torch.quantile(own, bounds, dim=0))
+    return trimmed
 
 
 def mask_invariants(config: StudentConfig, n_extra: int) -> Tensor:
@@ -244,7 +262,8 @@ class MomentStudent(Student):
 
         Moments are scaled so that the root mean square of the l = 0 component is one; each invariant is shifted by
         its mean and scaled by its standard deviation, the latter bounded below by a twentieth of its root mean
-        square, so that environments far from the sample stay in a sane range.
+        square, so that environments far from the sample stay in a sane range. Both are those of the bulk of each
+        species (:func:`trim_outliers`).
         """
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
         messages: Tensor | None = None
@@ -257,7 +276,7 @@ class MomentStudent(Student):
             moments, _ = compute_moments(geometry, weights, factors)
             size = moments[:, 0].square().mean().sqrt().clamp_min(1e-6)
             self.moment_scale[hop] = 1.0 / size
-            block.calibrate(moments / size, messages, self.cubic_table)
+            block.calibrate(moments / size, messages, species, self.cubic_table)
             _, messages, _ = compute_node(
                 moments / size, messages, species, block.weights, self.cubic_table
             )
