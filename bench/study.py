@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--ablations", action="store_true", help="ablations beside the students")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-atoms", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--processes", type=int, default=2)

@@ -41,8 +41,8 @@ ABLATIONS = [
     *(vary("m2", f"l{n}", l_max=n) for n in (1, 2)),
     *(vary("m2", f"body{n}", body_order=n) for n in (2, 3)),
     *(vary("m2", f"h{n}", hidden=(n, n)) for n in (32, 128)),
-    vary("m2", "adamw", rate=0.5, optimizer="adamw"),
-    *(vary("m2", f"lr{r:g}", rate=r) for r in (0.3, 2.0)),
+    vary("m2", "adamw", optimizer="adamw"),
+    *(vary("m2", f"lr{r:g}", rate=r) for r in (0.5, 2.0)),
     *(vary("m2", f"b{b:g}", batch=b) for b in (0.25, 4.0)),
     vary("m2", "q32", n_mixed=32),
     vary("m2", "q32-h128", n_mixed=32, hidden=(128, 128)),
@@ -60,5 +60,5 @@ ABLATIONS = [
     vary("m1", "rc6", cutoff=6.0),
     vary("painn", "c64", n_channels=64, hidden=(64, 64)),
     vary("painn", "rc6", cutoff=6.0),
-    vary("painn", "adamw", rate=0.5, optimizer="adamw"),
+    vary("painn", "adamw", optimizer="adamw"),
 ]

@@ -125,7 +125,7 @@ def train(
         float | None,
         typer.Option(help="Stop training at this validation accuracy.", rich_help_panel=_STUDENT),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(rich_help_panel=_STUDENT)] = 1e-2,
+    learning_rate: Annotated[float, typer.Option(rich_help_panel=_STUDENT)] = 5e-3,
     out: Annotated[
         Path | None,
         typer.Option(

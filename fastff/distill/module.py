@@ -193,7 +193,7 @@ class DistillationModule(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimiser, a short warm-up and a cosine schedule that ends at a thousandth of the learning rate."""
         optimizer = self._build_optimizer()
-        warmup = max(1, min(100, self.n_steps // 20))
+        warmup = max(1, min(400, self.n_steps // 10))
         schedule = torch.optim.lr_scheduler.SequentialLR(
             optimizer,
             [

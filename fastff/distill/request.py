@@ -82,7 +82,7 @@ class DistillRequest(BaseModel):
     target: float = Field(default=0.95, gt=0.0, lt=1.0)
     cutoff: float = Field(default=5.0, gt=1.0, le=12.0)
     n_steps: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=1e-2, gt=0.0, le=1.0)
+    learning_rate: float = Field(default=5e-3, gt=0.0, le=1.0)
     batch_atoms: int | None = Field(default=None, ge=1)
     patience: int = Field(default=6, ge=1)
     stop_at: float | None = Field(default=None, gt=0.0, lt=1.0)

@@ -59,7 +59,7 @@ class Soap(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-2,
+        lr: float = 5e-3,
         *,
         betas: tuple[float, float] = (0.95, 0.95),
         basis_decay: float = 0.95,

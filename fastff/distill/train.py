@@ -96,7 +96,7 @@ class TrainSettings:
     cutoff: float = 5.0
     n_steps: int = 5000
     batch_atoms: int = 512
-    learning_rate: float = 1e-2
+    learning_rate: float = 5e-3
     optimizer: Literal["soap", "adamw"] = "soap"
     hessian_weight: float = 0.1
     conservative: bool = True
