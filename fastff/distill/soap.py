@@ -175,7 +175,9 @@ def _start(gradients: Tensor) -> State:
         "square": torch.zeros_like(gradients),
     }
     if min(gradients.shape[1:]) > 1:
-        finite = torch.nan_to_num(gradients)  # a loss that is not finite is reported by who computes it
+        finite = torch.nan_to_num(
+            gradients
+        )  # a loss that is not finite is reported by who computes it
         for side, product in (("left", finite @ finite.mT), ("right", finite.mT @ finite)):
             state[side] = product
             state[f"{side}_basis"] = _find_basis(product)
