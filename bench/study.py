@@ -11,11 +11,11 @@ interrupted goes on from its last checkpoint. ``OUT/study.json`` and ``OUT/study
 the end, or by ``--table`` alone; the record also says what the labels are where ``labels.json`` of ``study_labels.py``
 is in ``OUT`` or beside them. The commit is read from git, or from ``FASTFF_COMMIT``.
 
-``--gpus N`` spreads the jobs over N GPUs (the first of ``CUDA_VISIBLE_DEVICES``), the longest first. ``--probe`` first times a training step of every variant,
-alone on a GPU, and lowers the number of steps, the same for all, to what the budget allows, or ``--plan-seconds``,
-which leaves room for what processes on one GPU cost each other; ``OUT/steps.json`` keeps it for later runs. A variant
-whose step cannot be captured into a CUDA graph trains without, and with fewer steps if it must. ``ms_per_step`` of a
-job is with others on the same GPU, that of a probe without.
+``--gpus N`` spreads the jobs over N GPUs (the first of ``CUDA_VISIBLE_DEVICES``), the longest first. ``--probe``
+first times a training step of every variant, alone on a GPU, and lowers the number of steps, the same for all, to
+what the budget allows, or ``--plan-seconds``, which leaves room for what processes on one GPU cost each other;
+``OUT/steps.json`` keeps it for later runs. A variant whose step cannot be captured into a CUDA graph trains without,
+and with fewer steps if it must. ``ms_per_step`` of a job is with others on the same GPU, that of a probe without.
 
 Validation and test frames are whole trajectories, spread evenly over their order (which is that of temperature in the
 sets this was written for): of every eight, the fourth is for testing, the seventh for validation. Test frames are

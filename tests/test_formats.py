@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,13 @@ def test_npz(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     for left, right in zip(frames, read_labels(tmp_path / "a.npz").frames, strict=True):
         assert_same(replace(left, labels=replace(left.labels, energies=None)), right)
+    assert read_labels(tmp_path / "a.npz").teacher == {}
+    record = json.dumps({"teacher": {"name": "sevennet:7net-0", "licence": "MIT License"}})
+    np.savez(tmp_path / "c.npz", **arrays, record=np.array(record))
+    assert read_labels(tmp_path / "c.npz").teacher["licence"] == "MIT License"
+    np.savez(tmp_path / "d.npz", **arrays, record=np.array("[1"))
+    with pytest.raises(DataError, match="record is not the JSON of an object"):
+        read_labels(tmp_path / "d.npz")
     np.savez(tmp_path / "b.npz", **{**arrays, "forces": arrays["forces"][:, :3]})
     with pytest.raises(DataError, match=r"forces has shape \(6, 3, 3\); need \(6, 8, 3\)"):
         read_labels(tmp_path / "b.npz")

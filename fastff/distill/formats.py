@@ -315,7 +315,8 @@ def _read_npz(path: Path) -> LabelledSet:
     """Read frames of one composition from arrays.
 
     ``numbers (n_atoms)``, ``positions (n, n_atoms, 3)``, ``cell (n, 3, 3)``, ``energy (n)``,
-    ``forces (n, n_atoms, 3)``, and where present ``stress (n, 6)``, ``pbc``, ``temperature``, ``replica`` and ``step``.
+    ``forces (n, n_atoms, 3)``, and where present ``stress (n, 6)``, ``pbc``, ``temperature``, ``replica`` and ``step``;
+    ``record``, JSON, may name the ``teacher`` with licence and citation.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -351,4 +352,14 @@ def _read_npz(path: Path) -> LabelledSet:
                 atoms.info[name] = data[name][index]
         atoms.info.setdefault("source", "teacher-md" if "replica" in data else "file")
         structures.append(atoms)
-    return _collect_frames(path, structures, LabelKeys(), {})
+    return replace(
+        _collect_frames(path, structures, LabelKeys(), {}), teacher=_parse_teacher(path, data)
+    )
+
+
+def _parse_teacher(path: Path, data: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Who made the labels of an archive, if it says so."""
+    try:
+        return dict(json.loads(str(data["record"])).get("teacher", {})) if "record" in data else {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: record is not the JSON of an object ({error})") from error

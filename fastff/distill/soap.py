@@ -94,7 +94,7 @@ class Soap(torch.optim.Optimizer):
             stacks = _stack_parameters(p for p in group["params"] if p.grad is not None)
             for stack in stacks:
                 if "step" not in self.state[stack[0]]:
-                    self.state[stack[0]] = _start(_join([p.grad for p in stack]))
+                    self.state[stack[0]] = _start(_join(_pick_gradients(stack)))
             if stacks:
                 self._update(group, stacks)
         return loss
@@ -108,7 +108,7 @@ class Soap(torch.optim.Optimizer):
         keep = 1.0 - group["lr"] * group["weight_decay"]
         rate = group["lr"] * (1.0 - beta2**n_steps) ** 0.5 / (1.0 - beta1**n_steps)
         if not stacks[0][0].is_cuda or n_steps <= EAGER_STEPS or len(self.param_groups) > 1:
-            gradients = [_join([p.grad for p in stack]) for stack in stacks]
+            gradients = [_join(_pick_gradients(stack)) for stack in stacks]
             _apply_update(group, stacks, states, gradients, keep, rate)
         else:
             if self._captured is None or not self._captured.fits(stacks):
@@ -142,8 +142,7 @@ class _CapturedUpdate:
         )
 
     def replay(self, stacks: list[list[nn.Parameter]], keep: float, rate: float) -> None:
-        gradients = [p.grad for stack in stacks for p in stack]
-        torch._foreach_copy_(self._gradients, gradients)
+        torch._foreach_copy_(self._gradients, [g for s in stacks for g in _pick_gradients(s)])
         self._keep.fill_(keep)
         self._rate.fill_(rate)
         self._graph.replay()
@@ -155,6 +154,10 @@ def _stack_parameters(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parame
     for parameter in parameters:
         stacks.setdefault(_matrix_shape(parameter), []).append(parameter)
     return list(stacks.values())
+
+
+def _pick_gradients(stack: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in stack if parameter.grad is not None]
 
 
 def _matrix_shape(tensor: Tensor) -> tuple[int, int]:
@@ -203,7 +206,7 @@ def _apply_update(
     keep: Tensor | float,
     rate: Tensor | float,
 ) -> None:
-    """Move the parameters: what is captured on a GPU. ``keep`` and ``rate`` hold the schedule and Adam's corrections."""
+    """Move the parameters: what is captured on a GPU. ``keep`` and ``rate`` hold the schedule and its corrections."""
     beta1, beta2 = group["betas"]
     for stack, state, gradient in zip(stacks, states, gradients, strict=True):
         mean, square = state["mean"], state["square"]
