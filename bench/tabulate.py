@@ -202,7 +202,7 @@ def tabulate_race() -> list[str]:
 
 
 def has_usual_sizes(row: dict[str, Any]) -> bool:
-    """Whether a student of the study is one that `fastff train` makes, at any cut-off, and no ablation of its widths."""
+    """Whether a student of the study has the sizes that `fastff train` gives it, at any cut-off."""
     extra = row["student"].removeprefix(row["architecture"])
     return re.fullmatch(r"(-rc[\d.]+)?(-adamw)?", extra) is not None
 
@@ -212,21 +212,29 @@ def tabulate_study() -> list[str]:
     record = read_result("study", "7net-0-h200.json")
     where = record["provenance"]
     rows = [row for row in record["students"] if has_usual_sizes(row)]
+    least, most = (choose(row["seconds"] for row in rows) for choose in (min, max))
     lines = [
-        "Students of SevenNet-0 by material, size and cut-off, trained on some thousand frames of its dynamics and close "
-        f"contacts in {min(row['seconds'] for row in rows):.0f} to {max(row['seconds'] for row in rows):.0f} s each, "
-        "several at a time on one GPU, and judged on trajectories that were never trained on, "
-        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}:",
+        "Students of SevenNet-0 by material, size and cut-off, trained on some thousand frames of its dynamics and "
+        f"close contacts in {least:.0f} to {most:.0f} s each, several at a time on one GPU, and judged on trajectories "
+        "that were never trained on. Rows of more steps were trained again at half the rate "
+        "([why](docs/distillation.md#training)); SOAP where nothing else is said. "
+        f"{where['gpu']}, commits {where['commit']}, {where['date'][:10]}:",
         "",
-        "| material | student | cut-off | forces | energy | stress | force MAE | frames trained on, tested on |",
-        "|---|---|---|---|---|---|---|---|",
+        "| material | student | cut-off | forces | energy | stress | force MAE | steps, rate | trained, tested on |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {MATERIALS[row['system']]} | `{row['architecture']}` | {row['cutoff_A']:g} Å | {row['force_percent']:.1f} % | "
-        f"{row['energy_percent']:.1f} % | {row['stress_percent']:.1f} % | {row['force_mae_meV_per_A']:.0f} meV/Å | "
-        f"{row['n_train']:,}, {row['n_test']:,} |"
-        for row in rows
-    ]
+    for row in rows:
+        other = "" if row["optimizer"] == "soap" else f" ({row['optimizer']})"
+        cells = (
+            MATERIALS[row["system"]],
+            f"`{row['architecture']}`{other}",
+            f"{row['cutoff_A']:g} Å",
+            *(f"{row[f'{kind}_percent']:.1f} %" for kind in ("force", "energy", "stress")),
+            f"{row['force_mae_meV_per_A']:.0f} meV/Å",
+            f"{row['n_steps']:,}, {row['learning_rate']:g}",
+            f"{row['n_train']:,}, {row['n_test']:,}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

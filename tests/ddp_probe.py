@@ -17,7 +17,13 @@ from fastff.distill.module import DistillationModule
 from fastff.distill.train import TrainSettings, train_student
 
 SETTINGS = {"cutoff": 4.0, "batch_atoms": 14, "n_validations": 6, "device": "cpu", "patience": 1}
-SETTINGS |= {"n_steps": 40, "architecture": "m2", "learning_rate": 2e-3, "optimizer": "adamw"}
+SETTINGS |= {
+    "n_steps": 40,
+    "architecture": "m2",
+    "learning_rate": 2e-3,
+    "stop_at": 0.05,
+    "optimizer": "adamw",
+}
 
 
 def hash_parameters(module: torch.nn.Module) -> str:
@@ -27,7 +33,7 @@ def hash_parameters(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def main(out: Path, devices: int) -> None:
+def main(out: Path, devices: int, optimizer: str) -> None:
     torch.set_num_threads(1)
     seen: dict[str, Any] = {"frames": [], "written": [], "averages": []}
     step, write, end = (
@@ -52,7 +58,7 @@ def main(out: Path, devices: int) -> None:
     DistillationModule.training_step = watch_step  # type: ignore[method-assign]
     checkpoints.write_atomically = watch_write  # type: ignore[assignment]
     AveragedWeights.on_train_end = watch_end  # type: ignore[method-assign]
-    settings = TrainSettings(**SETTINGS, devices=devices)  # type: ignore[arg-type]
+    settings = TrainSettings(**{**SETTINGS, "devices": devices, "optimizer": optimizer})  # type: ignore[arg-type]
     validation = label_by_emt(make_alloys(5, seed=9))
     result = train_student(make_mixed(), validation, settings, out)
     seen |= {
@@ -64,4 +70,4 @@ def main(out: Path, devices: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *(sys.argv[3:] or ["adamw"]))

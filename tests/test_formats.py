@@ -259,8 +259,11 @@ def test_npz(tmp_path: Path) -> None:
     record = json.dumps({"teacher": {"name": "sevennet:7net-0", "licence": "MIT License"}})
     np.savez(tmp_path / "c.npz", **arrays, record=np.array(record))
     assert read_labels(tmp_path / "c.npz").teacher["licence"] == "MIT License"
-    np.savez(tmp_path / "d.npz", **arrays, record=np.array("[1"))
-    with pytest.raises(DataError, match="record is not the JSON of an object"):
+    for foreign in ("[1", "7", json.dumps({"teacher": None})):
+        np.savez(tmp_path / "d.npz", **arrays, record=np.array(foreign))
+        assert read_labels(tmp_path / "d.npz").teacher == {}
+    np.savez(tmp_path / "d.npz", **arrays, record=np.array(json.dumps({"teacher": "mace"})))
+    with pytest.raises(DataError, match="names the teacher as 'mace'"):
         read_labels(tmp_path / "d.npz")
     np.savez(tmp_path / "b.npz", **{**arrays, "forces": arrays["forces"][:, :3]})
     with pytest.raises(DataError, match=r"forces has shape \(6, 3, 3\); need \(6, 8, 3\)"):

@@ -52,10 +52,13 @@ def train(optimizer: torch.optim.Optimizer, problem: tuple, n_steps: int) -> flo
 
 def test_ends_far_below_adam_on_correlated_inputs() -> None:
     """What it is used for; the same learning rate and number of steps."""
-    ours, theirs = build_problem(), build_problem()
-    reached = train(Soap(ours[0], lr=1e-2), ours, 300)
-    adam = train(torch.optim.AdamW(theirs[0], lr=1e-2, betas=(0.9, 0.99)), theirs, 300)
-    assert reached < 0.5 * adam
+    reached = {"soap": 0.0, "adam": 0.0}
+    for seed in range(4):
+        ours, theirs = build_problem(seed), build_problem(seed)
+        reached["soap"] += train(Soap(ours[0], lr=1e-2), ours, 300)
+        adam = torch.optim.AdamW(theirs[0], lr=1e-2, betas=(0.9, 0.99))
+        reached["adam"] += train(adam, theirs, 300)
+    assert reached["soap"] < 0.6 * reached["adam"]
 
 
 def test_vectors_are_updated_as_by_adam() -> None:
@@ -104,8 +107,11 @@ def test_the_basis_turns_to_the_eigenvectors_and_stays_orthonormal() -> None:
     torch.testing.assert_close(overlap, torch.eye(5).expand(2, 5, 5), atol=1e-3, rtol=0)
 
 
-def test_a_restored_state_continues_with_the_same_numbers() -> None:
-    problem = build_problem()
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_restored_state_continues_with_the_same_numbers(device: str) -> None:
+    made, inputs, target = build_problem()
+    parameters = [nn.Parameter(p.detach().to(device)) for p in made]
+    problem = parameters, inputs.to(device), target.to(device)
     optimizer = Soap(problem[0])
     train(optimizer, problem, 37)
     other = copy.deepcopy(problem)
@@ -117,22 +123,65 @@ def test_a_restored_state_continues_with_the_same_numbers() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_a_parameter_without_gradient_is_left_alone() -> None:
-    used, unused = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
-    optimizer = Soap([used, unused])
-    used.grad = torch.eye(3)
+def test_a_parameter_that_loses_its_gradient_gets_none_of_others() -> None:
+    """They share tensors of the state."""
+    first, second = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+    optimizer = Soap([first, second], weight_decay=0.0)
+    first.grad = torch.eye(3)
+    for _ in range(3):
+        optimizer.step()
+    assert torch.equal(second.detach(), torch.ones(3, 3))
+    assert not torch.equal(first.detach(), torch.ones(3, 3))
+
+
+def test_empty_parameters_and_copies() -> None:
+    parameter = nn.Parameter(torch.ones(3, 3))
+    optimizer = Soap([nn.Parameter(torch.ones(3, 0)), parameter])
+    parameter.grad = torch.eye(3)
     optimizer.step()
-    assert torch.equal(unused.detach(), torch.ones(3, 3))
-    assert not torch.equal(used.detach(), torch.ones(3, 3))
+    copied = copy.deepcopy(optimizer)
+    (own,) = (p for p in copied.param_groups[0]["params"] if p.numel())
+    own.grad = parameter.grad.clone()
+    copied.step()
+    optimizer.step()
+    assert torch.equal(own, parameter)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-24, 1e-12, 1.0, 1e12])
+def test_a_step_does_not_depend_on_the_size_of_gradients(size: float) -> None:
+    """Nor explodes where their squares underflow."""
+    parameter = nn.Parameter(torch.zeros(4, 5))
+    optimizer = Soap([parameter], lr=1e-2)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(5):
+        parameter.grad = torch.randn(4, 5, generator=generator) * size
+        optimizer.step()
+    largest = float(parameter.detach().abs().max())
+    assert largest < 0.5
+    assert (largest > 1e-3) == (size > 1e-18)
+
+
+def test_the_first_basis_does_not_hang_on_rounding() -> None:
+    """Also where the first gradient has few directions, in single precision."""
+    generator = torch.Generator().manual_seed(6)
+    gradient = torch.randn(1, 64, 3, generator=generator) @ torch.randn(
+        1, 3, 64, generator=generator
+    )
+    noise = 1 + 1e-7 * torch.randn(1, 64, 64, generator=generator)
+    first, second = _start(gradient), _start(gradient * noise)
+    for side in ("left_basis", "right_basis"):
+        overlap = (first[side] * second[side]).sum(dim=1).abs()
+        assert float(overlap.min()) > 0.99
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e25])
 @pytest.mark.parametrize("device", DEVICES)
-def test_gradients_that_are_not_finite_do_not_raise(device: str) -> None:
+def test_gradients_out_of_bounds_do_not_raise(device: str, value: float) -> None:
     """Who computes the loss reports it, with the frames it is of."""
     parameter = nn.Parameter(torch.ones(4, 4, device=device))
     optimizer = Soap([parameter], refresh_every=2)
     for _ in range(6):
-        parameter.grad = torch.full((4, 4), float("nan"), device=device)
+        parameter.grad = torch.full((4, 4), value, device=device)
         optimizer.step()
 
 

@@ -219,6 +219,25 @@ def test_resumed_run_equals_uninterrupted(frames: list[Frame], tmp_path: Path) -
         assert torch.equal(value, resumed.student.state_dict()[name]), name
 
 
+def test_a_training_goes_on_with_the_optimiser_that_began_it(
+    frames: list[Frame], tmp_path: Path
+) -> None:
+    train, validation = frames[:20], frames[20:]
+
+    class KilledError(Exception):
+        pass
+
+    def kill(progress: object) -> None:
+        if progress.step == 17:  # type: ignore[attr-defined]
+            raise KilledError
+
+    former = replace(SETTINGS, optimizer="adamw")
+    with pytest.raises(KilledError):
+        train_student(train, validation, former, tmp_path, on_step=kill)
+    with pytest.raises(DataError, match=r"begun with the optimiser adamw .* new folder"):
+        train_student(train, validation, SETTINGS, tmp_path, resume=True)
+
+
 def test_damaged_checkpoint_is_skipped(
     frames: list[Frame], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -124,7 +124,8 @@ class ResidualData(Data):
 
     Fields: ``vectors (n_atoms, n_slots, 3)``, ``senders (n_atoms, n_slots)``, ``species (n_atoms,)``,
     ``volume (1,)``, ``n_atoms (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``,
-    ``target_stress (1, 6)`` (NaN where unknown), ``frame_index (1,)``; where any frame of the set has a Hessian-vector
+    ``target_stress (1, 6)`` (NaN where unknown), ``force_size (n_atoms,)``, the norm of the teacher's whole force,
+    ``frame_index (1,)``; where any frame of the set has a Hessian-vector
     target, ``direction (n_atoms, 3)`` and ``target_product (n_atoms, 3)`` (zero and NaN where this frame has none).
     """
 
@@ -207,6 +208,7 @@ def prepare_frame(
             student.dtype
         ),
         target_stress=(stress / scale)[None].to(student.dtype),
+        force_size=(torch.as_tensor(frame.labels.forces).norm(dim=1) / scale).to(student.dtype),
         frame_index=torch.tensor([index]),
     )
 

@@ -358,8 +358,16 @@ def _read_npz(path: Path) -> LabelledSet:
 
 
 def _parse_teacher(path: Path, data: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Who made the labels of an archive, if it says so."""
+    """Who made the labels of an archive, if its record says so; records of others are none of ours."""
     try:
-        return dict(json.loads(str(data["record"])).get("teacher", {})) if "record" in data else {}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{path}: record is not the JSON of an object ({error})") from error
+        record = json.loads(str(data["record"])) if "record" in data else {}
+    except ValueError:
+        return {}
+    teacher = record.get("teacher") if isinstance(record, dict) else None
+    if teacher is None:
+        return {}
+    if not isinstance(teacher, dict):
+        raise DataError(
+            f"{path}: the record names the teacher as {teacher!r}; need an object with its name, licence and citation"
+        )
+    return teacher

@@ -65,6 +65,7 @@ BATCH_FIELDS = (
     "target_energy",
     "target_forces",
     "target_stress",
+    "force_size",
 )
 """What the loss reads of a batch, in order."""
 
@@ -82,8 +83,8 @@ class ResidualLosses(nn.Module):
     """Terms of a batch; fixed shapes and no synchronisation, so that a GPU can replay it.
 
     ``n_atoms`` (n_systems,) counts the atoms of each frame without padding ones, which feel and exert no force. Each
-    term is a Huber loss of the error over its scale in ``statistics``, larger by :func:`measure_strain` where atoms
-    are pushed together.
+    term is a Huber loss of the error over its scale in ``statistics``; that of forces, energy and stress is larger by
+    :func:`measure_strain` where atoms are pushed together.
 
     Parameters
     ----------
@@ -117,6 +118,7 @@ class ResidualLosses(nn.Module):
         target_energy: Tensor,
         target_forces: Tensor,
         target_stress: Tensor,
+        force_size: Tensor,
         direction: Tensor | None = None,
         target_product: Tensor | None = None,
     ) -> Tensor:
@@ -138,7 +140,7 @@ class ResidualLosses(nn.Module):
         energy = energies.new_zeros(n_systems).index_add(0, batch, energies)
         known = torch.isfinite(target_stress)
         wanted = torch.where(known, target_stress, stress.detach())
-        strain, strain_of_frame = measure_strain(target_forces, self.force_unit, batch, n_systems)
+        strain, strain_of_frame = measure_strain(force_size, self.force_unit, batch, n_systems)
         force_error = (forces - target_forces) / strain[:, None]
         energy_error = (energy - target_energy) / (n_atoms * strain_of_frame)
         stress_error = (stress - wanted) / strain_of_frame[:, None]
@@ -224,15 +226,16 @@ def count_labels(fields: tuple[Tensor, ...]) -> Tensor:
 
 
 def measure_strain(
-    target_forces: Tensor, unit: float, batch: Tensor, n_systems: int
+    force_size: Tensor, unit: float, batch: Tensor, n_systems: int
 ) -> tuple[Tensor, Tensor]:
-    """How far the wanted force of every atom exceeds what counts as thermal, at least one, and the most in each frame.
+    """How far the teacher's force on each atom exceeds what counts as thermal, at least one, and the most of a frame.
 
     Parameters
     ----------
-    target_forces : (n_atoms, 3) tensor
+    force_size : (n_atoms,) tensor
+        Norm of the teacher's whole force, core repulsion included.
     unit : float
-        Their root mean square in a median frame.
+        Root mean square of the components in a median frame.
     batch : (n_atoms,) int64 tensor
         Frame of every atom.
     n_systems : int
@@ -243,8 +246,7 @@ def measure_strain(
         ``max(1, |F| / (4 unit))``.
     strain_of_frame : (n_systems,) tensor
     """
-    size = torch.linalg.vector_norm(target_forces, dim=1)
-    strain = (size / (STRAINED_FORCE * unit)).clamp_min(1.0)
+    strain = (force_size / (STRAINED_FORCE * unit)).clamp_min(1.0)
     return strain, strain.new_ones(n_systems).scatter_reduce(0, batch, strain, "amax")
 
 

@@ -169,12 +169,25 @@ class DistillationModule(pl.LightningModule):
         return [parts[k % n_ranks][k // n_ranks] for k in range(len(self.validation_frames))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the learning curve and the time with the checkpoint."""
+        """Keep the learning curve, the time and the name of the optimiser with the checkpoint."""
+        checkpoint["optimizer"] = self.optimizer_name
         checkpoint["learning_curve"] = self.learning_curve
         checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the learning curve and the time."""
+        """Restore the learning curve and the time.
+
+        Raises
+        ------
+        DataError
+            If the training was begun with another optimiser.
+        """
+        begun = checkpoint.get("optimizer", "adamw")  # the only one, before this was written down
+        if begun != self.optimizer_name:
+            raise DataError(
+                f"this training was begun with the optimiser {begun} and cannot go on with {self.optimizer_name}; "
+                "train again in a new folder"
+            )
         self.learning_curve = list(checkpoint["learning_curve"])
         self._seconds_before = float(checkpoint.get("seconds", 0.0))
 

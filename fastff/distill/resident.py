@@ -17,7 +17,7 @@ from fastff.errors import DataError
 if TYPE_CHECKING:
     from fastff.distill.data import ResidualData
 
-PER_ATOM = ("vectors", "senders", "species", "target_forces")
+PER_ATOM = ("vectors", "senders", "species", "target_forces", "force_size")
 PER_ATOM_HESSIAN = ("direction", "target_product")
 PER_FRAME = ("volume", "n_atoms", "target_energy", "target_stress")
 

@@ -21,10 +21,10 @@ from fastff.kernels.replay import record_graph
 
 EAGER_STEPS = 3
 """Steps before the update is captured on a GPU: they set up what the capture needs."""
-RAMP = 1e-3
-"""Largest entry of the ramp that decides a first basis, over the mean eigenvalue."""
-TINY = 1e-30
-"""Keeps a matrix without any gradient from dividing by zero."""
+RAMP = 1e-5
+"""Largest entry of the ramp that decides a first basis, over the sum of the eigenvalues."""
+TINY = 1e-19
+"""Keeps a matrix without any gradient, or whose squares underflow, from dividing by zero."""
 DIAGONAL_SHARE = 1e-5
 """Part of the mean eigenvalue added before a basis is turned, so that directions without gradients keep theirs."""
 
@@ -49,7 +49,7 @@ class Soap(torch.optim.Optimizer):
         Decay of the averages of ``G G^T`` and ``G^T G``, whose eigenvectors are the basis.
     eps : float
         Added to the root of the averaged squares, relative to their root mean over the matrix: directions whose
-        gradient is rounding alone stay almost where they are, so that devices and processes agree.
+        gradient is rounding alone stay almost where they are.
     weight_decay : float
         Decoupled, relative to the learning rate.
     refresh_every : int
@@ -76,30 +76,35 @@ class Soap(torch.optim.Optimizer):
             "refresh_every": refresh_every,
         }
         super().__init__(params, defaults)
-        self._captured: _CapturedUpdate | None = None
+        if len(self.param_groups) > 1:
+            raise ValueError(f"SOAP takes one group of parameters, not {len(self.param_groups)}")
+        self._stacks = _stack_parameters(self.param_groups[0]["params"])
+        self._forget()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state; what was captured on a GPU is forgotten, since the tensors are others."""
-        super().load_state_dict(state_dict)
-        self._captured = None
+    def _forget(self) -> None:
+        """Drop what was captured: the tensors are others."""
+        self._captured: _CapturedUpdate | None = None
+        self._n_eager = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy, or what :meth:`load_state_dict` read."""
+        super().__setstate__(state)
+        self._stacks = _stack_parameters(self.param_groups[0]["params"])
+        self._forget()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; no GPU is waited for."""
+        """Update the parameters; one without a gradient counts as having one of zeros. No GPU is waited for."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            stacks = _stack_parameters(p for p in group["params"] if p.grad is not None)
-            for stack in stacks:
-                if "step" not in self.state[stack[0]]:
-                    self.state[stack[0]] = _start(_join(_pick_gradients(stack)))
-            if stacks:
-                self._update(group, stacks)
-        return loss
-
-    def _update(self, group: dict[str, Any], stacks: list[list[nn.Parameter]]) -> None:
+        group, stacks = self.param_groups[0], self._stacks
+        for stack in stacks:
+            if "step" not in self.state[stack[0]]:
+                self.state[stack[0]] = _start(_join(_pick_gradients(stack)))
+        if not stacks:
+            return loss
         states = [self.state[stack[0]] for stack in stacks]
         for state in states:
             state["step"] += 1.0
@@ -107,16 +112,20 @@ class Soap(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         keep = 1.0 - group["lr"] * group["weight_decay"]
         rate = group["lr"] * (1.0 - beta2**n_steps) ** 0.5 / (1.0 - beta1**n_steps)
-        if not stacks[0][0].is_cuda or n_steps <= EAGER_STEPS or len(self.param_groups) > 1:
+        if self._captured is not None and not self._captured.fits(stacks):
+            self._forget()
+        if not stacks[0][0].is_cuda or self._n_eager < EAGER_STEPS:
             gradients = [_join(_pick_gradients(stack)) for stack in stacks]
             _apply_update(group, stacks, states, gradients, keep, rate)
+            self._n_eager += 1
         else:
-            if self._captured is None or not self._captured.fits(stacks):
+            if self._captured is None:
                 self._captured = _CapturedUpdate(group, stacks, states)
             self._captured.replay(stacks, keep, rate)
         if n_steps % group["refresh_every"] == 0:
             for state in states:
                 _refresh_basis(state)
+        return loss
 
 
 class _CapturedUpdate:
@@ -125,9 +134,10 @@ class _CapturedUpdate:
     def __init__(
         self, group: dict[str, Any], stacks: list[list[nn.Parameter]], states: list[State]
     ) -> None:
-        self._parameters = [p for stack in stacks for p in stack]
-        self._gradients = [torch.empty_like(p) for p in self._parameters]
-        self._keep, self._rate = (torch.zeros((), device=self._gradients[0].device) for _ in "kr")
+        parameters = [p for stack in stacks for p in stack]
+        self._places = [p.data_ptr() for p in parameters]
+        self._gradients = [torch.empty_like(p) for p in parameters]
+        self._keep, self._rate = parameters[0].new_zeros(()), parameters[0].new_zeros(())
         parts = iter(self._gradients)
         copies = [[next(parts) for _ in stack] for stack in stacks]
         with record_graph(self._gradients[0].device) as self._graph:
@@ -135,11 +145,8 @@ class _CapturedUpdate:
             _apply_update(group, stacks, states, joined, self._keep, self._rate)
 
     def fits(self, stacks: list[list[nn.Parameter]]) -> bool:
-        """Whether these are the parameters that the graph updates."""
-        now = [p for stack in stacks for p in stack]
-        return len(now) == len(self._parameters) and all(
-            a is b for a, b in zip(now, self._parameters, strict=True)
-        )
+        """Whether the parameters are still where the graph updates them."""
+        return [p.data_ptr() for stack in stacks for p in stack] == self._places
 
     def replay(self, stacks: list[list[nn.Parameter]], keep: float, rate: float) -> None:
         torch._foreach_copy_(self._gradients, [g for s in stacks for g in _pick_gradients(s)])
@@ -149,15 +156,17 @@ class _CapturedUpdate:
 
 
 def _stack_parameters(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Parameters by the shape of their matrices, in order."""
+    """Parameters by the shape of their matrices, in order; empty ones are left out."""
     stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}
     for parameter in parameters:
+        if parameter.numel() == 0:
+            continue
         stacks.setdefault(_matrix_shape(parameter), []).append(parameter)
     return list(stacks.values())
 
 
 def _pick_gradients(stack: list[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in stack if parameter.grad is not None]
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in stack]
 
 
 def _matrix_shape(tensor: Tensor) -> tuple[int, int]:
@@ -178,23 +187,24 @@ def _start(gradients: Tensor) -> State:
         "square": torch.zeros_like(gradients),
     }
     if min(gradients.shape[1:]) > 1:
-        finite = torch.nan_to_num(
-            gradients
-        )  # a loss that is not finite is reported by who computes it
-        for side, product in (("left", finite @ finite.mT), ("right", finite.mT @ finite)):
-            state[side] = product
-            state[f"{side}_basis"] = _find_basis(product)
+        finite = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
+        size = finite.abs().amax(dim=(1, 2), keepdim=True).clamp_min(TINY)
+        exact = finite.double() / size
+        for side, product in (("left", exact @ exact.mT), ("right", exact.mT @ exact)):
+            state[side] = (product * size.double().square()).to(gradients.dtype)
+            state[f"{side}_basis"] = _find_basis(product).to(gradients.dtype)
     return state
 
 
 def _find_basis(product: Tensor) -> Tensor:
     """Eigenvectors (n_matrices, n, n), largest eigenvalue first, of ``product`` with a small ramp on its diagonal.
 
-    A first gradient has few directions; the ramp decides the others, which rounding would decide otherwise.
+    A first gradient has few directions; the ramp decides the others, which rounding would decide otherwise. In double
+    precision, since its steps are small.
     """
     n = product.shape[-1]
     ramp = torch.linspace(RAMP, 0.5 * RAMP, n, dtype=product.dtype, device=product.device)
-    size = product.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None]
+    size = product.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None]
     return torch.linalg.eigh(product + torch.diag_embed(ramp * size))[1].flip(-1).contiguous()
 
 

@@ -48,8 +48,9 @@ class StudentConfig:
         2 for l = 0 alone, 3 with power spectrum, 4 with cubic couplings.
     input_limit : float or None
         What the normalised inputs of a moment student's node blocks are bounded by, in standard deviations of the
-        sample that it was calibrated on, or None: unbounded, as were students of model files before format 3. See
-        :func:`fastff.kernels.node_block.reference.bound_inputs`. Of no meaning to ``painn``.
+        bulk of the sample that it was calibrated on (the central 90 % of each species), or None: unbounded, as were
+        students of model files before format 3. See :func:`fastff.kernels.node_block.reference.bound_inputs`. Of no
+        meaning to ``painn``.
     """
 
     architecture: str
