@@ -9,9 +9,10 @@ import ase
 import numpy as np
 import pytest
 from ase import units
-from ase.build import bulk
+from ase.build import bulk, molecule
 
 from fastff.distill.dynamics import LangevinSettings, Replica, draw_momenta, run_langevin
+from fastff.distill.planning import plan_sampling
 from fastff.errors import UsageError
 from fastff.labels import Frame, Labels
 from tests.test_sampling import EmtTeacher
@@ -136,3 +137,14 @@ def test_a_blow_up_stops_one_replica(fault: str) -> None:
 def test_settings_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="make no sense"):
         LangevinSettings(10, -1.0)
+
+
+def test_every_structure_moves_where_the_budget_allows() -> None:
+    molecules = [molecule("CH4")] * 20
+    for budget, training, held_out in ((6000, 20, 20), (1000, 10, 3)):
+        groups = plan_sampling(molecules, budget=budget).dynamics
+        moved = [len({replica.cell for replica in group.replicas}) for group in groups]
+        assert moved[0] >= training
+        assert moved[1] >= held_out
+    alone = plan_sampling([bulk("Cu")], budget=600).dynamics[0]
+    assert len(alone.replicas) == 7

@@ -60,6 +60,10 @@ Several cells get the mean of their shares.
 """
 
 
+LEAST_REPLICAS = 7
+"""Trajectories that a share of the budget is divided among, or one for each cell if these are more and it allows."""
+
+
 def plan_sampling(
     seeds: Sequence[ase.Atoms],
     teacher_info: Any = None,
@@ -237,7 +241,8 @@ def _plan_dynamics(
     index = 0
     for evaluations, is_held_out in ((md, False), (held_out, True)):
         shortest = math.ceil(24.0 / timestep)
-        length = min(max(shortest, evaluations // 8), round(1500 / timestep))
+        parts = max(LEAST_REPLICAS, n_cells) + 1  # one to be lost to the first frames
+        length = min(max(shortest, evaluations // parts), round(1500 / timestep))
         n_replicas = max(1, min(evaluations // (length + 1), 256))
         n_steps = max(1, evaluations // n_replicas - 1)
         stride = max(1, min(round(separation / timestep), n_steps // 2))
