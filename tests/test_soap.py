@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastff.distill import soap
 from fastff.distill.soap import Soap, _refresh_basis, _start
+from fastff.kernels import replay
 
 DEVICES = [
     "cpu",
@@ -200,9 +200,11 @@ def test_the_captured_update_equals_the_eager_one(monkeypatch: pytest.MonkeyPatc
             group["lr"] = 1e-2 / (1 + step)
         first.step()
         with monkeypatch.context() as patch:
-            patch.setattr(soap, "EAGER_STEPS", 1000)
+            patch.setattr(replay, "EAGER_CALLS", 1000)
             second.step()
         for ours, theirs in zip(captured, eager, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    assert first._captured is not None
-    assert second._captured is None
+    assert first._update is not None
+    assert first._update.replay.recorded
+    assert second._update is not None
+    assert not second._update.replay.recorded

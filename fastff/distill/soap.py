@@ -2,10 +2,9 @@
 
 Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson, Kakade 2024, "SOAP: improving and stabilizing Shampoo using
 Adam", arXiv:2409.11321, algorithm 3. A student has few parameters, and its inputs (invariants of the same moments) are
-strongly correlated: turning gradients into a basis where they are not makes each step worth many of AdamW's, for
-matrix products of 64 to 288 rows that cost little beside the loss.
+strongly correlated: gradients are turned into a basis where they are not, by matrix products of 64 to 288 rows.
 
-Here: the update, its capture on a GPU, its state. Not here: learning rates, schedules, what is trained
+Here: the update, its replay on a GPU, its state. Not here: learning rates, schedules, what is trained
 (:mod:`fastff.distill.module`).
 """
 
@@ -17,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastff.kernels.replay import record_graph
+from fastff.kernels.replay import Replay
 
-EAGER_STEPS = 3
-"""Steps before the update is captured on a GPU: they set up what the capture needs."""
 RAMP = 1e-5
 """Largest entry of the ramp that decides a first basis, over the sum of the eigenvalues."""
 TINY = 1e-19
@@ -79,18 +76,13 @@ class Soap(torch.optim.Optimizer):
         if len(self.param_groups) > 1:
             raise ValueError(f"SOAP takes one group of parameters, not {len(self.param_groups)}")
         self._stacks = _stack_parameters(self.param_groups[0]["params"])
-        self._forget()
-
-    def _forget(self) -> None:
-        """Drop what was captured: the tensors are others."""
-        self._captured: _CapturedUpdate | None = None
-        self._n_eager = 0
+        self._update: _Update | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, or what :meth:`load_state_dict` read."""
         super().__setstate__(state)
         self._stacks = _stack_parameters(self.param_groups[0]["params"])
-        self._forget()
+        self._update = None  # its tensors are others
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -100,11 +92,11 @@ class Soap(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group, stacks = self.param_groups[0], self._stacks
+        if not stacks:
+            return loss
         for stack in stacks:
             if "step" not in self.state[stack[0]]:
                 self.state[stack[0]] = _start(_join(_pick_gradients(stack)))
-        if not stacks:
-            return loss
         states = [self.state[stack[0]] for stack in stacks]
         for state in states:
             state["step"] += 1.0
@@ -112,47 +104,46 @@ class Soap(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         keep = 1.0 - group["lr"] * group["weight_decay"]
         rate = group["lr"] * (1.0 - beta2**n_steps) ** 0.5 / (1.0 - beta1**n_steps)
-        if self._captured is not None and not self._captured.fits(stacks):
-            self._forget()
-        if not stacks[0][0].is_cuda or self._n_eager < EAGER_STEPS:
-            gradients = [_join(_pick_gradients(stack)) for stack in stacks]
-            _apply_update(group, stacks, states, gradients, keep, rate)
-            self._n_eager += 1
-        else:
-            if self._captured is None:
-                self._captured = _CapturedUpdate(group, stacks, states)
-            self._captured.replay(stacks, keep, rate)
+        if self._update is None or not self._update.fits():
+            self._update = _Update(group, stacks, states)
+        self._update(keep, rate)
         if n_steps % group["refresh_every"] == 0:
             for state in states:
                 _refresh_basis(state)
         return loss
 
 
-class _CapturedUpdate:
-    """The update of all stacks as one CUDA graph, given copies of the gradients and two scalars."""
+class _Update:
+    """The update of all stacks, over fixed copies of the gradients and two scalars, so that a GPU can replay it."""
 
     def __init__(
         self, group: dict[str, Any], stacks: list[list[nn.Parameter]], states: list[State]
     ) -> None:
-        parameters = [p for stack in stacks for p in stack]
-        self._places = [p.data_ptr() for p in parameters]
-        self._gradients = [torch.empty_like(p) for p in parameters]
-        self._keep, self._rate = parameters[0].new_zeros(()), parameters[0].new_zeros(())
-        parts = iter(self._gradients)
-        copies = [[next(parts) for _ in stack] for stack in stacks]
-        with record_graph(self._gradients[0].device) as self._graph:
-            joined = [_join(own) for own in copies]
-            _apply_update(group, stacks, states, joined, self._keep, self._rate)
+        self._group, self._stacks, self._states = group, stacks, states
+        first = stacks[0][0]
+        self._places = self._locate()
+        self._gradients = [[torch.empty_like(p) for p in stack] for stack in stacks]
+        self._keep, self._rate = first.new_zeros(()), first.new_zeros(())
+        self.replay = Replay(self._apply, first.device)
 
-    def fits(self, stacks: list[list[nn.Parameter]]) -> bool:
-        """Whether the parameters are still where the graph updates them."""
-        return [p.data_ptr() for stack in stacks for p in stack] == self._places
+    def _locate(self) -> list[int]:
+        return [p.data_ptr() for stack in self._stacks for p in stack]
 
-    def replay(self, stacks: list[list[nn.Parameter]], keep: float, rate: float) -> None:
-        torch._foreach_copy_(self._gradients, [g for s in stacks for g in _pick_gradients(s)])
+    def fits(self) -> bool:
+        """Whether the parameters are still where a recording updates them."""
+        return self._locate() == self._places
+
+    def __call__(self, keep: float, rate: float) -> None:
+        """Move the parameters by their present gradients."""
+        for stack, gradients in zip(self._stacks, self._gradients, strict=True):
+            torch._foreach_copy_(gradients, _pick_gradients(stack))
         self._keep.fill_(keep)
         self._rate.fill_(rate)
-        self._graph.replay()
+        self.replay()
+
+    def _apply(self) -> None:
+        joined = [_join(gradients) for gradients in self._gradients]
+        _apply_update(self._group, self._stacks, self._states, joined, self._keep, self._rate)
 
 
 def _stack_parameters(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -213,10 +204,10 @@ def _apply_update(
     stacks: list[list[nn.Parameter]],
     states: list[State],
     gradients: list[Tensor],
-    keep: Tensor | float,
-    rate: Tensor | float,
+    keep: Tensor,
+    rate: Tensor,
 ) -> None:
-    """Move the parameters: what is captured on a GPU. ``keep`` and ``rate`` hold the schedule and its corrections."""
+    """Move the parameters: what is recorded on a GPU. ``keep`` and ``rate`` hold the schedule and its corrections."""
     beta1, beta2 = group["betas"]
     for stack, state, gradient in zip(stacks, states, gradients, strict=True):
         mean, square = state["mean"], state["square"]
@@ -245,7 +236,7 @@ def _apply_update(
 def _refresh_basis(state: State) -> None:
     """Turn both bases towards the eigenvectors of the averages, by one orthogonal iteration in order of eigenvalue.
 
-    The averaged squares follow the order; in place, since a captured update reads these tensors.
+    The averaged squares follow the order; in place, since a recorded update reads these tensors.
     """
     for side, dim in (("left", 1), ("right", 2)):
         if side not in state:
