@@ -31,6 +31,7 @@ from fastff.distill.losses import BATCH_FIELDS, ResidualLosses
 from fastff.distill.module import measure_frames
 from fastff.distill.resident import ResidentBatches
 from fastff.distill.train import (
+    TrainProgress,
     TrainSettings,
     prepare_student,
     train_student,
@@ -198,20 +199,27 @@ def test_training_lowers_the_error(frames: list[Frame], tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in result.student.parameters())
 
 
-def test_resumed_run_equals_uninterrupted(frames: list[Frame], tmp_path: Path) -> None:
-    """Same weights, bit for bit, whether or not the run was cut in the middle."""
-    train, validation = frames[:20], frames[20:]
-    whole = train_student(train, validation, SETTINGS, tmp_path / "whole")
+def train_and_kill(
+    train: list[Frame], validation: list[Frame], settings: TrainSettings, folder: Path
+) -> None:
+    """Begin a training and end it at step 17."""
 
     class KilledError(Exception):
         pass
 
-    def kill(progress: object) -> None:
-        if progress.step == 17:  # type: ignore[attr-defined]
+    def kill(progress: TrainProgress) -> None:
+        if progress.step == 17:
             raise KilledError
 
     with pytest.raises(KilledError):
-        train_student(train, validation, SETTINGS, tmp_path / "cut", on_step=kill)
+        train_student(train, validation, settings, folder, on_step=kill)
+
+
+def test_resumed_run_equals_uninterrupted(frames: list[Frame], tmp_path: Path) -> None:
+    """Same weights, bit for bit, whether or not the run was cut in the middle."""
+    train, validation = frames[:20], frames[20:]
+    whole = train_student(train, validation, SETTINGS, tmp_path / "whole")
+    train_and_kill(train, validation, SETTINGS, tmp_path / "cut")
     assert find_checkpoint(tmp_path / "cut" / "checkpoints") is not None
     resumed = train_student(train, validation, SETTINGS, tmp_path / "cut", resume=True)
     assert resumed.learning_curve == whole.learning_curve
@@ -223,17 +231,7 @@ def test_a_training_goes_on_with_the_optimiser_that_began_it(
     frames: list[Frame], tmp_path: Path
 ) -> None:
     train, validation = frames[:20], frames[20:]
-
-    class KilledError(Exception):
-        pass
-
-    def kill(progress: object) -> None:
-        if progress.step == 17:  # type: ignore[attr-defined]
-            raise KilledError
-
-    former = replace(SETTINGS, optimizer="adamw")
-    with pytest.raises(KilledError):
-        train_student(train, validation, former, tmp_path, on_step=kill)
+    train_and_kill(train, validation, replace(SETTINGS, optimizer="adamw"), tmp_path)
     with pytest.raises(DataError, match=r"begun with the optimiser adamw .* new folder"):
         train_student(train, validation, SETTINGS, tmp_path, resume=True)
 

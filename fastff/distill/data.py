@@ -125,8 +125,8 @@ class ResidualData(Data):
     Fields: ``vectors (n_atoms, n_slots, 3)``, ``senders (n_atoms, n_slots)``, ``species (n_atoms,)``,
     ``volume (1,)``, ``n_atoms (1,)``, ``target_energy (1,)``, ``target_forces (n_atoms, 3)``,
     ``target_stress (1, 6)`` (NaN where unknown), ``force_size (n_atoms,)``, the norm of the teacher's whole force,
-    ``frame_index (1,)``; where any frame of the set has a Hessian-vector
-    target, ``direction (n_atoms, 3)`` and ``target_product (n_atoms, 3)`` (zero and NaN where this frame has none).
+    ``frame_index (1,)``; where any frame of the set has a Hessian-vector target, ``direction (n_atoms, 3)`` and
+    ``target_product (n_atoms, 3)`` (zero and NaN where this frame has none).
     """
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
