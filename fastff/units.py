@@ -1,4 +1,4 @@
-"""Units and sign conventions, written once.
+"""Units, sign conventions, and how shares are shown, written once.
 
 Inside fastff: positions in Å, energies in eV, forces in eV/Å (``-dE/dr``), stress in eV/Å^3
 (positive under tension, ASE's sign), time in fs at public surfaces, temperature in K. Conversion factors are ASE's;
@@ -23,3 +23,9 @@ COULOMB_EV_A: float = units.Hartree * units.Bohr
 
 VOIGT: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 """Matrix index of each Voigt component in ASE's order: xx, yy, zz, yz, xz, xy."""
+
+
+def show_percent(value: float, digits: int = 1) -> str:
+    """``0.9634`` as ``96.3 %``; rounded down, so that 94.96 % never reads as 95 %."""
+    scale = 10**digits
+    return f"{int(value * 100 * scale // 1) / scale:.{digits}f} %"

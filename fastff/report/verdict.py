@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastff.report.metrics import Accuracy
-from fastff.units import EV_PER_A3_TO_GPA
+from fastff.units import EV_PER_A3_TO_GPA, show_percent
 
 if TYPE_CHECKING:
     from fastff.report.noise import NoiseFloor
@@ -19,11 +19,8 @@ UNDEFINED = "–"
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
-    """``0.9634`` as ``96.3 %``; rounded down, so that 94.96 % never reads as 95 %."""
-    if value is None:
-        return UNDEFINED
-    scale = 10**digits
-    return f"{int(value * 100 * scale // 1) / scale:.{digits}f} %"
+    """As :func:`~fastff.units.show_percent`, or a dash where there is no value."""
+    return UNDEFINED if value is None else show_percent(value, digits)
 
 
 def format_share(value: float | None) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastff.units import show_percent
+
 Header = Mapping[str, Any]
 
 
@@ -331,8 +333,8 @@ def _name_versions(where: Mapping[str, Any], names: Iterable[str] = ("torch", "s
 
 
 def format_percent(value: float | None) -> str:
-    """Rounded down, so that no figure looks as if it met a limit that it misses."""
-    return "-" if value is None else f"{int(1000 * value) / 10:.1f} %"
+    """As :func:`~fastff.units.show_percent`, or a dash where there is no value."""
+    return "-" if value is None else show_percent(value)
 
 
 def _scale(value: float | None, factor: float, digits: int) -> str:
