@@ -18,6 +18,7 @@ from fastff.checkpoint import save_model
 from fastff.cli import app
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.models import build_student, configure_student
+from fastff.report import kernel_work
 from fastff.report import kernels as report_kernels
 from fastff.report.baselines import check_names, load_baseline
 from fastff.report.bench import run_bench
@@ -308,11 +309,11 @@ def test_unlike_machines_and_students_are_not_compared(record):
 @pytest.fixture(scope="module")
 def kernel_record():
     """One op and a middling case, to be quick."""
-    suite = next(s for s in report_kernels.list_suites() if s.function.__name__ == "segment_sum")
+    suite = next(s for s in kernel_work.list_suites() if s.function.__name__ == "segment_sum")
     case = next(c for c in suite.cases if c.name == "empty segments")
     suites = [replace(suite, cases=(replace(case, production=True),))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_kernels, "list_suites", lambda: suites)
+        patch.setattr(kernel_work, "list_suites", lambda: suites)
         patch.setattr(report_kernels, "VARIANTS", ("triton", "eager"))
         return report_kernels.measure_kernels(torch.device("cpu"), budget=0.1)
 
@@ -340,14 +341,14 @@ def test_kernel_records_survive_a_file_and_edits_do_not(kernel_record, tmp_path)
         read_any(path)
 
 
-def test_a_wrong_kernel_has_no_time(monkeypatch):
-    suite = next(s for s in report_kernels.list_suites() if s.function.__name__ == "segment_sum")
+def test_a_wrong_kernel_has_no_time():
+    suite = next(s for s in kernel_work.list_suites() if s.function.__name__ == "segment_sum")
     small = next(c for c in suite.cases if c.name == "tiny").build(
         torch.device("cpu"), torch.float32
     )
-    work = report_kernels.prepare(suite, small, gradient=False)
-    monkeypatch.setattr(report_kernels, "_choose", lambda s, v: lambda *a: 1.001 * s.reference(*a))
-    row = report_kernels._measure(work, "eager", torch.device("cpu"), 0.1)
+    work = kernel_work.prepare(suite, small, gradient=False)
+    wrong = replace(work, definition=lambda compiler: lambda: 1.001 * work.exact)
+    row = report_kernels._measure(wrong, "eager", 0.1)
     assert row.status == "failed"
     assert row.median is None
 

@@ -6,9 +6,9 @@ else to ``bench/results``; prints a table last. The commit is read from git, or 
 
 Order: compile every kernel and launch variant in processes of their own, which also shows whether it runs; check with
 the float64 definition (poisoned buffers, fresh seeds, two runs bit for bit); measure ceilings; time every kernel at
-108,000 atoms; time whole evaluations at all sizes, of m2-l too; time the definition eagerly and compiled
-(``student_compare.py``), and the generic ops; time the other launch variants, in a process apart because one that fails
-takes the device context with it. No stage starts that the budget does not hold.
+108,000 atoms; time whole evaluations at all sizes, of m2-l too; time the other launch variants, in a process apart
+because one that fails takes the device context with it. No stage starts that the budget does not hold. Definitions and
+generic ops beside torch: ``fastff bench --kernels``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import student_compare  # noqa: E402
 import torch  # noqa: E402
 from student_report import print_checks, print_record, rate_kernels, store  # noqa: E402
 from student_timing import DEVICE, capture, measure, measure_ceilings  # noqa: E402
@@ -194,12 +193,10 @@ def check(name: str, hops: int, species: int, scatter: str, width: int = 16) -> 
     system.species.copy_(torch.randint(0, species, system.species.shape, generator=generator))
     system.positions.add_(torch.randn(3, device=DEVICE, dtype=torch.float64) * 1000.0)
     weights = make_weights(hops, species, name, width)
-    exact = evaluate_reference(
-        convert_weights(weights, DEVICE, torch.float64),
-        system.positions,
-        system.species,
-        system.matrix,
-        system.translations,
+    geometry = (system.positions, system.species, system.matrix, system.translations)
+    exact, single = (
+        evaluate_reference(convert_weights(weights, DEVICE, dtype), *geometry)
+        for dtype in (torch.float64, torch.float32)
     )
     potential = FusedPotential(weights, DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
     results = []
@@ -220,8 +217,21 @@ def check(name: str, hops: int, species: int, scatter: str, width: int = 16) -> 
         "energy_error_per_atom": float((energy - exact.energy).abs()) / system.matrix.n_atoms,
         "energies_error": find_error(energies - composition, exact.energies - composition),
         "virial_error": find_error(virial, exact.virial),
-        **student_compare.compare_single(weights, system, exact.forces, forces),
+        **compare_single(exact.forces, single.forces, forces),
     }  # fmt: skip
+
+
+def compare_single(
+    exact: torch.Tensor, single: torch.Tensor, found: torch.Tensor
+) -> dict[str, float]:
+    """Force errors of the definition in float32, and of the kernels against it."""
+    error, apart = (single - exact).abs(), (found - single).abs()
+    return {
+        "eager_float32_error_rms": float(error.square().mean().sqrt()),
+        "eager_float32_error_max": float(error.max()),
+        "difference_to_eager_rms": float(apart.square().mean().sqrt()),
+        "difference_to_eager_max": float(apart.max()),
+    }
 
 
 def time_kernels(hops: int, repeats: int = 30) -> list[dict[str, Any]]:
@@ -262,15 +272,6 @@ def time_evaluation(hops: int, repeats: int, options: Options, width: int = 16) 
     row["atom_steps_per_s"] = n_atoms / row["graph"]["median_ms"] * 1e3
     row["bytes_per_atom"] = (peak + list_bytes) / n_atoms
     return row
-
-
-def time_definition(hops: int, repeats: int) -> list[dict[str, Any]]:
-    """The definition by eager and compiled torch, beside the captured kernels of the same run."""
-    system = build_lattice("Cu", repeats, REACH, DEVICE)
-    weights = make_weights(hops, 1, "Cu")
-    potential = FusedPotential(weights, DEVICE)
-    fused = measure(capture(lambda: run(potential, system)))["median_ms"]
-    return list(student_compare.time_definition(weights, system, fused, hops))
 
 
 def time_variants(numbers: list[int]) -> None:
@@ -376,17 +377,6 @@ def run_stages(arguments: argparse.Namespace, start: float) -> None:
         what = f"evaluation m2-l {repeats}^3 cells"
         stage(what, 5, add("evaluations", time_evaluation, 2, repeats, Options(), 32))
     record["kernels"] = rate_kernels(record["kernels"], record.get("ceilings"))
-    record["definition"], record["generic"] = [], []
-    for hops, repeats in ((1, 7), (2, 7), (1, 14), (2, 14)):
-        what = f"definition of m{hops}, {repeats}^3 cells"
-        stage(
-            what, 35, lambda h=hops, r=repeats: record["definition"].extend(time_definition(h, r))
-        )
-    for suite in student_compare.list_generic():
-        for gradient in (False, True):
-            what = f"{suite.function.__name__}, gradient {gradient}"
-            stage(what, 15, add("generic", student_compare.time_generic, suite, gradient))
-            torch.cuda.empty_cache()
     torch.cuda.empty_cache()
     variants = [k for k in good if jobs[k][3] is not None]
     stage("variants", 15, lambda: record.update(variants=run_variants(variants, left)))

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from student_timing import count_work, find_floor
+from student_timing import find_floor
+
+from fastff.kernels.moment_potential.costs import count_costs
 
 
 def store(record: dict[str, Any]) -> None:
@@ -20,7 +22,7 @@ def rate_kernels(
     rows: list[dict[str, Any]], ceilings: dict[str, float] | None
 ) -> list[dict[str, Any]]:
     """The same rows with the fraction of the roofline each kernel reaches, where its work is counted."""
-    work = count_work(54)
+    work = count_costs(54)
     rated = []
     for row in rows:
         kind = row["kernel"].split()[0]
@@ -63,14 +65,6 @@ def print_record(record: dict[str, Any]) -> None:
             f"{row['atom_steps_per_s'] / 1e6:7.2f} M/s {row['bytes_per_atom']:6.0f} B/atom "
             f"{'' if row['finite'] else 'NOT FINITE'}"
         )
-    for row in record.get("definition", []):
-        print(
-            f"m{row['hops']} {row['atoms']:>6} atoms, definition {row['means']:<8} {row['median_ms']:9.3f} ms: "
-            f"kernels {row['speedup']:.1f} times as fast"
-        )
-    for row in record.get("generic", []):
-        times = " ".join(f"{k} {row[k]['median_ms']:.3f}" for k in ("triton", "eager", "compiled"))
-        print(f"{row['op']} {row['pass']}: {times} ms, {row['speedup_over_compiled']:.2f} times")
     for row in record.get("variants", []):
         blocks = {**row["config"]["blocks"], "warps": row["config"]["num_warps"]}
         print(

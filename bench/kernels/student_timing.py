@@ -1,6 +1,6 @@
-"""Timing of the fused evaluation: blocks of calls between device events, ceilings of the GPU, work per atom.
+"""Timing of the fused evaluation: blocks of calls between device events, ceilings of the GPU.
 
-Here: measuring and counting. Not here: what is measured, or the order of stages (``gpu_student.py``).
+Here: measuring. Not here: what is measured, or the order of stages (``gpu_student.py``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+from fastff.kernels.moment_potential.costs import Cost
 
 DEVICE = torch.device("cuda")
 
@@ -69,48 +71,8 @@ def measure_ceilings() -> dict[str, float]:
     return found
 
 
-def count_work(n_slots: int, channels: int = 16, mixed: int = 16) -> dict[str, dict[str, float]]:
-    """Floating-point operations and least bytes per atom of every kernel of one hop (fixed scatter).
-
-    ``flop`` counts all operations; ``product`` those of matrix products, which tensor cores do three times over.
-    """
-    hidden, inputs, edge = 64, 8 * mixed, 2 * 16 * channels
-    radial, mixing = 2 * 8 * channels, 16 * 2 * channels * mixed
-    layers = 2 * (inputs * hidden + hidden * hidden)
-    block, read = 16 * channels * 4, 4 * n_slots + 20
-    product = {
-        "moments": n_slots * (radial + edge),
-        "invariants": mixing,
-        "node_perceptron": 2 * layers,
-        "invariants_adjoint": mixing,
-        "moments_adjoint": n_slots * 2 * (radial + edge),
-    }
-    other = {
-        "moments": n_slots * (130 + 2 * channels),
-        "invariants": mixed * (2 * 15 + 4 * 61),
-        "node_perceptron": 40 * hidden,
-        "invariants_adjoint": mixed * (2 * 15 + 6 * 61),
-        "moments_adjoint": n_slots * (330 + 3 * channels),
-    }
-    moved = {
-        "moments": read + block,
-        "invariants": 2 * block + inputs * 4,
-        "node_perceptron": 2 * inputs * 4 + 8,
-        "invariants_adjoint": 2 * block + inputs * 4,
-        "moments_adjoint": read + block + 64 + 32,
-    }
-    return {
-        kernel: {
-            "flop": product[kernel] + other[kernel],
-            "product": product[kernel],
-            "bytes": moved[kernel],
-        }
-        for kernel in product
-    }
-
-
-def find_floor(work: dict[str, float], ceilings: dict[str, float]) -> float:
+def find_floor(cost: Cost, ceilings: dict[str, float]) -> float:
     """Least time per atom in seconds: products as three tf32 ones, the rest in float32, or memory."""
-    arithmetic = 3 * work["product"] / ceilings["tf32_TFLOP_per_s"]
-    arithmetic += (work["flop"] - work["product"]) / ceilings["float32_TFLOP_per_s"]
-    return max(arithmetic, work["bytes"] / ceilings["copy_TB_per_s"]) * 1e-12
+    arithmetic = 3 * cost.product / ceilings["tf32_TFLOP_per_s"]
+    arithmetic += (cost.flop - cost.product) / ceilings["float32_TFLOP_per_s"]
+    return max(arithmetic, cost.n_bytes / ceilings["copy_TB_per_s"]) * 1e-12

@@ -125,7 +125,12 @@ def md(
     repeat: Annotated[
         tuple[int, int, int], typer.Option(help="Repeat the cell along its vectors.")
     ] = (1, 1, 1),
-    skin: Annotated[float, typer.Option(help="Å beyond the cut-off in the neighbor list.")] = 1.0,
+    skin: Annotated[
+        float | None,
+        typer.Option(
+            help="Å beyond the cut-off in the neighbor list. Default: what should be fastest."
+        ),
+    ] = None,
     max_temperature: Annotated[
         float | None,
         typer.Option(help="K; stop above this. Default 10 times the set one, >= 5000."),
@@ -159,7 +164,7 @@ def md(
         n_steps=count_steps(time, steps, step_length), timestep=step_length, ensemble=ensemble.value,
         thermostat=thermostat.value, barostat=barostat.value, temperature=start, final_temperature=end,
         relaxation=relaxation, pressure=pressure, pressure_relaxation=pressure_relaxation,
-        compressibility=compressibility, seed=seed, velocities=velocities.value, skin=skin, interval=interval,
+        compressibility=compressibility, seed=seed, velocities=velocities.value, interval=interval,
         frame_interval=frame_interval, restart_interval=restart_interval, max_temperature=max_temperature,
         compile_steps=compile_steps, on_extrapolation=(on_extrapolation or ExtrapolationPolicy.IGNORE).value,
     )  # fmt: skip
@@ -167,7 +172,9 @@ def md(
 
     from fastff.checkpoint import load_model
     from fastff.md.potentials import make_potential
+    from fastff.md.restart import find_stored_skin
     from fastff.md.run import plan_files, simulate
+    from fastff.md.skin import choose_skin
     from fastff.memory import keep_freed_memory
     from fastff.structures import read_structures
 
@@ -180,6 +187,10 @@ def md(
     student = load_model(model, device=place, dtype=resolve_dtype(dtype))
     if on_extrapolation is None and student.uncertainty is not None:
         settings = dataclasses.replace(settings, on_extrapolation="warn")
+    if skin is None:
+        kept = find_stored_skin(files.restart) if restart else None
+        skin = kept or choose_skin(student, atoms, settings)
+    settings = dataclasses.replace(settings, skin=skin)
     identity = f"{student.header.get('sha256', '')} {dtype.value}"
     console = make_console()
     print_plan(console, atoms, settings, files, place)

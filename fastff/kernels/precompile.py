@@ -99,7 +99,7 @@ def compile_share(share: Share) -> tuple[int, int | None]:
                     return n_done, None
                 try:
                     with tuning.override(workload.space.kernel, config):
-                        workload.launch()
+                        workload.run()
                         torch.cuda.synchronize()
                 except (RuntimeError, TritonError):
                     if _is_device_lost():

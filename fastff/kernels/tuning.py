@@ -94,11 +94,16 @@ class Workload:
     key : str
         From :func:`make_key`.
     launch : callable
-        Runs the kernel through its launcher and returns its output tensor or tensors.
+        Runs the kernel through its launcher and returns its output tensor or tensors. Where there is a ``restore``,
+        that must have been called before: the kernel writes over its input.
     reference : callable
         The same result from the definition, in float64.
     tolerance : float
         Largest accepted ``|out - ref| / |ref|`` (Frobenius norms) of a candidate.
+    restore : callable, optional
+        Puts the input of a kernel that works in place into its buffers.
+    definition : callable, optional
+        Returns the definition in a dtype, as a callable that torch can compile.
     """
 
     space: LaunchSpace
@@ -106,6 +111,14 @@ class Workload:
     launch: Callable[[], Any]
     reference: Callable[[], Any]
     tolerance: float = 1e-4
+    restore: Callable[[], None] | None = None
+    definition: Callable[[torch.dtype], Callable[[], Any]] | None = None
+
+    def run(self) -> Any:
+        """Launch over fresh input."""
+        if self.restore is not None:
+            self.restore()
+        return self.launch()
 
 
 @dataclass(frozen=True)
@@ -289,12 +302,12 @@ def measure_candidate(workload: Workload, config: LaunchConfig, reference: Any) 
     time_ms = error = rejected = None
     with override(workload.space.kernel, config):
         try:
-            output = workload.launch()
+            output = workload.run()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             error = find_relative_error(output, reference)
             if error <= workload.tolerance:
-                time_ms = float(do_bench(workload.launch, return_mode="median"))
+                time_ms = float(do_bench(workload.run, return_mode="median"))
             else:
                 rejected = f"relative error {error:.1e} above {workload.tolerance:.0e}"
         except torch.OutOfMemoryError as failure:

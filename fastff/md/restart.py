@@ -122,6 +122,19 @@ def check_binding(point: RestartPoint, binding: Mapping[str, Any], path: Path) -
         )
 
 
+def find_stored_skin(path: Path) -> float | None:
+    """Skin in Å of the run that a restart file continues; None without a file.
+
+    Raises
+    ------
+    DataError
+        If there is a file and it cannot be read.
+    """
+    if not path.exists():
+        return None
+    return float(read_restart(path).binding["settings"]["skin"])
+
+
 def restore_state(state: State, point: RestartPoint) -> tuple[Tensor, Tensor]:
     """Put a state back in place; return positions and cell at which its neighbor list was built."""
     for name in ("positions", "velocities", "cell", "heat", "work", "slope"):

@@ -1,12 +1,13 @@
 """Every op at production size: Triton beside torch.compile and eager torch, and beside what the device could do.
 
-Here: :func:`measure_kernels` and the record it returns. Not here: the ops and their cases (:mod:`fastff.kernels`),
+Here: :func:`measure_kernels` and the record it returns. Not here: what is run (:mod:`fastff.report.kernel_work`),
 comparing with an earlier record (:mod:`fastff.report.regression`), the command.
 
 Every variant is first compared with the float64 definition; one that is wrong has no time. The floor of an op is the
 time that its least traffic (arguments read once, results written once) takes at the measured copy bandwidth, or its
-products of matrices at the measured rate of float32 products, whichever is longer; the share is that floor over the
-time. What cannot be measured on this machine stays in the table with its reason.
+operations (of generic ops those of matrix products alone) at the measured rate of float32 products, whichever is
+longer; the share is that floor over the time. What cannot be measured on this machine stays in the table with its
+reason, but kernels that run on a CUDA device alone are left out elsewhere.
 """
 
 from __future__ import annotations
@@ -14,30 +15,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 from fastff import kernels
 from fastff.errors import DataError
-from fastff.kernels import contract, dispatch
 from fastff.kernels.tuning import find_relative_error
 from fastff.report.inner import is_shortage, synchronize
+from fastff.report.kernel_work import Direction, Variant, Work, list_makers
 from fastff.report.provenance import Provenance, collect_provenance
 from fastff.report.speed import summarize
 
 SCHEMA = "fastff-kernels/1"
 VARIANTS: tuple[Variant, ...] = ("triton", "compiled", "eager")
-Variant = Literal["triton", "compiled", "eager"]
 TOLERANCE = 1e-5
-
-ROWS_ON_CPU = {"edge_features": 500_000, "fused_mlp": 50_000}
-"""Rows of the first argument on a CPU, where the size of production would take minutes."""
 
 
 class KernelRow(BaseModel):
@@ -46,7 +41,7 @@ class KernelRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     op: str
-    direction: Literal["forward", "forward and gradient"]
+    direction: Direction
     variant: Variant
     rows: int = 0
     status: Literal["measured", "not-run", "failed", "out-of-memory"]
@@ -84,7 +79,7 @@ def measure_kernels(
     budget: float = 4.0,
     progress: Callable[[str, int, int], None] = lambda message, done, total: None,
 ) -> KernelRecord:
-    """Time every op that has a case of production size, forward and with the gradient in its first argument.
+    """Time every op at production size; those with derivatives also with the gradient in their first argument.
 
     Parameters
     ----------
@@ -95,91 +90,23 @@ def measure_kernels(
         Receives (what was done, done, total).
     """
     bandwidth, rate = measure_ceilings(device)
-    suites = list_suites()
+    makers = list_makers(device)
     rows: list[KernelRow] = []
-    total = len(suites) * 2 * len(VARIANTS)
-    for suite in suites:
-        case = next(case for case in suite.cases if case.production)
-        arguments = case.build(device, torch.float32)
-        most = ROWS_ON_CPU.get(suite.op.name)
-        if device.type == "cpu" and most is not None:
-            arguments = (arguments[0][:most].clone(), *arguments[1:])
-        for direction in ("forward", "forward and gradient"):
-            work = prepare(suite, arguments, gradient=direction != "forward")
+    total = sum(count for _, count in makers) * len(VARIANTS)
+    for make, _ in makers:
+        for work in make(device):
             floor = max(work.n_bytes / bandwidth, work.n_operations / rate)
             for variant in VARIANTS:
-                row = _measure(work, variant, device, budget)
-                row = row.model_copy(
-                    update={"direction": direction, "floor": floor, "rows": len(arguments[0])}
-                )
+                row = _measure(work, variant, budget).model_copy(update={"floor": floor})
                 rows.append(row)
-                progress(f"{row.op}, {direction}, {variant}", len(rows), total)
-        del arguments, work
-        torch.compiler.reset()
+                progress(f"{row.op}, {row.direction}, {variant}", len(rows), total)
+            torch.compiler.reset()
+            del work
     record = KernelRecord(
         device=str(device), bandwidth=bandwidth, product_rate=rate, rows=tuple(rows),
         provenance=collect_provenance(),
     )  # fmt: skip
     return record.model_copy(update={"digest": compute_digest(record)})
-
-
-def list_suites() -> list[contract.Suite]:
-    """One suite for each function that has a case of production size."""
-    found: dict[str, contract.Suite] = {}
-    for suite in contract.list_suites():
-        if any(case.production for case in suite.cases):
-            found.setdefault(suite.function.__name__, suite)
-    return list(found.values())
-
-
-@dataclass(frozen=True)
-class Work:
-    """One op and direction, ready to run: ``run(function)`` evaluates it, ``exact`` is its float64 result."""
-
-    suite: contract.Suite
-    run: Callable[[Callable[..., Any]], Any]
-    exact: Any
-    n_bytes: int
-    n_operations: float
-
-
-def prepare(suite: contract.Suite, arguments: tuple[Any, ...], *, gradient: bool) -> Work:
-    """Bind arguments, cotangents and the float64 result."""
-    doubled = _to_double(arguments)
-    products = count_products(suite, arguments)
-    if not gradient:
-
-        def run(function: Callable[..., Any]) -> Any:
-            with torch.no_grad():
-                return function(*arguments)
-
-        with torch.no_grad():
-            exact = suite.reference(*doubled)
-        return Work(suite, run, exact, count_bytes(arguments) + count_bytes(exact) // 2, products)
-    first, *rest = arguments
-    outputs = list_tensors(suite.reference(doubled[0], *doubled[1:]))
-    generator = torch.Generator(first.device).manual_seed(0)
-    seeds = [
-        torch.randn(one.shape, generator=generator, device=first.device, dtype=first.dtype)
-        for one in outputs
-    ]
-
-    def differentiate(function: Callable[..., Any], leaf: Tensor, others: Any) -> Tensor:
-        leaf = leaf.detach().requires_grad_()
-        found = list_tensors(function(leaf, *others))
-        return torch.autograd.grad(found, leaf, [s.to(leaf.dtype) for s in seeds])[0]
-
-    exact = differentiate(suite.reference, doubled[0], doubled[1:])
-    n_bytes = count_bytes(arguments) + count_bytes(first) + 2 * count_bytes(seeds)
-    return Work(suite, lambda f: differentiate(f, first, rest), exact, n_bytes, 2.0 * products)
-
-
-def count_products(suite: contract.Suite, arguments: tuple[Any, ...]) -> float:
-    """Operations of matrix products: two for each weight and row of a perceptron, none in other ops."""
-    if suite.op.name != "fused_mlp":
-        return 0.0
-    rows, *weights = list_tensors(arguments)
-    return 2.0 * rows.shape[0] * sum(one.numel() for one in weights if one.ndim == 2)
 
 
 def measure_ceilings(device: torch.device) -> tuple[float, float]:
@@ -195,21 +122,23 @@ def measure_ceilings(device: torch.device) -> tuple[float, float]:
     return bandwidth, rate
 
 
-def _measure(work: Work, variant: Variant, device: torch.device, budget: float) -> KernelRow:
-    name = work.suite.function.__name__
-    row = KernelRow(op=name, direction="forward", variant=variant, status="not-run")
-    if variant == "triton":
-        backend, reason = dispatch.decide(work.suite.op, device)
-        if backend != "triton":
-            return row.model_copy(update={"reason": reason})
-    function = _choose(work.suite, variant)
+def _measure(work: Work, variant: Variant, budget: float) -> KernelRow:
+    row = KernelRow(
+        op=work.op, direction=work.direction, variant=variant, rows=work.rows, status="not-run"
+    )
+    if variant == "triton" and work.triton is None:
+        return row.model_copy(update={"reason": work.obstacle})
+    restore = work.restore if variant == "triton" else None
     try:
+        call = _choose(work, variant)
         with kernels.use("triton" if variant == "triton" else "auto"):
-            error = find_relative_error(work.run(function), work.exact)
+            if restore is not None:
+                restore()
+            error = find_relative_error(call(), work.exact)
             if not error < TOLERANCE:
                 reason = f"off by {error:.1e} from the definition in float64"
                 return row.model_copy(update={"status": "failed", "reason": reason, "error": error})
-            seconds = _repeat(lambda: work.run(function), budget)
+            seconds = _repeat(call, budget, restore)
     except Exception as error:  # compilers fail in ways of their own; the table says how
         status = "out-of-memory" if is_shortage(error) else "failed"
         lines = str(error).strip().splitlines() or [""]
@@ -223,52 +152,31 @@ def _measure(work: Work, variant: Variant, device: torch.device, budget: float) 
     )  # fmt: skip
 
 
-def _choose(suite: contract.Suite, variant: Variant) -> Callable[..., Any]:
+def _choose(work: Work, variant: Variant) -> Callable[[], Any]:
     if variant == "triton":
-        return suite.function
-    return torch.compile(suite.reference) if variant == "compiled" else suite.reference
+        assert work.triton is not None
+        return work.triton
+    return work.definition(torch.compile if variant == "compiled" else lambda function: function)
 
 
-def _repeat(call: Callable[[], Any], budget: float) -> list[float]:
-    """Times of single synchronised calls after a warm-up, in seconds."""
+def _repeat(
+    call: Callable[[], Any], budget: float, restore: Callable[[], Any] | None = None
+) -> list[float]:
+    """Times of single synchronised calls after a warm-up, in seconds; ``restore`` before each is not timed."""
     for _ in range(3):
         call()
     synchronize()
     seconds: list[float] = []
     begin = time.perf_counter()
     while len(seconds) < 3 or (len(seconds) < 50 and time.perf_counter() - begin < budget):
+        if restore is not None:
+            restore()
+            synchronize()
         start = time.perf_counter()
         call()
         synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
-
-
-def list_tensors(values: Any) -> list[Tensor]:
-    """Floating tensors of nested arguments or results."""
-    return list(_walk(values))
-
-
-def _walk(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        if values.is_floating_point():
-            yield values
-    elif isinstance(values, tuple | list):
-        for value in values:
-            yield from _walk(value)
-
-
-def count_bytes(values: Any) -> int:
-    """Bytes of the floating tensors of nested arguments or results."""
-    return sum(one.numel() * one.element_size() for one in list_tensors(values))
-
-
-def _to_double(values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return values.double() if values.is_floating_point() else values
-    if isinstance(values, tuple | list):
-        return type(values)(_to_double(value) for value in values)
-    return values
 
 
 def compute_digest(record: KernelRecord) -> str:

@@ -28,6 +28,7 @@ from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.reference import evaluate_reference
 from fastff.kernels.moment_potential.workspace import Options, Workspace
 from fastff.kernels.products import multiply
+from fastff.report import kernel_work
 
 REACH = 4.4
 SCALE = 2.0**32
@@ -298,11 +299,32 @@ def test_workloads_of_tuning(cpu):
         expected = workload.reference()
         for config in {c.blocks["ATOMS"]: c for c in tuning.list_candidates(workload)}.values():
             with tuning.override(workload.space.kernel, config):
-                assert tuning.find_relative_error(workload.launch(), expected) < workload.tolerance
+                assert tuning.find_relative_error(workload.run(), expected) < workload.tolerance
     assert kernels == {
         "moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint",
     }  # fmt: skip
     assert not list(workloads.list_workloads({**widths, "n_channels": 24}, cpu))
+
+
+def test_work_of_the_kernel_table(cpu, monkeypatch):
+    """What ``fastff bench --kernels`` times on a GPU is right: kernels and definitions agree with float64."""
+    monkeypatch.setattr(kernel_work, "CELLS", 2)
+    monkeypatch.setattr(kernel_work, "CELLS_QUADRATIC", 2)
+    makers = (kernel_work.make_fused, kernel_work.make_evaluations, kernel_work.make_lists)
+    names = []
+    for work in (work for make in makers for work in make(cpu)):
+        names.append(work.op)
+        if work.restore is not None:
+            work.restore()
+        single = work.definition(lambda function: function)
+        assert work.triton is not None
+        for found in (work.triton(), single()):
+            assert tuning.find_relative_error(found, work.exact) < 1e-5, work.op
+        assert work.n_bytes > 0
+    assert names == [
+        "moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint",
+        "evaluation, 1 hop", "evaluation, 2 hops", "skin_check", "neighbor_list",
+    ]  # fmt: skip
 
 
 def test_op_takes_the_kernels_and_the_definition():

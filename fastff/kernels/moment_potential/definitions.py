@@ -1,7 +1,8 @@
-"""Definition of every launch of the fused evaluation, over what the launch itself reads, in float64.
+"""Definition of every launch of the fused evaluation, over what the launch itself reads.
 
 Here: plain torch for the kernels over neighbours and of the node block, given their input buffers, so that each can be
-tested and tuned apart from what ran before it. Not here: the definition of the whole (``reference.py``).
+tested and tuned apart from what ran before it; in float64 unless another dtype is asked for. Not here: the definition
+of the whole (``reference.py``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fastff.kernels.moments.reference import (
 )
 from fastff.kernels.node_block.reference import (
     N_INVARIANT_KINDS,
+    CubicTable,
     activate,
     bound_inputs,
     build_cubic_table,
@@ -44,37 +46,49 @@ class SumsAdjoint(NamedTuple):
     message_gradients: Tensor
 
 
-def measure_edges(sites: Tensor, matrix: NeighborMatrix, cutoff: float) -> tuple[Tensor, Tensor]:
+def measure_edges(
+    sites: Tensor, matrix: NeighborMatrix, cutoff: float, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Vectors (n_atoms, n_slots, 3) in Å between grid positions, empty slots at the cut-off; mask of filled slots."""
     senders, codes, filled = unpack_neighbors(matrix)
     units = sites[:, :3].long()
     difference = units[senders] + matrix.translations[:, :3].long()[codes] - units[:, None]
     wrapped = (difference + 2**31) % 2**32 - 2**31
-    padding = torch.tensor([cutoff, 0.0, 0.0], dtype=torch.float64, device=sites.device)
-    return torch.where(filled[..., None], wrapped.double() * 2.0**-GRID_BITS, padding), filled
+    padding = torch.tensor([cutoff, 0.0, 0.0], dtype=dtype, device=sites.device)
+    return torch.where(filled[..., None], wrapped.to(dtype) * 2.0**-GRID_BITS, padding), filled
 
 
 def _prepare_sums(
-    sites: Tensor, matrix: NeighborMatrix, packed: PackedWeights, hop: int, messages: Tensor
+    sites: Tensor,
+    matrix: NeighborMatrix,
+    packed: PackedWeights,
+    hop: int,
+    messages: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[EdgeGeometry, Tensor, Tensor]:
     """Geometry, radial weights of every receiver and factors of every slot."""
-    vectors, _ = measure_edges(sites, matrix, packed.cutoff)
-    weights = packed.radial[hop].double() / (2.0 / packed.cutoff) ** 0.5  # the basis has its norm
+    vectors, _ = measure_edges(sites, matrix, packed.cutoff, dtype)
+    weights = packed.radial[hop].to(dtype) / (2.0 / packed.cutoff) ** 0.5  # the basis has its norm
     species = sites[:, 3].long()
     geometry = describe_edges(vectors, packed.cutoff, weights.shape[1])
     senders = unpack_neighbors(matrix)[0]
     if hop == 0:
-        factors = packed.pair_factors.double()[species[:, None], species[senders]]
+        factors = packed.pair_factors.to(dtype)[species[:, None], species[senders]]
     else:
-        factors = messages.double()[senders]
+        factors = messages.to(dtype)[senders]
     return geometry, weights[species], factors
 
 
 def define_moments(
-    sites: Tensor, matrix: NeighborMatrix, packed: PackedWeights, hop: int, messages: Tensor
+    sites: Tensor,
+    matrix: NeighborMatrix,
+    packed: PackedWeights,
+    hop: int,
+    messages: Tensor,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
     """Moments (n_atoms, 16, C) of a hop."""
-    return compute_moments(*_prepare_sums(sites, matrix, packed, hop, messages))[0]
+    return compute_moments(*_prepare_sums(sites, matrix, packed, hop, messages, dtype))[0]
 
 
 def define_adjoint(
@@ -84,19 +98,20 @@ def define_adjoint(
     hop: int,
     messages: Tensor,
     gradients: Tensor,
+    dtype: torch.dtype = torch.float64,
 ) -> SumsAdjoint:
     """What one hop adds to forces, terms and message gradients, given dE/dA (n_atoms, 16, C); core in hop 1."""
-    geometry, weights, factors = _prepare_sums(sites, matrix, packed, hop, messages)
+    geometry, weights, factors = _prepare_sums(sites, matrix, packed, hop, messages, dtype)
     _, radial = compute_moments(geometry, weights, factors)
-    edge, factor = compute_moments_adjoint(geometry, weights, factors, radial, gradients.double())
-    vectors, filled = measure_edges(sites, matrix, packed.cutoff)
+    edge, factor = compute_moments_adjoint(geometry, weights, factors, radial, gradients.to(dtype))
+    vectors, filled = measure_edges(sites, matrix, packed.cutoff, dtype)
     senders = unpack_neighbors(matrix)[0]
     core_energy = edge.new_zeros(edge.shape[0])
     if hop == 0 and packed.core is not None:
         species = sites[:, 3].long()
         pair = species[:, None] * packed.pair_factors.shape[0] + species[senders]
         distance = geometry.distance[..., 0]
-        value, slope = evaluate_core(distance, *packed.core.double()[pair, :3].unbind(-1))
+        value, slope = evaluate_core(distance, *packed.core.to(dtype)[pair, :3].unbind(-1))
         core_energy = torch.where(filled, value, 0.0).sum(dim=1)
         edge = edge + geometry.unit * torch.where(filled, slope, 0.0)[..., None]
     edge = torch.where(filled[..., None], edge, 0.0)
@@ -111,19 +126,26 @@ def define_adjoint(
     return SumsAdjoint(forces, torch.stack([*parts, core_energy], dim=1), messages_back)
 
 
-def define_invariants(moments: Tensor, mixing: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixed moments (n_atoms, 16, Q) and invariants (n_atoms, 8 Q)."""
-    mixed = mix_channels(moments.double(), mixing.double())
-    return mixed, compute_invariants(mixed, build_cubic_table(mixed.dtype, mixed.device))[0]
+def define_invariants(
+    moments: Tensor, mixing: Tensor, table: CubicTable | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mixed moments (n_atoms, 16, Q) and invariants (n_atoms, 8 Q), in the dtype of the table."""
+    table = table or build_cubic_table(torch.float64, moments.device)
+    dtype = table.coefficients.dtype
+    mixed = mix_channels(moments.to(dtype), mixing.to(dtype))
+    return mixed, compute_invariants(mixed, table)[0]
 
 
-def define_pullback(mixed: Tensor, gradients: Tensor, mixing: Tensor) -> Tensor:
-    """dE/dA (n_atoms, 16, C) from mixed moments and dE/d(invariants)."""
-    table = build_cubic_table(torch.float64, mixed.device)
-    mixed = mixed.double()
+def define_pullback(
+    mixed: Tensor, gradients: Tensor, mixing: Tensor, table: CubicTable | None = None
+) -> Tensor:
+    """dE/dA (n_atoms, 16, C) from mixed moments and dE/d(invariants), in the dtype of the table."""
+    table = table or build_cubic_table(torch.float64, mixed.device)
+    dtype = table.coefficients.dtype
+    mixed = mixed.to(dtype)
     _, products = compute_invariants(mixed, table)
-    back = compute_invariants_adjoint(gradients.double(), mixed, products, table)
-    return mix_channels(back, mixing.double().transpose(1, 2))
+    back = compute_invariants_adjoint(gradients.to(dtype), mixed, products, table)
+    return mix_channels(back, mixing.to(dtype).transpose(1, 2))
 
 
 def define_perceptron(
@@ -132,12 +154,13 @@ def define_perceptron(
     message_gradients: Tensor | None,
     species: Tensor,
     block: PackedBlock,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Energies (n_atoms,), messages (n_atoms, M) and gradient in all inputs (n_atoms, 8 Q + extra)."""
-    exact = PackedBlock(*(part.double() for part in block))
-    inputs = invariants.double()
+    exact = PackedBlock(*(part.to(dtype) for part in block))
+    inputs = invariants.to(dtype)
     if messages is not None:
-        inputs = torch.cat([inputs, messages.double()], dim=1)
+        inputs = torch.cat([inputs, messages.to(dtype)], dim=1)
     inputs, slope0 = bound_inputs(inputs, exact.shift, torch.ones_like(exact.shift), exact.curb)
     assert inputs.shape[1] >= N_INVARIANT_KINDS
     species = species.long()
@@ -147,6 +170,6 @@ def define_perceptron(
     out = hidden2 @ exact.message + exact.message_bias[species]
     pull = exact.readout[species]
     if message_gradients is not None:
-        pull = pull + message_gradients.double() @ exact.message.T
+        pull = pull + message_gradients.to(dtype) @ exact.message.T
     pull = ((pull * slope2) @ exact.weight2.T * slope1) @ exact.weight1.T * slope0
     return energies, out, pull

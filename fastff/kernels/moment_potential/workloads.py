@@ -17,7 +17,10 @@ from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.layout import find_obstacle
 from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, FIXED_BITS
+from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.tuning import LaunchSpace, Workload, make_key
+
+Define = Callable[[], Any]
 
 REACH = 5.4
 """Length of the neighbor rows in Å: the cut-off and a skin. 54 neighbors in copper."""
@@ -64,61 +67,83 @@ def list_workloads(
         return space.moments[0]
 
     def launch_invariants() -> tuple[Tensor, Tensor]:
-        space.moments[0].copy_(moments)
         potential.launch_invariants(space, 0)
         return space.mixed[0], space.invariants[0]
 
     def launch_perceptron() -> Tensor:
-        space.invariants[0].copy_(invariants)
         potential.launch_perceptron(space, 0, adjoint=True)
         return space.invariants[0]
 
-    def launch_pullback() -> Tensor:
+    def restore_pullback() -> None:
         space.mixed[0].copy_(mixed_moments)
         space.invariants[0].copy_(pull)
+
+    def launch_pullback() -> Tensor:
         potential.launch_pullback(space, 0)
         return space.moments[0]
 
-    def launch_adjoint() -> tuple[Tensor, Tensor]:
+    def restore_adjoint() -> None:
         space.moments[0].copy_(gradients)
         space.accumulators.zero_()
+
+    def launch_adjoint() -> tuple[Tensor, Tensor]:
         potential.launch_adjoint(space, matrix, 0)
         return space.accumulators[:, :3], space.terms[:, :7]
 
-    def define_adjoint() -> tuple[Tensor, Tensor]:
-        found = definitions.define_adjoint(sites, matrix, packed, 0, space.messages, gradients)
-        return found.forces * 2.0**FIXED_BITS, found.terms
+    def define_moments(dtype: torch.dtype) -> Define:
+        return lambda: definitions.define_moments(sites, matrix, packed, 0, space.messages, dtype)
+
+    def define_invariants(dtype: torch.dtype) -> Define:
+        table = build_cubic_table(dtype, device)
+        return lambda: definitions.define_invariants(moments, block.mixing, table)
+
+    def define_perceptron(dtype: torch.dtype) -> Define:
+        return lambda: definitions.define_perceptron(invariants, None, None, species, block, dtype)[
+            2
+        ]
+
+    def define_pullback(dtype: torch.dtype) -> Define:
+        table = build_cubic_table(dtype, device)
+        return lambda: definitions.define_pullback(mixed_moments, pull, block.mixing, table)
+
+    def define_adjoint(dtype: torch.dtype) -> Define:
+        def define() -> tuple[Tensor, Tensor]:
+            found = definitions.define_adjoint(
+                sites, matrix, packed, 0, space.messages, gradients, dtype
+            )
+            return found.forces * 2.0**FIXED_BITS, found.terms
+
+        return define
 
     def make(
-        kernel: LaunchSpace, launch: Callable[[], Any], define: Callable[[], Any], **key: int
+        kernel: LaunchSpace,
+        launch: Define,
+        define: Callable[[torch.dtype], Define],
+        restore: Callable[[], Any] | None,
+        **key: int,
     ) -> Workload:
-        return Workload(kernel, make_key(torch.float32, **key), launch, define, 1e-5)
+        exact = define(torch.float64)
+        return Workload(
+            kernel, make_key(torch.float32, **key), launch, exact, 1e-5, restore, define
+        )
 
     both = {"channels": channels, "mixed": mixed}
-    yield make(
-        MOMENTS_SPACE,
-        launch_moments,
-        lambda: definitions.define_moments(sites, matrix, packed, 0, space.messages),
-        channels=channels,
-    )
+    yield make(MOMENTS_SPACE, launch_moments, define_moments, None, channels=channels)
     yield make(
         node.INVARIANTS_SPACE,
         launch_invariants,
-        lambda: definitions.define_invariants(moments, block.mixing),
+        define_invariants,
+        lambda: space.moments[0].copy_(moments),
         **both,
     )
     yield make(
         node.PERCEPTRON_SPACE,
         launch_perceptron,
-        lambda: definitions.define_perceptron(invariants, None, None, species, block)[2],
+        define_perceptron,
+        lambda: space.invariants[0].copy_(invariants),
         channels=channels,
         inputs=8 * mixed,
         hidden=hidden,
     )
-    yield make(
-        node.PULLBACK_SPACE,
-        launch_pullback,
-        lambda: definitions.define_pullback(mixed_moments, pull, block.mixing),
-        **both,
-    )
-    yield make(ADJOINT_SPACE, launch_adjoint, define_adjoint, channels=channels)
+    yield make(node.PULLBACK_SPACE, launch_pullback, define_pullback, restore_pullback, **both)
+    yield make(ADJOINT_SPACE, launch_adjoint, define_adjoint, restore_adjoint, channels=channels)

@@ -1,0 +1,301 @@
+"""What ``fastff bench --kernels`` runs: every op at production size, with its definition and its least work.
+
+Here: :class:`Work` and where its entries come from: ops with a case of production size, the kernels of the fused
+evaluation, the whole evaluation, the skin check, the neighbor list. Not here: timing, records.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastff.kernels import contract, dispatch
+from fastff.kernels.moments.reference import build_gradient_table
+from fastff.kernels.node_block.reference import build_cubic_table
+
+Direction = Literal["forward", "forward and gradient"]
+Variant = Literal["triton", "compiled", "eager"]
+ROWS_ON_CPU = {"edge_features": 500_000, "fused_mlp": 50_000}
+"""Rows of the first argument on a CPU, where the size of production would take minutes."""
+CELLS = 30
+"""Cubic cells of copper along each edge for the fused kernels: 108,000 atoms with 54 neighbors."""
+CELLS_QUADRATIC = 9
+"""The same for the definition of the neighbor list, which is quadratic in the number of atoms: 2,916 atoms."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One op and direction, ready to run.
+
+    Attributes
+    ----------
+    op : str
+    direction : str
+    rows : int
+        Length of the first argument.
+    exact : Tensor or tuple of Tensor
+        Float64 result of the definition.
+    n_bytes, n_operations : float
+        Least traffic, and floating-point operations that set the floor.
+    triton : callable or None
+        The Triton implementation; None if it cannot run here, for the reason in ``obstacle``.
+    definition : callable
+        In float32. ``definition(compile)`` hands functions through ``compile`` and runs them: ``torch.compile``, or
+        the identity.
+    restore : callable, optional
+        To be called before each run of the Triton implementation, not timed.
+    """
+
+    op: str
+    direction: Direction
+    rows: int
+    exact: Any
+    n_bytes: float
+    n_operations: float
+    triton: Callable[[], Any] | None
+    definition: Callable[[Callable[..., Any]], Callable[[], Any]]
+    obstacle: str = ""
+    restore: Callable[[], Any] | None = None
+
+
+Maker = Callable[[torch.device], Iterator[Work]]
+
+
+def list_makers(device: torch.device) -> list[tuple[Maker, int]]:
+    """Sources of work and how many entries each gives; an entry holds gigabytes, so they are made one after another."""
+    makers: list[tuple[Maker, int]] = [
+        (functools.partial(make_generic, suite), 2) for suite in list_suites()
+    ]
+    if device.type == "cuda":
+        makers += [(make_fused, 5), (make_evaluations, 2), (make_lists, 2)]
+    return makers
+
+
+def list_suites() -> list[contract.Suite]:
+    """One suite for each function that has a case of production size."""
+    found: dict[str, contract.Suite] = {}
+    for suite in contract.list_suites():
+        if any(case.production for case in suite.cases):
+            found.setdefault(suite.function.__name__, suite)
+    return list(found.values())
+
+
+def make_generic(suite: contract.Suite, device: torch.device) -> Iterator[Work]:
+    """Forward, and with the gradient in the first argument, of an op at production size."""
+    case = next(case for case in suite.cases if case.production)
+    arguments = case.build(device, torch.float32)
+    most = ROWS_ON_CPU.get(suite.op.name)
+    if device.type == "cpu" and most is not None:
+        arguments = (arguments[0][:most].clone(), *arguments[1:])
+    for gradient in (False, True):
+        yield prepare(suite, arguments, gradient=gradient)
+
+
+def prepare(suite: contract.Suite, arguments: tuple[Any, ...], *, gradient: bool) -> Work:
+    """Bind arguments, cotangents and the float64 result."""
+    doubled = _to_double(arguments)
+    first, *rest = arguments
+    n_bytes, products = count_bytes(arguments), count_products(suite, arguments)
+    if gradient:
+        outputs = list_tensors(suite.reference(doubled[0], *doubled[1:]))
+        generator = torch.Generator(first.device).manual_seed(0)
+        seeds = [
+            torch.randn(one.shape, generator=generator, device=first.device, dtype=first.dtype)
+            for one in outputs
+        ]
+
+        def run(function: Callable[..., Any], leaf: Tensor = first, others: Any = rest) -> Any:
+            leaf = leaf.detach().requires_grad_()
+            found = list_tensors(function(leaf, *others))
+            return torch.autograd.grad(found, leaf, [s.to(leaf.dtype) for s in seeds])[0]
+
+        exact = run(suite.reference, doubled[0], doubled[1:])
+        n_bytes += count_bytes(first) + 2 * count_bytes(seeds)
+    else:
+
+        def run(function: Callable[..., Any], leaf: Tensor = first, others: Any = rest) -> Any:
+            with torch.no_grad():
+                return function(leaf, *others)
+
+        exact = run(suite.reference, doubled[0], doubled[1:])
+        n_bytes += count_bytes(exact) // 2
+
+    def define(compiler: Callable[..., Any]) -> Callable[[], Any]:
+        function = compiler(suite.reference)
+        return lambda: run(function)
+
+    backend, reason = dispatch.decide(suite.op, first.device)
+    return Work(
+        suite.function.__name__, "forward and gradient" if gradient else "forward", len(first), exact,
+        n_bytes, products * (2.0 if gradient else 1.0),
+        (lambda: run(suite.function)) if backend == "triton" else None, define, reason,
+    )  # fmt: skip
+
+
+def make_fused(device: torch.device) -> Iterator[Work]:
+    """Kernels of one hop of the fused evaluation, 16 channels."""
+    from fastff.kernels.moment_potential.costs import count_costs
+    from fastff.kernels.moment_potential.workloads import REACH, list_workloads
+
+    widths = {"n_channels": 16, "n_mixed": 16, "n_hidden": 64}
+    costs = count_costs(54)
+    for workload in list_workloads(widths, device, repeats=CELLS, reach=REACH):
+        bind, name = workload.definition, workload.space.kernel
+        assert bind is not None
+        define = bind(torch.float32)
+        n_atoms, cost = 4 * CELLS**3, costs[name]
+        with torch.no_grad():
+            exact = workload.reference()
+        yield Work(
+            name, "forward", n_atoms, exact, cost.n_bytes * n_atoms, cost.flop * n_atoms,
+            workload.launch, _compile_all(define), restore=workload.restore,
+        )  # fmt: skip
+        del exact, workload
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def make_evaluations(device: torch.device) -> Iterator[Work]:
+    """Energies, forces and virial of students of one and two hops, from positions and a neighbor list."""
+    from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
+    from fastff.kernels.moment_potential.costs import count_costs
+    from fastff.kernels.moment_potential.evaluate import FusedPotential
+    from fastff.kernels.moment_potential.op import convert_weights
+    from fastff.kernels.moment_potential.reference import evaluate_reference
+    from fastff.kernels.moment_potential.workloads import REACH
+
+    system = build_lattice("Cu", CELLS, REACH, device, rattle=0.1)
+    geometry = (system.positions, system.species, system.matrix, system.translations)
+    sample = build_lattice("Cu", 2, REACH, "cpu", rattle=0.1, seed=3)
+    n_atoms = system.matrix.n_atoms
+    for n_hops in (1, 2):
+        weights = draw_weights(n_hops, 1, sample)
+        potential = FusedPotential(weights, device)
+        single, double = (
+            convert_weights(weights, device, dtype) for dtype in (torch.float32, torch.float64)
+        )
+        with torch.no_grad():
+            exact = evaluate_reference(double, *geometry).forces
+
+        def run(potential: FusedPotential = potential) -> Tensor:
+            return potential.evaluate(system.positions, system.species, system.matrix).forces
+
+        def define(weights: Any = single) -> Tensor:
+            return evaluate_reference(weights, *geometry).forces
+
+        cost = [
+            sum(part) * n_hops * n_atoms for part in zip(*count_costs(54).values(), strict=True)
+        ]
+        yield Work(
+            f"evaluation, {n_hops} hop{'s' * (n_hops > 1)}", "forward", n_atoms, exact, cost[2], cost[0],
+            run, _compile_all(define),
+        )  # fmt: skip
+        del exact, potential
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def make_lists(device: torch.device) -> Iterator[Work]:
+    """The skin check, and the neighbor list at the size its definition allows."""
+    from fastff.kernels.moment_potential.cases import build_lattice
+    from fastff.kernels.neighbor_list import build_neighbors
+    from fastff.kernels.neighbor_list.plan import make_frame
+    from fastff.kernels.neighbor_list.reference import find_pairs
+    from fastff.kernels.skin_check import reference, take_snapshot
+    from fastff.kernels.skin_check.op import launch_check
+
+    cutoff, skin = 5.0, 0.5
+    system = build_lattice("Cu", CELLS, 5.4, device, rattle=0.1)
+    frame = make_frame(system.cell.cpu().numpy(), (True, True, True))
+    snapshot = take_snapshot(system.positions + 0.01, frame, cutoff, skin)
+    stale = torch.zeros((), dtype=torch.int32, device=device)
+    periodic = torch.ones(3, dtype=torch.bool, device=device)
+    old = (snapshot.positions, system.cell, periodic, cutoff, skin)
+
+    def check() -> Tensor:
+        launch_check(system.positions, system.cell, snapshot, stale)
+        return stale
+
+    def define_check() -> Tensor:
+        return reference.is_stale(system.positions, system.cell, *old)
+
+    yield Work(
+        "skin_check", "forward", len(system.positions), define_check().double(),
+        2.0 * count_bytes(system.positions), 0.0, check, _compile_all(define_check),
+    )  # fmt: skip
+    small = build_lattice("Cu", CELLS_QUADRATIC, 5.4, device, rattle=0.1)
+    frame = make_frame(small.cell.cpu().numpy(), (True, True, True))
+    n_atoms = len(small.positions)
+
+    def search() -> Tensor:
+        found = build_neighbors(small.positions, small.cell, (True, True, True), cutoff + skin)
+        return found.matrix.counts
+
+    def define_search() -> Tensor:
+        receivers = find_pairs(small.positions, frame, cutoff + skin)[0]
+        return torch.bincount(receivers, minlength=n_atoms)
+
+    exact = define_search().double()
+    n_bytes = count_bytes(small.positions) + 4.0 * float(exact.sum())
+    yield Work(
+        "neighbor_list", "forward", n_atoms, exact, n_bytes, 0.0, search, _compile_all(define_search)
+    )  # fmt: skip
+
+
+def _compile_all(define: Callable[[], Any]) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
+    def choose(compiler: Callable[..., Any]) -> Callable[[], Any]:
+        for table in (
+            build_cubic_table,
+            build_gradient_table,
+        ):  # else they are traced and made at every call
+            torch.compiler.assume_constant_result(table)
+        function = compiler(define)
+
+        def run() -> Any:
+            with torch.no_grad():
+                return function()
+
+        return run
+
+    return choose
+
+
+def count_products(suite: contract.Suite, arguments: tuple[Any, ...]) -> float:
+    """Operations of matrix products: two for each weight and row of a perceptron, none in other ops."""
+    if suite.op.name != "fused_mlp":
+        return 0.0
+    rows, *weights = list_tensors(arguments)
+    return 2.0 * rows.shape[0] * sum(one.numel() for one in weights if one.ndim == 2)
+
+
+def list_tensors(values: Any) -> list[Tensor]:
+    """Floating tensors of nested arguments or results."""
+    return list(_walk(values))
+
+
+def _walk(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        if values.is_floating_point():
+            yield values
+    elif isinstance(values, tuple | list):
+        for value in values:
+            yield from _walk(value)
+
+
+def count_bytes(values: Any) -> int:
+    """Bytes of the floating tensors of nested arguments or results."""
+    return sum(one.numel() * one.element_size() for one in list_tensors(values))
+
+
+def _to_double(values: Any) -> Any:
+    if isinstance(values, Tensor):
+        return values.double() if values.is_floating_point() else values
+    if isinstance(values, tuple | list):
+        return type(values)(_to_double(value) for value in values)
+    return values
