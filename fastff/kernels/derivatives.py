@@ -1,19 +1,67 @@
-"""First and second derivatives of a reference, for what an op has no kernel of its own.
+"""How ops are differentiated: their place in autograd, and derivatives of a reference where they have no kernel.
 
-Here: vector-Jacobian products of a torch function over flat tuples of tensors. Not here: formulas of any op.
+Here: :func:`join_autograd`; vector-Jacobian products of a torch function over flat tuples of tensors. Not here:
+formulas of any op.
 
-To be called from an op's registered backward, not from inside a ``custom_op``: there autograd is off for good. When the
-caller differentiates again (``create_graph=True``) the results carry their graph, so no derivative is lost.
+The latter are to be called from an op's registered backward, not from inside a ``custom_op``: there autograd is off
+for good. When the caller differentiates again (``create_graph=True``) the results carry their graph, so no derivative
+is lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 Function = Callable[..., tuple[Tensor, ...]]
+
+
+def join_autograd(
+    name: str,
+    function: Callable[..., Any],
+    shape: Callable[..., Any],
+    keep: Callable[[Any, tuple[Any, ...], Any], None],
+    differentiate: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A function that autograd and torch.compile know.
+
+    While torch traces it is the custom op ``fastff::name``; called eagerly it is an ``autograd.Function``, which
+    keeps the host busy for less time.
+
+    Parameters
+    ----------
+    name : str
+    function : callable
+        Of tensors and plain values, without a graph; annotated, as custom ops must be.
+    shape : callable
+        Empty results for the same arguments.
+    keep : callable
+        ``keep(context, inputs, output)`` saves what ``differentiate`` needs.
+    differentiate : callable
+        ``differentiate(context, *grads)`` returns a gradient, or None, for each argument. It is differentiable itself
+        if what it calls is.
+    """
+    op = torch.library.custom_op(f"fastff::{name}", function, mutates_args=())
+    op.register_fake(shape)
+    op.register_autograd(differentiate, setup_context=keep)
+
+    class Call(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return function(*inputs)
+
+        setup_context = staticmethod(keep)  # type: ignore[assignment]
+        backward = staticmethod(differentiate)
+
+    def call(*inputs: Any) -> Any:
+        traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        return op(*inputs) if traced else Call.apply(*inputs)
+
+    return call
 
 
 def pull_back(

@@ -76,13 +76,15 @@ def test_gradcheck_segment_sum(cpu):
 
 
 def test_opcheck_segment_sum():
-    from fastff.kernels.segment_sum import op
+    import fastff.kernels.segment_sum.op  # noqa: F401  # registers
 
+    own = torch.ops.fastff
     values = torch.randn(5, 3, requires_grad=True)
     pointers = torch.tensor([0, 2, 2, 5])
     with kernels.use("triton"):
-        torch.library.opcheck(op._sum, (values, pointers))
-        torch.library.opcheck(op._gather, (torch.randn(3, 3, requires_grad=True), pointers, 5))
+        torch.library.opcheck(own.segment_sum, (values, pointers))
+        sums = torch.randn(3, 3, requires_grad=True)
+        torch.library.opcheck(own.segment_gather, (sums, pointers, 5))
 
 
 def test_opcheck_edge_features():
@@ -91,8 +93,8 @@ def test_opcheck_edge_features():
     vectors = torch.randn(5, 3, requires_grad=True)
     grads = torch.randn(5, 4, requires_grad=True), torch.randn(5, 16, requires_grad=True)
     with kernels.use("triton"):
-        torch.library.opcheck(op._forward, (vectors, 5.0, 4, 3))
-        torch.library.opcheck(op._backward, (vectors, *grads, 5.0))
+        torch.library.opcheck(torch.ops.fastff.edge_features, (vectors, 5.0, 4, 3))
+        torch.library.opcheck(torch.ops.fastff.edge_features_backward, (vectors, *grads, 5.0))
         directions = torch.randn(5, 3)
         tensors = (vectors.detach(), *(grad.detach() for grad in grads), directions)
         torch.library.opcheck(op._double_backward, (*tensors, 5.0))

@@ -74,8 +74,9 @@ def edge_features(
     )
 
 
-@torch.library.custom_op("fastff::edge_features", mutates_args=())
-def _forward(vectors: Tensor, cutoff: float, n_radial: int, l_max: int) -> tuple[Tensor, Tensor]:
+def _run_forward(
+    vectors: Tensor, cutoff: float, n_radial: int, l_max: int
+) -> tuple[Tensor, Tensor]:
     return dispatch.attempt(
         OP,
         lambda: launch_forward(vectors, cutoff, n_radial, l_max),
@@ -83,8 +84,9 @@ def _forward(vectors: Tensor, cutoff: float, n_radial: int, l_max: int) -> tuple
     )
 
 
-@torch.library.custom_op("fastff::edge_features_backward", mutates_args=())
-def _backward(vectors: Tensor, grad_basis: Tensor, grad_harmonics: Tensor, cutoff: float) -> Tensor:
+def _run_backward(
+    vectors: Tensor, grad_basis: Tensor, grad_harmonics: Tensor, cutoff: float
+) -> Tensor:
     return launch_backward(vectors, grad_basis, grad_harmonics, cutoff)
 
 
@@ -93,17 +95,6 @@ def _double_backward(
     vectors: Tensor, grad_basis: Tensor, grad_harmonics: Tensor, directions: Tensor, cutoff: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return launch_double_backward(vectors, grad_basis, grad_harmonics, directions, cutoff)
-
-
-@_forward.register_fake
-def _(vectors: Tensor, cutoff: float, n_radial: int, l_max: int) -> tuple[Tensor, Tensor]:
-    n_edges = vectors.shape[0]
-    return vectors.new_empty((n_edges, n_radial)), vectors.new_empty((n_edges, (l_max + 1) ** 2))
-
-
-@_backward.register_fake
-def _(vectors: Tensor, grad_basis: Tensor, grad_harmonics: Tensor, cutoff: float) -> Tensor:
-    return vectors.new_empty(vectors.shape)
 
 
 @_double_backward.register_fake
@@ -152,8 +143,23 @@ def _differentiate_backward(ctx: Any, directions: Tensor) -> tuple[Tensor, Tenso
     return found[0], found[1], found[2], None
 
 
-_forward.register_autograd(_differentiate_forward, setup_context=_keep_forward)
-_backward.register_autograd(_differentiate_backward, setup_context=_keep_backward)
+def _shape_forward(
+    vectors: Tensor, cutoff: float, n_radial: int, l_max: int
+) -> tuple[Tensor, Tensor]:
+    n_edges = vectors.shape[0]
+    return vectors.new_empty((n_edges, n_radial)), vectors.new_empty((n_edges, (l_max + 1) ** 2))
+
+
+_forward = derivatives.join_autograd(
+    "edge_features", _run_forward, _shape_forward, _keep_forward, _differentiate_forward
+)
+_backward = derivatives.join_autograd(
+    "edge_features_backward",
+    _run_backward,
+    lambda vectors, *others: vectors.new_empty(vectors.shape),
+    _keep_backward,
+    _differentiate_backward,
+)
 
 
 def launch_forward(

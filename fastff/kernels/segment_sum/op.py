@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastff.errors import DataError
 from fastff.kernels import dispatch, tuning
+from fastff.kernels.derivatives import join_autograd
 from fastff.kernels.segment_sum import reference
 
 OP = dispatch.register(dispatch.Op("segment_sum", derivative_order=None, deterministic=True))
@@ -113,8 +114,7 @@ def segment_gather(values: Tensor, pointers: Tensor, n_rows: int) -> Tensor:
     )
 
 
-@torch.library.custom_op("fastff::segment_sum", mutates_args=())
-def _sum(values: Tensor, pointers: Tensor) -> Tensor:
+def _run_sum(values: Tensor, pointers: Tensor) -> Tensor:
     return dispatch.attempt(
         OP,
         lambda: launch_sum(values, pointers),
@@ -122,23 +122,12 @@ def _sum(values: Tensor, pointers: Tensor) -> Tensor:
     )
 
 
-@torch.library.custom_op("fastff::segment_gather", mutates_args=())
-def _gather(values: Tensor, pointers: Tensor, n_rows: int) -> Tensor:
+def _run_gather(values: Tensor, pointers: Tensor, n_rows: int) -> Tensor:
     return dispatch.attempt(
         OP,
         lambda: launch_gather(values, pointers, n_rows),
         lambda: reference.segment_gather(values, pointers, n_rows),
     )
-
-
-@_sum.register_fake
-def _(values: Tensor, pointers: Tensor) -> Tensor:
-    return values.new_empty((pointers.shape[0] - 1, values.shape[1]))
-
-
-@_gather.register_fake
-def _(values: Tensor, pointers: Tensor, n_rows: int) -> Tensor:
-    return values.new_empty((n_rows, values.shape[1]))
 
 
 def _keep_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -158,8 +147,20 @@ def _differentiate_gather(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _sum(grad, *ctx.saved_tensors), None, None
 
 
-_sum.register_autograd(_differentiate_sum, setup_context=_keep_sum)
-_gather.register_autograd(_differentiate_gather, setup_context=_keep_gather)
+_sum = join_autograd(
+    "segment_sum",
+    _run_sum,
+    lambda values, pointers: values.new_empty((pointers.shape[0] - 1, values.shape[1])),
+    _keep_sum,
+    _differentiate_sum,
+)
+_gather = join_autograd(
+    "segment_gather",
+    _run_gather,
+    lambda values, pointers, n_rows: values.new_empty((n_rows, values.shape[1])),
+    _keep_gather,
+    _differentiate_gather,
+)
 
 
 def launch_sum(values: Tensor, pointers: Tensor) -> Tensor:
