@@ -4,8 +4,8 @@ Run from the root of the repository: ``python bench/md_gpu.py [--budget-seconds 
 h5py and this repository. Writes ``md_gpu.json`` after every stage, to the folder ``OUT`` if that variable is set, else
 to ``bench/results``; prints one line per row. The commit is read from git, or from ``FASTFF_COMMIT``. ``--tiny`` runs
 everything small on the CPU, to see that it runs. ``--million`` runs a million atoms for 1,000 steps with all files
-instead and writes ``md_million.json``. ``--model FILE --structure FILE`` measures drift with a trained model, too;
-the others are untrained ones of copper, whose forces are scaled down until they are stable.
+instead and writes ``md_million.json``. Models are untrained ones of copper, whose forces are scaled down until they are
+stable; drift of trained ones: ``bench/md_statistics.py``.
 
 Order: graphs against eager steps, thin against thick skins, a restart against no restart, bit for bit or nearly; whole
 steps at 1,372 atoms for every ensemble, with their parts: evaluation, skin check, both halves, a rebuild, reading the
@@ -35,10 +35,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from ase import Atoms  # noqa: E402
 from ase.build import bulk  # noqa: E402
-from ase.io import read  # noqa: E402
 from md_models import make_copper  # noqa: E402
 
-from fastff.checkpoint import load_model  # noqa: E402
 from fastff.kernels import tuning  # noqa: E402
 from fastff.kernels.replay import Replay  # noqa: E402
 from fastff.md.engine import Engine  # noqa: E402
@@ -46,6 +44,7 @@ from fastff.md.observe import COLUMNS  # noqa: E402
 from fastff.md.potentials import make_potential  # noqa: E402
 from fastff.md.run import simulate  # noqa: E402
 from fastff.md.settings import MDSettings  # noqa: E402
+from fastff.md.skin import choose_skin  # noqa: E402
 from fastff.md.snapshot import take_restart  # noqa: E402
 from fastff.md.state import build_state  # noqa: E402
 from fastff.models import Student  # noqa: E402
@@ -161,13 +160,17 @@ def compare_halves(student: Student, name: str, changes: dict[str, str], tiny: b
 
 def time_steps(
     student: Student, repeats: int, name: str, changes: dict[str, str], compiled: bool, seconds: float,
-    kind: type[Engine] = Engine,
+    kind: type[Engine] = Engine, skin: float | None = None,
 ) -> Row:  # fmt: skip
-    """Wall time of a whole warm step: list upkeep, forces, integrator, flags, one row per 100 steps."""
+    """Wall time of a whole warm step: list upkeep, forces, integrator, flags, one row per 100 steps.
+
+    The skin is the one ``fastff md`` chooses, if none is given.
+    """
     atoms = make_crystal(repeats)
     settings = MDSettings(
         n_steps=10**9, temperature=300.0, compile_steps=compiled, interval=100, **changes,  # type: ignore[arg-type]
     )  # fmt: skip
+    settings = replace(settings, skin=skin or choose_skin(student, atoms, settings))
     if student.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
@@ -186,7 +189,8 @@ def time_steps(
     passed, n_steps = time.perf_counter() - begun, engine.step - first
     row: Row = {
         "model": student.config.architecture, "case": name, "compiled": compiled, "atoms": len(atoms),
-        "kernels": engine._kernels is not None, "steps": n_steps, "ms_per_step": passed / max(n_steps, 1) * 1e3,
+        "kernels": engine._kernels is not None, "skin_A": settings.skin, "steps": n_steps,
+        "ms_per_step": passed / max(n_steps, 1) * 1e3,
         "atom_steps_per_s": n_steps * len(atoms) / passed, "rebuilds": engine.n_rebuilds - rebuilds,
         "ns_per_day": n_steps / passed * 0.0864, "seconds_to_start": ready,
     }  # fmt: skip
@@ -279,11 +283,12 @@ def run_million(student: Student, repeats: int, n_steps: int) -> Row:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
+        settings = replace(settings, skin=choose_skin(student, atoms, settings))
         result = simulate(make_potential(student, settings.skin), atoms, settings, out)
         sizes = {path.name: path.stat().st_size for path in out.iterdir()}
     row: Row = {
         "model": student.config.architecture, "atoms": len(atoms), "steps": result.step,
-        "ns_per_day": result.ns_per_day, "ms_per_step": result.seconds / n_steps * 1e3,
+        "skin_A": settings.skin, "ns_per_day": result.ns_per_day, "ms_per_step": result.seconds / n_steps * 1e3,
         "atom_steps_per_s": n_steps * len(atoms) / result.seconds, "rebuilds": result.n_rebuilds,
         "drift_meV_per_atom_ps": result.summary.drift, "temperature_K": result.summary.temperature.mean,
         "seconds_with_files_and_start": time.perf_counter() - begun, "bytes": sizes,
@@ -307,8 +312,6 @@ def main() -> None:
     parser.add_argument("--budget-seconds", type=float, default=115.0)
     parser.add_argument("--tiny", action="store_true", help="small, on the CPU")
     parser.add_argument("--million", action="store_true", help="only a million atoms, 1,000 steps")
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--structure", type=Path)
     arguments = parser.parse_args()
     tiny = arguments.tiny
     device = torch.device("cpu" if tiny else "cuda")
@@ -338,7 +341,8 @@ def main() -> None:
 
     students = {name: build_model(name, device) for name in ("m1", "m2")}
     if arguments.million:
-        stage("million", 0, run_million, students["m1"], 3 if tiny else 63, 20 if tiny else 1000)
+        for student in students.values():
+            stage("million", 0, run_million, student, 3 if tiny else 63, 20 if tiny else 1000)
         print(f"failures: {record['failures']}\n{record['seconds']:.0f} s in all")
         return
     span = 0.2 if tiny else 1.5
@@ -350,12 +354,14 @@ def main() -> None:
     for student in students.values():
         stage("rates", 8, time_steps, student, middle, *CASES[0], False, span)
         stage("rates", 12, time_steps, student, large, *CASES[0], False, 2 * span)
+    for student in students.values():
+        for repeats in (small, middle):
+            for skin in (0.3, 0.5, 1.0):
+                stage(
+                    "skins", 6, time_steps, student, repeats, *CASES[0], False, span, Engine, skin
+                )
     for name, student in students.items():
         stage("drift", 8, measure_drift, student, make_crystal(small), 0.1 if tiny else 20.0, name)
-    if arguments.model is not None:
-        trained = load_model(arguments.model, device=device)
-        atoms = read(arguments.structure)
-        stage("drift", 8, measure_drift, trained, atoms, 20.0, arguments.model.name)
     for case in CASES[1:]:
         stage("steps", 5, time_steps, students["m1"], small, *case, False, span)
     stage("steps", 5, time_steps, students["m1"], small, *CASES[0], False, span, TorchHalves)
@@ -366,6 +372,17 @@ def main() -> None:
     stage("equality", 6, check_equality, students["m2"], *CASES[4], tiny)
     if not tiny:  # compilers on the host take long
         stage("steps", 15, time_steps, students["m1"], small, *CASES[3], True, span)
+        stage(
+            "halves compiled",
+            15,
+            time_steps,
+            students["m1"],
+            middle,
+            *CASES[0],
+            True,
+            span,
+            TorchHalves,
+        )
     record["seconds"] = time.time() - start
     store(record)
     print(f"failures: {record['failures']}\n{record['seconds']:.0f} s in all")

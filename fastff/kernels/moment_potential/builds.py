@@ -129,5 +129,5 @@ def list_builds() -> Iterator[Build]:
     yield from _list_sums(16, "C=16", (0, 1))
     yield from _list_nodes(16, 16, 64, "C=16")
     yield from _list_nodes(16, 16, 64, "C=16 few", few=True)
-    yield from _list_sums(32, "C=32", (1,))
+    yield from _list_sums(32, "C=32", (0, 1))
     yield from _list_nodes(32, 32, 64, "C=32")
