@@ -240,3 +240,10 @@ def test_provenance_names_machine_and_versions_but_no_paths():
     text = json.dumps(provenance.model_dump())
     assert "/some/where" not in text
     assert provenance.machine
+
+
+def test_commit_of_a_copied_tree(monkeypatch):
+    """A tree without its repository is told its commit; whether it was changed, nobody knows."""
+    monkeypatch.setenv("FASTFF_COMMIT", "0123abc")
+    found = collect_provenance()
+    assert (found.commit, found.dirty) == ("0123abc", None)
