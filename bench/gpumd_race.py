@@ -47,7 +47,7 @@ from fastff.kernels import tuning  # noqa: E402
 from fastff.md.engine import Engine  # noqa: E402
 from fastff.md.potentials import make_potential  # noqa: E402
 from fastff.md.settings import MDSettings  # noqa: E402
-from fastff.md.skin import choose_skin  # noqa: E402
+from fastff.md.skin import settle_skin  # noqa: E402
 from fastff.md.state import build_state  # noqa: E402
 from fastff.models import Student  # noqa: E402
 from fastff.report.gpumd import time_gpumd  # noqa: E402
@@ -167,8 +167,8 @@ def race_student(
         n_steps=10**9, ensemble="nve", temperature=TEMPERATURE, timestep=TIME_STEP, interval=100
     )
     state = build_state(atoms, settings, student.device)
-    skin = choose_skin(student, atoms, settings)
-    engine = Engine(make_potential(student, skin), state, settings)
+    settings = settle_skin(student, atoms, settings)
+    engine = Engine(make_potential(student, settings.skin), state, settings)
     advance(engine, least // 15)
     least_warm = min(3_000_000 // len(atoms), 1000) if student.device.type == "cuda" else 0
     warm = engine.step + max(least // 3, least_warm)
@@ -181,11 +181,11 @@ def race_student(
     away = state.positions - torch.from_numpy(sites).to(state.positions.device)
     away -= away.mean(dim=0)
     kinetic = 0.5 * float((state.masses * state.velocities.square()).sum())
-    radii = [student.cutoff, student.cutoff + skin, *reaches]
+    radii = [student.cutoff, student.cutoff + settings.skin, *reaches]
     counts = count_neighbors(state.positions, float(atoms.cell[0, 0]), radii)
     row |= dict(zip(COUNTS, counts, strict=False))
     row |= {
-        "cutoff_A": student.cutoff, "skin_A": skin, "warm_up_steps": warm,
+        "cutoff_A": student.cutoff, "skin_A": settings.skin, "warm_up_steps": warm,
         "rebuilds": engine.n_rebuilds - rebuilds, "kernels": engine._kernels is not None,
         "path": type(engine.potential).__name__,
         "temperature_K": 2.0 * kinetic / (state.n_free * BOLTZMANN_EV_PER_K),

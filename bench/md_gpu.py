@@ -44,7 +44,7 @@ from fastff.md.observe import COLUMNS  # noqa: E402
 from fastff.md.potentials import make_potential  # noqa: E402
 from fastff.md.run import simulate  # noqa: E402
 from fastff.md.settings import MDSettings  # noqa: E402
-from fastff.md.skin import choose_skin  # noqa: E402
+from fastff.md.skin import settle_skin  # noqa: E402
 from fastff.md.snapshot import take_restart  # noqa: E402
 from fastff.md.state import build_state  # noqa: E402
 from fastff.models import Student  # noqa: E402
@@ -170,7 +170,7 @@ def time_steps(
     settings = MDSettings(
         n_steps=10**9, temperature=300.0, compile_steps=compiled, interval=100, **changes,  # type: ignore[arg-type]
     )  # fmt: skip
-    settings = replace(settings, skin=skin or choose_skin(student, atoms, settings))
+    settings = replace(settings, skin=skin) if skin else settle_skin(student, atoms, settings)
     if student.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
@@ -283,7 +283,7 @@ def run_million(student: Student, repeats: int, n_steps: int) -> Row:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        settings = replace(settings, skin=choose_skin(student, atoms, settings))
+        settings = settle_skin(student, atoms, settings)
         result = simulate(make_potential(student, settings.skin), atoms, settings, out)
         sizes = {path.name: path.stat().st_size for path in out.iterdir()}
     row: Row = {

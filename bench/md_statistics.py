@@ -46,7 +46,7 @@ from fastff.md.engine import Engine  # noqa: E402
 from fastff.md.observe import COLUMNS  # noqa: E402
 from fastff.md.potentials import make_potential  # noqa: E402
 from fastff.md.settings import MDSettings  # noqa: E402
-from fastff.md.skin import choose_skin  # noqa: E402
+from fastff.md.skin import settle_skin  # noqa: E402
 from fastff.md.state import build_state, make_atoms  # noqa: E402
 from fastff.md.summary import average_blocks  # noqa: E402
 from fastff.models import Student  # noqa: E402
@@ -104,7 +104,8 @@ def advance(engine: Engine, target: int) -> np.ndarray:
 
 
 def make_engine(student: Student, atoms: Atoms, settings: MDSettings) -> Engine:
-    potential = make_potential(student, choose_skin(student, atoms, settings))
+    settings = settle_skin(student, atoms, settings)
+    potential = make_potential(student, settings.skin)
     return Engine(potential, build_state(atoms, settings, student.device), settings)
 
 

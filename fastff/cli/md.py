@@ -174,7 +174,7 @@ def md(
     from fastff.md.potentials import make_potential
     from fastff.md.restart import find_stored_skin
     from fastff.md.run import plan_files, simulate
-    from fastff.md.skin import choose_skin
+    from fastff.md.skin import settle_skin
     from fastff.memory import keep_freed_memory
     from fastff.structures import read_structures
 
@@ -189,7 +189,9 @@ def md(
         settings = dataclasses.replace(settings, on_extrapolation="warn")
     if skin is None:
         kept = find_stored_skin(files.restart) if restart else None
-        skin = kept or choose_skin(student, atoms, settings)
+        if kept is None:
+            settings = settle_skin(student, atoms, settings)
+        skin = kept or settings.skin
     settings = dataclasses.replace(settings, skin=skin)
     identity = f"{student.header.get('sha256', '')} {dtype.value}"
     console = make_console()

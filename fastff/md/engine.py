@@ -6,8 +6,9 @@ One iteration is: first half of a step, test of the neighbor list, forces, secon
 flags that live on the device. When the list may miss a pair, the first half is done and the second is not; further
 iterations change nothing, until the host, which reads the flags once per chunk, has rebuilt the list. The next
 iteration then completes the step. No step is lost and none uses a list that misses a pair; where chunks end does not
-matter. On CUDA an iteration, and an observation, are graphs, and at constant volume both halves are kernels of
-:mod:`fastff.kernels.md_step`; elsewhere they are torch.
+matter. On CUDA lists are also renewed at multiples of a number of steps, about as often as they are expected to end: an
+evaluation with a list that has just ended is lost. There an iteration, an observation, and reading the flags, are
+graphs, and at constant volume both halves are kernels of :mod:`fastff.kernels.md_step`; elsewhere they are torch.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from fastff.md.integrators import Integrator
 from fastff.md.observe import COLUMNS, measure_row
 from fastff.md.protocol import DevicePotential
 from fastff.md.settings import MDSettings
+from fastff.md.skin import estimate_lifetime
 from fastff.md.state import State
 
 _N_ROWS = 128
 _LONGEST_CHUNK = 256
+_PRUDENCE = 0.85
+"""Share of the expected lifetime of a list after which it is renewed."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +78,13 @@ class Pacer:
         left = int(0.8 * self._lifetime) - self._age
         return max(1, left, int(0.1 * self._lifetime))
 
-    def advance(self, n_steps: int, *, rebuilt: bool) -> None:
-        """Take note of steps done, and of a rebuild after them."""
+    def advance(self, n_steps: int, *, rebuilt: bool, early: bool = False) -> None:
+        """Take note of steps done, and of a rebuild after them; an early one came before the list had ended."""
         self._age += n_steps
-        if rebuilt:
+        if early:
+            self._lifetime = max(self._lifetime or 0.0, 1.25 * self._age)
+            self._age = 0
+        elif rebuilt:
             last = self._lifetime
             self._lifetime = self._age if last is None else 0.5 * (last + self._age)
             self._age = 0
@@ -121,7 +128,12 @@ class Engine:
         self._spare_row = torch.full_like(self._n_rows, _N_ROWS)
         self._last_row = torch.full((), -1, dtype=torch.int64, device=device)
         self._closest = torch.full((), torch.inf, dtype=torch.float64, device=device)
+        self._host = torch.zeros(
+            self._board.shape, dtype=torch.float64, pin_memory=device.type == "cuda"
+        )
         self._pacer = Pacer()
+        self._period = self._plan_renewals()
+        self._rebuilt_at = -1
         self._filled = -1
         self._step = int(state.step)
         if list_reference is not None:
@@ -159,6 +171,8 @@ class Engine:
         """Run one chunk of steps towards ``target`` and read the flags."""
         n_steps = min(target - self._step, self._fill_random(), self._pacer.suggest())
         n_steps = min(n_steps, _LONGEST_CHUNK)
+        if self._period:
+            n_steps = min(n_steps, self._period - self._step % self._period)
         interval = self.settings.interval
         if n_steps >= interval:  # rows of a chunk must fit
             n_steps = min(n_steps, (_N_ROWS - 2) * interval)
@@ -196,7 +210,28 @@ class Engine:
         return self._filled + random.length - self._step
 
     def _read(self) -> Progress:
-        """Copy flags and rows to the host, which waits for the device; rebuild the list if it is stale."""
+        """Copy flags and rows to the host, which waits for the device; renew the list if it is stale or due."""
+        self._report()
+        if self._board.is_cuda:
+            torch.cuda.current_stream(self._board.device).synchronize()
+        board = self._host.numpy()
+        step, pending, failed, stale, n_rows = (int(x) for x in board[_N_ROWS + 1, :5])
+        rows, closest = board[:n_rows].copy(), math.sqrt(board[_N_ROWS + 1, 5])
+        if failed and not pending and self._kernels is not None:
+            self._kernels.restore()
+        moved = step - self._step
+        self._step = step
+        due = self._period > 0 and moved > 0 and not pending and step % self._period == 0
+        if stale and not failed:
+            self._rebuild(moved)
+        elif due and not failed:
+            self._rebuild(moved, early=True)
+        else:
+            self._pacer.advance(moved, rebuilt=False)
+        return Progress(step, not pending, bool(failed), rows, closest)
+
+    def _report_eagerly(self) -> None:
+        """Flags beside the rows, all to the host, and none of either left."""
         state = self.state
         flags = [
             state.step,
@@ -207,34 +242,31 @@ class Engine:
             self._closest,
         ]
         self._board[_N_ROWS + 1, : len(flags)] = torch.stack([f.double() for f in flags])
+        self._host.copy_(self._board, non_blocking=True)
         self._n_rows.zero_()
         self._closest.fill_(torch.inf)
-        board = self._board.cpu().numpy()
-        step, pending, failed, stale, n_rows = (int(x) for x in board[_N_ROWS + 1, :5])
-        closest = math.sqrt(board[_N_ROWS + 1, 5])
-        if failed and not pending and self._kernels is not None:
-            self._kernels.restore()
-        moved = step - self._step
-        self._step = step
-        if stale and not failed:
-            self._rebuild(moved)
-        else:
-            self._pacer.advance(moved, rebuilt=False)
-        return Progress(step, not pending, bool(failed), board[:n_rows].copy(), closest)
 
-    def _rebuild(self, moved: int) -> None:
-        relocated = self.potential.rebuild()
-        self._remember_list()
-        self.n_rebuilds += 1
-        self._pacer.advance(moved + 1, rebuilt=True)
-        self.potential.check()
-        if bool(self.potential.stale):
+    def _rebuild(self, moved: int, *, early: bool = False) -> None:
+        if not early and self._step == self._rebuilt_at:
             raise SimulationUnstableError(
                 f"the neighbor list is stale as soon as it is built, at step {self._step}; use a larger skin"
             )
+        self._rebuilt_at = -1 if early else self._step
+        relocated = self.potential.rebuild()
+        self._remember_list()
+        self.n_rebuilds += 1
+        self._pacer.advance(moved if early else moved + 1, rebuilt=True, early=early)
         if relocated:
-            for replay in self._replays[:2]:
+            for replay in self._replays[:3]:
                 replay.forget()
+
+    def _plan_renewals(self) -> int:
+        """Steps between renewals of the list that do not wait for its end; 0 for none."""
+        if not self.potential.capturable:
+            return 0  # the host sees every step, and no evaluation is lost
+        masses = self.state.masses.cpu().numpy()
+        lifetime = estimate_lifetime(self.settings.skin, masses, self.settings)
+        return int(_PRUDENCE * lifetime) if math.isfinite(lifetime) else 0
 
     def _iterate_eagerly(self) -> None:
         state, potential = self.state, self.potential
@@ -327,14 +359,18 @@ class Engine:
             self._finish_step = torch.compile(self._finish, fullgraph=True, dynamic=False)
         random = self.integrator.random
         iterate = self._iterate_eagerly if self._kernels is None else self._iterate_kernels
-        functions: list[Callable[[], None]] = [iterate, self._observe_eagerly]
+        functions: list[Callable[[], None]] = [
+            iterate,
+            self._observe_eagerly,
+            self._report_eagerly,
+        ]
         functions.append(random.fill if random is not None else lambda: None)
         self._replays: list[Replay] = []
         if self.potential.capturable:
             device = self.state.positions.device
             self._replays = [Replay(function, device) for function in functions]
             functions = list(self._replays)
-        self._iterate, self._observe, self._fill = functions
+        self._iterate, self._observe, self._report, self._fill = functions
 
 
 def _commit(go: Tensor, old: Tensor, new: Tensor) -> None:

@@ -244,14 +244,15 @@ def _time_loop(
     from fastff.md.engine import Engine
     from fastff.md.potentials import make_potential
     from fastff.md.settings import MDSettings
-    from fastff.md.skin import choose_skin
+    from fastff.md.skin import settle_skin
     from fastff.md.state import build_state
 
     settings = MDSettings(
         n_steps=10**9, timestep=time_step, ensemble="nve", temperature=LOOP_TEMPERATURE,
         interval=10_000,
     )  # fmt: skip
-    potential = make_potential(student, choose_skin(student, atoms, settings))
+    settings = settle_skin(student, atoms, settings)
+    potential = make_potential(student, settings.skin)
     engine = Engine(potential, build_state(atoms, settings, potential.device), settings)
 
     def run(n_steps: int) -> float:

@@ -284,14 +284,15 @@ def run_engine(
     from fastff.md.observe import COLUMNS
     from fastff.md.potentials import make_potential
     from fastff.md.settings import MDSettings
-    from fastff.md.skin import choose_skin
+    from fastff.md.skin import settle_skin
     from fastff.md.state import build_state
 
     settings = MDSettings(
         n_steps=n_steps, timestep=time_step, ensemble=ensemble, temperature=temperature,
         velocities="file" if start.has("momenta") else "draw", interval=10,
     )  # fmt: skip
-    potential = make_potential(student, choose_skin(student, start, settings))
+    settings = settle_skin(student, start, settings)
+    potential = make_potential(student, settings.skin)
     state = build_state(start, settings, potential.device)
     engine = Engine(potential, state, settings)
     rows = [engine.observe().rows]
