@@ -51,14 +51,18 @@ def join_autograd(
 
     class Call(torch.autograd.Function):
         @staticmethod
-        def forward(*inputs: Any) -> Any:
-            return function(*inputs)
+        def forward(
+            ctx: Any, *inputs: Any
+        ) -> Any:  # setup_context would inspect signatures at every call
+            output = function(*inputs)
+            keep(ctx, inputs, output)
+            return output
 
-        setup_context = staticmethod(keep)  # type: ignore[assignment]
         backward = staticmethod(differentiate)
 
     def call(*inputs: Any) -> Any:
         traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+        traced = traced or torch._C._are_functorch_transforms_active()
         return op(*inputs) if traced else Call.apply(*inputs)
 
     return call

@@ -1,7 +1,7 @@
 """CUDA graphs: a sequence of launches over fixed buffers, recorded once and replayed.
 
-Here: recording, and :class:`Replay`. Not here: what is recorded, or when buffers move. Recording takes a tenth of a
-second, so it waits until a function has been called a few times on the same buffers.
+Here: recording, :class:`Replay`, and :class:`Fork`. Not here: what is recorded, or when buffers move. Recording takes a
+tenth of a second, so it waits until a function has been called a few times on the same buffers.
 """
 
 from __future__ import annotations
@@ -78,3 +78,35 @@ class Replay:
         with record_graph(self._device) as graph:
             self._function()
         return graph
+
+
+class Fork:
+    """Work beside the current stream of a CUDA device, in a recording too; elsewhere in line.
+
+    What is launched inside ``with`` may begin when everything launched before it is done, and runs beside what follows
+    until :meth:`join`.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._inside: torch.cuda.StreamContext | None = None
+
+    def __enter__(self) -> None:
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(self._side.device))
+            self._inside = torch.cuda.stream(self._side)
+            self._inside.__enter__()
+
+    def __exit__(self, *failure: object) -> None:
+        if self._inside is not None:
+            self._inside.__exit__(*failure)
+            self._inside = None
+
+    def join(self) -> None:
+        """Let what is launched from here on wait for the work beside."""
+        if self._side is not None:
+            torch.cuda.current_stream(self._side.device).wait_stream(self._side)

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastff.errors import SimulationUnstableError
 from fastff.kernels import dispatch
 from fastff.kernels.md_step.op import OP, StepKernels
-from fastff.kernels.replay import Replay
+from fastff.kernels.replay import Fork, Replay
 from fastff.md.integrators import Integrator
 from fastff.md.observe import COLUMNS, measure_row
 from fastff.md.protocol import DevicePotential
@@ -133,6 +133,7 @@ class Engine:
         )
         self._pacer = Pacer()
         self._period = self._plan_renewals()
+        self._fork = Fork(device)
         self._rebuilt_at = -1
         self._filled = -1
         self._step = int(state.step)
@@ -328,8 +329,10 @@ class Engine:
         kernels, potential = self._kernels, self.potential
         assert kernels is not None
         kernels.begin(potential.forces)
-        potential.check()
+        with self._fork:  # the check has the rest of the evaluation's time
+            potential.check()
         potential.compute()
+        self._fork.join()
         kernels.finish(potential.forces, potential.energy, potential.stale)
 
     def _choose_kernels(self) -> StepKernels | None:

@@ -20,12 +20,13 @@ Builder = Callable[[torch.device, torch.dtype], Arguments]
 
 
 def _build(lengths: list[int] | int, width: tuple[int, ...], *, mean_length: int = 0) -> Builder:
-    """Builder of random values over segments of the given lengths (or of random lengths)."""
+    """Builder of random values over segments of the given lengths (or of random lengths, a fifth of them on a CPU)."""
 
     def build(device: torch.device, dtype: torch.dtype) -> Arguments:
         generator = torch.Generator().manual_seed(0)
         if isinstance(lengths, int):
-            counts = torch.randint(0, 2 * mean_length + 1, (lengths,), generator=generator)
+            number = lengths if device.type == "cuda" else lengths // 5
+            counts = torch.randint(0, 2 * mean_length + 1, (number,), generator=generator)
         else:
             counts = torch.tensor(lengths, dtype=torch.int64)
         pointers = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
@@ -65,7 +66,7 @@ CASES = (
     Case("strided", _build_strided),
     Case("transposed", _build_transposed),
     Case("int32 pointers", _build_int32),
-    Case("production", _build(20_000, (64,), mean_length=52), production=True),
+    Case("production", _build(100_000, (64,), mean_length=52), production=True),
 )
 
 
@@ -73,9 +74,8 @@ def _turn_to_sums(case: Case) -> Case:
     """Case of the gather that takes the sums of ``case`` back to its rows."""
 
     def build(device: torch.device, dtype: torch.dtype) -> Arguments:
-        values, pointers = case.build(
-            torch.device("cpu"), dtype
-        )  # where the reference sums in one order
+        place = device if case.production else torch.device("cpu")  # which sums in one order
+        values, pointers = case.build(place, dtype)
         sums = reference.segment_sum(values, pointers)
         return sums.to(device), pointers.to(device), values.shape[0]
 
