@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase.build import bulk
-from producers import edit, make_record
+from producers import edit
 
 from fastff.errors import DataError
 from fastff.labels import Labels
@@ -19,18 +19,12 @@ from fastff.report.record import read_record, verify_record, write_record
 from fastff.units import EV_PER_A3_TO_GPA
 
 
-@pytest.fixture(scope="module")
-def record(tmp_path_factory):
-    """One run with everything that a record can hold."""
-    return make_record(tmp_path_factory.mktemp("model") / "cuau.safetensors")
-
-
-def test_the_record_itself_is_accepted(record, tmp_path):
-    verify_record(record)
-    write_record(record, tmp_path / "bench.json")
-    assert read_record(tmp_path / "bench.json") == record
-    assert record.calibration is not None
-    assert all(part.identity for part in (record.teacher_noise, record.student_noise))
+def test_the_record_itself_is_accepted(whole_record, tmp_path):
+    verify_record(whole_record)
+    write_record(whole_record, tmp_path / "bench.json")
+    assert read_record(tmp_path / "bench.json") == whole_record
+    assert whole_record.calibration is not None
+    assert all(part.identity for part in (whole_record.teacher_noise, whole_record.student_noise))
 
 
 # Planted errors ------------------------------------------------------------------------------------------------------
@@ -324,9 +318,9 @@ PLANTED = [
 @pytest.mark.parametrize(
     ("plant", "stage", "words"), [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED]
 )
-def test_planted_errors_are_caught(record, plant, stage, words):
+def test_planted_errors_are_caught(whole_record, plant, stage, words):
     with pytest.raises(DataError, match=words):
-        verify_record(edit(record, plant, stage))
+        verify_record(edit(whole_record, plant, stage))
 
 
 def test_errors_are_caught_beyond_the_rows_that_are_stored(monkeypatch):
@@ -364,9 +358,9 @@ def make_comparison(found, made, spread):
     )
 
 
-def test_magnitudes_that_matter_does_not_have_are_refused(record):
+def test_magnitudes_that_matter_does_not_have_are_refused(whole_record):
     """Both sides in GPa, tables and plots alike: nothing contradicts, but no such matter exists."""
-    main = record.main
+    main = whole_record.main
     found = main.read_accuracy()
     factor = 1e3
     scaled = replace(found, **{k: getattr(found, k) * factor for k in STRESSES})
