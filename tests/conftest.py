@@ -15,6 +15,7 @@ from ase.build import bulk, fcc111, molecule
 
 if TYPE_CHECKING:
     from fastff.calculator import FastFFCalculator
+    from fastff.report.schema import BenchRecord
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
@@ -99,6 +100,14 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "student.safetensors"
     save_model(path, make_student("m1", (1, 8, 29)), {"teacher": {"name": "none"}})
     return path
+
+
+@pytest.fixture(scope="session")
+def whole_record(tmp_path_factory: pytest.TempPathFactory) -> BenchRecord:
+    """A bench record with everything that one can hold."""
+    from producers import make_record
+
+    return make_record(tmp_path_factory.mktemp("model") / "cuau.safetensors")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import ase.io
 import pytest
 import torch
 from ase.build import bulk
+from producers import edit
 from typer.testing import CliRunner
 
 from fastff.checkpoint import save_model
@@ -27,8 +27,6 @@ from fastff.report.html import read_embedded, render_report
 from fastff.report.markdown import tabulate_accuracy, tabulate_dynamics, tabulate_speed
 from fastff.report.plan import BenchPlan
 from fastff.report.record import (
-    BenchRecord,
-    compute_digest,
     read_record,
     verify_record,
     write_record,
@@ -85,16 +83,6 @@ def paths(result, tmp_path_factory):
 @pytest.fixture
 def record(result):
     return result.record
-
-
-def edit(record, change, *, reseal=True):
-    """A record with one planted change to its JSON, and a digest that fits unless told otherwise."""
-    content = json.loads(record.model_dump_json())
-    change(content)
-    edited = BenchRecord.model_validate_json(json.dumps(content))
-    if reseal:
-        edited = edited.model_copy(update={"digest": compute_digest(edited)})
-    return edited
 
 
 def test_run_measures_both_sides(record):
@@ -321,7 +309,7 @@ def test_any_edit_breaks_the_digest(record):
         content["teacher_noise"]["jitter_force"] = 0.5
 
     with pytest.raises(DataError, match="changed after it was written"):
-        verify_record(edit(record, change, reseal=False))
+        verify_record(edit(record, change).model_copy(update={"digest": record.digest}))
 
 
 def test_stale_record_is_refused(record):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from producers import edit, seal
 from typer.testing import CliRunner
 
 from fastff.checkpoint import save_model
@@ -29,7 +30,6 @@ from fastff.report.plan import BenchPlan
 from fastff.report.record import verify_record, write_record
 from fastff.report.regression import SlowdownError, check_machines, compare_speed, read_any
 from fastff.report.regression import require_no_slowdown as require
-from fastff.report.schema import BenchRecord, compute_digest, compute_ratios
 from fastff.report.speed import summarize
 from fastff.report.tables import tabulate_baselines, tabulate_kernels
 from fastff.teachers import load_teacher
@@ -70,13 +70,6 @@ def record(models):
         plan=PLAN,
         baselines=[load_baseline(spec, "cpu") for spec in specs],
     ).record
-
-
-def edit(record, change):
-    content = json.loads(record.model_dump_json())
-    change(content)
-    edited = BenchRecord.model_validate_json(json.dumps(content))
-    return edited.model_copy(update={"digest": compute_digest(edited)})
 
 
 def test_baselines_are_in_the_same_tables(record):
@@ -234,10 +227,7 @@ def slow_down(record, factor):
             )  # fmt: skip
             curve = curve.model_copy(update={"points": points})
         curves.append(curve)
-    changed = record.model_copy(
-        update={"speed": tuple(curves), "ratios": compute_ratios(tuple(curves))}
-    )
-    return changed.model_copy(update={"digest": compute_digest(changed)})
+    return seal(record.model_copy(update={"speed": tuple(curves)}), "measured")
 
 
 def quiet(record):
@@ -250,10 +240,7 @@ def quiet(record):
             for p in curve.points
         )  # fmt: skip
         curves.append(curve.model_copy(update={"points": points}))
-    changed = record.model_copy(
-        update={"speed": tuple(curves), "ratios": compute_ratios(tuple(curves))}
-    )
-    return changed.model_copy(update={"digest": compute_digest(changed)})
+    return seal(record.model_copy(update={"speed": tuple(curves)}), "measured")
 
 
 def test_slowdown_beyond_noise_is_caught(record, tmp_path):

@@ -32,6 +32,7 @@ from fastff.report.physics.record import (
 )
 from fastff.report.physics.run import measure_physics, verify_physics
 from fastff.report.physics.side import Side
+from fastff.report.stamps import check_stamp
 from fastff.teachers import load_teacher
 
 
@@ -64,6 +65,12 @@ def test_equal_sides_agree(part):
                 if q.teacher is not None:
                     assert q.student == pytest.approx(q.teacher, rel=1e-3, abs=1e-3), q.name
     assert verify_physics(part) == []
+
+
+def test_every_item_says_whose_it_is(part):
+    for item in part.items:
+        assert item.identity == {"teacher": part.teacher, "student": part.student}
+        check_stamp(item.title, item, required=True)
 
 
 def test_numbers_are_those_of_emt(part):

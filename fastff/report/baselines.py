@@ -20,10 +20,12 @@ from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.labels import Frame, Labels
 from fastff.report.metrics import measure_accuracy
 from fastff.report.schema import BaselineComparison, BaselinePart, Comparison
+from fastff.report.stamps import stamp_part
 from fastff.zoo import find_shipped
 
 if TYPE_CHECKING:
     from fastff.models import Student
+    from fastff.teachers.base import Teacher
 
 
 def _keep(atoms: ase.Atoms) -> ase.Atoms:
@@ -80,6 +82,11 @@ class Baseline:
             )
 
 
+def identify(teacher: Teacher) -> dict[str, Any]:
+    """Which teacher it is, as timings and other parts of a record repeat it."""
+    return {"name": teacher.info.name, "version": teacher.info.version}
+
+
 def load_baseline(spec: str, device: str) -> Baseline:
     """Load what ``--baseline`` names: a model file of fastff, a shipped student, or a teacher's specification.
 
@@ -131,7 +138,7 @@ def _load_teacher(spec: str, device: str) -> Baseline:
     return Baseline(
         name=teacher.name,
         kind="teacher",
-        identity={"name": teacher.info.name, "version": teacher.info.version},
+        identity=identify(teacher),
         elements=tuple(teacher.info.elements),
         label=teacher.label,
         factory=teacher.calculator,
@@ -185,9 +192,10 @@ def judge_baseline(
                 accuracy=accuracy.to_dict(),
             )
         )
-    return BaselinePart(
+    part = BaselinePart(
         name=baseline.name,
         kind=baseline.kind,
         identity=baseline.identity,
         comparisons=tuple(entries),
     )
+    return stamp_part(part)

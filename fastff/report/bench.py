@@ -21,7 +21,7 @@ from ase.calculators.calculator import BaseCalculator
 
 from fastff.errors import UsageError
 from fastff.labels import Frame, Labels
-from fastff.report.baselines import Baseline, check_names, judge_baseline
+from fastff.report.baselines import Baseline, check_names, identify, judge_baseline
 from fastff.report.calibration import CalibrationData, calibrate
 from fastff.report.comparison import compare_frames, describe_model
 from fastff.report.gpumd import check_gpumd, time_gpumd
@@ -45,10 +45,11 @@ from fastff.report.plan import (
 )
 from fastff.report.plausibility import check_identity
 from fastff.report.provenance import collect_provenance, count_cores, find_load
-from fastff.report.race import find_headline, race
+from fastff.report.race import find_headline_size, race
 from fastff.report.record import seal_record, write_record
 from fastff.report.schema import BaselinePart, BenchRecord, Comparison, compute_ratios
 from fastff.report.speed import SpeedCurve
+from fastff.report.stamps import stamp_part
 from fastff.report.supercells import build_supercells
 from fastff.report.timing import Timed
 from fastff.report.verdict import write_verdict
@@ -84,6 +85,10 @@ class _Run:
     @property
     def header(self) -> dict[str, Any]:
         return self.student.header
+
+    def identify_student(self) -> dict[str, Any]:
+        """Which student it is, as parts of a record repeat it."""
+        return {"sha256": self.header["sha256"]}
 
     def label(self, structures: Sequence[ase.Atoms]) -> list[Labels]:
         """What the student says."""
@@ -169,8 +174,7 @@ def run_bench(
         physics = _measure_physics(run, seeds[0], frames[0], limits)
         curves, programs = _measure_speed(run, seeds[0], frames, limits)
         judged += programs
-    counts = [p.n_atoms for c in curves if c.mode == "ase-call" for p in c.points]
-    headline = find_headline(counts) if counts else None
+    headline = find_headline_size(curves)
     ratios = compute_ratios(curves)
     provenance = collect_provenance(command)
     found = next((r for r in ratios if r.mode == "ase-call" and r.n_atoms == headline), None)
@@ -290,7 +294,8 @@ def _calibrate(run: _Run, sets: Sequence[JudgedSet]) -> CalibrationData | None:
     if run.student.uncertainty is None:
         run.notes.append("no calibration of uncertainties: the model file holds none")
         return None
-    return calibrate(run.student, [(comparison.name, frames) for comparison, frames in sets])
+    data = calibrate(run.student, [(comparison.name, frames) for comparison, frames in sets])
+    return stamp_part(data.model_copy(update={"identity": run.identify_student()}))
 
 
 def _measure_physics(
@@ -301,9 +306,8 @@ def _measure_physics(
         return None
     assert run.teacher is not None
     start = time.perf_counter()
-    info = run.teacher.info
-    teacher = Side("teacher", run.teacher.label, {"name": info.name, "version": info.version})
-    student = Side("student", run.label, {"sha256": run.header["sha256"]})
+    teacher = Side("teacher", run.teacher.label, identify(run.teacher))
+    student = Side("student", run.label, run.identify_student())
     expected = run.label([frame.atoms])[0]
     check_identity(LabelCalculator(student), frame.atoms, expected, "student")
     if frame.source == "teacher-md":
@@ -323,7 +327,11 @@ def _measure_noises(run: _Run, frames: list[Frame]) -> tuple[NoiseFloor | None, 
     chosen = np.unique(np.linspace(0, len(frames) - 1, run.plan.n_noise).round().astype(int))
     images = [frames[i].atoms for i in chosen]
     student = measure_noise(run.label, images)
-    teacher = measure_noise(run.teacher.label, images) if run.teacher is not None else None
+    student = stamp_part(student.model_copy(update={"identity": run.identify_student()}))
+    teacher = None
+    if run.teacher is not None:
+        teacher = measure_noise(run.teacher.label, images)
+        teacher = stamp_part(teacher.model_copy(update={"identity": identify(run.teacher)}))
     run.durations["noise floor"] = time.perf_counter() - start
     return teacher, student
 
@@ -337,7 +345,7 @@ def _measure_speed(
         "student",
         f"fastff {run.student.config.architecture}",
         partial(_make_calculator, run),
-        {"sha256": run.header["sha256"]},
+        run.identify_student(),
         run.plan.device,
     )
     # Labels from a file may be another teacher's: the timed one is checked against its own.

@@ -7,12 +7,13 @@ drawing (:mod:`fastff.report.figures`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from fastff.labels import Frame
+from fastff.report.stamps import Stamped
 
 if TYPE_CHECKING:
     from fastff.models import Student
@@ -30,22 +31,22 @@ class GradeBin(BaseModel):
     force_rmse: float
 
 
-class CalibrationData(BaseModel):
+class CalibrationData(Stamped):
     """Uncertainties beside errors.
 
     ``energy`` has a row (comparison, standard deviation, error) for each frame, eV/atom; ``within`` are the shares of
     frames whose error is within one and two standard deviations (68 and 95 % if errors are normal and the calibration
     good), over the frames of the first comparison; ``grades`` are bins of equal population over atoms of all
-    comparisons; ``beyond`` is the share of atoms with a grade above one in each comparison.
+    comparisons; ``beyond`` is the share of atoms with a grade above one in each comparison; ``identity`` holds the
+    SHA-256 of the student's tensors.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     names: tuple[str, ...]
     energy: tuple[tuple[int, float, float], ...]
     within: tuple[float, float]
     grades: tuple[GradeBin, ...]
     beyond: tuple[float, ...]
+    identity: dict[str, Any] | None = None
 
     def count_within(self) -> tuple[float, float]:
         """``within`` from ``energy``."""

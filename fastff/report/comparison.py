@@ -21,6 +21,7 @@ from fastff.report.metrics import measure_accuracy, reduce_formula
 from fastff.report.plausibility import check_units
 from fastff.report.plotdata import compute_coverage, compute_parity
 from fastff.report.schema import Comparison, FramesPart, ModelPart
+from fastff.report.stamps import stamp_part
 
 if TYPE_CHECKING:
     from fastff.models import Student
@@ -31,7 +32,7 @@ def describe_model(path: Path, student: Student) -> ModelPart:
     header = student.header
     limits = header.get("temperature")
     training = header.get("training") or {}
-    return ModelPart(
+    part = ModelPart(
         name=path.name,
         sha256=header["sha256"],
         architecture=student.config.architecture,
@@ -43,6 +44,7 @@ def describe_model(path: Path, student: Student) -> ModelPart:
         teacher=dict(header.get("teacher") or {}),
         training={k: v for k, v in training.items() if k not in ("frame_hashes", "request")},
     )
+    return stamp_part(part)
 
 
 def read_header_structures(header: dict[str, Any]) -> list[ase.Atoms]:
@@ -74,7 +76,7 @@ def compare_frames(
     check_units(reference, prediction, images)
     accuracy = measure_accuracy(reference, prediction, images)
     temperatures = [f.temperature for f in frames if np.isfinite(f.temperature)]
-    return Comparison(
+    comparison = Comparison(
         name=name,
         frames=FramesPart(
             source=source,
@@ -91,6 +93,7 @@ def compare_frames(
         parity=compute_parity(reference, prediction, images),
         coverage=compute_coverage(reference, images),
     )
+    return stamp_part(comparison)
 
 
 def hash_frames(frames: Sequence[Frame]) -> str:

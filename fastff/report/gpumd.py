@@ -19,6 +19,7 @@ from fastff.errors import DataError, MissingDependencyError, UsageError
 from fastff.memory import is_out_of_memory
 from fastff.report.schema import BaselinePart
 from fastff.report.speed import SpeedCurve, SpeedPoint, summarize
+from fastff.report.stamps import stamp_part
 from fastff.teachers.weights import hash_file
 
 NAME = "GPUMD"
@@ -146,7 +147,7 @@ def time_gpumd(
         threads=1, identity=identity, time_step=time_step, points=tuple(points),
     )  # fmt: skip
     part = BaselinePart(name=NAME, kind="program", identity=identity, comparisons=())
-    return part, curve
+    return stamp_part(part), stamp_part(curve)
 
 
 def _run(

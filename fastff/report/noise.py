@@ -7,13 +7,14 @@ student cannot be expected to come nearer to its teacher than the teacher comes 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ase
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from fastff.errors import DataError
 from fastff.labels import Labels
+from fastff.report.stamps import Stamped
 from fastff.teachers.selfcheck import (
     displace_structure,
     draw_rotation,
@@ -24,7 +25,7 @@ from fastff.teachers.selfcheck import (
 Labeller = Callable[[Sequence[ase.Atoms]], list[Labels]]
 
 
-class NoiseFloor(BaseModel):
+class NoiseFloor(Stamped):
     """Self-disagreement of one labeller.
 
     Every force entry is an RMS over components relative to the RMS force of the same frames, so that it compares
@@ -38,9 +39,9 @@ class NoiseFloor(BaseModel):
         :func:`~fastff.teachers.selfcheck.find_roughness` for a random displacement of ``jitter`` Å per coordinate.
     batch_force, batch_energy : float
         Between a frame alone and the same frame in a batch.
+    identity : dict or None
+        Whose it is: name and version of a teacher, SHA-256 of a student's tensors.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rotation_force: float
     rotation_energy: float
@@ -49,6 +50,7 @@ class NoiseFloor(BaseModel):
     batch_energy: float
     jitter: float
     n_frames: int
+    identity: dict[str, Any] | None = None
 
     @property
     def force(self) -> float:

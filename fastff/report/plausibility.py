@@ -1,7 +1,8 @@
 """Recognise comparisons whose two sides are not what they claim to be.
 
-Here: :func:`check_units` (labels in another unit or with the opposite sign) and :func:`check_identity` (a calculator
-that does not give the labels it is said to have given: swapped or stale). Not here: the accuracy itself
+Here: :func:`check_units` (labels in another unit or with the opposite sign), :func:`check_identity` (a calculator that
+does not give the labels it is said to have given: swapped or stale) and :func:`check_magnitudes` (labels of a size that
+matter does not have). Not here: the accuracy itself
 (:mod:`fastff.report.metrics`), or the consistency of a stored record (:mod:`fastff.report.record`).
 """
 
@@ -17,7 +18,7 @@ from ase.calculators.calculator import BaseCalculator
 
 from fastff.errors import DataError
 from fastff.labels import Labels
-from fastff.report.metrics import check_labels, reduce_formula
+from fastff.report.metrics import Accuracy, check_labels, reduce_formula
 
 _FORCE_FACTORS = {
     "Hartree/Bohr": units.Hartree / units.Bohr,
@@ -156,3 +157,30 @@ def check_identity(
             f"are stale, or teacher and student are swapped; label again with this {role}."
         )
     return difference
+
+
+MOST_FORCE = 100.0
+"""RMS force of usable frames, eV/Å; dynamics of the teacher is stopped there."""
+
+MOST_SPREAD = 20.0
+"""Spread of energies within a composition, eV/atom: above it matter is no longer bound."""
+
+MOST_WORK = 25.0
+"""RMS stress times the volume of an atom, eV: a few TPa. In GPa or kbar by mistake, ordinary stresses are above it."""
+
+
+def check_magnitudes(
+    where: str, accuracy: Accuracy, volume_per_atom: tuple[float, float] | None
+) -> None:
+    """Raise :class:`DataError` if the reference is larger than matter allows in fastff's units."""
+    spread, stress = accuracy.energy_std, accuracy.stress_rms
+    work = None if stress is None or volume_per_atom is None else stress * volume_per_atom[0]
+    for what, value, unit, limit in (
+        ("RMS force", accuracy.force_rms, "eV/Å", MOST_FORCE),
+        ("spread of energies", spread, "eV/atom", MOST_SPREAD),
+        ("RMS stress times the volume of an atom", work, "eV", MOST_WORK),
+    ):
+        if value is not None and value > limit:
+            raise DataError(
+                f"{where}: the {what} is {value:.4g} {unit}, above {limit:g}: probably in different units."
+            )

@@ -27,7 +27,11 @@ DISTANCE_LIMIT = 6.0
 
 
 class Density(BaseModel):
-    """Counts of (reference, prediction) pairs on a square grid; ``cells`` lists (column, row, count) where not zero."""
+    """Counts of (reference, prediction) pairs on a square grid; ``cells`` lists (column, row, count) where not zero.
+
+    ``columns`` has for each column, and ``beyond_columns`` for the ``outside`` pairs that are in no cell, the sums of
+    the squared reference and of the squared error, (eV/Å)^2; None in records of old schemas.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,6 +40,19 @@ class Density(BaseModel):
     n_bins: int
     cells: tuple[tuple[int, int, int], ...]
     outside: int
+    columns: tuple[tuple[float, float], ...] | None = None
+    beyond_columns: tuple[float, float] | None = None
+
+
+class RestData(BaseModel):
+    """Of the rows that were not selected: number, sums of squared reference, squared error and absolute error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int
+    reference: float
+    squared_error: float
+    absolute_error: float
 
 
 class ForceBin(BaseModel):
@@ -54,8 +71,9 @@ class ParityData(BaseModel):
     """Reference against prediction.
 
     ``force`` in eV/Å; ``energy`` rows (group, reference, prediction) in eV/atom, both less the mean reference of their
-    composition and the prediction less its offset; ``stress`` rows (reference, prediction) in eV/Å^3. ``thinned`` tells
-    of how many points the rows are an even selection.
+    composition and the prediction less its offset; ``stress`` rows (reference, prediction) in eV/Å^3. Of
+    ``n_energies`` and ``n_stresses`` points the rows are an even selection, and ``energy_rest`` and ``stress_rest``
+    sum up the others, so that all together give the errors in tables; None in records of old schemas.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -67,6 +85,8 @@ class ParityData(BaseModel):
     stress: tuple[tuple[float, float], ...]
     n_energies: int
     n_stresses: int
+    energy_rest: RestData | None = None
+    stress_rest: RestData | None = None
 
     def compute_force_rms(self) -> tuple[float, float]:
         """RMS of the reference and RMS error over all components, eV/Å, from the bins."""
@@ -97,8 +117,8 @@ def compute_parity(
     reference: Sequence[Labels], prediction: Sequence[Labels], structures: Sequence[ase.Atoms]
 ) -> ParityData:
     """Condense checked labels (see :func:`fastff.report.metrics.check_labels`) for plotting."""
-    ref = np.concatenate([labels.forces for labels in reference])
-    pred = np.concatenate([labels.forces for labels in prediction])
+    ref = np.concatenate([labels.forces for labels in reference]).astype(float)
+    pred = np.concatenate([labels.forces for labels in prediction]).astype(float)
     energy, groups = _center_energies(reference, prediction, structures)
     stress = [
         pair
@@ -106,31 +126,59 @@ def compute_parity(
         if r.stress is not None and p.stress is not None
         for pair in zip(r.stress.tolist(), p.stress.tolist(), strict=True)
     ]
+    energy_rows, energy_rest = _thin(energy)
+    stress_rows, stress_rest = _thin(stress)
     return ParityData(
         force=_count_density(ref.ravel(), pred.ravel()),
         force_bins=_bin_forces(ref, pred),
-        energy=tuple(_thin(energy)),
+        energy=energy_rows,
         energy_groups=tuple(groups),
-        stress=tuple(_thin(stress)),
+        stress=stress_rows,
         n_energies=len(energy),
         n_stresses=len(stress),
+        energy_rest=energy_rest,
+        stress_rest=stress_rest,
     )
 
 
-def _thin(rows: list[Any]) -> list[Any]:
-    """At most ``MOST_POINTS`` rows, evenly chosen."""
-    if len(rows) <= MOST_POINTS:
-        return rows
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, MOST_POINTS).round().astype(int)]
+def _thin(rows: list[Any]) -> tuple[tuple[Any, ...], RestData]:
+    """At most ``MOST_POINTS`` rows ending in (reference, prediction), evenly chosen, and sums over the others."""
+    chosen = np.arange(len(rows))
+    if len(rows) > MOST_POINTS:
+        chosen = np.linspace(0, len(rows) - 1, MOST_POINTS).round().astype(int)
+    others = np.setdiff1d(np.arange(len(rows)), chosen)
+    values = np.array([rows[i][-2:] for i in others], dtype=float).reshape(-1, 2)
+    error = values[:, 1] - values[:, 0]
+    rest = RestData(
+        count=len(values),
+        reference=float(np.sum(values[:, 0] ** 2)),
+        squared_error=float(np.sum(error**2)),
+        absolute_error=float(np.sum(np.abs(error))),
+    )
+    return tuple(rows[i] for i in chosen), rest
 
 
 def _count_density(reference: np.ndarray, prediction: np.ndarray) -> Density:
     reach = float(np.quantile(np.abs(reference), 0.9995)) * 1.05
     reach = reach if reach > 0.0 else 1e-6
-    counts, _, _ = np.histogram2d(reference, prediction, bins=N_BINS, range=[[-reach, reach]] * 2)
-    cells = tuple((int(i), int(j), int(counts[i, j])) for i, j in np.argwhere(counts > 0))
-    outside = int(reference.size - counts.sum())
-    return Density(low=-reach, high=reach, n_bins=N_BINS, cells=cells, outside=outside)
+    edges = np.linspace(-reach, reach, N_BINS + 1)
+    inside = (np.abs(reference) < reach) & (np.abs(prediction) < reach)
+    column, row = (
+        np.searchsorted(edges, side[inside], "right") - 1 for side in (reference, prediction)
+    )
+    counts = np.bincount(column * N_BINS + row, minlength=N_BINS**2).reshape(N_BINS, N_BINS)
+    squares = np.stack([reference**2, (prediction - reference) ** 2])
+    sums = [np.bincount(column, weights=s, minlength=N_BINS) for s in squares[:, inside]]
+    beyond = squares[:, ~inside].sum(axis=1)
+    return Density(
+        low=-reach,
+        high=reach,
+        n_bins=N_BINS,
+        cells=tuple((int(i), int(j), int(counts[i, j])) for i, j in np.argwhere(counts > 0)),
+        outside=int(np.sum(~inside)),
+        columns=tuple((float(a), float(b)) for a, b in zip(*sums, strict=True)),
+        beyond_columns=(float(beyond[0]), float(beyond[1])),
+    )
 
 
 def _bin_forces(reference: np.ndarray, prediction: np.ndarray) -> tuple[ForceBin, ...]:

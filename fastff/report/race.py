@@ -13,16 +13,17 @@ import ase
 import numpy as np
 
 from fastff.labels import Frame, Labels
+from fastff.report.baselines import Baseline, identify
 from fastff.report.heldout import choose_time_step
 from fastff.report.inner import time_student
 from fastff.report.plausibility import check_identity
 from fastff.report.speed import SpeedCurve
+from fastff.report.stamps import stamp_part
 from fastff.report.supercells import build_supercells
 from fastff.report.timing import Timed, TimingPlan, time_calculators, time_dynamics
 
 if TYPE_CHECKING:
     from fastff.models import Student
-    from fastff.report.baselines import Baseline
     from fastff.teachers.base import Teacher
 
 HEADLINE_ATOMS = 500
@@ -32,6 +33,12 @@ HEADLINE_ATOMS = 500
 def find_headline(counts: Sequence[int]) -> int:
     """The atom count nearest to 500, on a logarithmic scale."""
     return min(counts, key=lambda count: abs(np.log(count / HEADLINE_ATOMS)))
+
+
+def find_headline_size(curves: Sequence[SpeedCurve]) -> int | None:
+    """The size that a record quotes: the one nearest to 500 among those of ASE calls; None without any."""
+    counts = [p.n_atoms for c in curves if c.mode == "ase-call" for p in c.points]
+    return find_headline(counts) if counts else None
 
 
 def race(
@@ -92,10 +99,9 @@ def race(
     def complete(atoms: ase.Atoms) -> ase.Atoms:
         return complete_structure(atoms, teacher.padding, all_periodic=teacher.periodic_only)
 
-    identity = {"name": teacher.info.name, "version": teacher.info.version}
     entries = [
         student,
-        Timed("teacher", teacher.name, teacher.calculator, identity, student.device),
+        Timed("teacher", teacher.name, teacher.calculator, identify(teacher), student.device),
     ]
     check_identity(student.factory(), frame.atoms, predicted, "student")
     check_identity(entries[1].factory(), complete(frame.atoms), frame.labels, "teacher")
@@ -137,4 +143,4 @@ def race(
             )
         )
         report(f"{entry.label}, dynamics with {len(small)} atoms")
-    return tuple(curves)
+    return tuple(stamp_part(curve) for curve in curves)

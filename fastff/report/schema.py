@@ -20,11 +20,15 @@ from fastff.report.physics.record import PhysicsPart
 from fastff.report.plotdata import CoverageData, ParityData
 from fastff.report.provenance import Provenance
 from fastff.report.speed import SpeedCurve
+from fastff.report.stamps import Stamped
 
-SCHEMA = "fastff-bench/2"
-READABLE = ("fastff-bench/1", SCHEMA)
+SCHEMA = "fastff-bench/3"
+READABLE = ("fastff-bench/1", "fastff-bench/2", SCHEMA)
 ADDED = ("baselines", "calibration", "physics")
 """Fields that records of the first schema do not have; they are left out of its digests."""
+
+LATER = ("stamp", "identity", "columns", "beyond_columns", "energy_rest", "stress_rest", "wording")
+"""Fields of parts that the third schema added; where they are None, they are left out of older digests."""
 
 
 class Part(BaseModel):
@@ -33,7 +37,7 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelPart(Part):
+class ModelPart(Stamped):
     """The student: file name, SHA-256 of its tensors, size, origin, and what its header says of itself."""
 
     name: str
@@ -62,7 +66,7 @@ class FramesPart(Part):
     notes: tuple[str, ...] = ()
 
 
-class Comparison(Part):
+class Comparison(Stamped):
     """Student against teacher on one set of frames."""
 
     name: str
@@ -84,7 +88,7 @@ class BaselineComparison(Part):
     accuracy: dict[str, Any]
 
 
-class BaselinePart(Part):
+class BaselinePart(Stamped):
     """A model beside the student: another model file, any ASE calculator, another teacher, or a program of its own.
 
     ``identity`` says which one it is and is repeated in its timings; ``comparisons`` is empty for a program that is
@@ -108,18 +112,22 @@ class SpeedRatio(Part):
 
 
 class Verdict(Part):
-    """``passed`` is None when nothing was required; ``lines`` are what the command prints."""
+    """``passed`` is None when nothing was required; ``lines`` are what the command prints.
+
+    ``wording`` is that of :mod:`fastff.report.verdict` when they were written, None in records of old schemas.
+    """
 
     required: float | None
     passed: bool | None
     lines: tuple[str, ...]
     next_command: str
+    wording: int | None = None
 
 
 class BenchRecord(Part):
     """Everything that one run of ``fastff bench`` found. ``digest`` is over all other fields."""
 
-    schema_version: Literal["fastff-bench/1", "fastff-bench/2"] = "fastff-bench/2"
+    schema_version: Literal["fastff-bench/1", "fastff-bench/2", "fastff-bench/3"] = "fastff-bench/3"
     model: ModelPart
     teacher: dict[str, Any]
     teacher_measured: bool
@@ -157,11 +165,24 @@ class BenchRecord(Part):
 
 
 def compute_digest(record: BenchRecord) -> str:
-    """SHA-256 over the record without its digest, as canonical JSON."""
+    """SHA-256 over the record without its digest, as canonical JSON; since the third schema also without any None."""
     left_out = {"digest", *(ADDED if record.schema_version == READABLE[0] else ())}
-    content = record.model_dump(mode="json", exclude=left_out)
+    new = record.schema_version == SCHEMA
+    content = record.model_dump(mode="json", exclude=left_out, exclude_none=new)
+    content = content if new else _drop_later(content)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _drop_later(content: Any) -> Any:
+    """Without the fields :data:`LATER` that are None."""
+    if isinstance(content, dict):
+        return {
+            key: _drop_later(value)
+            for key, value in content.items()
+            if value is not None or key not in LATER
+        }
+    return [_drop_later(value) for value in content] if isinstance(content, list) else content
 
 
 def compute_ratios(curves: tuple[SpeedCurve, ...]) -> tuple[SpeedRatio, ...]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from fastff.report.stamps import Stamped
+
 Mode = Literal["ase-call", "ase-md", "model", "model-list", "md-loop", "program"]
 """What is timed: one ASE call; a step of ASE's velocity Verlet; the model on a list that is there; list and model; a
 step of fastff's own dynamics; a step of a program that is run as a whole."""
@@ -37,10 +39,8 @@ class SpeedPoint(BaseModel):
     peak_memory: int | None = None
 
 
-class SpeedCurve(BaseModel):
+class SpeedCurve(Stamped):
     """Timings of one calculator over sizes, with what they include and what it was."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: str
     label: str

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from fastff.report.schema import Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
+WORDING = 1
+"""To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
+what their record gives, of others only the figures."""
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
@@ -108,7 +111,9 @@ def write_verdict(
     )
     usage = f"fastff predict {model_path} STRUCTURES"
     command = _suggest_training(model) if passed is False else usage
-    return Verdict(required=required, passed=passed, lines=lines, next_command=command)
+    return Verdict(
+        required=required, passed=passed, lines=lines, next_command=command, wording=WORDING
+    )
 
 
 def _suggest_training(model: ModelPart) -> str:

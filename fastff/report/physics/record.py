@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fastff.report.stamps import Stamped
+
 Row = tuple[float, ...]
 Matrix = tuple[Row, ...]
 
@@ -31,7 +33,7 @@ class Quantity(PhysicsBase):
     student_error: float | None = None
 
 
-class Item(PhysicsBase):
+class Item(Stamped):
     """One property.
 
     Attributes
@@ -43,12 +45,15 @@ class Item(PhysicsBase):
         Wall time of both sides.
     quantities : tuple of Quantity
         Derived from the data of the item and nothing else.
+    identity : dict or None
+        Which models the entries called teacher and student are of.
     """
 
     title: str
     description: str
     seconds: float = 0.0
     quantities: tuple[Quantity, ...] = ()
+    identity: dict[str, dict[str, Any]] | None = None
 
 
 class EosItem(Item):

@@ -24,6 +24,7 @@ from fastff.report.physics.derive import PropertyError, derive_quantities
 from fastff.report.physics.material import WORDS, Material, describe_material
 from fastff.report.physics.record import AnyItem, LeftOut, PhysicsPart
 from fastff.report.physics.side import Side
+from fastff.report.stamps import stamp_part
 
 if TYPE_CHECKING:
     import ase
@@ -83,8 +84,12 @@ class Laboratory:
                     )
             if not reason:
                 item = measure()
-                item = item.model_copy(update={"seconds": time.perf_counter() - start})
-                self.items.append(item.model_copy(update={"quantities": derive_quantities(item)}))
+                found = {
+                    "seconds": time.perf_counter() - start,
+                    "quantities": derive_quantities(item),
+                    "identity": {s.role: s.identity for s in (self.teacher, self.student)},
+                }
+                self.items.append(stamp_part(item.model_copy(update=found)))
                 return
         except FastFFError as error:
             reason = str(error)

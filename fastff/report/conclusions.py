@@ -1,0 +1,178 @@
+"""Whether what follows from several parts of a record does follow.
+
+Here: :func:`verify_conclusions`: ratios, the quoted size, the verdict, the calibration of uncertainties, the learning
+curve. Not here: the parts themselves (:mod:`fastff.report.consistency`, :mod:`fastff.report.attribution`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+
+from fastff.errors import DataError
+from fastff.report.calibration import CalibrationData
+from fastff.report.consistency import is_between, is_same
+from fastff.report.race import find_headline_size
+from fastff.report.schema import SCHEMA, BenchRecord, compute_ratios
+from fastff.report.verdict import WORDING, write_verdict
+
+CLOSE = 0.1
+"""Relative difference of errors between frames predicted alone and in a batch, in single precision."""
+
+ALONE = 1e-4
+"""The same for energies, eV/atom."""
+
+MOST_RATIO = 100.0
+"""Forces of the validation frames are not more than this many times those of the held-out frames."""
+
+
+def verify_conclusions(record: BenchRecord) -> None:
+    """Refuse a record whose derived figures do not follow from its parts.
+
+    Raises
+    ------
+    DataError
+    """
+    if record.calibration is not None:
+        _verify_calibration(record.calibration, record)
+    _verify_learning(record)
+    expected = compute_ratios(record.speed)
+    if len(expected) != len(record.ratios) or any(
+        (a.mode, a.n_atoms) != (b.mode, b.n_atoms)
+        or not is_same(a.ratio, b.ratio)
+        or not is_same(a.teacher_seconds, b.teacher_seconds)
+        or not is_same(a.student_seconds, b.student_seconds)
+        for a, b in zip(expected, record.ratios, strict=True)
+    ):
+        raise DataError("the speed ratios do not follow from the timings beside them.")
+    size = find_headline_size(record.speed)
+    if record.headline_size != size:
+        raise DataError(
+            f"the quoted size is {record.headline_size} atoms, the timings give {size}."
+        )
+    _verify_verdict(record)
+
+
+def _verify_verdict(record: BenchRecord) -> None:
+    """Passed or not, and the lines: all of the present wording, the main figures of any other."""
+    verdict = record.verdict
+    overall = record.main.read_accuracy().overall
+    passed = None if verdict.required is None else overall >= verdict.required
+    if verdict.passed is not passed:
+        raise DataError(
+            f"the verdict says passed={verdict.passed}, but accuracy {overall:.4f} against {verdict.required} "
+            f"gives {passed}."
+        )
+    if verdict.wording == WORDING:
+        fresh = write_verdict(
+            record.model, record.comparisons, record.teacher_noise, record.headline,
+            record.provenance, verdict.required, record.model.name,
+        )  # fmt: skip
+        for stored, written in zip(verdict.lines, fresh.lines, strict=False):
+            if stored != written:
+                raise DataError(f"the verdict says '{stored}', the record gives '{written}'.")
+        if verdict != fresh:
+            raise DataError("the verdict does not follow from the record.")
+        return
+    if verdict.wording is None and record.schema_version == SCHEMA:
+        raise DataError("the verdict does not say which wording it has.")
+    text = "\n".join(verdict.lines)
+    noise, headline = record.teacher_noise, record.headline
+    for pattern, value, share in (
+        # percentages of accuracy are rounded down, the others to the nearest
+        (r"^Accuracy: (-?[\d.]+) %", 100.0 * overall, 1.0),
+        (r"disagrees with itself by ([\d.e-]+) %", 100.0 * noise.force if noise else None, 0.51),
+        (r"^Speed: ([\d.e+]+)×", headline.ratio if headline else None, 0.51),
+    ):
+        found = re.search(pattern, text, re.MULTILINE)
+        if found is None and value is not None and pattern.startswith("^Accuracy"):
+            raise DataError("the verdict does not state the accuracy.")
+        if found is not None and (
+            value is None or abs(float(found[1]) - value) > share * _find_unit(found[1])
+        ):
+            raise DataError(f"the verdict says '{found[0]}', the record gives {value}.")
+
+
+def _find_unit(figure: str) -> float:
+    """One unit in the last place of a decimal number."""
+    mantissa, _, exponent = figure.partition("e")
+    return float(10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2])))
+
+
+def _verify_calibration(data: CalibrationData, record: BenchRecord) -> None:
+    """Shares from rows, rows and bins from the errors of the comparisons, and the bins from the shares beyond one."""
+    if not np.allclose(data.within, data.count_within(), atol=1e-9):
+        raise DataError(
+            "the calibration does not follow from the uncertainties and errors beside it."
+        )
+    comparisons = record.comparisons
+    if data.names != tuple(c.name for c in comparisons) or len(data.beyond) != len(comparisons):
+        raise DataError("the calibration is not about the comparisons of this record.")
+    accuracies = [c.read_accuracy() for c in comparisons]
+    rows = np.array(data.energy, dtype=float).reshape(-1, 3)
+    squares = 0.0
+    for number, (comparison, accuracy) in enumerate(zip(comparisons, accuracies, strict=True)):
+        errors = rows[rows[:, 0] == number, 2]
+        where = f"the calibration on {comparison.name}"
+        if errors.size != accuracy.n_frames:
+            raise DataError(f"{where} has {errors.size} frames instead of {accuracy.n_frames}.")
+        squares += accuracy.n_atoms * accuracy.force_rmse**2
+        if len(accuracy.energy_offsets) > 1 or accuracy.energy_rmse is None:
+            continue  # errors are not said by composition
+        (offset,) = accuracy.energy_offsets.values()
+        found = float(np.sqrt(np.mean(errors**2)))
+        expected = math.hypot(accuracy.energy_rmse, offset)
+        if abs(found - expected) > CLOSE * expected + ALONE:
+            raise DataError(
+                f"{where}: energy errors of {found:.4g} eV/atom, the table gives {expected:.4g}: another unit."
+            )
+    _verify_grades(data, [accuracy.n_atoms for accuracy in accuracies], squares)
+
+
+def _verify_grades(data: CalibrationData, atoms: list[int], squares: float) -> None:
+    """``squares`` is the sum over atoms of their squared force error per component, (eV/Å)^2."""
+    counts = np.array([b.count for b in data.grades])
+    grades = np.array([b.grade for b in data.grades])
+    if counts.sum() != sum(atoms) or (np.diff(grades) < -1e-9).any():
+        raise DataError("the grades of the calibration are not those of all atoms in their order.")
+    found = float(np.sqrt(counts @ np.array([b.force_rmse for b in data.grades]) ** 2 / sum(atoms)))
+    expected = math.sqrt(squares / sum(atoms))
+    if abs(found - expected) > CLOSE * expected + 1e-6:
+        raise DataError(
+            f"the force errors by grade have RMS {found:.4g} eV/Å, the tables give {expected:.4g}: another unit."
+        )
+    # atoms are in the order of their grade: a bin with a mean above one is followed by such atoms only
+    above = grades > 1.0
+    least = int(counts[above][1:].sum()) + int(above.any())
+    most = int(counts[above].sum())
+    if (~above).any():
+        most += int(counts[~above][-1]) - 1
+    beyond = sum(share * n for share, n in zip(data.beyond, atoms, strict=True))
+    if not is_between(least, beyond, most):
+        raise DataError(
+            f"{beyond:.0f} atoms are said to be beyond the training data, by their grades it is {least} to {most}."
+        )
+
+
+def _verify_learning(record: BenchRecord) -> None:
+    """Steps ascend, the overall accuracy is the smallest, and all points can be of the same frames."""
+    curve = record.model.training.get("learning_curve") or []
+    steps = [point["step"] for point in curve]
+    if steps != sorted(steps):
+        raise DataError("the learning curve is not in the order of its steps.")
+    reference = 0.0
+    for point in curve:
+        force, error = point.get("force_accuracy"), point.get("force_mae")
+        if force is None:
+            continue
+        if "accuracy" in point and point["accuracy"] > max(force, 0.0) + 1e-9:
+            raise DataError("the learning curve has an overall accuracy above that of forces.")
+        if error is not None and force < 1.0:
+            # MAE <= RMSE = (1 - accuracy) RMS
+            reference = max(reference, error / (1.0 - force))
+    if reference > MOST_RATIO * record.main.read_accuracy().force_rms:
+        raise DataError(
+            f"the learning curve needs forces of at least {reference:.4g} eV/Å: another unit, or edited."
+        )

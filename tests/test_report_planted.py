@@ -1,0 +1,375 @@
+"""Errors planted in every figure of a record, each of which verification must refuse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.build import bulk
+from producers import edit
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+from fastff.report import plotdata
+from fastff.report.consistency import verify_comparison
+from fastff.report.metrics import measure_accuracy
+from fastff.report.record import read_record, verify_record, write_record
+from fastff.units import EV_PER_A3_TO_GPA
+
+
+def test_the_record_itself_is_accepted(whole_record, tmp_path):
+    verify_record(whole_record)
+    write_record(whole_record, tmp_path / "bench.json")
+    assert read_record(tmp_path / "bench.json") == whole_record
+    assert whole_record.calibration is not None
+    assert all(part.identity for part in (whole_record.teacher_noise, whole_record.student_noise))
+
+
+# Planted errors ------------------------------------------------------------------------------------------------------
+
+
+def scale(place, *keys, by):
+    """Multiply the entries ``keys`` of the part that ``place`` finds."""
+
+    def change(content):
+        part = place(content)
+        for key in keys:
+            part[key] = multiply(part[key], by)
+
+    return change
+
+
+def multiply(value, by):
+    if isinstance(value, list):
+        return [multiply(entry, by) for entry in value]
+    return value if value is None or isinstance(value, str) else value * by
+
+
+def replace_rows(place, key, function):
+    """Replace every row of a table by ``function`` of it."""
+
+    def change(content):
+        part = place(content)
+        part[key] = [function(*row) for row in part[key]]
+
+    return change
+
+
+def scale_each(place, key, by):
+    """Multiply ``key`` of every entry of the list that ``place`` finds."""
+
+    def change(content):
+        for entry in place(content):
+            entry[key] = multiply(entry[key], by)
+
+    return change
+
+
+def put(place, **values):
+    return lambda content: place(content).update(values)
+
+
+def accuracy(content):
+    return content["comparisons"][0]["accuracy"]
+
+
+def parity(content):
+    return content["comparisons"][0]["parity"]
+
+
+def density(content):
+    return parity(content)["force"]
+
+
+def bins(content):
+    return parity(content)["force_bins"]
+
+
+def coverage(content):
+    return content["comparisons"][0]["coverage"]
+
+
+def elements(content):
+    return accuracy(content)["per_element"].values()
+
+
+def noise(content):
+    return content["teacher_noise"]
+
+
+def calibration(content):
+    return content["calibration"]
+
+
+def learning(content):
+    return content["model"]["training"]["learning_curve"]
+
+
+def find_curves(content, mode="ase-call"):
+    curves = [c for c in content["speed"] if c["mode"] == mode]
+    return [next(c for c in curves if c["role"] == role) for role in ("student", "teacher")]
+
+
+def student_curve(content):
+    return find_curves(content)[0]
+
+
+def all_points(content):
+    return [point for curve in content["speed"] for point in curve["points"]]
+
+
+def swap_noise(content):
+    content["teacher_noise"], content["student_noise"] = (
+        content["student_noise"],
+        content["teacher_noise"],
+    )
+
+
+def swap_noise_numbers(content):
+    """The identities stay where they belong."""
+    swap_noise(content)
+    first, second = content["teacher_noise"], content["student_noise"]
+    first["identity"], second["identity"] = second["identity"], first["identity"]
+
+
+def swap_memory(content):
+    first, second = find_curves(content)
+    for a, b in zip(first["points"], second["points"], strict=True):
+        a["peak_memory"], b["peak_memory"] = b["peak_memory"], a["peak_memory"]
+
+
+def swap_labels(content):
+    first, second = find_curves(content)
+    first["label"], second["label"] = second["label"], first["label"]
+
+
+def swap_comparisons(content):
+    """The frames of one comparison under the name of another."""
+    first, second = content["comparisons"][:2]
+    first["name"], second["name"] = second["name"], first["name"]
+
+
+def stretch_steps(content):
+    for curve in content["speed"]:
+        curve["time_step"] = multiply(curve["time_step"], 10)
+
+
+def stretch_some_steps(content):
+    for curve in find_curves(content, "ase-md"):
+        curve["time_step"] *= 2
+
+
+def drop_stamp(content):
+    content["teacher_noise"]["stamp"] = None
+
+
+def swap_sides(content, kind, whole):
+    """Exchange teacher and student in everything that an item says, with the identity or without."""
+
+    def swap(part):
+        if isinstance(part, dict):
+            for key in [k for k in part if k.startswith("teacher")]:
+                other = key.replace("teacher", "student")
+                part[key], part[other] = part[other], part[key]
+        for entry in part.values() if isinstance(part, dict) else part:
+            if isinstance(entry, dict | list):
+                swap(entry)
+
+    item = next(i for i in content["physics"]["items"] if i["kind"] == kind)
+    identity = json.loads(json.dumps(item["identity"]))
+    swap(item)
+    if not whole:
+        item["identity"] = identity
+    for quantity in item["quantities"]:
+        if quantity["teacher"] is not None and quantity["student"] is None:
+            quantity["teacher"], quantity["student"] = None, quantity["teacher"]
+
+
+def exchange(kind, *, whole):
+    return lambda content: swap_sides(content, kind, whole)
+
+
+GPA = EV_PER_A3_TO_GPA
+STRESSES = ("stress_mae", "stress_rmse", "stress_rms")
+ENERGIES = ("energy_mae", "energy_rmse", "energy_std")
+FORCES = ("force_mae", "force_rmse", "force_rms")
+REST = {"count": 0, "reference": 0.0, "squared_error": 0.0, "absolute_error": 0.0}
+
+PLANTED = [
+    # errors in tables
+    ("force MAE in meV", scale(accuracy, "force_mae", by=1e3), "measured", "MAE"),
+    ("force MAE in Hartree", scale(accuracy, "force_mae", by=1 / 51.4), "measured", "do not add up"),
+    ("forces in meV", scale(accuracy, *FORCES, by=1e3), "measured", "do not add up"),
+    ("energy MAE in meV", scale(accuracy, "energy_mae", by=1e3), "measured", "MAE"),
+    ("energy MAE in Hartree", scale(accuracy, "energy_mae", by=1 / 27.2), "measured", "plotted energies"),
+    ("energies in meV", scale(accuracy, *ENERGIES, by=1e3), "measured", "plotted energies"),
+    ("stresses in GPa", scale(accuracy, *STRESSES, by=GPA), "measured", "plotted stresses"),
+    ("element RMSE", scale_each(elements, "rmse", 10), "measured", "do not add up"),
+    ("element MAE", scale_each(elements, "mae", 10), "measured", "do not add up"),
+    ("element accuracy", scale_each(elements, "accuracy", 1.01), "measured", "accuracies of the elements"),
+    ("relative MAE", scale(accuracy, "force_relative_mae", by=0.01), "measured", "relative MAE"),
+    ("R2", put(accuracy, force_r2=0.9999), "measured", "R²"),
+    ("cosine in percent", put(accuracy, force_cosine=99.0), "measured", "no cosine"),
+    ("frames in table", scale(accuracy, "n_frames", by=10), "measured", "instead of"),
+    ("frames", scale(lambda c: c["comparisons"][0]["frames"], "n_frames", by=10), "measured", "frames instead"),
+    ("atoms", scale(lambda c: c["comparisons"][0]["frames"], "n_atoms", by=10), "measured", "atoms instead"),
+    ("formulas", put(lambda c: c["comparisons"][0]["frames"], formulas=["Cu"]), "measured", "compositions"),
+    ("comparisons swapped", swap_comparisons, "assembled", "not about the frames"),
+    ("limiting", put(accuracy, limiting="planted"), "measured", "'limiting'"),
+    # parity plots
+    ("parity energy in meV", replace_rows(parity, "energy", lambda g, r, p: [g, 1e3 * r, 1e3 * p]), "measured",
+     "plotted energies"),
+    ("parity energy swapped", replace_rows(parity, "energy", lambda g, r, p: [g, p, r]), "measured",
+     "plotted energies"),
+    ("parity energy thinned", put(parity, energy=[], energy_rest=REST), "measured", "0 energies are plotted"),
+    ("parity stress in GPa", replace_rows(parity, "stress", lambda r, p: [GPA * r, GPA * p]), "measured",
+     "plotted stresses"),
+    ("parity stress swapped", replace_rows(parity, "stress", lambda r, p: [p, r]), "measured", "plotted stresses"),
+    ("parity stress sign", replace_rows(parity, "stress", lambda r, p: [r, -p]), "measured", "plotted stresses"),
+    ("density transposed", replace_rows(density, "cells", lambda i, j, n: [j, i, n]), "measured", "plotted forces"),
+    ("density mirrored", replace_rows(density, "cells", lambda i, j, n: [89 - i, j, n]), "measured", "plotted forces"),
+    ("density axis in meV", scale(density, "low", "high", by=1e3), "measured", "plotted forces"),
+    ("density axis in Hartree", scale(density, "low", "high", by=1 / 51.4), "measured", "plotted forces"),
+    ("density counts", replace_rows(density, "cells", lambda i, j, n: [i, j, 2 * n]), "measured", "force components"),
+    ("density sums", scale(density, "columns", by=1.01), "measured", "plotted forces"),
+    # error against size of the force
+    ("bin medians in meV", scale_each(bins, "error_median", 1e3), "measured", "median"),
+    ("bin quantiles in meV", scale_each(bins, "error_q90", 1e3), "measured", "quantile"),
+    ("bin quantiles in Hartree", scale_each(bins, "error_q90", 1 / 51.4), "measured", "median"),
+    ("bin quantiles both in Hartree",
+     lambda c: [scale_each(bins, k, 1 / 51.4)(c) for k in ("error_median", "error_q90")], "assembled",
+     "not those that were measured"),
+    ("bin RMS in meV", scale_each(bins, "error_rms", 1e3), "measured", "plotted forces"),
+    ("bins reversed", lambda c: bins(c).reverse(), "measured", "ascending"),
+    # coverage
+    ("force edges in meV", scale(coverage, "force_edges", by=1e3), "measured", "histogram of forces"),
+    ("distance edges in nm", scale(coverage, "distance_edges", by=0.1), "measured", "histogram of distances"),
+    ("distance counts shifted", lambda c: coverage(c)["distance_counts"].reverse(), "measured", "shortest distance"),
+    ("shortest distance in Bohr", scale(coverage, "shortest_distance", by=1.89), "measured", "shortest distance"),
+    ("elements of frames", lambda c: put(coverage, element_counts={"Cu": accuracy(c)["n_atoms"]})(c), "measured",
+     "elements of the frames"),
+    ("volume in Bohr", scale(coverage, "volume_per_atom", by=6.7), "assembled", "not those that were measured"),
+    # noise
+    ("noise swapped", swap_noise, "measured", "swapped"),
+    ("noise numbers swapped", swap_noise_numbers, "assembled", "not those that were measured"),
+    ("noise in percent", scale(noise, "rotation_force", "jitter_force", "batch_force", by=100), "assembled",
+     "not those that were measured"),
+    ("noise in the verdict", scale(noise, "rotation_force", "jitter_force", "batch_force", by=100), "written",
+     "the verdict says"),
+    ("noise energy in meV", lambda c: noise(c).update(rotation_energy=0.3), "assembled",
+     "not those that were measured"),
+    ("noise beyond reason", put(noise, jitter_force=50.0), "measured", "no share"),
+    ("noise of nobody", put(noise, identity=None), "measured", "swapped"),
+    ("stamp dropped", drop_stamp, "assembled", "not those that were measured"),
+    # speed and memory
+    ("memory in KiB", scale_each(all_points, "peak_memory", 1024 * 1024), "measured", "more than the machine"),
+    ("memory in KiB, small", scale_each(all_points, "peak_memory", 1024), "assembled", "machine|not those that were"),
+    ("memory swapped", swap_memory, "assembled", "not those that were measured"),
+    ("time step in 0.1 fs", stretch_steps, "measured", "time steps"),
+    ("time step of some", stretch_some_steps, "measured", "time steps"),
+    ("no time step", lambda c: find_curves(c, "ase-md")[0].update(time_step=None), "measured", "time step None"),
+    ("times in ms", lambda c: [p.update(seconds=multiply(p["seconds"], 1e3)) for p in student_curve(c)["points"]],
+     "measured", "median"),
+    ("sizes", scale_each(lambda c: student_curve(c)["points"], "n_atoms", 10), "measured", "does not follow"),
+    ("label of the other", swap_labels, "measured", "swapped"),
+    ("device", put(student_curve, device="cuda"), "measured", "no GPU|several devices|come with"),
+    ("kind of memory", put(student_curve, memory_kind="GPU memory"), "measured", "come with"),
+    ("threads", put(student_curve, threads=64), "assembled", "not those that were measured"),
+    ("quoted size", lambda c: c.update(headline_size=32), "measured", "quoted size"),
+    ("ratio", scale_each(lambda c: c["ratios"], "ratio", 10), "written", "ratios do not follow"),
+    # verdict
+    ("verdict invented", lambda c: c["verdict"]["lines"].__setitem__(0, "Accuracy: 99.99 %"), "written", "99.99"),
+    ("verdict cut", lambda c: c["verdict"]["lines"].pop(), "written", "the verdict does not follow"),
+    ("next command", put(lambda c: c["verdict"], next_command="planted"), "written", "the verdict does not follow"),
+    ("wording withheld", lambda c: c["verdict"].update(wording=None), "written", "which wording"),
+    # training
+    ("learning curve", scale_each(learning, "force_mae", 1e3), "measured", "learning curve"),
+    ("learning curve swapped", scale_each(learning, "force_accuracy", 0.5), "measured", "above that of forces"),
+    ("learning curve invented", scale_each(learning, "accuracy", 0.5), "assembled", "not those that were measured"),
+    ("learning curve reversed", lambda c: learning(c).reverse(), "measured", "order"),
+    # calibration
+    ("calibration in meV", replace_rows(calibration, "energy", lambda n, s, e: [n, 1e3 * s, 1e3 * e]), "measured",
+     "energy errors"),
+    ("calibration columns swapped", replace_rows(calibration, "energy", lambda n, s, e: [n, abs(e), s]), "measured",
+     "calibration"),
+    ("calibration shares", put(calibration, within=[0.123, 0.456]), "measured", "does not follow"),
+    ("grades in meV", scale_each(lambda c: calibration(c)["grades"], "force_rmse", 1e3), "measured", "by grade"),
+    ("grades reversed", lambda c: calibration(c)["grades"].reverse(), "measured", "order"),
+    ("beyond", lambda c: calibration(c).update(beyond=[1.0 - b for b in calibration(c)["beyond"]]), "measured",
+     "beyond the training"),
+    ("calibration of another", put(calibration, identity={"sha256": "0" * 64}), "measured", "swapped"),
+    ("calibration names", lambda c: calibration(c)["names"].reverse(), "measured", "not about the comparisons"),
+    # baselines
+    ("baseline energies", scale(lambda c: c["baselines"][0]["comparisons"][0]["accuracy"], *ENERGIES, by=1e3),
+     "measured", "different units"),
+    ("baseline MAE", scale(lambda c: c["baselines"][0]["comparisons"][0]["accuracy"], "stress_mae", by=0.01),
+     "assembled", "not those that were measured"),
+    # physics
+    *((f"{kind} swapped", exchange(kind, whole=True), "measured", "physical properties")
+      for kind in ("eos", "elastic", "vacancy", "dimers", "nve")),
+    *((f"{kind} numbers swapped", exchange(kind, whole=False), "assembled", "physical properties")
+      for kind in ("eos", "elastic", "vacancy", "dimers", "nve")),
+    ("physics unit", scale(lambda c: c["physics"]["items"][0], "volumes", by=0.1), "measured", "physical properties"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("plant", "stage", "words"), [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED]
+)
+def test_planted_errors_are_caught(whole_record, plant, stage, words):
+    with pytest.raises(DataError, match=words):
+        verify_record(edit(whole_record, plant, stage))
+
+
+def test_errors_are_caught_beyond_the_rows_that_are_stored(monkeypatch):
+    """Of many frames a selection is plotted; the sums over the others make any error in it visible."""
+    monkeypatch.setattr(plotdata, "MOST_POINTS", 5)
+    random = np.random.default_rng(0)
+    structures = [bulk("Cu", cubic=True) for _ in range(9)]
+    sides = [
+        [Labels(random.normal(), random.normal(size=(4, 3)), random.normal(size=6) * 0.1) for _ in structures]
+        for _ in range(2)
+    ]  # fmt: skip
+    made = plotdata.compute_parity(*sides, structures)
+    assert len(made.energy) == len(made.stress) == 5
+    found = measure_accuracy(*sides, structures)
+    comparison = make_comparison(found, made, plotdata.compute_coverage(sides[0], structures))
+    verify_comparison(comparison)
+    for changes, words in (
+        ({"energy": tuple((g, p, r) for g, r, p in made.energy)}, "plotted energies"),
+        ({"stress": tuple((p, r) for r, p in made.stress)}, "plotted stresses"),
+    ):
+        planted = comparison.model_copy(update={"parity": made.model_copy(update=changes)})
+        with pytest.raises(DataError, match=words):
+            verify_comparison(planted)
+
+
+def make_comparison(found, made, spread):
+    from fastff.report.schema import Comparison, FramesPart
+
+    frames = FramesPart(
+        source="labels", description="", n_frames=9, n_atoms=36, n_trajectories=9,
+        formulas=("Cu",), temperatures=None, digest="",
+    )  # fmt: skip
+    return Comparison(
+        name="made", frames=frames, accuracy=found.to_dict(), parity=made, coverage=spread
+    )
+
+
+def test_magnitudes_that_matter_does_not_have_are_refused(whole_record):
+    """Both sides in GPa, tables and plots alike: nothing contradicts, but no such matter exists."""
+    main = whole_record.main
+    found = main.read_accuracy()
+    factor = 1e3
+    scaled = replace(found, **{k: getattr(found, k) * factor for k in STRESSES})
+    rows = tuple((factor * r, factor * p) for r, p in main.parity.stress)
+    planted = main.model_copy(
+        update={
+            "accuracy": scaled.to_dict(),
+            "parity": main.parity.model_copy(update={"stress": rows}),
+        }
+    )
+    with pytest.raises(DataError, match="RMS stress times the volume"):
+        verify_comparison(planted)

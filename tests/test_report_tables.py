@@ -1,0 +1,146 @@
+"""What the tables of a report say, against the record they are made from: sides, units and columns."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fastff.report.html import render_report
+from fastff.report.markdown import DYNAMICS, tabulate_accuracy, tabulate_dynamics, tabulate_speed
+from fastff.report.tables import PATHS, tabulate_baselines, tabulate_paths, tabulate_physics
+from fastff.units import EV_PER_A3_TO_GPA
+
+
+def read(table):
+    """Rows as dictionaries by heading."""
+    headings, rows = table
+    return [dict(zip(headings, row, strict=True)) for row in rows]
+
+
+def find(record, role, mode, size):
+    return record.find_curve(role, mode).find(size)
+
+
+def parse_time(text):
+    """Seconds of a time as tables write it."""
+    number, unit = text.split(" (")[0].split()
+    return float(number) * {"s": 1.0, "ms": 1e-3}[unit]
+
+
+def close(value):
+    """Equal to three significant digits."""
+    return pytest.approx(value, rel=6e-3)
+
+
+def test_accuracy(whole_record):
+    rows = {(r["frames"], r["quantity"]): r for r in read(tabulate_accuracy(whole_record))}
+    for comparison in whole_record.comparisons:
+        accuracy = comparison.read_accuracy()
+        for quantity, unit, factor in (
+            ("force", "meV/Å", 1e3),
+            ("energy", "meV/atom", 1e3),
+            ("stress", "GPa", EV_PER_A3_TO_GPA),
+        ):
+            row = rows[comparison.name, quantity]
+            value = 100.0 * getattr(accuracy, quantity)
+            assert float(row["accuracy"].split()[0]) == pytest.approx(value, abs=0.1)
+            words = row["error"].replace(",", "").split()
+            assert float(words[1]) == close(factor * getattr(accuracy, f"{quantity}_mae"))
+            assert float(words[3]) == close(factor * getattr(accuracy, f"{quantity}_rmse"))
+            assert words[4] == unit
+
+
+def test_speed(whole_record):
+    for row in read(tabulate_speed(whole_record)):
+        size = int(row["atoms"])
+        teacher, student = (find(whole_record, r, "ase-call", size) for r in ("teacher", "student"))
+        assert parse_time(row["teacher"]) == close(teacher.median)
+        assert parse_time(row["student"]) == close(student.median)
+        ratio = teacher.median / student.median
+        assert float(row["ratio"].rstrip("×")) == pytest.approx(ratio, rel=0.05)
+        for role, point in (("teacher", teacher), ("student", student)):
+            shown = row[f"{role} memory"]
+            if not shown.startswith("<"):
+                assert float(shown.split()[0]) * 2**20 == pytest.approx(
+                    point.peak_memory, abs=2**19
+                )
+
+
+def test_where_the_time_goes(whole_record):
+    labels = {curve.label: curve.role for curve in whole_record.speed}
+    for row in read(tabulate_paths(whole_record)):
+        for mode, heading in PATHS.items():
+            curve = whole_record.find_curve(labels[row["calculator"]], mode)
+            point = curve.find(int(row["atoms"])) if curve is not None else None
+            if point is not None and point.median is not None:
+                assert parse_time(row[heading]) == close(point.median)
+
+
+def test_simulated_time(whole_record):
+    (time_step,) = {c.time_step for c in whole_record.speed if c.time_step is not None}
+    rows = read(tabulate_dynamics(whole_record))
+    assert rows
+    modes = {words: mode for mode, words in DYNAMICS.items()}
+    for row in rows:
+        mode, size = modes[row["timed"]], int(row["atoms"])
+        curve = next(
+            c for c in whole_record.speed if (c.label, c.mode) == (row["calculator"], mode)
+        )
+        point = curve.find(size)
+        seconds = point.median if mode == "ase-call" else point.mean
+        assert parse_time(row["time"]) == close(seconds)
+        assert row["time step"] == f"{time_step:g} fs"
+        steps = 86400.0 / parse_time(row["time"])
+        assert float(row["ns/day"]) == pytest.approx(steps * time_step * 1e-6, rel=0.02)
+
+
+def test_physics(whole_record):
+    rows = {(r["property"], r["quantity"]): r for r in read(tabulate_physics(whole_record))}
+    quantities = [(item.title, q) for item in whole_record.physics.items for q in item.quantities]
+    assert len(rows) == len(quantities)
+    for title, quantity in quantities:
+        row = rows[title, quantity.name]
+        assert row["unit"] == quantity.unit
+        for role in ("teacher", "student"):
+            value = getattr(quantity, role)
+            if value is not None and not row[role].startswith("<"):
+                assert float(row[role]) == pytest.approx(value, rel=1e-3)
+
+
+def test_baselines(whole_record):
+    judged = {whole_record.model.name: whole_record.comparisons}
+    judged |= {baseline.name: baseline.comparisons for baseline in whole_record.baselines}
+    rows = read(tabulate_baselines(whole_record))
+    assert {row["model"] for row in rows} == set(judged)
+    for row in rows:
+        accuracy = next(c.accuracy for c in judged[row["model"]] if c.name == row["frames"])
+        assert float(row["force MAE (meV/Å)"]) == close(1e3 * accuracy["force_mae"])
+        for name in ("force", "energy", "stress"):
+            shown = float(row[name].split()[0])
+            assert shown == pytest.approx(100.0 * accuracy[name], abs=0.1)
+        if row["ASE call"]:
+            role = "student" if row["model"] == whole_record.model.name else row["model"]
+            point = find(whole_record, role, "ase-call", whole_record.headline_size)
+            assert parse_time(row["ASE call"]) == close(point.median)
+
+
+def test_tables_of_the_page_alone(whole_record):
+    page = render_report(whole_record)
+
+    def read_row(first):
+        found = re.search(rf"<tr><td>{re.escape(first)}</td>(.*?)</tr>", page)
+        return re.findall(r"<td>(.*?)</td>", found[1])
+
+    for words, name in (("force, rotated copy", "rotation_force"), ("force, alone", "batch_force")):
+        line = re.search(rf"<td>({words}.*?)</td>", page)[1]
+        shown = [float(cell.split()[0]) for cell in read_row(line)]
+        sides = [whole_record.teacher_noise, whole_record.student_noise]
+        assert shown == [pytest.approx(100.0 * getattr(s, name), rel=0.06) for s in sides]
+    assert '<th scope="col">teacher</th><th scope="col">student</th></tr>' in page
+    for symbol, entry in whole_record.main.read_accuracy().per_element.items():
+        count, mae, rmse, accuracy = read_row(symbol)
+        assert int(count) == entry.n_atoms
+        assert float(mae) == close(1e3 * entry.mae)
+        assert float(rmse) == close(1e3 * entry.rmse)
+        assert float(accuracy.split()[0]) == pytest.approx(100.0 * entry.accuracy, abs=0.1)
