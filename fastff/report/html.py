@@ -20,6 +20,7 @@ from fastff.errors import DataError
 from fastff.report import figures, trust_figures
 from fastff.report.markdown import (
     describe_contest,
+    describe_teacher,
     sentence,
     tabulate_accuracy,
     tabulate_dynamics,
@@ -76,6 +77,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         tiles=_list_tiles(record),
         accuracy_table=tabulate_accuracy(record),
         speed_table=tabulate_speed(record),
+        teacher_settings=describe_teacher(record),
         dynamics_table=tabulate_dynamics(record),
         element_table=_tabulate_elements(record),
         noise_table=_tabulate_noise(record),

@@ -49,6 +49,8 @@ def is_shortage(error: BaseException) -> bool:
 class ModelClock:
     """Time spent inside the torch module of a calculator, from hooks around its forward pass.
 
+    A module that was compiled in place is timed around its compiled call: hooks would become part of it.
+
     Forces that a module takes by differentiating inside its forward pass are part of it; those that a calculator takes
     afterwards are not, and then the clock is no measure of the model: it is not trusted where the output still carries
     gradients and holds no forces.
@@ -58,6 +60,12 @@ class ModelClock:
         self.seconds = 0.0
         self._start = 0.0
         self.trusted = True
+        self._module = module
+        self._compiled = getattr(module, "_compiled_call_impl", None)
+        if self._compiled is not None:
+            module._compiled_call_impl = self._call_compiled
+            self._handles = []
+            return
         self._handles = [
             module.register_forward_pre_hook(self._begin),
             module.register_forward_hook(self._end),
@@ -70,6 +78,12 @@ class ModelClock:
             if isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
                 return cls(value)
         return None
+
+    def _call_compiled(self, *arguments: Any, **keywords: Any) -> Any:
+        self._begin()
+        output = self._compiled(*arguments, **keywords)  # type: ignore[misc]
+        self._end(self._module, arguments, output)
+        return output
 
     def _begin(self, *_: Any) -> None:
         synchronize()
@@ -89,7 +103,9 @@ class ModelClock:
         return seconds
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Leave the module as it was."""
+        if self._compiled is not None:
+            self._module._compiled_call_impl = self._compiled
         for handle in self._handles:
             handle.remove()
 

@@ -6,6 +6,7 @@ Here: :func:`write_tables`, and the rows that terminal and page show too. Not he
 
 from __future__ import annotations
 
+from fastff.report.fastest import describe_settings
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import SpeedPoint, convert_to_ns_per_day
 from fastff.report.tables import (
@@ -32,6 +33,12 @@ def describe_contest(record: BenchRecord) -> str:
     formulas = ", ".join(record.main.frames.formulas[:3])
     teacher = record.teacher.get("name", "its teacher")
     return f"{formulas}: fastff {record.model.architecture} against {teacher}"
+
+
+def describe_teacher(record: BenchRecord) -> str:
+    """How the teacher was set up when it was timed; empty if it was not."""
+    curve = record.find_curve("teacher", "ase-call")
+    return "" if curve is None else describe_settings(curve.identity)
 
 
 def tabulate_accuracy(record: BenchRecord) -> Table:
@@ -151,6 +158,7 @@ def write_tables(record: BenchRecord) -> str:
         assert curve is not None
         parts.append(f"{sentence(curve.includes)}; median (10 to 90 % of the calls):")
         parts.append(format_markdown(speed))
+        parts.append(_escape(describe_teacher(record)))
         parts.append("Where the time goes, medians:")
         parts.append(format_markdown(tabulate_paths(record)))
     if dynamics[1]:

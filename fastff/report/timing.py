@@ -46,7 +46,7 @@ class Timed:
 
     ``role`` is ``"teacher"``, ``"student"`` or the name of a baseline; ``identity`` says which one it is (for a student
     the SHA-256 of its tensors) and travels with the timings; ``largest`` leaves out bigger structures (reported as not
-    run).
+    run); with ``own_process`` it works in another process, whose memory cannot be measured from here.
     """
 
     role: str
@@ -55,6 +55,7 @@ class Timed:
     identity: dict[str, Any]
     device: str = "cpu"
     largest: int | None = None
+    own_process: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,14 @@ def time_calculators(
     curves = []
     for entry in entries:
         runner = _Runner(entry, plan)
-        for atoms in structures:
-            point = runner.measure(atoms)
-            shown = f"{point.median * 1e3:.4g} ms" if point.median is not None else point.status
-            progress(f"{entry.label}, {point.n_atoms} atoms: {shown}")
+        try:
+            for atoms in structures:
+                point = runner.measure(atoms)
+                shown = f"{point.median * 1e3:.4g} ms" if point.median is not None else point.status
+                progress(f"{entry.label}, {point.n_atoms} atoms: {shown}")
+        finally:
+            if runner.clock is not None:
+                runner.clock.close()
         curves += runner.finish()
     return curves
 
@@ -254,7 +259,6 @@ class _Runner:
         )
         if self.clock is None:
             return [curve]
-        self.clock.close()
         if not self.inner or not self.clock.trusted:
             return [curve]
         inner = {"mode": "model", "includes": CLOCK_INCLUDES, "memory_kind": ""}
