@@ -33,6 +33,7 @@ from fastff.report.record import (
     verify_record,
     write_record,
 )
+from fastff.report.tables import tabulate_paths
 from fastff.teachers import load_teacher
 
 TINY = BenchPlan(
@@ -110,7 +111,14 @@ def test_run_measures_both_sides(record):
         assert [p.n_atoms for p in curve.points] == [32, 500]
         assert curve.find(500).status == "measured"
         assert len(curve.find(500).seconds) >= 3
-        assert record.find_curve(role, "ase-md").points[0].n_atoms == 32
+        dynamics = record.find_curve(role, "ase-md")
+        assert [p.n_atoms for p in dynamics.points] == [32, 500]
+        assert dynamics.points[0].status == "measured"
+        assert "from 450 K" in dynamics.includes
+    assert "from 450 K" in record.find_curve("student", "md-loop").includes
+    _, paths = tabulate_paths(record)
+    inside = [row for row in paths if row[0] == "analytic:morse" and row[1] == "500"]
+    assert any(cell.endswith("(in its ASE call)") for cell in inside[0])
     assert record.headline.n_atoms == 500
     assert record.headline.ratio == pytest.approx(
         record.find_curve("teacher", "ase-call").find(500).median

@@ -20,7 +20,13 @@ from fastff.report.inner import time_student
 from fastff.report.plausibility import check_identity
 from fastff.report.speed import SpeedCurve
 from fastff.report.supercells import build_supercells
-from fastff.report.timing import Timed, TimingPlan, time_calculators, time_dynamics
+from fastff.report.timing import (
+    Timed,
+    TimingPlan,
+    judge_dynamics,
+    time_calculators,
+    time_dynamics,
+)
 
 if TYPE_CHECKING:
     from fastff.models import Student
@@ -68,9 +74,9 @@ def race(
     sizes : sequence of int
         Atom counts.
     md_atoms : int
-        Size for steps of velocity Verlet.
+        The size nearest to this is always among those of dynamics; see :func:`choose_dynamics_sizes`.
     temperature : float
-        K, of those steps.
+        K, at which all dynamics begins, that of ASE and fastff's own.
     budget : float
         Seconds for each size and calculator.
     progress : callable
@@ -126,17 +132,27 @@ def race(
     curves = [c for c in curves if c.mode != "model" or c.role not in own]
     time_step = choose_time_step(cells[0].numbers)
     for entry, one in timed:
-        curves += time_student(entry, one, cells, plan, report, time_step)
-    small = min(cells, key=lambda cell: abs(np.log(len(cell) / md_atoms)))
-    for entry in entries:
-        curves.append(
-            time_dynamics(
-                entry,
-                small,
-                temperature=temperature,
-                time_step=time_step,
-                budget=budget,
-            )
+        curves += time_student(
+            entry, one, cells, plan, report, time_step=time_step, temperature=temperature
         )
-        report(f"{entry.label}, dynamics with {len(small)} atoms")
+    calls = {c.role: c for c in curves if c.mode == "ase-call"}
+    always = min(counts, key=lambda count: abs(np.log(count / md_atoms)))
+    wanted = choose_dynamics_sizes(list(calls.values()), always, budget)
+    chosen = [cell for cell in cells if len(cell) in wanted]
+    for entry in entries:
+        curve = time_dynamics(
+            entry, chosen, temperature=temperature, time_step=time_step, budget=budget,
+            calls=calls[entry.role], required=(always,),
+        )  # fmt: skip
+        curves.append(curve)
+        report(f"{entry.label}, dynamics through ASE")
     return tuple(curves)
+
+
+def choose_dynamics_sizes(calls: Sequence[SpeedCurve], always: int, budget: float) -> set[int]:
+    """Sizes of dynamics through ASE: ``always``, the headline's, and the largest that each calculator has time for."""
+    sizes = {always, find_headline([point.n_atoms for point in calls[0].points])}
+    for curve in calls:
+        fits = [p.n_atoms for p in curve.points if judge_dynamics(p, budget) is None]
+        sizes |= {max(fits)} if fits else set()
+    return sizes
