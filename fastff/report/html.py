@@ -17,9 +17,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fastff.errors import DataError
-from fastff.report import figures, trust_figures
+from fastff.report import figures, speed_figures, trust_figures
 from fastff.report.markdown import (
     describe_contest,
+    describe_range,
     describe_teacher,
     sentence,
     tabulate_accuracy,
@@ -124,7 +125,9 @@ def _list_tiles(record: BenchRecord) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
     if record.headline is not None:
         tiles.append(
-            (format_ratio(record.headline.ratio), "faster", f"one ASE call, {record.headline.n_atoms} atoms")
+            (format_ratio(record.headline.ratio), "faster",
+             f"one ASE call, {record.headline.n_atoms} atoms; {describe_range(record, record.headline.n_atoms)} "
+             "from 10 to 90 % of the calls")
         )  # fmt: skip
     if record.teacher_noise is not None:
         floor = format_share(record.teacher_noise.force)
@@ -205,20 +208,14 @@ def _draw_speed(record: BenchRecord) -> list[Figure]:
     curves = [curve for curve in record.speed if curve.mode == "ase-call"]
     if not curves:
         return []
-    drawn = [
-        (Markup(figures.draw_speed(curves)), "Median time of one call; bands are 10 to 90 % of the calls."),
-    ]  # fmt: skip
+    caption = (
+        "Median time of a call or step of each side by what is timed, see the tables; bands are 10 to 90 % of the "
+        "repeats, crosses sizes whose ASE call was not measured."
+    )
+    drawn = [(Markup(speed_figures.draw_speed(record.speed)), caption)]
     if any(point.peak_memory for curve in curves for point in curve.points):
         drawn.append(
-            (Markup(figures.draw_memory(curves)), f"Peak memory: {curves[0].memory_kind}.")
-        )
-    paths = [curve for curve in record.speed if curve.role == "student"]
-    if any(curve.mode == "model" for curve in paths):
-        drawn.append(
-            (
-                Markup(trust_figures.draw_paths(paths)),
-                "The student by itself: medians of each path.",
-            )
+            (Markup(speed_figures.draw_memory(curves)), f"Peak memory: {curves[0].memory_kind}.")
         )
     return drawn
 
