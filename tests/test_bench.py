@@ -212,6 +212,20 @@ def test_one_plot_has_both_sides_in_every_mode_and_a_legend_that_covers_nothing(
         assert legend.y1 < inside.y0
 
 
+def test_wide_tables_are_cards_with_labels_on_a_phone(record):
+    page = render_report(record)
+    assert re.search(
+        r"@media \(max-width: 560px\) \{.*?\.cards tr \{ display: grid;", page, re.DOTALL
+    )
+    tables = re.findall(r"<table( class=\"cards\")?>(.*?)</table>", page, re.DOTALL)
+    assert any(cards for cards, _ in tables)
+    for cards, table in tables:
+        headings = re.findall(r'<th scope="col">(.*?)</th>', table)
+        assert bool(cards) is (len(headings) > 3)
+        for row in re.findall(r"<tr[^>]*>(<td.*?)</tr>", table):
+            assert re.findall(r'data-label="(.*?)"', row) == headings
+
+
 def test_labels_are_judged_without_a_teacher(result, model, tmp_path, monkeypatch):
     monkeypatch.setattr("fastff.teachers.load_teacher", None)
     path = tmp_path / "labels.xyz"
