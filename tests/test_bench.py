@@ -212,6 +212,13 @@ def test_one_plot_has_both_sides_in_every_mode_and_a_legend_that_covers_nothing(
         assert legend.y1 < inside.y0
 
 
+def test_a_section_is_named_after_what_is_in_it(record):
+    assert "<h2>Beyond the training range</h2>" in render_report(record)
+    inside = record.model_copy(update={"comparisons": record.comparisons[:1]})
+    inside = inside.model_copy(update={"digest": compute_digest(inside)})
+    assert "Beyond the training range" not in render_report(inside)
+
+
 def test_wide_tables_are_cards_with_labels_on_a_phone(record):
     page = render_report(record)
     assert re.search(

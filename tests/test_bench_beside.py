@@ -359,6 +359,10 @@ def test_a_wrong_kernel_has_no_time():
         (["--kernels", "--compare-teacher"], "--kernels needs no model"),
         ([], "nothing to judge"),
         (["m.safetensors", "--compare-teacher", "--gpumd", "gpumd"], "belong together"),
+        (
+            ["m.safetensors", "--compare-teacher", "--gpumd", "gpumd", "--nep", "nep.txt"],
+            "--gpumd needs a CUDA device, this run is on cpu",
+        ),
         (["m.safetensors", "--labels", "x.xyz", "--against", "y.json"], "--compare-teacher"),
         (["m.safetensors", "--compare-teacher", "--physics", "some"], "not one of auto"),
     ],

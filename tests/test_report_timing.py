@@ -14,6 +14,7 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from fastff.errors import DataError, UsageError
 from fastff.report.inner import is_shortage
+from fastff.report.markdown import describe_memory
 from fastff.report.memory import PeakMemory, release_memory
 from fastff.report.provenance import collect_provenance
 from fastff.report.race import choose_dynamics_sizes
@@ -221,6 +222,24 @@ def test_peak_memory_sees_a_large_array():
     memory.reset()
     assert memory.measure() < peak - 100 * 2**20
     assert memory.measure_free() > 0
+
+
+def test_memory_of_another_process_is_not_measured_and_never_zero(monkeypatch):
+    entry = Timed("teacher", "t", Clockwork, {}, own_process=True)
+    cells = [bulk("Cu", cubic=True)]
+    curve = time_calculators([entry], cells, PLAN)[0]
+    dynamics = time_dynamics(entry, cells, temperature=300, time_step=2.0, budget=0.1, max_steps=3)
+    for one in (curve, dynamics):
+        assert one.points[0].status == "measured"
+        assert one.points[0].peak_memory is None
+        assert "process of its own" in one.memory_kind
+    assert describe_memory(curve.points[0]) == "not measured"
+    # on a GPU, where torch allocated nothing, something else did
+    memory = PeakMemory("cpu")
+    memory.device = torch.device("cuda")
+    monkeypatch.setattr(memory, "_read", lambda key: 2**20)
+    memory.base = 2**20
+    assert memory.measure() is None
 
 
 def test_supercells_reach_the_sizes():

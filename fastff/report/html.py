@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -30,6 +31,7 @@ from fastff.report.markdown import (
 from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
+from fastff.report.speed import SpeedCurve
 from fastff.report.tables import STATUS_WORDS, tabulate_baselines, tabulate_paths, tabulate_physics
 from fastff.report.verdict import (
     UNDEFINED,
@@ -86,6 +88,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         accuracy_figures=_draw_accuracy(record),
         speed_figures=_draw_speed(record),
         baseline_table=tabulate_baselines(record) if record.baselines else None,
+        trust_title=" and ".join(_list_trust(record)).capitalize(),
         trust_figures=_draw_trust(record),
         physics_table=tabulate_physics(record),
         physics_figures=_draw_physics(record),
@@ -204,6 +207,16 @@ def _draw_accuracy(record: BenchRecord) -> list[Figure]:
     return [(Markup(svg), caption) for svg, caption in drawn]
 
 
+def _describe_memory(curves: Sequence[SpeedCurve]) -> str:
+    """What was measured, and of which calculators it was not."""
+    kinds: dict[str, list[str]] = {}
+    for curve in curves:
+        kinds.setdefault(curve.memory_kind, []).append(curve.label)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{', '.join(labels)}: {kind}" for kind, labels in kinds.items())
+
+
 def _draw_speed(record: BenchRecord) -> list[Figure]:
     curves = [curve for curve in record.speed if curve.mode == "ase-call"]
     if not curves:
@@ -215,15 +228,22 @@ def _draw_speed(record: BenchRecord) -> list[Figure]:
     drawn = [(Markup(speed_figures.draw_speed(record.speed)), caption)]
     if any(point.peak_memory for curve in curves for point in curve.points):
         drawn.append(
-            (Markup(speed_figures.draw_memory(curves)), f"Peak memory: {curves[0].memory_kind}.")
+            (Markup(speed_figures.draw_memory(curves)), f"Peak memory: {_describe_memory(curves)}.")
         )
     return drawn
 
 
+def _list_trust(record: BenchRecord) -> list[str]:
+    """What the section about trust is of."""
+    parts = {"beyond the training range": len(record.comparisons) > 1}
+    parts["uncertainty"] = record.calibration is not None
+    return [part for part, there in parts.items() if there]
+
+
 def _draw_trust(record: BenchRecord) -> list[Figure]:
-    """Beyond the training range, and calibration of uncertainties."""
+    """Beyond the training range, where there are frames from there, and calibration of uncertainties."""
     drawn = []
-    if len(record.comparisons) > 1 or any(b.comparisons for b in record.baselines):
+    if len(record.comparisons) > 1:
         panel = trust_figures.draw_panel(
             record.comparisons, record.baselines, record.teacher_noise, record.verdict.required
         )

@@ -85,8 +85,8 @@ def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
                 if ratio
                 else UNDEFINED,
                 format_count(mine.atom_steps_per_second),
-                format_bytes(other.peak_memory if other else None),
-                format_bytes(mine.peak_memory),
+                describe_memory(other),
+                describe_memory(mine),
             ]
         )
     return headings, rows
@@ -115,6 +115,13 @@ def describe_point(point: SpeedPoint | None, *, ranges: bool = True) -> str:
     return (
         f"{format_seconds(point.median)} ({number if high.endswith(f' {unit}') else low} to {high})"
     )
+
+
+def describe_memory(point: SpeedPoint | None) -> str:
+    """Peak memory of a measured point."""
+    if point is None or point.status != "measured":
+        return UNDEFINED
+    return "not measured" if point.peak_memory is None else format_bytes(point.peak_memory)
 
 
 DYNAMICS: dict[Mode, str] = {

@@ -111,7 +111,14 @@ def race(
     entries = [student, best]
     for baseline in baselines:
         entries.append(
-            Timed(baseline.name, baseline.name, baseline.factory, baseline.identity, student.device)
+            Timed(
+                baseline.name,
+                baseline.name,
+                baseline.factory,
+                baseline.identity,
+                student.device,
+                own_process=baseline.own_process,
+            )
         )
         expected = baseline.label([frame.atoms])[0]
         check_identity(baseline.factory(), baseline.complete(frame.atoms), expected, baseline.name)

@@ -136,7 +136,7 @@ class _Runner:
 
     def __init__(self, entry: Timed, plan: TimingPlan) -> None:
         self.entry, self.plan = entry, plan
-        self.memory = PeakMemory(entry.device)
+        self.memory = PeakMemory(entry.device, own_process=entry.own_process)
         self.calculator = entry.factory()
         self.points: list[SpeedPoint] = []
         self.stopped = ""
@@ -313,7 +313,7 @@ def time_dynamics(
     Going by the ASE ``calls`` of the same calculator, sizes that do not fit into ``budget`` seconds are left out,
     unless they are ``required``.
     """
-    memory = PeakMemory(entry.device)
+    memory = PeakMemory(entry.device, own_process=entry.own_process)
     calculator = entry.factory()
     points = []
     for atoms in structures:
