@@ -182,7 +182,7 @@ def bench(
         quick=quick, sizes=sizes, frames=frames, steps=steps, budget=budget, physics=physics,
         require=require, device=str(chosen),
     )  # fmt: skip
-    before = read_earlier(against, plan.device) if against is not None else None
+    before = read_earlier(against, plan.device, model) if against is not None else None
     record = run(
         model, labels, structures, teacher, teacher_weights, temperature, plan, folder,
         compare_teacher=compare_teacher, baselines=baseline or [],
