@@ -101,6 +101,40 @@ def test_one_setting_is_not_tried_but_checked():
         choose(({}, lambda: SlowMorse(scale=1.2)))
 
 
+def test_where_no_setting_can_be_tried_none_is_called_the_fastest():
+    one = {"settings": {"compile": False}, "n_atoms": 500, "seconds": None, "reason": "MemoryError"}
+    identity = {"settings": {"compile": False}, "tried": [one, one], "unavailable": []}
+    text = describe_settings(identity)
+    assert "compile off: none of 2 settings could be tried" in text
+    assert "fastest" not in text
+
+
+def test_fennol_is_tried_in_single_precision_in_one_more_process(monkeypatch, tmp_path):
+    started = []
+
+    class Worker:
+        def __init__(self, python, device):
+            self.device = device
+
+        def ask(self, meta, **arrays):
+            started.append((self.device, meta["double"]))
+            found = {"cutoff": 5.2, "version": "1", "jax": "1", "platform": "cpu", "modules": {}}
+            return found, {}
+
+    monkeypatch.setattr("fastff.teachers.fennol.Worker", Worker)
+    path = tmp_path / "ani.fnx"
+    path.write_bytes(b"model")
+    teacher = load_teacher(f"fennol:{path}", device="cpu", options={"python": "python"})
+    settings, _ = teacher.list_settings()
+    assert [setting.values["precision"] for setting in settings] == ["float64", "float32"]
+    assert settings[0].make().teacher is teacher
+    single = settings[1].make().teacher
+    assert settings[1].make().teacher is single
+    assert started == [("cpu", True), ("cpu", False)]
+    assert single.info.name == teacher.info.name
+    assert teacher.own_process
+
+
 def test_a_record_from_before_says_so():
     assert "by default" in describe_settings({"name": "a", "version": "1"})
 

@@ -155,9 +155,14 @@ def describe_settings(identity: Mapping[str, Any]) -> str:
             f"{one['reason'] if one['seconds'] is None else format_seconds(one['seconds'])}"
             for one in identity["tried"]
         )
+        found = any(one["seconds"] is not None for one in identity["tried"])
+        rank = (
+            f"the fastest of {count} settings"
+            if found
+            else f"none of {count} settings could be tried"
+        )
         sentences = [
-            f"The teacher was timed with {shown}: the fastest of {count} settings, one ASE call at {n_atoms} atoms "
-            f"each ({results})."
+            f"The teacher was timed with {shown}: {rank}, one ASE call at {n_atoms} atoms each ({results})."
         ]
     if identity["unavailable"]:
         sentences.append(f"Not available on this machine: {'; '.join(identity['unavailable'])}.")
