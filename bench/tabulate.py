@@ -1,8 +1,8 @@
 """Results for people, made from the records in ``bench/results`` and nothing else.
 
 ``python bench/tabulate.py`` prints README's; ``python bench/tabulate.py --write`` puts them between the markers in
-README.md and writes ``bench/results/README.md``, which shows every record. Tests compare both with the output, so a
-number there cannot outlive its record.
+README.md, writes ``bench/results/README.md``, which shows every record, and beside every record of ``fastff bench`` its
+page. Tests compare both READMEs with the output, so a number there cannot outlive its record; pages are not committed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastff.report.html import render_report
 from fastff.report.kernels import SCHEMA as KERNEL_SCHEMA
 from fastff.report.kernels import read_kernels
 from fastff.report.markdown import format_markdown, write_tables
@@ -344,8 +345,18 @@ def render_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_pages() -> list[Path]:
+    """``NAME.html`` beside every ``NAME.json`` of ``fastff bench``."""
+    pages = []
+    for path in list_records():
+        if json.loads(path.read_text()).get("schema_version") in READABLE:
+            pages.append(path.with_suffix(".html"))
+            pages[-1].write_text(render_report(read_record(path)), encoding="utf-8")
+    return pages
+
+
 def main() -> None:
-    """Print the block, or write it into README and the page of all records."""
+    """Print the block, or write it into README, with the page of all records and that of each."""
     block = render()
     if "--write" not in sys.argv[1:]:
         print(block)
@@ -355,6 +366,8 @@ def main() -> None:
     start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
     (RESULTS / "README.md").write_text(render_page(), encoding="utf-8")
     readme.write_text(f"{text[:start]}\n{block}\n{text[end:]}", encoding="utf-8")
+    for page in write_pages():
+        print(f"wrote {page.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

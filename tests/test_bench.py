@@ -10,7 +10,7 @@ import ase.io
 import pytest
 import torch
 from ase.build import bulk
-from producers import edit
+from producers import edit, seal
 from typer.testing import CliRunner
 
 from fastff.checkpoint import save_model
@@ -21,7 +21,9 @@ from fastff.distill.formats import LabelledSet
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, Labels
 from fastff.models import build_student, configure_student
+from fastff.report import speed_figures
 from fastff.report.bench import run_bench, write_results
+from fastff.report.figures import Drawing
 from fastff.report.heldout import select_heldout
 from fastff.report.html import read_embedded, render_report
 from fastff.report.markdown import tabulate_accuracy, tabulate_dynamics, tabulate_speed
@@ -31,6 +33,9 @@ from fastff.report.record import (
     verify_record,
     write_record,
 )
+from fastff.report.speed import find_ratio_range
+from fastff.report.tables import tabulate_paths
+from fastff.report.verdict import format_ratio
 from fastff.teachers import load_teacher
 
 TINY = BenchPlan(
@@ -98,7 +103,14 @@ def test_run_measures_both_sides(record):
         assert [p.n_atoms for p in curve.points] == [32, 500]
         assert curve.find(500).status == "measured"
         assert len(curve.find(500).seconds) >= 3
-        assert record.find_curve(role, "ase-md").points[0].n_atoms == 32
+        dynamics = record.find_curve(role, "ase-md")
+        assert [p.n_atoms for p in dynamics.points] == [32, 500]
+        assert dynamics.points[0].status == "measured"
+        assert "from 450 K" in dynamics.includes
+    assert "from 450 K" in record.find_curve("student", "md-loop").includes
+    _, paths = tabulate_paths(record)
+    inside = [row for row in paths if row[0] == "analytic:morse" and row[1] == "500"]
+    assert any(cell.endswith("(in its ASE call)") for cell in inside[0])
     assert record.headline.n_atoms == 500
     assert record.headline.ratio == pytest.approx(
         record.find_curve("teacher", "ase-call").find(500).median
@@ -137,12 +149,75 @@ def test_results_are_written_and_the_page_is_self_contained(result, paths):
 
 def test_every_table_cell_is_on_page_and_in_markdown(result, paths):
     page, text = paths["report.html"].read_text(), paths["bench.md"].read_text()
-    cells = set(re.findall(r"<td>(.*?)</td>", page))
+    cells = set(re.findall(r"<td[^>]*>(.*?)</td>", page))
     for table in (tabulate_accuracy, tabulate_speed, tabulate_dynamics):
         for row in table(result.record)[1]:
             for cell in row:
                 assert cell.replace("<", "&lt;").replace("'", "&#39;") in cells
                 assert cell in text
+
+
+def test_dynamics_are_grouped_by_size_with_the_ratio_to_the_teachers_best(record):
+    headings, rows = tabulate_dynamics(record)
+    assert headings[4] == "ns/day, 2 fs"
+    sizes = [int(row[0]) for row in rows]
+    assert sizes == sorted(sizes)
+    at = {(row[0], row[1], row[2]): row for row in rows}
+    own = at["500", "fastff md step", "fastff m1"]
+    teacher = [row for row in rows if row[0] == "500" and row[2] == "analytic:morse"]
+    best = max(float(row[4]) for row in teacher)
+    assert [row[5] for row in teacher if float(row[4]) == best] == ["1×"]
+    assert float(own[5].removesuffix("×")) == pytest.approx(float(own[4]) / best, rel=0.06)
+
+
+def test_the_headline_ratio_has_its_spread(record):
+    low, high = find_ratio_range(
+        record.find_curve("teacher", "ase-call").find(500),
+        record.find_curve("student", "ase-call").find(500),
+    )
+    assert low <= record.headline.ratio <= high
+    shown = f"{format_ratio(low)} to {format_ratio(high)}"
+    row = next(row for row in tabulate_speed(record)[1] if row[0] == "500")
+    assert row[3] == f"{format_ratio(record.headline.ratio)} ({shown})"
+    assert f"one ASE call, 500 atoms; {shown}" in render_report(record)
+
+
+def test_one_plot_has_both_sides_in_every_mode_and_a_legend_that_covers_nothing(
+    record, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(Drawing, "render", lambda self: drawn.append(self) or "<svg/>")
+    speed_figures.draw_speed(record.speed)
+    speed_figures.draw_memory([c for c in record.speed if c.mode == "ase-call"])
+    plot = drawn[0]
+    assert len(plot.axes.lines) == len(record.speed)
+    words = [text.get_text() for text in plot.figure.legends[0].get_texts()]
+    assert {"fastff m1", "analytic:morse", "through ASE", "fastff md step"} <= set(words)
+    for one in drawn:
+        one.figure.canvas.draw()
+        assert (one.axes.get_xscale(), one.axes.get_yscale()) == ("log", "log")
+        legend, inside = one.figure.legends[0].get_window_extent(), one.axes.get_window_extent()
+        assert legend.y1 < inside.y0
+
+
+def test_a_section_is_named_after_what_is_in_it(record):
+    assert "<h2>Beyond the training range</h2>" in render_report(record)
+    inside = record.model_copy(update={"comparisons": record.comparisons[:1]})
+    assert "Beyond the training range" not in render_report(seal(inside, "assembled"))
+
+
+def test_wide_tables_are_cards_with_labels_on_a_phone(record):
+    page = render_report(record)
+    assert re.search(
+        r"@media \(max-width: 560px\) \{.*?\.cards tr \{ display: grid;", page, re.DOTALL
+    )
+    tables = re.findall(r"<table( class=\"cards\")?>(.*?)</table>", page, re.DOTALL)
+    assert any(cards for cards, _ in tables)
+    for cards, table in tables:
+        headings = re.findall(r'<th scope="col">(.*?)</th>', table)
+        assert bool(cards) is (len(headings) > 3)
+        for row in re.findall(r"<tr[^>]*>(<td.*?)</tr>", table):
+            assert re.findall(r'data-label="(.*?)"', row) == headings
 
 
 def test_labels_are_judged_without_a_teacher(result, model, tmp_path, monkeypatch):

@@ -28,7 +28,13 @@ from fastff.report.html import render_report
 from fastff.report.markdown import write_tables
 from fastff.report.plan import BenchPlan
 from fastff.report.record import verify_record, write_record
-from fastff.report.regression import SlowdownError, check_machines, compare_speed, read_any
+from fastff.report.regression import (
+    SlowdownError,
+    check_machines,
+    compare_speed,
+    read_any,
+    read_comparable,
+)
 from fastff.report.regression import require_no_slowdown as require
 from fastff.report.speed import summarize
 from fastff.report.tables import tabulate_baselines, tabulate_kernels
@@ -288,6 +294,69 @@ def test_unlike_machines_and_students_are_not_compared(record):
     )
     with pytest.raises(DataError, match="different students"):
         compare_speed(larger, record)
+    for change, word in (
+        ({"elements": ("Cu", "Au")}, "elements Cu Au"),
+        ({"cutoff": 6.0}, "cut-off 6 Å"),
+        ({"dtype": "float64"}, "float64"),
+    ):
+        other = record.model_copy(update={"model": record.model.model_copy(update=change)})
+        with pytest.raises(DataError, match=word):
+            compare_speed(other, record)
+
+
+def test_other_materials_and_time_steps_are_not_compared(record):
+    """Sixteen of each of two elements have as many atoms as 32 of one, and other neighbors."""
+
+    def change(formula, time_step):
+        curves = tuple(
+            c.model_copy(update={
+                "points": tuple(p.model_copy(update={"formula": formula}) for p in c.points),
+                "time_step": None if c.time_step is None else time_step,
+            })
+            for c in record.speed
+        )  # fmt: skip
+        return record.model_copy(update={"speed": curves})
+
+    every = compare_speed(record, record)
+    with pytest.raises(DataError, match=r"atoms of CuAu.*--structures"):
+        compare_speed(change("CuAu", 2.0), record)
+    calls = compare_speed(change("Cu", 0.5), record)
+    assert {c.what.split(",")[0] for c in calls} == {"model", "model-list", "ase-call"}
+    assert {c.what for c in every} - {c.what for c in calls} == {
+        "md-loop, 32 atoms of Cu, 2 fs",
+        "ase-md, 32 atoms of Cu, 2 fs",
+    }
+
+
+def test_a_record_of_no_use_is_refused_with_those_that_are(record, models, tmp_path):
+    good, silent = tmp_path / "good.json", tmp_path / "silent.json"
+    write_record(record, good)
+    untimed = record.model_copy(update={"speed": (), "ratios": (), "baselines": ()})
+    untimed = untimed.model_copy(update={"headline_size": None})
+    write_record(seal(untimed, "assembled"), silent)
+    other = tmp_path / "engine" / "md.json"
+    other.parent.mkdir()
+    other.write_text('{"what": "steps"}')
+    for path, reason in (
+        (silent, "without timings"),
+        (other, "has schema None"),
+        (tmp_path / "none.json", "cannot be read"),
+    ):
+        for arguments in (
+            [str(good), "--against", str(path)],
+            [str(models[0]), "--compare-teacher", "--teacher", "analytic:morse", "--against", str(path)],
+        ):  # fmt: skip
+            out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+            done = CliRunner().invoke(app, ["bench", *arguments, *out])
+            assert isinstance(done.exception, DataError)
+            said = str(done.exception)
+            assert reason in said
+            assert said.endswith(f"usable: {good}")
+            assert "\n" not in said
+    with pytest.raises(DataError, match="no record beside it is usable"):
+        read_comparable(
+            other.parent / "none.json", lambda r: check_machines(r, r.provenance, "cuda")
+        )
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------
@@ -346,6 +415,10 @@ def test_a_wrong_kernel_has_no_time():
         (["--kernels", "--compare-teacher"], "--kernels needs no model"),
         ([], "nothing to judge"),
         (["m.safetensors", "--compare-teacher", "--gpumd", "gpumd"], "belong together"),
+        (
+            ["m.safetensors", "--compare-teacher", "--gpumd", "gpumd", "--nep", "nep.txt"],
+            "--gpumd needs a CUDA device, this run is on cpu",
+        ),
         (["m.safetensors", "--labels", "x.xyz", "--against", "y.json"], "--compare-teacher"),
         (["m.safetensors", "--compare-teacher", "--physics", "some"], "not one of auto"),
     ],

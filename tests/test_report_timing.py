@@ -14,9 +14,11 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from fastff.errors import DataError, UsageError
 from fastff.report.inner import is_shortage
+from fastff.report.markdown import describe_memory
 from fastff.report.memory import PeakMemory, release_memory
 from fastff.report.provenance import collect_provenance
-from fastff.report.speed import convert_to_ns_per_day, summarize
+from fastff.report.race import choose_dynamics_sizes
+from fastff.report.speed import SpeedPoint, convert_to_ns_per_day, summarize
 from fastff.report.supercells import GAP, build_supercells
 from fastff.report.timing import (
     Timed,
@@ -160,14 +162,39 @@ def test_dynamics_are_timed_step_by_step():
     calculator = Clockwork(1e-3)
     entry = Timed("student", "s", lambda: calculator, {})
     atoms = bulk("Cu", cubic=True).repeat(2)
-    curve = time_dynamics(entry, atoms, temperature=300, time_step=2.0, budget=1.0, max_steps=30)
+    curve = time_dynamics(entry, [atoms], temperature=300, time_step=2.0, budget=1.0, max_steps=30)
     point = curve.points[0]
+    assert "from 300 K" in curve.includes
     assert curve.mode == "ase-md"
     assert curve.time_step == 2.0
     assert 0.032 <= point.mean < 0.1
     # Atoms have moved as in dynamics: a little at each step.
     moves = np.linalg.norm(calculator.seen[-1] - calculator.seen[-2], axis=1)
     assert 0 < moves.max() < 0.2
+
+
+def test_dynamics_has_every_size_that_its_calls_allow():
+    entry = Timed("teacher", "t", lambda: Clockwork(1e-4), {})
+    cells = [bulk("Cu", cubic=True).repeat(k) for k in (1, 2, 3, 4)]
+    points = [summarize(len(cell), "Cu", [1e-4 * len(cell)] * 3, None) for cell in cells[:3]]
+    lost = SpeedPoint(n_atoms=256, formula="Cu", status="out-of-memory", reason="planted")
+    calls = time_calculator(lambda: Clockwork(1e-4), cells[:1], plan=PLAN).model_copy(
+        update={"points": (*points, lost)}
+    )
+    # 8 steps of 10.8 ms are more than 0.05 s
+    assert choose_dynamics_sizes([calls], 4, 0.05) == {4, 256, 32}
+    curve = time_dynamics(
+        entry, cells, temperature=450, time_step=2.0, budget=0.05, calls=calls, required=(4,),
+        max_steps=5,
+    )  # fmt: skip
+    status = {p.n_atoms: p.status for p in curve.points}
+    assert status == {4: "measured", 32: "measured", 108: "too-slow", 256: "out-of-memory"}
+    assert "a call takes 0.0108 s" in curve.find(108).reason
+    late = time_dynamics(
+        entry, cells[2:3], temperature=450, time_step=2.0, budget=0.05, calls=calls,
+        required=(108,), max_steps=5,
+    )  # fmt: skip
+    assert late.find(108).status == "measured"
 
 
 def test_ns_per_day_by_hand():
@@ -195,6 +222,24 @@ def test_peak_memory_sees_a_large_array():
     memory.reset()
     assert memory.measure() < peak - 100 * 2**20
     assert memory.measure_free() > 0
+
+
+def test_memory_of_another_process_is_not_measured_and_never_zero(monkeypatch):
+    entry = Timed("teacher", "t", Clockwork, {}, own_process=True)
+    cells = [bulk("Cu", cubic=True)]
+    curve = time_calculators([entry], cells, PLAN)[0]
+    dynamics = time_dynamics(entry, cells, temperature=300, time_step=2.0, budget=0.1, max_steps=3)
+    for one in (curve, dynamics):
+        assert one.points[0].status == "measured"
+        assert one.points[0].peak_memory is None
+        assert "process of its own" in one.memory_kind
+    assert describe_memory(curve.points[0]) == "not measured"
+    # on a GPU, where torch allocated nothing, something else did
+    memory = PeakMemory("cpu")
+    memory.device = torch.device("cuda")
+    monkeypatch.setattr(memory, "_read", lambda key: 2**20)
+    memory.base = 2**20
+    assert memory.measure() is None
 
 
 def test_supercells_reach_the_sizes():

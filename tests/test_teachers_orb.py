@@ -144,6 +144,25 @@ def test_batched_equals_single(folder: Path, name: str) -> None:
     assert teacher._batch_atoms > 1  # the comparison did not end batching
 
 
+def test_every_setting_says_the_same(folder: Path) -> None:
+    import_pretrained()
+    teacher = load_small(folder, "orb-v3-conservative-inf-omat")
+    atoms = make_structures()[1]
+    expected = teacher.label([atoms])[0]
+    settings, missing = teacher.list_settings()
+    assert missing == []
+    assert settings[0].values == {
+        "precision": "float32-high", "compile": False, "neighbors": "default"
+    }  # fmt: skip
+    assert {setting.values["compile"] for setting in settings} == {False, True}
+    for setting in settings:
+        atoms.calc = setting.make()
+        compiled = any(m._compiled_call_impl is not None for m in atoms.calc.model.modules())
+        assert compiled is setting.values["compile"]
+        if not compiled:  # compiling takes longer than a test may
+            np.testing.assert_allclose(atoms.get_forces(), expected.forces, atol=1e-4)
+
+
 def test_a_batch_that_differs_is_noticed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_pretrained()
     teacher = load_small(folder, "orb-v3-conservative-inf-omat")

@@ -171,15 +171,18 @@ def bench(
         )
     if (gpumd is None) != (nep is None):
         raise UsageError("--gpumd and --nep belong together: give both, or neither")
+    chosen = resolve_device(device)
+    if gpumd is not None and chosen.type != "cuda":
+        raise UsageError(f"--gpumd needs a CUDA device, this run is on {chosen}; leave it out")
     if against is not None and not compare_teacher:
         raise UsageError("--against compares timings, which --compare-teacher takes; add it")
     folder = out if out is not None else choose_folder(model)
     check_folder(folder, force=force)
     plan = make_plan(
         quick=quick, sizes=sizes, frames=frames, steps=steps, budget=budget, physics=physics,
-        require=require, device=str(resolve_device(device)),
+        require=require, device=str(chosen),
     )  # fmt: skip
-    before = read_earlier(against, plan.device) if against is not None else None
+    before = read_earlier(against, plan.device, model) if against is not None else None
     record = run(
         model, labels, structures, teacher, teacher_weights, temperature, plan, folder,
         compare_teacher=compare_teacher, baselines=baseline or [],

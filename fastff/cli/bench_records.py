@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fastff.cli.bench_options import check_folder
 from fastff.cli.bench_view import print_table, show_progress
 from fastff.cli.terminal import make_console, print_warning
+from fastff.errors import DataError
 
 if TYPE_CHECKING:
     import torch
@@ -36,14 +37,28 @@ def rebuild_page(path: Path, out: Path | None, *, force: bool) -> None:
     make_console().print(f"wrote {folder / name}.html and {name}.md", soft_wrap=True)
 
 
-def read_earlier(path: Path, device: str) -> Record:
-    """The record of ``--against``, refused before any work is done if it is of another machine."""
-    from fastff.report.provenance import collect_provenance
-    from fastff.report.regression import check_machines, read_any
+def read_earlier(path: Path, device: str, model: Path | None = None) -> Record:
+    """The record of ``--against``, refused before any work is done if it is of another machine or student.
 
-    before = read_any(path)
-    check_machines(before, collect_provenance(), device)
-    return before
+    Without ``model`` it must be a record of kernels.
+    """
+    from fastff.checkpoint import load_model
+    from fastff.report.comparison import describe_model
+    from fastff.report.kernels import KernelRecord
+    from fastff.report.provenance import collect_provenance
+    from fastff.report.regression import check_machines, check_students, read_comparable
+
+    here = collect_provenance()
+    described = None if model is None else describe_model(model, load_model(model, device="cpu"))
+
+    def fits(before: Record) -> None:
+        if described is not None:
+            check_students(before, described)
+        elif not isinstance(before, KernelRecord):
+            raise DataError("it is a record of a student, not of kernels")
+        check_machines(before, here, device)
+
+    return read_comparable(path, fits)
 
 
 def compare_records(path: Path, against: Path) -> None:
@@ -54,11 +69,20 @@ def compare_records(path: Path, against: Path) -> None:
     SlowdownError
         The first is slower than the second beyond noise.
     """
-    from fastff.report.regression import compare_speed, read_any, require_no_slowdown
+    from fastff.report.regression import compare_speed, read_comparable, require_no_slowdown
 
-    changes = compare_speed(read_any(against), read_any(path))
+    after = read_comparable(path)
+    before = read_comparable(against, lambda record: _check_comparable(record, after))
+    changes = compare_speed(before, after)
     print_changes(changes)
     require_no_slowdown(changes)
+
+
+def _check_comparable(before: Record, after: Record) -> None:
+    """Refuse what :func:`~fastff.report.regression.compare_speed` refuses."""
+    from fastff.report.regression import compare_speed
+
+    compare_speed(before, after)
 
 
 def print_changes(changes: Sequence[Change]) -> None:

@@ -63,7 +63,12 @@ def print_plan(
 
 def print_results(record: BenchRecord) -> None:
     """Accuracy, speed and dynamics as tables, then the verdict."""
-    from fastff.report.markdown import tabulate_accuracy, tabulate_dynamics, tabulate_speed
+    from fastff.report.markdown import (
+        describe_teacher,
+        tabulate_accuracy,
+        tabulate_dynamics,
+        tabulate_speed,
+    )
     from fastff.report.tables import tabulate_baselines, tabulate_paths, tabulate_physics
 
     console = make_console()
@@ -83,6 +88,7 @@ def print_results(record: BenchRecord) -> None:
         assert curve is not None
         console.print(f"\n{curve.includes}", style="dim", soft_wrap=True)
         print_table(speed, highlight=str(record.headline_size))
+        console.print(describe_teacher(record), style="dim", soft_wrap=True, markup=False)
         console.print()
         print_table(tabulate_paths(record))
         console.print()

@@ -53,6 +53,8 @@ class Baseline:
         What its calculator must be given of a structure that is not periodic everywhere.
     model : Student or None
         The student of a model file.
+    own_process : bool
+        Whether its calculator works in another process.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Baseline:
     factory: Callable[[], BaseCalculator]
     complete: Callable[[ase.Atoms], ase.Atoms] = _keep
     model: Student | None = field(default=None, compare=False)
+    own_process: bool = False
 
     def check_elements(self, structures: Sequence[ase.Atoms]) -> None:
         """Refuse structures with elements that it does not know, before any work is done.
@@ -145,6 +148,7 @@ def _load_teacher(spec: str, device: str) -> Baseline:
         complete=lambda atoms: complete_structure(
             atoms, teacher.padding, all_periodic=teacher.periodic_only
         ),
+        own_process=teacher.own_process,
     )
 
 

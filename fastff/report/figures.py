@@ -1,7 +1,8 @@
 """The plots of a bench report as inline SVG.
 
-Here: one function per figure, each from data of a record. Not here: what the data mean (:mod:`fastff.report.plotdata`,
-:mod:`fastff.report.speed`), the page around them (:mod:`fastff.report.html`). Figures are 88 mm wide, so that their
+Here: one function per figure of accuracy and data, each from data of a record, and the style of all figures. Not here:
+what the data mean (:mod:`fastff.report.plotdata`), speed and memory (:mod:`fastff.report.speed_figures`), the page
+around them (:mod:`fastff.report.html`). Figures are 88 mm wide, so that their
 text is readable on a phone without zooming.
 """
 
@@ -11,7 +12,6 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from functools import wraps
-from itertools import pairwise
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -19,15 +19,14 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from fastff.report.noise import NoiseFloor
 from fastff.report.plotdata import CoverageData, Density, ForceBin
-from fastff.report.speed import SpeedCurve
 from fastff.units import EV_PER_A3_TO_GPA
 
 _P = ParamSpec("_P")
 WIDTH, HEIGHT = 3.5, 2.9
+"""Inches."""
 STUDENT, TEACHER, GREY, INK = "#0b6e8a", "#b4532a", "#8a8f98", "#1d2530"
 ROLE_COLORS = {"student": STUDENT, "teacher": TEACHER}
 OTHERS = ("#6a8f3c", "#7b5ea7", "#b08900", "#4b5a9b")
@@ -79,11 +78,13 @@ class Drawing:
         Unique on the page; keeps identifiers inside the SVG apart from those of other figures.
     title : str
         What a screen reader says.
+    height : float
+        Inches.
     """
 
-    def __init__(self, name: str, title: str) -> None:
+    def __init__(self, name: str, title: str, height: float = HEIGHT) -> None:
         self.name, self.title = name, title
-        self.figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasSVG(self.figure)
         self.axes = self.figure.add_subplot()
 
@@ -141,7 +142,7 @@ def draw_energy_parity(rows: Sequence[tuple[int, float, float]], groups: Sequenc
             )  # fmt: skip
     _draw_diagonal(axes, *_find_limits(values))
     if 1 < len(groups) <= 8:
-        axes.legend(loc="upper left", handletextpad=0.2)
+        axes.legend(loc="best", handletextpad=0.2)
     axes.set_xlabel("teacher energy less mean (meV/atom)")
     axes.set_ylabel("student energy less mean (meV/atom)")
     return drawing.render()
@@ -195,7 +196,7 @@ def draw_force_error(bins: Sequence[ForceBin], noise: NoiseFloor | None, force_r
     axes.set_yscale("log")
     axes.set_xlabel("|F| of the teacher (eV/Å)")
     axes.set_ylabel("|ΔF| (eV/Å)")
-    axes.legend(loc="lower right" if noise is None else "best")
+    axes.legend(loc="best")
     return drawing.render()
 
 
@@ -222,59 +223,7 @@ def draw_learning_curve(curve: Sequence[dict[str, Any]]) -> str:
     axes.set_ylim(max(0.0, min(90.0, bottom) - 2.0), 100.0)
     axes.set_xlabel("training step")
     axes.set_ylabel("validation accuracy (%)")
-    axes.legend(loc="lower right")
-    return drawing.render()
-
-
-def scale_sizes(axes: Any, curves: Sequence[SpeedCurve]) -> None:
-    """Logarithmic axis of numbers of atoms; each size has its label while there is room for it."""
-    axes.set_xscale("log")
-    sizes = sorted({point.n_atoms for curve in curves for point in curve.points})
-    if 0 < len(sizes) <= 5 and all(b >= 1.4 * a for a, b in pairwise(sizes)):
-        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-@styled
-def draw_speed(curves: Sequence[SpeedCurve]) -> str:
-    """Time of one ASE call against the number of atoms; crosses where a calculator could not be measured."""
-    drawing = Drawing("speed", "Time per call against number of atoms")
-    axes = drawing.axes
-    colors = choose_colors(curves)
-    for curve in curves:
-        points = [p for p in curve.points if p.median is not None]
-        color = colors[curve.role]
-        if points:
-            sizes = [p.n_atoms for p in points]
-            times = np.array([[p.median, p.q10, p.q90] for p in points], dtype=float) * 1e3
-            axes.plot(sizes, times[:, 0], "o-", ms=3.5, lw=1.3, color=color, label=curve.label)
-            axes.fill_between(sizes, times[:, 1], times[:, 2], color=color, alpha=0.2, lw=0)
-    scale_sizes(axes, curves)
-    axes.set_yscale("log")
-    _mark_missing(axes, curves)
-    axes.set_xlabel("atoms")
-    axes.set_ylabel("time per ASE call (ms)")
-    axes.legend(loc="lower right")
-    return drawing.render()
-
-
-@styled
-def draw_memory(curves: Sequence[SpeedCurve]) -> str:
-    """Peak memory of one ASE call against the number of atoms."""
-    drawing = Drawing("memory", "Peak memory against number of atoms")
-    axes = drawing.axes
-    for curve in curves:
-        pairs = [(p.n_atoms, p.peak_memory / 2**20) for p in curve.points if p.peak_memory]
-        if pairs:
-            sizes, values = zip(*pairs, strict=True)
-            color = choose_colors(curves)[curve.role]
-            axes.plot(sizes, values, "s-", ms=3.2, lw=1.3, color=color, label=curve.label)
-    scale_sizes(axes, curves)
-    axes.set_yscale("log")
-    _mark_missing(axes, curves)
-    axes.set_xlabel("atoms")
-    axes.set_ylabel("peak memory (MiB)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return drawing.render()
 
 
@@ -318,45 +267,6 @@ def draw_force_histogram(coverage: CoverageData) -> str:
     axes.set_xlabel("|F| of the teacher (eV/Å)")
     axes.set_ylabel("atoms")
     return drawing.render()
-
-
-def choose_colors(curves: Sequence[SpeedCurve]) -> dict[str, str]:
-    """A colour for each role: student, teacher, baselines in their order."""
-    roles = dict.fromkeys(curve.role for curve in curves)
-    others = [role for role in roles if role not in ROLE_COLORS]
-    return ROLE_COLORS | {role: OTHERS[k % len(OTHERS)] for k, role in enumerate(others)}
-
-
-def _mark_missing(axes: Any, curves: Sequence[SpeedCurve]) -> None:
-    """A cross at the top, with a word, where a calculator first ran out of memory or time; all sizes in view."""
-    words = {
-        "out-of-memory": "out of memory",
-        "too-large": "too large",
-        "too-slow": "over budget",
-    }
-    sizes = [p.n_atoms for curve in curves for p in curve.points]
-    axes.set_xlim(0.7 * min(sizes), 1.6 * max(sizes))
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.22)
-    level = 0.96
-    for curve in curves:
-        reached = max((p.n_atoms for p in curve.points if p.status == "measured"), default=0)
-        beyond = [p for p in curve.points if p.status in words and p.n_atoms > reached]
-        if not beyond:
-            continue
-        spot = (beyond[0].n_atoms, level)
-        color = choose_colors(curves)[curve.role]
-        left = beyond[0].n_atoms ** 2 < min(sizes) * max(sizes)
-        axes.annotate(
-            "×", spot, xycoords=("data", "axes fraction"), ha="center", va="center", color=color,
-            fontsize=12,
-        )  # fmt: skip
-        axes.annotate(
-            words[beyond[0].status], spot, xycoords=("data", "axes fraction"),
-            xytext=(6 if left else -6, 0), textcoords="offset points",
-            ha="left" if left else "right", va="center", color=color, fontsize=7.5,
-        )  # fmt: skip
-        level -= 0.08
 
 
 def _draw_diagonal(axes: Any, low: float, high: float) -> None:

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fastff.errors import DataError
-from fastff.report import figures, trust_figures
+from fastff.report import figures, speed_figures, trust_figures
 from fastff.report.markdown import (
     describe_contest,
+    describe_range,
+    describe_teacher,
     sentence,
     tabulate_accuracy,
     tabulate_dynamics,
@@ -28,6 +31,7 @@ from fastff.report.markdown import (
 from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
+from fastff.report.speed import SpeedCurve
 from fastff.report.tables import STATUS_WORDS, tabulate_baselines, tabulate_paths, tabulate_physics
 from fastff.report.verdict import (
     UNDEFINED,
@@ -76,6 +80,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         tiles=_list_tiles(record),
         accuracy_table=tabulate_accuracy(record),
         speed_table=tabulate_speed(record),
+        teacher_settings=describe_teacher(record),
         dynamics_table=tabulate_dynamics(record),
         element_table=_tabulate_elements(record),
         noise_table=_tabulate_noise(record),
@@ -83,6 +88,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         accuracy_figures=_draw_accuracy(record),
         speed_figures=_draw_speed(record),
         baseline_table=tabulate_baselines(record) if record.baselines else None,
+        trust_title=" and ".join(_list_trust(record)).capitalize(),
         trust_figures=_draw_trust(record),
         physics_table=tabulate_physics(record),
         physics_figures=_draw_physics(record),
@@ -122,7 +128,9 @@ def _list_tiles(record: BenchRecord) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
     if record.headline is not None:
         tiles.append(
-            (format_ratio(record.headline.ratio), "faster", f"one ASE call, {record.headline.n_atoms} atoms")
+            (format_ratio(record.headline.ratio), "faster",
+             f"one ASE call, {record.headline.n_atoms} atoms; {describe_range(record, record.headline.n_atoms)} "
+             "from 10 to 90 % of the calls")
         )  # fmt: skip
     if record.teacher_noise is not None:
         floor = format_share(record.teacher_noise.force)
@@ -199,32 +207,43 @@ def _draw_accuracy(record: BenchRecord) -> list[Figure]:
     return [(Markup(svg), caption) for svg, caption in drawn]
 
 
+def _describe_memory(curves: Sequence[SpeedCurve]) -> str:
+    """What was measured, and of which calculators it was not."""
+    kinds: dict[str, list[str]] = {}
+    for curve in curves:
+        kinds.setdefault(curve.memory_kind, []).append(curve.label)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return "; ".join(f"{', '.join(labels)}: {kind}" for kind, labels in kinds.items())
+
+
 def _draw_speed(record: BenchRecord) -> list[Figure]:
     curves = [curve for curve in record.speed if curve.mode == "ase-call"]
     if not curves:
         return []
-    drawn = [
-        (Markup(figures.draw_speed(curves)), "Median time of one call; bands are 10 to 90 % of the calls."),
-    ]  # fmt: skip
+    caption = (
+        "Median time of a call or step of each side by what is timed, see the tables; bands are 10 to 90 % of the "
+        "repeats, crosses sizes whose ASE call was not measured."
+    )
+    drawn = [(Markup(speed_figures.draw_speed(record.speed)), caption)]
     if any(point.peak_memory for curve in curves for point in curve.points):
         drawn.append(
-            (Markup(figures.draw_memory(curves)), f"Peak memory: {curves[0].memory_kind}.")
-        )
-    paths = [curve for curve in record.speed if curve.role == "student"]
-    if any(curve.mode == "model" for curve in paths):
-        drawn.append(
-            (
-                Markup(trust_figures.draw_paths(paths)),
-                "The student by itself: medians of each path.",
-            )
+            (Markup(speed_figures.draw_memory(curves)), f"Peak memory: {_describe_memory(curves)}.")
         )
     return drawn
 
 
+def _list_trust(record: BenchRecord) -> list[str]:
+    """What the section about trust is of."""
+    parts = {"beyond the training range": len(record.comparisons) > 1}
+    parts["uncertainty"] = record.calibration is not None
+    return [part for part, there in parts.items() if there]
+
+
 def _draw_trust(record: BenchRecord) -> list[Figure]:
-    """Beyond the training range, and calibration of uncertainties."""
+    """Beyond the training range, where there are frames from there, and calibration of uncertainties."""
     drawn = []
-    if len(record.comparisons) > 1 or any(b.comparisons for b in record.baselines):
+    if len(record.comparisons) > 1:
         panel = trust_figures.draw_panel(
             record.comparisons, record.baselines, record.teacher_noise, record.verdict.required
         )

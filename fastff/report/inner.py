@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ase
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 
 MODEL_INCLUDES = "energy, forces and virial on a neighbor list that is there; no list, no transfers"
 LIST_INCLUDES = "neighbor list made anew, energy, forces and virial; no transfers of results"
-LOOP_INCLUDES = "one step of fastff's own dynamics: NVE on the device, lists rebuilt when they must"
+LOOP_INCLUDES = "one step of fastff's own dynamics: NVE on the device from {temperature:g} K, lists rebuilt in time"
 CLOCK_INCLUDES = "forward pass of the torch model inside the ASE call"
-
-LOOP_TEMPERATURE = 300.0
 
 
 def synchronize() -> None:
@@ -49,6 +48,8 @@ def is_shortage(error: BaseException) -> bool:
 class ModelClock:
     """Time spent inside the torch module of a calculator, from hooks around its forward pass.
 
+    A module that was compiled in place is timed around its compiled call: hooks would become part of it.
+
     Forces that a module takes by differentiating inside its forward pass are part of it; those that a calculator takes
     afterwards are not, and then the clock is no measure of the model: it is not trusted where the output still carries
     gradients and holds no forces.
@@ -58,6 +59,12 @@ class ModelClock:
         self.seconds = 0.0
         self._start = 0.0
         self.trusted = True
+        self._module = module
+        self._compiled = getattr(module, "_compiled_call_impl", None)
+        if self._compiled is not None:
+            module._compiled_call_impl = self._call_compiled
+            self._handles = []
+            return
         self._handles = [
             module.register_forward_pre_hook(self._begin),
             module.register_forward_hook(self._end),
@@ -70,6 +77,12 @@ class ModelClock:
             if isinstance(value, torch.nn.Module) and not isinstance(value, torch.jit.ScriptModule):
                 return cls(value)
         return None
+
+    def _call_compiled(self, *arguments: Any, **keywords: Any) -> Any:
+        self._begin()
+        output = self._compiled(*arguments, **keywords)  # type: ignore[misc]
+        self._end(self._module, arguments, output)
+        return output
 
     def _begin(self, *_: Any) -> None:
         synchronize()
@@ -89,7 +102,9 @@ class ModelClock:
         return seconds
 
     def close(self) -> None:
-        """Remove the hooks."""
+        """Leave the module as it was."""
+        if self._compiled is not None:
+            self._module._compiled_call_impl = self._compiled
         for handle in self._handles:
             handle.remove()
 
@@ -115,17 +130,21 @@ def time_student(
     structures: Sequence[ase.Atoms],
     plan: TimingPlan,
     progress: Callable[[str], None],
+    *,
     time_step: float,
+    temperature: float,
 ) -> list[SpeedCurve]:
     """Time the three inner paths of a student at every size, by the rules of :mod:`fastff.report.timing`.
 
+    Dynamics has steps of ``time_step`` (fs) and begins at ``temperature`` (K), as that of ASE does.
     Sizes whose single call exceeds the budget of the plan end a path; out of memory is a point, not a crash.
     """
     curves = []
+    loop = partial(_time_loop, time_step=time_step, temperature=temperature)
     paths: tuple[tuple[Mode, str, Callable[..., list[float]]], ...] = (
         ("model", MODEL_INCLUDES, _time_model),
         ("model-list", LIST_INCLUDES, _time_list),
-        ("md-loop", LOOP_INCLUDES, _time_loop),
+        ("md-loop", LOOP_INCLUDES.format(temperature=temperature), loop),
     )
     for mode, includes, measure in paths:
         memory = PeakMemory(entry.device)
@@ -139,7 +158,7 @@ def time_student(
                 continue
             memory.reset()
             try:
-                seconds = measure(student, atoms, plan, time_step)
+                seconds = measure(student, atoms, plan)
                 point = summarize(count, formula, seconds, memory.measure())
                 if seconds[0] * plan.min_repeats > plan.budget:
                     stopped = f"takes {seconds[0]:.3g} s at {count} atoms already"
@@ -213,9 +232,7 @@ def _attach(student: Student, atoms: ase.Atoms) -> Any:
     return potential
 
 
-def _time_model(
-    student: Student, atoms: ase.Atoms, plan: TimingPlan, time_step: float
-) -> list[float]:
+def _time_model(student: Student, atoms: ase.Atoms, plan: TimingPlan) -> list[float]:
     from fastff.kernels.replay import Replay
 
     potential = _attach(student, atoms)
@@ -225,9 +242,7 @@ def _time_model(
     return _repeat(call, plan)
 
 
-def _time_list(
-    student: Student, atoms: ase.Atoms, plan: TimingPlan, time_step: float
-) -> list[float]:
+def _time_list(student: Student, atoms: ase.Atoms, plan: TimingPlan) -> list[float]:
     potential = _attach(student, atoms)
 
     def call() -> None:
@@ -238,7 +253,7 @@ def _time_list(
 
 
 def _time_loop(
-    student: Student, atoms: ase.Atoms, plan: TimingPlan, time_step: float
+    student: Student, atoms: ase.Atoms, plan: TimingPlan, *, time_step: float, temperature: float
 ) -> list[float]:
     """Mean time per step of blocks of steps, after a warm-up."""
     from fastff.md.engine import Engine
@@ -248,7 +263,7 @@ def _time_loop(
     from fastff.md.state import build_state
 
     settings = MDSettings(
-        n_steps=10**9, timestep=time_step, ensemble="nve", temperature=LOOP_TEMPERATURE,
+        n_steps=10**9, timestep=time_step, ensemble="nve", temperature=temperature,
         interval=10_000,
     )  # fmt: skip
     settings = settle_skin(student, atoms, settings)

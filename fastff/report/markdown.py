@@ -6,8 +6,9 @@ Here: :func:`write_tables`, and the rows that terminal and page show too. Not he
 
 from __future__ import annotations
 
+from fastff.report.fastest import describe_settings
 from fastff.report.schema import BenchRecord
-from fastff.report.speed import SpeedPoint, convert_to_ns_per_day
+from fastff.report.speed import Mode, SpeedPoint, convert_to_ns_per_day, find_ratio_range
 from fastff.report.tables import (
     STATUS_WORDS,
     Table,
@@ -34,6 +35,12 @@ def describe_contest(record: BenchRecord) -> str:
     return f"{formulas}: fastff {record.model.architecture} against {teacher}"
 
 
+def describe_teacher(record: BenchRecord) -> str:
+    """How the teacher was set up when it was timed; empty if it was not."""
+    curve = record.find_curve("teacher", "ase-call")
+    return "" if curve is None else describe_settings(curve.identity)
+
+
 def tabulate_accuracy(record: BenchRecord) -> Table:
     """One row for each comparison and quantity that is defined, then the teacher's noise floor."""
     rows = []
@@ -53,7 +60,7 @@ def tabulate_accuracy(record: BenchRecord) -> Table:
 def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
     """One row for each size: one ASE call of teacher and student, their ratio, throughput and memory.
 
-    ``ranges`` adds the 10 to 90 % range to each median.
+    The ratio has its spread; ``ranges`` adds the 10 to 90 % range to each median.
     """
     student, teacher = (
         record.find_curve("student", "ase-call"),
@@ -68,19 +75,31 @@ def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
     ratios = {r.n_atoms: r.ratio for r in record.ratios if r.mode == "ase-call"}
     rows = []
     for mine in student.points:
-        other = teacher.find(mine.n_atoms)
+        other, ratio = teacher.find(mine.n_atoms), ratios.get(mine.n_atoms)
         rows.append(
             [
                 str(mine.n_atoms),
                 describe_point(other, ranges=ranges),
                 describe_point(mine, ranges=ranges),
-                format_ratio(ratios.get(mine.n_atoms)),
+                f"{format_ratio(ratio)} ({describe_range(record, mine.n_atoms)})"
+                if ratio
+                else UNDEFINED,
                 format_count(mine.atom_steps_per_second),
-                format_bytes(other.peak_memory if other else None),
-                format_bytes(mine.peak_memory),
+                describe_memory(other),
+                describe_memory(mine),
             ]
         )
     return headings, rows
+
+
+def describe_range(record: BenchRecord, n_atoms: int) -> str:
+    """Spread of the ratio of ASE calls at a size where both sides were measured."""
+    sides = [record.find_curve(role, "ase-call") for role in ("teacher", "student")]
+    slower, faster = (curve.find(n_atoms) if curve is not None else None for curve in sides)
+    if slower is None or faster is None:
+        return UNDEFINED
+    low, high = find_ratio_range(slower, faster)
+    return f"{format_ratio(low)} to {format_ratio(high)}"
 
 
 def describe_point(point: SpeedPoint | None, *, ranges: bool = True) -> str:
@@ -91,10 +110,21 @@ def describe_point(point: SpeedPoint | None, *, ranges: bool = True) -> str:
         return STATUS_WORDS[point.status]
     if not ranges:
         return format_seconds(point.median)
-    return f"{format_seconds(point.median)} ({format_seconds(point.q10)} to {format_seconds(point.q90)})"
+    low, high = format_seconds(point.q10), format_seconds(point.q90)
+    number, unit = low.split()
+    return (
+        f"{format_seconds(point.median)} ({number if high.endswith(f' {unit}') else low} to {high})"
+    )
 
 
-DYNAMICS = {
+def describe_memory(point: SpeedPoint | None) -> str:
+    """Peak memory of a measured point."""
+    if point is None or point.status != "measured":
+        return UNDEFINED
+    return "not measured" if point.peak_memory is None else format_bytes(point.peak_memory)
+
+
+DYNAMICS: dict[Mode, str] = {
     "md-loop": "fastff md step",
     "ase-md": "velocity Verlet step",
     "program": "own program",
@@ -104,28 +134,38 @@ DYNAMICS = {
 
 
 def tabulate_dynamics(record: BenchRecord) -> Table:
-    """Simulated time a day: of whole steps, and of ASE calls with a fresh neighbor list at every size."""
+    """Simulated time a day by size: of whole steps, and of ASE calls with a fresh neighbor list.
+
+    The last column is over the teacher's best at that size, of steps or calls: none of its modes is passed over.
+    """
     time_step = next((c.time_step for c in record.speed if c.time_step is not None), None)
-    rows = []
-    for mode, what in DYNAMICS.items():
-        for curve in record.speed:
-            for point in curve.points if curve.mode == mode and time_step is not None else ():
-                seconds = point.median if mode == "ase-call" else point.mean
-                if seconds is None or time_step is None:
-                    continue
-                speed = convert_to_ns_per_day(seconds, time_step)
-                time = format_seconds(seconds)
-                rows.append(
-                    [
-                        curve.label,
-                        what,
-                        str(point.n_atoms),
-                        time,
-                        f"{time_step:g} fs",
-                        f"{speed:.3g}",
-                    ]
-                )
-    return ["calculator", "timed", "atoms", "time", "time step", "ns/day"], rows
+    if time_step is None:
+        return ["atoms", "timed", "calculator", "time", "ns/day", "against teacher"], []
+    found = [
+        (point.n_atoms, number, curve, point.median if mode == "ase-call" else point.mean)
+        for number, mode in enumerate(DYNAMICS)
+        for curve in record.speed
+        if curve.mode == mode
+        for point in curve.points
+    ]
+    timed = [(n, number, curve, t) for n, number, curve, t in found if t is not None]
+    best: dict[int, float] = {}
+    for n_atoms, _, curve, seconds in timed:
+        if curve.role == "teacher":
+            best[n_atoms] = min(seconds, best.get(n_atoms, seconds))
+    rows = [
+        [
+            str(n_atoms),
+            DYNAMICS[curve.mode],
+            curve.label,
+            format_seconds(seconds),
+            f"{convert_to_ns_per_day(seconds, time_step):.3g}",
+            format_ratio(best[n_atoms] / seconds if n_atoms in best else None),
+        ]
+        for n_atoms, _, curve, seconds in sorted(timed, key=lambda row: row[:2])
+    ]
+    headings = ["atoms", "timed", "calculator", "time", f"ns/day, {time_step:g} fs"]
+    return [*headings, "against teacher"], rows
 
 
 def write_tables(record: BenchRecord) -> str:
@@ -151,10 +191,11 @@ def write_tables(record: BenchRecord) -> str:
         assert curve is not None
         parts.append(f"{sentence(curve.includes)}; median (10 to 90 % of the calls):")
         parts.append(format_markdown(speed))
+        parts.append(_escape(describe_teacher(record)))
         parts.append("Where the time goes, medians:")
         parts.append(format_markdown(tabulate_paths(record)))
     if dynamics[1]:
-        parts.append("Simulated time a day:")
+        parts.append("Simulated time a day, and how many times the teacher's best at that size:")
         parts.append(format_markdown(dynamics))
     parts.append(
         f"{provenance.machine}; {', '.join(f'{k} {v}' for k, v in provenance.packages.items())}; "

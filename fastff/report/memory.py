@@ -21,23 +21,29 @@ _GROUPS = Path("/sys/fs/cgroup")
 class PeakMemory:
     """High-water mark of memory above what was in use when the object was made.
 
-    On a CUDA device: bytes that torch's allocator handed out. On the CPU: resident set size of the process, from the
-    kernel's own high-water mark where it can be reset (Linux); elsewhere nothing is measured and the values are None.
+    On a CUDA device: bytes that torch's allocator handed out; None where it handed out none, since then something else
+    does the work. On the CPU: resident set size of the process, from the kernel's own high-water mark where it can be
+    reset (Linux); elsewhere nothing is measured and the values are None.
 
     Parameters
     ----------
     device : str
         ``"cpu"`` or a CUDA device; where the work is done.
+    own_process : bool
+        The work is done in another process: nothing is measured.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, own_process: bool = False) -> None:
         self.device = torch.device(device)
+        self.own_process = own_process
         release_memory()
         self.base = self._read("VmRSS")
 
     @property
     def kind(self) -> str:
         """What the numbers mean, for a table."""
+        if self.own_process:
+            return "not measured, the calculator works in a process of its own"
         if self.device.type == "cuda":
             return "GPU memory allocated by torch, above that before the calculator was made"
         return "resident memory of the process, above that before the calculator was made"
@@ -54,7 +60,10 @@ class PeakMemory:
     def measure(self) -> int | None:
         """Bytes at the high-water mark since :meth:`reset`, above the base; None where it cannot be measured."""
         peak = self._read("VmHWM")
-        return None if peak is None or self.base is None else max(0, peak - self.base)
+        if self.own_process or peak is None or self.base is None:
+            return None
+        above = max(0, peak - self.base)
+        return None if above == 0 and self.device.type == "cuda" else above
 
     def measure_free(self) -> int | None:
         """Bytes still available on the device; None where unknown."""

@@ -40,7 +40,7 @@ class BenchPlan:
     budget : float
         Seconds for each size and calculator.
     md_atoms : int
-        Size at which steps of ASE's velocity Verlet are timed.
+        Size at which steps of ASE's velocity Verlet are timed whatever they cost; others as the budget allows.
     outside : bool
         Also judge frames at 1.5 times the highest temperature and under strains of ±5 %.
     n_noise : int

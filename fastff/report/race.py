@@ -1,7 +1,8 @@
 """Teacher and student timed in one run on the same structures.
 
 Here: :func:`race`, which prepares the structures, checks that the calculators are the ones whose labels were compared,
-and times both. Not here: the rules of timing (:mod:`fastff.report.timing`).
+and times both. Not here: the rules of timing (:mod:`fastff.report.timing`), the teacher's fastest settings
+(:mod:`fastff.report.fastest`).
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ import ase
 import numpy as np
 
 from fastff.labels import Frame, Labels
-from fastff.report.baselines import Baseline, identify
+from fastff.report.baselines import Baseline
+from fastff.report.fastest import choose_fastest
 from fastff.report.heldout import choose_time_step
 from fastff.report.inner import time_student
 from fastff.report.plausibility import check_identity
 from fastff.report.speed import SpeedCurve
 from fastff.report.stamps import stamp_part
 from fastff.report.supercells import build_supercells
-from fastff.report.timing import Timed, TimingPlan, time_calculators, time_dynamics
+from fastff.report.timing import (
+    Timed,
+    TimingPlan,
+    judge_dynamics,
+    time_calculators,
+    time_dynamics,
+)
 
 if TYPE_CHECKING:
     from fastff.models import Student
@@ -63,6 +71,7 @@ def race(
     student : Timed
         Role ``"student"``, its identity the SHA-256 of its tensors.
     teacher : Teacher
+        Timed with the fastest of its settings, which is chosen here.
     structure : ase.Atoms
         The material.
     frame : Frame
@@ -72,9 +81,9 @@ def race(
     sizes : sequence of int
         Atom counts.
     md_atoms : int
-        Size for steps of velocity Verlet.
+        The size nearest to this is always among those of dynamics; see :func:`choose_dynamics_sizes`.
     temperature : float
-        K, of those steps.
+        K, at which all dynamics begins, that of ASE and fastff's own.
     budget : float
         Seconds for each size and calculator.
     progress : callable
@@ -99,20 +108,27 @@ def race(
     def complete(atoms: ase.Atoms) -> ase.Atoms:
         return complete_structure(atoms, teacher.padding, all_periodic=teacher.periodic_only)
 
-    entries = [
-        student,
-        Timed("teacher", teacher.name, teacher.calculator, identify(teacher), student.device),
-    ]
     check_identity(student.factory(), frame.atoms, predicted, "student")
-    check_identity(entries[1].factory(), complete(frame.atoms), frame.labels, "teacher")
+    cells = [complete(cell) for cell in build_supercells(structure, sizes)]
+    counts = [len(cell) for cell in cells]
+    best = choose_fastest(
+        teacher, complete(frame.atoms), frame.labels, cells[counts.index(find_headline(counts))],
+        device=student.device, budget=budget, progress=lambda message: progress(f"timing: {message}", 0, 0),
+    )  # fmt: skip
+    entries = [student, best]
     for baseline in baselines:
         entries.append(
-            Timed(baseline.name, baseline.name, baseline.factory, baseline.identity, student.device)
+            Timed(
+                baseline.name,
+                baseline.name,
+                baseline.factory,
+                baseline.identity,
+                student.device,
+                own_process=baseline.own_process,
+            )
         )
         expected = baseline.label([frame.atoms])[0]
         check_identity(baseline.factory(), baseline.complete(frame.atoms), expected, baseline.name)
-    cells = [complete(cell) for cell in build_supercells(structure, sizes)]
-    counts = [len(cell) for cell in cells]
     models = {student.role: model, **{b.name: b.model for b in baselines}}
     timed = [(entry, one) for entry in entries if (one := models.get(entry.role)) is not None]
     total = len(entries) * (len(cells) + 1) + 3 * len(timed)
@@ -130,17 +146,27 @@ def race(
     curves = [c for c in curves if c.mode != "model" or c.role not in own]
     time_step = choose_time_step(cells[0].numbers)
     for entry, one in timed:
-        curves += time_student(entry, one, cells, plan, report, time_step)
-    small = min(cells, key=lambda cell: abs(np.log(len(cell) / md_atoms)))
-    for entry in entries:
-        curves.append(
-            time_dynamics(
-                entry,
-                small,
-                temperature=temperature,
-                time_step=time_step,
-                budget=budget,
-            )
+        curves += time_student(
+            entry, one, cells, plan, report, time_step=time_step, temperature=temperature
         )
-        report(f"{entry.label}, dynamics with {len(small)} atoms")
+    calls = {c.role: c for c in curves if c.mode == "ase-call"}
+    always = min(counts, key=lambda count: abs(np.log(count / md_atoms)))
+    wanted = choose_dynamics_sizes(list(calls.values()), always, budget)
+    chosen = [cell for cell in cells if len(cell) in wanted]
+    for entry in entries:
+        curve = time_dynamics(
+            entry, chosen, temperature=temperature, time_step=time_step, budget=budget,
+            calls=calls[entry.role], required=(always,),
+        )  # fmt: skip
+        curves.append(curve)
+        report(f"{entry.label}, dynamics through ASE")
     return tuple(stamp_part(curve) for curve in curves)
+
+
+def choose_dynamics_sizes(calls: Sequence[SpeedCurve], always: int, budget: float) -> set[int]:
+    """Sizes of dynamics through ASE: ``always``, the headline's, and the largest that each calculator has time for."""
+    sizes = {always, find_headline([point.n_atoms for point in calls[0].points])}
+    for curve in calls:
+        fits = [p.n_atoms for p in curve.points if judge_dynamics(p, budget) is None]
+        sizes |= {max(fits)} if fits else set()
+    return sizes

@@ -1,6 +1,7 @@
 """Is it slower than it was? Timings of this run against those of an earlier record of a like machine.
 
-Here: :func:`compare_speed`, :func:`check_machines`. Not here: measuring, files.
+Here: :func:`compare_speed`, :func:`read_comparable`, which names the records beside one that is of no use, and what
+must agree (:func:`check_machines`, :func:`check_students`). Not here: measuring.
 
 A point is slower beyond noise if its median is more than ``tolerance`` above the earlier one and even its fastest tenth
 (10 % quantile of the repeats) is above the earlier slowest tenth (90 %): the two sets of repeats lie apart.
@@ -8,8 +9,9 @@ A point is slower beyond noise if its median is more than ``tolerance`` above th
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from fastff.report.kernels import SCHEMA as KERNEL_SCHEMA
 from fastff.report.kernels import KernelRecord, read_kernels
 from fastff.report.provenance import Provenance
 from fastff.report.record import read_record
-from fastff.report.schema import BenchRecord
+from fastff.report.schema import BenchRecord, ModelPart
 
 TOLERANCE = 0.10
 Record = BenchRecord | KernelRecord
@@ -63,6 +65,47 @@ def read_any(path: Path) -> Record:
     return read_kernels(path) if version == KERNEL_SCHEMA else read_record(path)
 
 
+def read_comparable(path: Path, fits: Callable[[Record], None] = lambda record: None) -> Record:
+    """A record with timings that ``fits``.
+
+    Parameters
+    ----------
+    path : Path
+    fits : callable
+        Raises :class:`DataError` for a record that is of no use.
+
+    Raises
+    ------
+    DataError
+        It is no such record; one line, with the names of usable records beside it or in the folder above.
+    """
+    try:
+        return _read_fitting(path, fits)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path}").strip(" :.")
+    raise DataError(f"{path} cannot be compared: {reason}; {_name_usable(path, fits)}")
+
+
+def _read_fitting(path: Path, fits: Callable[[Record], None]) -> Record:
+    record = read_any(path)
+    _find_device(record)
+    fits(record)
+    return record
+
+
+def _name_usable(path: Path, fits: Callable[[Record], None]) -> str:
+    for folder in (path.parent, path.parent.parent):
+        usable = []
+        for other in sorted(folder.glob("*.json")):
+            with contextlib.suppress(DataError):
+                if other != path:
+                    _read_fitting(other, fits)
+                    usable.append(str(other))
+        if usable:
+            return f"usable: {', '.join(usable)}"
+    return "no record beside it is usable either"
+
+
 def describe_machine(p: Provenance, device: str) -> str:
     """What must agree: the GPU for records of one, else the processor, cores and threads."""
     if device.startswith("cuda"):
@@ -90,8 +133,31 @@ def check_machines(before: Record, now: Provenance, device: str) -> None:
         )
 
 
+def describe_student(model: ModelPart) -> str:
+    """What must agree of two students whose speeds are compared: everything that a call costs more or less for."""
+    return (
+        f"{model.architecture} with {model.n_parameters} parameters, {model.dtype}, cut-off {model.cutoff:g} Å, "
+        f"elements {' '.join(model.elements)}"
+    )
+
+
+def check_students(before: Record, model: ModelPart) -> None:
+    """Refuse to compare unlike students.
+
+    Raises
+    ------
+    DataError
+        One line with both.
+    """
+    if not isinstance(before, BenchRecord):
+        raise DataError("a record of kernels and one of a student are not compared")
+    first, second = describe_student(before.model), describe_student(model)
+    if first != second:
+        raise DataError(f"different students are not compared: then {first}; now {second}")
+
+
 def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -> list[Change]:
-    """Every timing that both records hold.
+    """Every timing that both records hold: of the same mode, number of atoms, formula and time step.
 
     Raises
     ------
@@ -101,17 +167,15 @@ def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -
     if type(before) is not type(after):
         raise DataError("a record of kernels and one of a student are not compared")
     check_machines(before, after.provenance, _find_device(after))
-    if isinstance(before, BenchRecord) and isinstance(after, BenchRecord):
-        first, second = (
-            f"{r.model.architecture} with {r.model.n_parameters} parameters"
-            for r in (before, after)
-        )
-        if first != second:
-            raise DataError(f"different students are not compared: then {first}, now {second}")
+    if isinstance(after, BenchRecord):
+        check_students(before, after.model)
     then, now = _list_times(before), _list_times(after)
     common = [key for key in then if key in now]
     if not common:
-        raise DataError("the two records hold no timing of the same thing; time the same --sizes")
+        raise DataError(
+            f"the two records hold no timing of the same thing: then {next(iter(then), 'none')}; now "
+            f"{next(iter(now), 'none')}; time the same --structures and --sizes"
+        )
     return [_judge(key, then[key], now[key], tolerance) for key in common]
 
 
@@ -156,7 +220,8 @@ def _list_times(record: Record) -> Mapping[str, tuple[float, ...]]:
             if row.status == "measured" and row.variant != "compiled"
         }
     return {
-        f"{curve.mode}, {point.n_atoms} atoms": point.seconds
+        f"{curve.mode}, {point.n_atoms} atoms of {point.formula}"
+        + (f", {curve.time_step:g} fs" if curve.time_step is not None else ""): point.seconds
         for curve in record.speed
         if curve.role == "student"
         for point in curve.points

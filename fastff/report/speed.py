@@ -78,6 +78,15 @@ def summarize(
     )
 
 
+def find_ratio_range(slower: SpeedPoint, faster: SpeedPoint) -> tuple[float, float]:
+    """Least and greatest ratio of two measured times, the 10 and 90 % quantiles of both taken against each other."""
+    assert slower.q10 is not None
+    assert slower.q90 is not None
+    assert faster.q10 is not None
+    assert faster.q90 is not None
+    return slower.q10 / faster.q90, slower.q90 / faster.q10
+
+
 def convert_to_ns_per_day(seconds_per_step: float, time_step: float) -> float:
     """Simulated nanoseconds a day at ``time_step`` in fs."""
     return 86400.0 / seconds_per_step * time_step * 1e-6

@@ -96,8 +96,19 @@ def tabulate_paths(record: BenchRecord) -> Table:
                 p.atom_steps_per_second for p in points if p is not None and p.atom_steps_per_second
             ]
             cells = [describe_time(p) for p in points]
+            if "model-list" in curves and curves["model-list"] is None:
+                call = curves.get("ase-call")
+                inside = _describe_inside(None if call is None else call.find(size))
+                cells[modes.index("model-list")] = inside
             rows.append([label, str(size), *cells, format_count(max(rates, default=None))])
     return headings, rows
+
+
+def _describe_inside(call: SpeedPoint | None) -> str:
+    """What stands for list and model of a calculator that makes its list inside the ASE call: that call."""
+    if call is None or call.status != "measured":
+        return describe_time(call)
+    return f"{format_seconds(call.median)} (in its ASE call)"
 
 
 def format_number(value: float | None, error: float | None) -> str:

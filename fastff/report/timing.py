@@ -37,7 +37,9 @@ from fastff.report.memory import PeakMemory
 from fastff.report.speed import SpeedCurve, SpeedPoint, Status, summarize
 
 CALL_INCLUDES = "one ASE call on moved atoms: neighbor list, energy, forces{stress}, transfers"
-MD_INCLUDES = "one velocity Verlet step of ASE: forces, neighbor list as the calculator keeps it"
+MD_INCLUDES = "one velocity Verlet step of ASE from {temperature:g} K: forces, neighbor list as the calculator keeps it"
+FEWEST_STEPS = 8
+"""Steps that the shortest timing of dynamics takes, its warm-up included, with something to spare."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Timed:
 
     ``role`` is ``"teacher"``, ``"student"`` or the name of a baseline; ``identity`` says which one it is (for a student
     the SHA-256 of its tensors) and travels with the timings; ``largest`` leaves out bigger structures (reported as not
-    run).
+    run); with ``own_process`` it works in another process, whose memory cannot be measured from here.
     """
 
     role: str
@@ -55,6 +57,7 @@ class Timed:
     identity: dict[str, Any]
     device: str = "cpu"
     largest: int | None = None
+    own_process: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,14 @@ def time_calculators(
     curves = []
     for entry in entries:
         runner = _Runner(entry, plan)
-        for atoms in structures:
-            point = runner.measure(atoms)
-            shown = f"{point.median * 1e3:.4g} ms" if point.median is not None else point.status
-            progress(f"{entry.label}, {point.n_atoms} atoms: {shown}")
+        try:
+            for atoms in structures:
+                point = runner.measure(atoms)
+                shown = f"{point.median * 1e3:.4g} ms" if point.median is not None else point.status
+                progress(f"{entry.label}, {point.n_atoms} atoms: {shown}")
+        finally:
+            if runner.clock is not None:
+                runner.clock.close()
         curves += runner.finish()
     return curves
 
@@ -129,7 +136,7 @@ class _Runner:
 
     def __init__(self, entry: Timed, plan: TimingPlan) -> None:
         self.entry, self.plan = entry, plan
-        self.memory = PeakMemory(entry.device)
+        self.memory = PeakMemory(entry.device, own_process=entry.own_process)
         self.calculator = entry.factory()
         self.points: list[SpeedPoint] = []
         self.stopped = ""
@@ -254,7 +261,6 @@ class _Runner:
         )
         if self.clock is None:
             return [curve]
-        self.clock.close()
         if not self.inner or not self.clock.trusted:
             return [curve]
         inner = {"mode": "model", "includes": CLOCK_INCLUDES, "memory_kind": ""}
@@ -278,28 +284,74 @@ class _Mover:
         self.atoms.set_positions(self._start + jitter, apply_constraint=False)
 
 
+def judge_dynamics(call: SpeedPoint, budget: float) -> SpeedPoint | None:
+    """None if dynamics fits into ``budget`` seconds, going by the calculator's call; else the point that says why."""
+    if call.median is None:
+        return call
+    if FEWEST_STEPS * call.median <= budget:
+        return None
+    reason = f"a call takes {call.median:.3g} s, the budget is {budget:g} s per size"
+    return SpeedPoint(n_atoms=call.n_atoms, formula=call.formula, status="too-slow", reason=reason)
+
+
 def time_dynamics(
     entry: Timed,
-    atoms: ase.Atoms,
+    structures: Sequence[ase.Atoms],
     *,
     temperature: float,
     time_step: float,
     budget: float = 20.0,
+    calls: SpeedCurve | None = None,
+    required: Collection[int] = (),
     max_steps: int = 400,
     seed: int = 0,
 ) -> SpeedCurve:
-    """Time constant-energy dynamics by ASE's velocity Verlet at ``temperature`` (K) and ``time_step`` (fs).
+    """Time constant-energy dynamics by ASE's velocity Verlet from ``temperature`` (K) with ``time_step`` (fs).
 
     Steps run in blocks of at least a fifth of a second; each block gives one value, its mean time per step, so that
     neighbor lists rebuilt now and then are paid for in proportion. At least three steps are measured, after a warm-up.
+    Going by the ASE ``calls`` of the same calculator, sizes that do not fit into ``budget`` seconds are left out,
+    unless they are ``required``.
     """
+    memory = PeakMemory(entry.device, own_process=entry.own_process)
+    calculator = entry.factory()
+    points = []
+    for atoms in structures:
+        call = calls.find(len(atoms)) if calls is not None and len(atoms) not in required else None
+        point = judge_dynamics(call, budget) if call is not None else None
+        if point is None:
+            image = atoms.copy()
+            image.calc = calculator
+            point = _time_steps(image, memory, temperature, time_step, budget, max_steps, seed)
+        points.append(point)
+    return SpeedCurve(
+        role=entry.role,
+        label=entry.label,
+        mode="ase-md",
+        includes=MD_INCLUDES.format(temperature=temperature),
+        device=entry.device,
+        threads=torch.get_num_threads(),
+        identity=entry.identity,
+        memory_kind=memory.kind,
+        time_step=time_step,
+        points=tuple(points),
+    )
+
+
+def _time_steps(
+    image: ase.Atoms,
+    memory: PeakMemory,
+    temperature: float,
+    time_step: float,
+    budget: float,
+    max_steps: int,
+    seed: int,
+) -> SpeedPoint:
+    """Blocks of steps at one size; the calculator is attached."""
     from ase.md.verlet import VelocityVerlet
 
     from fastff.distill.dynamics import draw_momenta
 
-    memory = PeakMemory(entry.device)
-    image = atoms.copy()
-    image.calc = entry.factory()
     image.set_momenta(draw_momenta(image, temperature, seed, trajectory=0))
     formula = image.get_chemical_formula(empirical=True)
     memory.reset()
@@ -320,27 +372,13 @@ def time_dynamics(
             dynamics.run(block)
             synchronize()
             seconds.append((time.perf_counter() - start) / block)
-        point = summarize(
-            len(image), formula, seconds, memory.measure(), f"blocks of {block} steps"
-        )
+        return summarize(len(image), formula, seconds, memory.measure(), f"blocks of {block} steps")
     except SHORTAGES as error:
         if not is_shortage(error):
             raise
-        point = SpeedPoint(
+        return SpeedPoint(
             n_atoms=len(image),
             formula=formula,
             status="out-of-memory",
             reason=str(type(error).__name__),
         )
-    return SpeedCurve(
-        role=entry.role,
-        label=entry.label,
-        mode="ase-md",
-        includes=MD_INCLUDES,
-        device=entry.device,
-        threads=torch.get_num_threads(),
-        identity=entry.identity,
-        memory_kind=memory.kind,
-        time_step=time_step,
-        points=(point,),
-    )

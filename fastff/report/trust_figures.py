@@ -1,7 +1,7 @@
 """Plots of where a student can be trusted: beyond its training range, and by its own uncertainty.
 
-Here: the panel of comparisons, calibration of uncertainties, times of the inner paths. Not here: parity and speed of
-calls (:mod:`fastff.report.figures`), which also holds the style.
+Here: the panel of comparisons, calibration of uncertainties. Not here: parity (:mod:`fastff.report.figures`, which also
+holds the style), speed (:mod:`fastff.report.speed_figures`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ from fastff.report.figures import (
     STUDENT,
     TEACHER,
     Drawing,
-    scale_sizes,
     styled,
 )
 from fastff.report.noise import NoiseFloor
 from fastff.report.schema import BaselinePart, Comparison
-from fastff.report.speed import SpeedCurve
-from fastff.report.tables import PATHS
 from fastff.report.verdict import format_percent
 
 
@@ -95,7 +92,7 @@ def draw_calibration(data: CalibrationData) -> str:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("predicted standard deviation (meV/atom)")
     axes.set_ylabel("|energy error| (meV/atom)")
-    axes.legend(loc="lower right", fontsize=7)
+    axes.legend(loc="best", fontsize=7)
     return drawing.render()
 
 
@@ -127,25 +124,3 @@ def draw_grades(data: CalibrationData) -> str:
     axes.set_xlabel("extrapolation grade of the atom")
     axes.set_ylabel("RMS force error (eV/Å)")
     return drawing.render()  # fmt: skip
-
-
-@styled
-def draw_paths(curves: Sequence[SpeedCurve]) -> str:
-    """Time of every path of the student against the number of atoms."""
-    drawing = Drawing("paths", "Where the time of the student goes")
-    axes = drawing.axes
-    styles = {"model": "o-", "model-list": "s-", "ase-call": "^-", "md-loop": "D--", "ase-md": "v"}
-    for number, curve in enumerate(curves):
-        points = [p for p in curve.points if p.median is not None]
-        if points:
-            color = STUDENT if number == 0 else OTHERS[(number - 1) % len(OTHERS)]
-            axes.plot(
-                [p.n_atoms for p in points], [1e3 * (p.median or 0.0) for p in points], styles.get(curve.mode, "o-"),
-                ms=3.5, lw=1.1, color=color, label=PATHS[curve.mode],
-            )  # fmt: skip
-    scale_sizes(axes, curves)
-    axes.set_yscale("log")
-    axes.set_xlabel("atoms")
-    axes.set_ylabel("time of the student (ms)")
-    axes.legend(loc="upper left", fontsize=7)
-    return drawing.render()

@@ -15,8 +15,10 @@ from ase import Atoms
 from ase.calculators.calculator import (
     BaseCalculator,
     CalculatorError,
+    FileIOCalculator,
     PropertyNotImplementedError,
 )
+from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from fastff.errors import DataError, FastFFError, MissingDependencyError, UsageError
 from fastff.labels import Labels
@@ -71,6 +73,7 @@ class ASETeacher(Teacher):
         self._factory = _import_target(target)
         self._keywords = chosen
         self._calculator = self.calculator()
+        self.own_process = isinstance(self._calculator, FileIOCalculator | GenericFileIOCalculator)
         self.padding = float(own.get("padding", 10.0))
         self.periodic_only = bool(own.get("periodic_only", False))
         package = str(target).split(".")[0].split(":")[0]

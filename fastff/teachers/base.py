@@ -1,7 +1,7 @@
 """What every teacher is: a source of labels behind one small interface.
 
-Here: :class:`Teacher`, :class:`TeacherInfo`, completing structures before a teacher sees them, and batching by atom
-count. Not here: any particular teacher, finding one by name (:mod:`fastff.teachers.registry`).
+Here: :class:`Teacher`, :class:`TeacherInfo`, :class:`Setting`, completing structures before a teacher sees them, and
+batching by atom count. Not here: any particular teacher, finding one by name (:mod:`fastff.teachers.registry`).
 """
 
 from __future__ import annotations
@@ -75,6 +75,23 @@ class TeacherInfo:
         return record
 
 
+@dataclass(frozen=True)
+class Setting:
+    """One way to run a teacher's calculator that changes its speed and not what it says.
+
+    Attributes
+    ----------
+    values : dict
+        What tells it from the others, for example ``{"dtype": "float32", "compile": True}``; JSON-able, empty where the
+        teacher's package leaves no choice.
+    make : callable
+        A fresh calculator that is set up so. It may fail where the machine lacks something.
+    """
+
+    values: dict[str, Any]
+    make: Callable[[], BaseCalculator]
+
+
 class Teacher(abc.ABC):
     """A model or calculator that labels structures.
 
@@ -87,6 +104,8 @@ class Teacher(abc.ABC):
     """Half of the empty space (Å) that non-periodic directions get, at least the teacher's cut-off."""
     periodic_only: bool = False
     """Whether the teacher treats every structure as periodic; it is then told so, with the padding above."""
+    own_process: bool = False
+    """Whether its calculator works in another process, whose memory is not that of this one."""
 
     @property
     def name(self) -> str:
@@ -136,6 +155,10 @@ class Teacher(abc.ABC):
     @abc.abstractmethod
     def calculator(self) -> BaseCalculator:
         """A fresh ASE calculator of the teacher's own, for baselines and timing."""
+
+    def list_settings(self) -> tuple[list[Setting], list[str]]:
+        """Ways to run :meth:`calculator`, that of the labels first; and others that this machine lacks, with why."""
+        return [Setting({}, self.calculator)], []
 
     def check_elements(self, atoms: Atoms) -> None:
         """Raise :class:`UnsupportedElementError` if ``atoms`` holds elements that the teacher does not know."""

@@ -22,6 +22,7 @@ from ase.calculators.calculator import BaseCalculator
 from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.teachers.base import (
+    Setting,
     Teacher,
     TeacherInfo,
     check_options,
@@ -193,6 +194,10 @@ class CHGNetTeacher(Teacher):
             return CHGNetCalculator(
                 model=self._model, use_device=str(self._device), on_isolated_atoms="ignore"
             )
+
+    def list_settings(self) -> tuple[list[Setting], list[str]]:
+        """CHGNet's one calculator: it is neither compiled nor accelerated."""
+        return [Setting({"dtype": "float32", "compile": False}, self.calculator)], []
 
 
 def _load_model(path: Path, name: str) -> Any:

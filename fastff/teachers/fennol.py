@@ -30,6 +30,7 @@ from fastff.labels import Labels
 from fastff.teachers import fennol_worker
 from fastff.teachers.ase_bridge import TeacherCalculator
 from fastff.teachers.base import (
+    Setting,
     Teacher,
     TeacherInfo,
     check_options,
@@ -78,6 +79,8 @@ class FeNNolTeacher(Teacher):
         the file does not say), ``licence``, ``citation``, ``python`` (an interpreter in which FeNNol is installed).
     """
 
+    own_process = True
+
     def __init__(
         self,
         variant: str | None = None,
@@ -92,6 +95,9 @@ class FeNNolTeacher(Teacher):
         if precision not in ("float32", "float64"):
             raise UsageError(f"fennol option precision is '{precision}'; use float32 or float64")
         self._batch_atoms = int(self._options.get("batch_atoms", BATCH_ATOMS))
+        self._variant, self._device, self._weights = variant, device, weights
+        self._precision = precision
+        self._single: FeNNolTeacher | None = None
         self._worker = Worker(_find_python(self._options.get("python")), device)
         found, _ = self._worker.ask(
             {
@@ -203,6 +209,23 @@ class FeNNolTeacher(Teacher):
     def calculator(self) -> BaseCalculator:
         """This teacher as an ASE calculator; it stays in its own process."""
         return TeacherCalculator(self)
+
+    def list_settings(self) -> tuple[list[Setting], list[str]]:
+        """The precision of the labels, and single precision, FeNNol's own default; both are compiled by JAX."""
+        own = Setting({"precision": self._precision, "compile": True}, self.calculator)
+        if self._precision == "float32":
+            return [own], []
+        single = Setting({"precision": "float32", "compile": True}, self._make_single)
+        return [own, single], []
+
+    def _make_single(self) -> BaseCalculator:
+        """The same model in single precision, in a process that is started once."""
+        if self._single is None:
+            options = {**self._options, "precision": "float32"}
+            self._single = FeNNolTeacher(
+                self._variant, device=self._device, weights=self._weights, options=options
+            )
+        return self._single.calculator()
 
 
 class Worker:

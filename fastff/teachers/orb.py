@@ -25,6 +25,7 @@ from ase.calculators.calculator import BaseCalculator
 from fastff.errors import DataError, MissingDependencyError, UsageError
 from fastff.labels import Labels
 from fastff.teachers.base import (
+    Setting,
     Teacher,
     TeacherInfo,
     check_options,
@@ -44,6 +45,8 @@ from fastff.teachers.weights import hash_file, read_version, require_file, requi
 
 OPTIONS = ("precision", "compile", "batch_atoms", "charge", "spin")
 PRECISIONS = ("float32-high", "float32-highest", "float64")
+GRAPHS = ("default", "knn_scipy")
+"""Ways in which Orb's calculator finds neighbors that are each the fastest at some size; the graph is the same."""
 BATCH_ATOMS = {"cpu": 256, "cuda": 4096}
 BATCH_TOLERANCE = (1e-4, 1e-3)
 """Largest difference between batched and single labels, eV/atom and eV/Å, above which batching is given up."""
@@ -105,10 +108,12 @@ class OrbTeacher(Teacher):
             source = str(require_file(Path(weights), "Orb checkpoint", "Check --teacher-weights."))
         else:
             source = find_weights(name, self._variant)
+        self._compiled = bool(chosen.get("compile", False))
+        self._load = functools.cache(
+            functools.partial(_load_model, name, source, self._device, self._precision)
+        )
         with preserve_global_state(), hush():
-            self._model, self._adapter = _load_model(
-                name, source, self._device, self._precision, bool(chosen.get("compile", False))
-            )
+            self._model, self._adapter = self._load(self._compiled)
         self.info = TeacherInfo(
             name=f"orb:{name}",
             family="orb",
@@ -205,6 +210,24 @@ class OrbTeacher(Teacher):
 
     def calculator(self) -> BaseCalculator:
         """A fresh ``ORBCalculator`` of the loaded model, run in this teacher's precision."""
+        return self._make_calculator(self._compiled, GRAPHS[0])
+
+    def list_settings(self) -> tuple[list[Setting], list[str]]:
+        """As loaded and with ``torch.compile`` the other way round, each with Orb's ways to find neighbors."""
+        choices = [
+            (compiled, graph)
+            for compiled in (self._compiled, not self._compiled)
+            for graph in GRAPHS
+        ]
+        return [
+            Setting(
+                {"precision": self._precision, "compile": compiled, "neighbors": graph},
+                functools.partial(self._make_calculator, compiled, graph),
+            )
+            for compiled, graph in choices
+        ], []
+
+    def _make_calculator(self, compiled: bool, graph: str) -> BaseCalculator:
         module = "orb_models.forcefield." + (
             "calculator" if self._adapter is None else "inference.calculator"
         )
@@ -220,9 +243,12 @@ class OrbTeacher(Teacher):
                 with _set_precision(teacher._precision):
                     super().calculate(atoms, properties, system_changes)
 
-        extra = {} if self._adapter is None else {"atoms_adapter": self._adapter}
         with preserve_global_state(), hush():
-            return PreciseORBCalculator(self._model, device=self._device, **extra)
+            model, adapter = self._load(compiled)
+            extra: dict[str, Any] = {} if adapter is None else {"atoms_adapter": adapter}
+            if graph != GRAPHS[0]:
+                extra["edge_method"] = graph
+            return PreciseORBCalculator(model, device=self._device, **extra)
 
 
 def read_charge_and_spin(atoms: Atoms, options: Mapping[str, Any]) -> dict[str, int]:

@@ -8,8 +8,10 @@ Reference: Park et al., J. Chem. Theory Comput. 20, 4857 (2024).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from fastff.errors import MissingDependencyError, UsageError
 from fastff.labels import Labels
 from fastff.neighbors import build_edges
 from fastff.teachers.base import (
+    Setting,
     Teacher,
     TeacherInfo,
     check_options,
@@ -32,6 +35,7 @@ from fastff.teachers.base import (
 from fastff.teachers.isolation import hush, preserve_global_state
 from fastff.teachers.weights import (
     check_pickle_trust,
+    find_package,
     read_licence,
     read_version,
     require_file,
@@ -84,6 +88,12 @@ SHIPPED: dict[str, ShippedWeights] = {
 }
 DEFAULT = "7net-0"
 ACCELERATORS = {"cueq": "enable_cueq", "flash": "enable_flash", "oeq": "enable_oeq"}
+ACCELERATOR_PACKAGES = {
+    "cueq": ("cuequivariance_torch", "cuequivariance-torch"),
+    "flash": ("flashTP_e3nn", "flashTP_e3nn"),
+    "oeq": ("openequivariance", "openequivariance"),
+}
+"""Module and distribution of each accelerator; SevenNet itself would do without it, and without a word."""
 OPTIONS = ("modal", "accelerator", "batch_atoms", "trust")
 BATCH_ATOMS = {"cpu": 64, "cuda": 4096}
 """Atoms per forward pass. On the CPU larger batches are slower: their edge features leave the cache."""
@@ -222,11 +232,34 @@ class SevenNetTeacher(Teacher):
         return Batch.from_data_list(graphs).to(self._device)
 
     def calculator(self) -> BaseCalculator:
-        """A fresh ``sevenn.calculator.SevenNetCalculator`` of the same weights, device and fidelity."""
-        flags = {ACCELERATORS[self._accelerator]: True} if self._accelerator else {}
+        """A fresh ``sevenn.calculator.SevenNetCalculator`` of the same weights, device, accelerator and fidelity."""
+        return self._make_calculator(self._accelerator)
+
+    def list_settings(self) -> tuple[list[Setting], list[str]]:
+        """The accelerator of the labels, none, and every other one whose package is installed."""
+        names = dict.fromkeys((self._accelerator, None, *ACCELERATORS))
+        present = [n for n in names if n is None or find_package(ACCELERATOR_PACKAGES[n][0])]
+        settings = [
+            Setting(
+                {"dtype": "float32", "accelerator": name or "none"},
+                partial(self._make_calculator, name),
+            )
+            for name in present
+        ]
+        missing = [
+            f"accelerator {name}: the package {ACCELERATOR_PACKAGES[name][1]} is not installed"
+            for name in names
+            if name is not None and name not in present
+        ]
+        return settings, missing
+
+    def _make_calculator(self, accelerator: str | None) -> BaseCalculator:
+        flags = {ACCELERATORS[accelerator]: True} if accelerator else {}
         with preserve_global_state(), hush():  # the import alone draws random numbers
             from sevenn.calculator import SevenNetCalculator
 
+            # SevenNet warns and goes on without; what is asked for must not be said to run when it does not
+            warnings.filterwarnings("error", message=".*[Ff]all(ing)? ?back to e3nn")
             return SevenNetCalculator(
                 model=str(self._path), device=str(self._device), modal=self._modal, **flags
             )
@@ -237,19 +270,12 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _pick_accelerator(name: Any) -> str | None:
-    """Check that the accelerator's package is here; SevenNet itself would fall back without a word."""
+    """Check that the accelerator's package is here."""
     if name is None or name == "none":
         return None
-    packages = {
-        "cueq": ("cuequivariance_torch", "cuequivariance-torch"),
-        "flash": ("flashTP_e3nn", "flashTP_e3nn"),
-        "oeq": ("openequivariance", "openequivariance"),
-    }
-    if name not in packages:
+    if name not in ACCELERATOR_PACKAGES:
         raise UsageError(f"sevennet option accelerator is '{name}'; use cueq, flash or oeq")
-    from fastff.teachers.weights import find_package
-
-    module, distribution = packages[name]
+    module, distribution = ACCELERATOR_PACKAGES[name]
     if find_package(module) is None:
         raise MissingDependencyError(
             f"sevennet accelerator '{name}' needs the package '{distribution}', which is not installed; "

@@ -1,0 +1,170 @@
+"""A teacher at its best: the fastest of the settings that it has on this machine.
+
+Here: :func:`choose_fastest`, which tries them, and :func:`describe_settings`, which says in words what was timed. Not
+here: the settings themselves (:meth:`fastff.teachers.base.Teacher.list_settings`), the race
+(:mod:`fastff.report.race`).
+
+A setting may change how long a call takes and nothing else: each must give the labels that were compared, or it is left
+out and said to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import ase
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+from fastff.report.baselines import identify
+from fastff.report.plausibility import check_identity
+from fastff.report.timing import Timed, TimingPlan, time_calculators
+from fastff.report.verdict import format_seconds
+
+if TYPE_CHECKING:
+    from fastff.teachers.base import Setting, Teacher
+
+TRIAL = TimingPlan(min_repeats=3, max_repeats=5)
+"""Repeats of a trial; its first calls, which may compile, are not counted."""
+
+
+def choose_fastest(
+    teacher: Teacher,
+    image: ase.Atoms,
+    labels: Labels,
+    atoms: ase.Atoms,
+    *,
+    device: str,
+    budget: float,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Timed:
+    """The teacher with the fastest of its settings, to be timed.
+
+    Parameters
+    ----------
+    teacher : Teacher
+    image : ase.Atoms
+        A frame as the teacher's calculator must be given it.
+    labels : Labels
+        What the teacher said of it; every setting must say so too.
+    atoms : ase.Atoms
+        What settings are compared on, if there is more than one.
+    device : str
+    budget : float
+        Seconds of trial for each setting, compiling not included.
+    progress : callable
+        Receives one short line per setting.
+
+    Returns
+    -------
+    Timed
+        Its identity holds ``name`` and ``version`` of the teacher, ``settings`` that were chosen, ``tried`` with the
+        time or fault of each, and ``unavailable``.
+
+    Raises
+    ------
+    DataError
+        The teacher's own calculator does not give the teacher's labels.
+    """
+    settings, missing = teacher.list_settings()
+    identity = identify(teacher)
+    entry = Timed(
+        "teacher", teacher.name, settings[0].make, identity, device, own_process=teacher.own_process
+    )
+    check_identity(entry.factory(), image, labels, "teacher")
+    best = settings[0]
+    tried: list[dict[str, Any]] = []
+    if len(settings) > 1:
+        best, tried = _try_all(settings, entry, image, labels, atoms, budget, progress)
+    return replace(
+        entry,
+        factory=best.make,
+        identity={**identity, "settings": best.values, "tried": tried, "unavailable": missing},
+    )
+
+
+def _try_all(
+    settings: list[Setting],
+    entry: Timed,
+    image: ase.Atoms,
+    labels: Labels,
+    atoms: ase.Atoms,
+    budget: float,
+    progress: Callable[[str], None],
+) -> tuple[Setting, list[dict[str, Any]]]:
+    """The fastest setting, the first one where none could be timed; and what became of each."""
+    plan = replace(TRIAL, budget=budget, required=(len(atoms),))
+    best, shortest = settings[0], float("inf")
+    tried = []
+    for setting in settings:
+        shown = describe_values(setting.values)
+        progress(f"{entry.label}, trying {shown}")
+        seconds, reason = None, ""
+        try:
+            if setting is not settings[0]:
+                check_identity(setting.make(), image, labels, "teacher")
+            point = time_calculators([replace(entry, factory=setting.make)], [atoms], plan)[
+                0
+            ].points[0]
+            seconds, reason = point.median, point.reason
+        except DataError:
+            reason = "does not give the teacher's labels"
+        except Exception as error:  # whatever a compiler or an accelerator raises
+            lines = str(error).strip().splitlines()
+            reason = f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"
+        tried.append(
+            {
+                "settings": setting.values,
+                "n_atoms": len(atoms),
+                "seconds": seconds,
+                "reason": reason,
+            }
+        )
+        if seconds is not None and seconds < shortest:
+            best, shortest = setting, seconds
+    return best, tried
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """``{"dtype": "float32", "compile": True}`` as ``dtype float32, compile on``."""
+    words = {True: "on", False: "off"}
+    return ", ".join(
+        f"{name} {words[value] if isinstance(value, bool) else value}"
+        for name, value in values.items()
+    )
+
+
+def describe_settings(identity: Mapping[str, Any]) -> str:
+    """In whole sentences: how the teacher was set up when it was timed, what else was tried, what was not there."""
+    if "settings" not in identity:
+        return "The teacher was timed as its package sets it up by default; faster settings were not looked for."
+    shown = describe_values(identity["settings"])
+    if not shown:
+        sentences = [
+            "The teacher was timed with its own calculator, which leaves no choice of settings."
+        ]
+    elif len(identity["tried"]) < 2:
+        sentences = [
+            f"The teacher was timed with {shown}: there is no other setting on this machine."
+        ]
+    else:
+        count, n_atoms = len(identity["tried"]), identity["tried"][0]["n_atoms"]
+        results = "; ".join(
+            f"{describe_values(one['settings'])}: "
+            f"{one['reason'] if one['seconds'] is None else format_seconds(one['seconds'])}"
+            for one in identity["tried"]
+        )
+        found = any(one["seconds"] is not None for one in identity["tried"])
+        rank = (
+            f"the fastest of {count} settings"
+            if found
+            else f"none of {count} settings could be tried"
+        )
+        sentences = [
+            f"The teacher was timed with {shown}: {rank}, one ASE call at {n_atoms} atoms each ({results})."
+        ]
+    if identity["unavailable"]:
+        sentences.append(f"Not available on this machine: {'; '.join(identity['unavailable'])}.")
+    return " ".join(sentences)

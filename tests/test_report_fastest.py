@@ -1,0 +1,187 @@
+"""The teacher is timed at its best: settings are tried, checked against its labels, and said. Orb's: its own tests."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ase.build import bulk
+from ase.calculators.calculator import all_changes
+from ase.calculators.morse import MorsePotential
+
+from fastff.errors import DataError
+from fastff.labels import Labels
+from fastff.report.fastest import choose_fastest, describe_settings
+from fastff.report.inner import ModelClock
+from fastff.report.timing import Timed, TimingPlan, time_calculators
+from fastff.teachers import load_teacher
+from fastff.teachers.base import Setting, Teacher, TeacherInfo
+
+
+class SlowMorse(MorsePotential):
+    """Morse's energies times ``scale`` after a nap; ``error`` is raised instead."""
+
+    def __init__(self, seconds=0.0, scale=1.0, error=None):
+        super().__init__(r0=2.6, epsilon=0.3)
+        self.nap, self.scale, self.error = seconds, scale, error
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if self.error is not None:
+            raise self.error
+        super().calculate(atoms, properties, system_changes)
+        time.sleep(self.nap)
+        for key in ("energy", "forces", "stress"):
+            self.results[key] = self.scale * self.results[key]
+
+
+class ManyWays(Teacher):
+    """A teacher with the settings it is given."""
+
+    def __init__(self, settings, missing=()):
+        self.info = TeacherInfo(
+            "fake:many", "fake", "1", "none", None, "none", "none", (), True, 5.0
+        )
+        self.settings, self.missing = settings, list(missing)
+
+    def _label_completed(self, structures):
+        return [label(atoms) for atoms in structures]
+
+    def calculator(self):
+        return self.settings[0].make()
+
+    def list_settings(self):
+        return self.settings, self.missing
+
+
+def label(atoms):
+    image = atoms.copy()
+    image.calc = SlowMorse()
+    return Labels(image.get_potential_energy(), image.get_forces(), image.get_stress())
+
+
+def make_atoms():
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    return atoms
+
+
+def choose(*settings, missing=()):
+    atoms = make_atoms()
+    teacher = ManyWays([Setting(values, make) for values, make in settings], missing)
+    return choose_fastest(teacher, atoms, label(atoms), atoms, device="cpu", budget=0.5)
+
+
+def test_the_fastest_setting_that_says_the_same_is_timed():
+    timed = choose(
+        ({"compile": False}, lambda: SlowMorse(0.05)),
+        ({"compile": True}, lambda: SlowMorse(0.01)),
+        ({"accelerator": "wrong"}, lambda: SlowMorse(scale=1.2)),
+        ({"accelerator": "broken"}, lambda: SlowMorse(error=RuntimeError("no compiler\nmore"))),
+        missing=("accelerator x: its package is not installed",),
+    )
+    assert timed.identity["settings"] == {"compile": True}
+    assert timed.factory().nap == 0.01
+    own, best, wrong, broken = timed.identity["tried"]
+    assert best["seconds"] < own["seconds"]
+    assert (wrong["seconds"], wrong["reason"]) == (None, "does not give the teacher's labels")
+    assert broken["reason"] == "RuntimeError: no compiler"
+    text = describe_settings(timed.identity)
+    assert "timed with compile on: the fastest of 4 settings, one ASE call at 4 atoms" in text
+    assert "accelerator broken: RuntimeError: no compiler" in text
+    assert "Not available on this machine: accelerator x: its package is not installed." in text
+
+
+def test_one_setting_is_not_tried_but_checked():
+    timed = choose(({}, lambda: SlowMorse(0.01)))
+    assert timed.identity["tried"] == []
+    assert "no choice of settings" in describe_settings(timed.identity)
+    with pytest.raises(DataError, match="teacher's calculator does not give"):
+        choose(({}, lambda: SlowMorse(scale=1.2)))
+
+
+def test_where_no_setting_can_be_tried_none_is_called_the_fastest():
+    one = {"settings": {"compile": False}, "n_atoms": 500, "seconds": None, "reason": "MemoryError"}
+    identity = {"settings": {"compile": False}, "tried": [one, one], "unavailable": []}
+    text = describe_settings(identity)
+    assert "compile off: none of 2 settings could be tried" in text
+    assert "fastest" not in text
+
+
+def test_fennol_is_tried_in_single_precision_in_one_more_process(monkeypatch, tmp_path):
+    started = []
+
+    class Worker:
+        def __init__(self, python, device):
+            self.device = device
+
+        def ask(self, meta, **arrays):
+            started.append((self.device, meta["double"]))
+            found = {"cutoff": 5.2, "version": "1", "jax": "1", "platform": "cpu", "modules": {}}
+            return found, {}
+
+    monkeypatch.setattr("fastff.teachers.fennol.Worker", Worker)
+    path = tmp_path / "ani.fnx"
+    path.write_bytes(b"model")
+    teacher = load_teacher(f"fennol:{path}", device="cpu", options={"python": "python"})
+    settings, _ = teacher.list_settings()
+    assert [setting.values["precision"] for setting in settings] == ["float64", "float32"]
+    assert settings[0].make().teacher is teacher
+    single = settings[1].make().teacher
+    assert settings[1].make().teacher is single
+    assert started == [("cpu", True), ("cpu", False)]
+    assert single.info.name == teacher.info.name
+    assert teacher.own_process
+
+
+def test_a_record_from_before_says_so():
+    assert "by default" in describe_settings({"name": "a", "version": "1"})
+
+
+def test_sevennet_names_the_accelerators_that_are_not_here(monkeypatch):
+    pytest.importorskip("sevenn", reason="sevenn is not installed")
+    teacher = load_teacher("sevennet:7net-0", device="cpu")
+    found = {"flashTP_e3nn": Path("somewhere")}
+    monkeypatch.setattr("fastff.teachers.sevennet.find_package", found.get)
+    settings, missing = teacher.list_settings()
+    assert [setting.values["accelerator"] for setting in settings] == ["none", "flash"]
+    assert missing == [
+        "accelerator cueq: the package cuequivariance-torch is not installed",
+        "accelerator oeq: the package openequivariance is not installed",
+    ]
+    # said to be there, but not: SevenNet would run without it and call it FlashTP
+    atoms = make_atoms()
+    timed = choose_fastest(
+        teacher, atoms, teacher.label([atoms])[0], atoms, device="cpu", budget=0.1
+    )
+    assert timed.identity["settings"] == {"dtype": "float32", "accelerator": "none"}
+    assert timed.identity["tried"][1]["seconds"] is None
+    assert "FlashTP is requested" in timed.identity["tried"][1]["reason"]
+
+
+class Machine(torch.nn.Module):
+    def forward(self, x):
+        return {"forces": x * 2.0}
+
+
+def test_the_clock_measures_a_compiled_module_and_leaves_it_as_it_was():
+    module = Machine()
+    module.compile(backend="eager")
+    before = module._compiled_call_impl
+    clock = ModelClock(module)
+    module(torch.ones(3))
+    assert clock.take() > 0.0
+    assert clock.trusted
+    clock.close()
+    assert module._compiled_call_impl is before
+
+
+def test_the_clock_is_taken_off_where_a_calculator_fails():
+    calculator = SlowMorse(error=RuntimeError("no kernel image"))
+    calculator.model = Machine()
+    entry = Timed("teacher", "t", lambda: calculator, {})
+    plan = TimingPlan(budget=0.1)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        time_calculators([entry], [make_atoms()], plan)
+    assert not calculator.model._forward_hooks
