@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from rich.console import Console
 
-    from fastff.md.run import Listener, RunFiles, RunResult
+    from fastff.md.files import RunFiles
+    from fastff.md.run import Listener, RunResult
     from fastff.md.settings import MDSettings
     from fastff.md.summary import Average
 
@@ -171,9 +172,10 @@ def md(
     place = resolve_device(device)
 
     from fastff.checkpoint import load_model
+    from fastff.md.files import plan_files
     from fastff.md.potentials import make_potential
     from fastff.md.restart import find_stored_skin
-    from fastff.md.run import plan_files, simulate
+    from fastff.md.run import simulate
     from fastff.md.skin import choose_skin
     from fastff.memory import keep_freed_memory
     from fastff.structures import read_structures
@@ -359,7 +361,7 @@ def _write_record(result: RunResult, settings: MDSettings, model: Path, digest: 
         "summary": json.loads(json.dumps(summary).replace("NaN", "null")),
         "provenance": collect_provenance().model_dump(),
     }
-    write_atomically(result.files.folder / "run.json", json.dumps(record, indent=1).encode())
+    write_atomically(result.files.record, json.dumps(record, indent=1).encode())
 
 
 def format_average(average: Average, digits: int) -> str:
