@@ -6,6 +6,7 @@ once (:mod:`fastff.predict`), what stays on the device (:mod:`fastff.resident`).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from fastff.kernels.moment_potential.layout import find_obstacle
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.replay import Replay
-from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
+from fastff.memory import DeviceMemoryError, explain_shortage, is_out_of_memory, release_memory
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
@@ -29,6 +30,8 @@ from fastff.neighbors import VerletCache, build_edges, complete_cell, measure_ed
 from fastff.resident import ResidentPotential
 
 Array = NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
@@ -188,26 +191,38 @@ class Evaluator:
         DataError
             If positions or cell cannot be used.
         DeviceMemoryError
-            If the structure does not fit into the memory of the device.
+            If the structure does not fit into the memory of the device, not even after everything kept was dropped.
         BackendError
             If Triton is forced and cannot run.
         """
-        arguments = (positions, cell, np.asarray(pbc, dtype=bool), numbers)
+        flags = np.asarray(pbc, dtype=bool)
         try:
-            return dispatch.run(
-                OP,
-                self.student.device,
-                lambda: self._evaluate_fused(*arguments),
-                lambda: self._evaluate_torch(*arguments),
-                self._obstacle,
-            )
+            return self._evaluate(positions, cell, flags, numbers)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            _log.info("memory ran out with %d atoms (%s); trying once more", len(positions), error)
+        # outside of the handler, whose error holds tensors
+        self.forget()
+        release_memory()
+        try:
+            with explain_shortage(len(positions), self.student.device):
+                return self._evaluate(positions, cell, flags, numbers)
+        except DeviceMemoryError:
             self.forget()
-            raise DeviceMemoryError(
-                describe_shortage(len(positions), self.student.device)
-            ) from error
+            raise
+
+    def _evaluate(
+        self, positions: Array, cell: Array, pbc: NDArray[np.bool_], numbers: NDArray[np.int64]
+    ) -> Outcome:
+        arguments = (positions, cell, pbc, numbers)
+        return dispatch.run(
+            OP,
+            self.student.device,
+            lambda: self._evaluate_fused(*arguments),
+            lambda: self._evaluate_torch(*arguments),
+            self._obstacle,
+        )
 
     def _evaluate_fused(
         self, positions: Array, cell: Array, pbc: NDArray[np.bool_], numbers: NDArray[np.int64]

@@ -24,6 +24,7 @@ from fastff.labels import Labels
 from fastff.memory import (
     DeviceMemoryError,
     describe_shortage,
+    explain_shortage,
     is_out_of_memory,
     release_memory,
 )
@@ -54,7 +55,7 @@ def predict(
         Not modified.
     batch_atoms : int
         Most atoms evaluated together; a larger structure is evaluated alone. Where memory runs out, the number is
-        halved, at most three times.
+        halved, at most three times; a single structure is tried once more when everything kept has been dropped.
 
     Returns
     -------
@@ -82,7 +83,8 @@ def predict(
     for chunk in split_chunks(structures, batch_atoms):
         for number, atoms in enumerate(chunk, start=len(results)):
             _check(atoms, model, f"structure {number}" if len(structures) > 1 else "structure")
-        graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
+        with explain_shortage(sum(map(len, chunk)), torch.device("cpu")):
+            graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
         results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
     return results
 
@@ -119,7 +121,7 @@ class _Session:
 
 
 def _evaluate(session: _Session, graphs: Sequence[Graph], retries: int) -> list[Labels]:
-    """Evaluate graphs together, or in halves of about equal size where memory runs out."""
+    """Evaluate graphs together, or in halves of about equal size where memory runs out; a single one, once more."""
     model = session.model
     try:
         return split_outcome(session.evaluate(batch_graphs(graphs).to(model.device)), graphs)
@@ -128,10 +130,12 @@ def _evaluate(session: _Session, graphs: Sequence[Graph], retries: int) -> list[
             raise
         reason = error.with_traceback(None)  # its frames hold tensors
     session.forget()
-    release_memory(model.device)
+    release_memory()
     n_atoms = sum(graph.n_atoms for graph in graphs)
-    if retries == 0 or len(graphs) == 1:
+    if retries == 0:
         raise DeviceMemoryError(describe_shortage(n_atoms, model.device)) from reason
+    if len(graphs) == 1:
+        return _evaluate(session, graphs, retries=0)
     _log.info("memory ran out with %d atoms; evaluating them in two parts", n_atoms)
     middle = _find_middle([graph.n_atoms for graph in graphs])
     parts = graphs[:middle], graphs[middle:]

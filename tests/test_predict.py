@@ -173,12 +173,25 @@ def test_memory_that_never_suffices(student: Student, monkeypatch: pytest.Monkey
     ):
         predict(student, [bulk("Cu", cubic=True)] * 64)
     assert seen == [256, 128, 64, 32]
+    seen.clear()
     with pytest.raises(DeviceMemoryError, match="4 atoms"):
         predict(student, [bulk("Cu", cubic=True)])
+    assert seen == [4, 4], "a single structure is tried once more when memory has been freed"
     seen = limit_memory(monkeypatch, 0, "device lost")
     with pytest.raises(RuntimeError, match="device lost"):
         predict(student, [bulk("Cu", cubic=True)] * 2)
     assert len(seen) == 1
+
+
+def test_lists_that_do_not_fit(
+    student: Student, structures: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("could not allocate memory")
+
+    monkeypatch.setattr("fastff.neighbors.build_edges", fail)
+    with pytest.raises(DeviceMemoryError, match="atoms at once do not fit"):
+        predict(student, [bulk("Cu", cubic=True)])
 
 
 def test_threads_do_not_disturb_each_other(student: Student, structures: list[Atoms]) -> None:

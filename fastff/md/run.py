@@ -40,7 +40,7 @@ from fastff.md.snapshot import take_frame, take_restart
 from fastff.md.state import State, build_state, find_fixed, make_atoms
 from fastff.md.summary import Summary, summarize
 from fastff.md.trajectory import open_trajectory
-from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
+from fastff.memory import explain_shortage
 from fastff.structures import check_structure
 
 Listener = Callable[[int, float, np.ndarray | None], None]
@@ -137,7 +137,7 @@ def simulate(
         check_binding(point, binding, files.restart)
         point = point if point.marks else None  # killed before its first frame was on disk
     reference = restore_state(state, point) if point is not None else None
-    with _explain_memory(len(atoms), potential.device):
+    with explain_shortage(len(atoms), potential.device):
         engine = Engine(potential, state, settings, reference)
     folder.mkdir(parents=True, exist_ok=True)
     remove_strays(files.restart)
@@ -147,7 +147,7 @@ def simulate(
     recorder = _open_recorder(files, atoms, settings, binding, marks)
     first, seconds = engine.step, 0.0
     try:
-        with _watch_signals() as received, _explain_memory(len(atoms), potential.device):
+        with _watch_signals() as received, explain_shortage(len(atoms), potential.device):
             seconds = _run(
                 engine, recorder, settings, listener, received, watch, fresh=point is None
             )
@@ -275,17 +275,6 @@ def _record(
         engine.remember_sound()
     last: np.ndarray = progress.rows[-1]
     return last
-
-
-@contextmanager
-def _explain_memory(n_atoms: int, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into one line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceMemoryError(describe_shortage(n_atoms, device)) from error
 
 
 @contextmanager
