@@ -29,7 +29,7 @@ from fastff.errors import DataError, UsageError
 from fastff.evaluator import Choice, Evaluator, Outcome
 from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
-from fastff.neighbors import VerletCache
+from fastff.neighbors import VerletCache, check_skin_length
 from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
 
 _PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
@@ -129,8 +129,6 @@ class FastFFCalculator(Calculator):
         precision = _read_compatibility(compatibility, dtype)
         super().__init__(directory=directory)
         self.implemented_properties = list(_PROPERTIES)  # type: ignore[misc]
-        if not skin >= 0.0:
-            raise UsageError(f"skin {skin} Å must not be negative")
         if close_contacts not in get_args(CloseContacts):
             raise UsageError(
                 f"close_contacts {close_contacts!r} is not one of {', '.join(get_args(CloseContacts))}"
@@ -146,7 +144,7 @@ class FastFFCalculator(Calculator):
         else:
             self.student = load_model(model, device=place, dtype=precision)
             self.model_path = str(model)
-        self.charge, self.spin, self.skin = charge, spin, float(skin)
+        self.charge, self.spin, self.skin = charge, spin, check_skin_length(skin)
         self.close_contacts: CloseContacts = close_contacts
         self.extras: dict[str, Any] = {}
         self.evaluator = Evaluator(

@@ -26,7 +26,13 @@ from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
 from fastff.models.uncertainty import Uncertainty, predict_with_uncertainty
-from fastff.neighbors import VerletCache, build_edges, complete_cell, measure_edges
+from fastff.neighbors import (
+    VerletCache,
+    build_edges,
+    check_skin_length,
+    complete_cell,
+    measure_edges,
+)
 from fastff.resident import ResidentPotential
 
 Array = NDArray[np.float64]
@@ -138,9 +144,11 @@ class Evaluator:
         contact_limit: float | None = None,
         with_uncertainty: bool = False,
     ) -> None:
-        if not skin >= 0.0:
-            raise UsageError(f"skin {skin} Å must not be negative")
-        self.student, self.skin, self.contact_limit = student, float(skin), contact_limit
+        self.student, self.skin, self.contact_limit = (
+            student,
+            check_skin_length(skin),
+            contact_limit,
+        )
         self.options = Options(precision=precision)
         self._obstacle = find_student_obstacle(student)
         if with_uncertainty:

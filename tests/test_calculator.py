@@ -229,6 +229,7 @@ class TestArguments:
             ({"dtype": "float16"}, "dtype 'float16' is not one of float32, float64"),
             ({"skin": -1.0}, "skin -1.0 Å must not be negative"),
             ({"skin": float("nan")}, "skin nan"),
+            ({"skin": float("inf")}, "skin inf"),
             (
                 {"close_contacts": "maybe"},
                 "close_contacts 'maybe' is not one of raise, warn, ignore",
