@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import (
     Calculator,
@@ -25,38 +24,16 @@ from ase.calculators.calculator import (
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastff.checkpoint import load_model
+from fastff.coverage import list_unseen_pairs
 from fastff.errors import DataError, UsageError
 from fastff.evaluator import Choice, Evaluator, Outcome
 from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
 from fastff.neighbors import VerletCache, check_skin_length
+from fastff.placement import choose_device, place_student, read_compatibility
 from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
 
 _PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
-
-PRECISIONS = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float32-high": torch.float32,
-    "float32-highest": torch.float32,
-}
-"""Dtypes of students by the names that users may give."""
-
-_MEANINGLESS = frozenset(
-    {
-        "atoms_adapter",
-        "system_config",
-        "edge_method",
-        "max_num_neighbors",
-        "half_supercell",
-        "conservative",
-        "gpu_preprocessing",
-        "verbose",
-        "energy_terms",
-        "matmul_prec",
-        "atoms",
-    }
-)
 
 
 class FastFFCalculator(Calculator):
@@ -91,9 +68,11 @@ class FastFFCalculator(Calculator):
 
     Notes
     -----
-    Energy, forces and stress come from one pass. ``extras`` holds what ASE has no key for. Calculators may be copied
-    and pickled; buffers are rebuilt on the next call. One calculator serves one thread at a time. On the CPU a script
-    may call :func:`fastff.memory.keep_freed_memory` once, which saves a third of the time at a few hundred atoms.
+    Energy, forces and stress come from one pass. ``extras`` holds what ASE has no key for: uncertainty, and
+    ``unseen_pairs``, elements that never came within the cut-off of each other in training (with one warning).
+    Calculators may be copied and pickled; copies have buffers of their own, rebuilt on the next call. One calculator
+    serves one thread at a time. On the CPU a script may call :func:`fastff.memory.keep_freed_memory` once, which saves
+    a third of the time at a few hundred atoms.
 
     Raises
     ------
@@ -126,7 +105,7 @@ class FastFFCalculator(Calculator):
         directory: str = ".",
         **compatibility: Any,
     ) -> None:
-        precision = _read_compatibility(compatibility, dtype)
+        precision = read_compatibility(compatibility, dtype)
         super().__init__(directory=directory)
         self.implemented_properties = list(_PROPERTIES)  # type: ignore[misc]
         if close_contacts not in get_args(CloseContacts):
@@ -144,6 +123,9 @@ class FastFFCalculator(Calculator):
         else:
             self.student = load_model(model, device=place, dtype=precision)
             self.model_path = str(model)
+        for name, value in (("charge", charge), ("spin", spin)):
+            if value is not None:
+                _read_number(name, value)
         self.charge, self.spin, self.skin = charge, spin, check_skin_length(skin)
         self.close_contacts: CloseContacts = close_contacts
         self.extras: dict[str, Any] = {}
@@ -156,6 +138,8 @@ class FastFFCalculator(Calculator):
         self.on_extrapolation: Policy = on_extrapolation
         self._electronic: tuple[float, float] | None = None
         self._checked: tuple[Any, Any, Any, int, float] | None = None
+        self._unseen: tuple[str, ...] = ()
+        self._warned: set[str] = set()
         self.parameters.update(
             {
                 "model": self.model_path or type(self.student).__name__,
@@ -164,6 +148,21 @@ class FastFFCalculator(Calculator):
                 "skin": self.skin,
             }
         )
+
+    def __copy__(self) -> FastFFCalculator:
+        """A calculator with the same student, and everything else of its own."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        for name in (
+            "results",
+            "extras",
+            "parameters",
+            "implemented_properties",
+            "_warned",
+            "evaluator",
+        ):
+            setattr(twin, name, copy.copy(getattr(self, name)))
+        return twin
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """System changes since the last calculation; a new charge or spin counts as one."""
@@ -201,6 +200,7 @@ class FastFFCalculator(Calculator):
             atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
         )
         self._check_outcome(outcome)
+        self._check_pairs()
         results: dict[str, Any] = {
             "energy": outcome.energy,
             "free_energy": outcome.energy,
@@ -241,6 +241,7 @@ class FastFFCalculator(Calculator):
                 return 3, volume
         self._checked = None
         check_structure(atoms, close_contacts="ignore")
+        self._unseen = list_unseen_pairs(self.student.header, atoms)
         rank = int(atoms.cell.rank)
         volume = float(atoms.cell.volume) if rank == 3 else 0.0
         self._checked = (atoms.numbers.copy(), atoms.pbc.copy(), cell.copy(), rank, volume)
@@ -269,6 +270,21 @@ class FastFFCalculator(Calculator):
             remark = apply_extrapolation_policy(outcome.uncertainty, self.on_extrapolation)
             if remark is not None:
                 warnings.warn(remark, UserWarning, stacklevel=4)
+
+    def _check_pairs(self) -> None:
+        """Flag pairs of elements that training has never seen, with a warning the first time."""
+        if not self._unseen:
+            return
+        self.extras["unseen_pairs"] = list(self._unseen)
+        new = [pair for pair in self._unseen if pair not in self._warned]
+        if new:
+            self._warned.update(new)
+            warnings.warn(
+                f"{', '.join(new)} never came within {self.student.cutoff:g} Å of each other in the training data; "
+                "what the student says about such pairs is a guess",
+                UserWarning,
+                stacklevel=4,
+            )
 
     def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
         """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""
@@ -318,57 +334,11 @@ def measure_sound_cell(cell: np.ndarray) -> float | None:
 
 def _read_number(name: str, value: Any) -> float:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
         raise UsageError(
-            f"{name} {value!r} is not a number; correct atoms.info[{name!r}]"
-        ) from None
-
-
-def place_student(student: Student, device: torch.device, dtype: torch.dtype) -> Student:
-    """The student itself if it fits, else a converted copy: others may be using it."""
-    there = student.device
-    same_device = there.type == device.type and (there.index or 0) == (device.index or 0)
-    if student.dtype == dtype and same_device:
-        return student
-    return copy.deepcopy(student).to(device=device, dtype=dtype)
-
-
-def choose_device(device: str | None) -> torch.device:
-    """The device of a name; by default cuda where there is one.
-
-    Raises
-    ------
-    UsageError
-        If there is no such device.
-    """
-    if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"device {device!r} is not one; use 'cpu' or 'cuda'") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} requested but no CUDA GPU is usable; use device='cpu'")
-    return chosen
-
-
-def _read_compatibility(arguments: dict[str, Any], dtype: str) -> torch.dtype:
-    """Dtype that the arguments ask for; meaningless ones warn once, unknown ones raise."""
-    chosen = str(arguments.pop("precision", None) or dtype)
-    if arguments.pop("use_float64", False):
-        chosen = "float64"
-    idle = sorted(set(arguments) & _MEANINGLESS)
-    unknown = sorted(set(arguments) - _MEANINGLESS)
-    if unknown:
-        raise UsageError(
-            f"unknown argument {unknown[0]!r}; FastFFCalculator takes model, device, dtype, charge, spin, "
-            "skin, close_contacts, on_extrapolation, directory"
+            f"{name} {value!r} is not a number; correct the argument or atoms.info[{name!r}]"
         )
-    if idle:
-        warnings.warn(
-            f"FastFFCalculator has no use for {', '.join(idle)}; ignored", UserWarning, stacklevel=3
-        )
-    if chosen not in PRECISIONS:
-        raise UsageError(f"dtype {chosen!r} is not one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[chosen]
+    return number

@@ -7,7 +7,7 @@ evaluated again and again (:mod:`fastff.batches`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -44,14 +44,14 @@ _log = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def predict(
-    model: Student, structures: Sequence[Atoms], *, batch_atoms: int = 4096
+    model: Student, structures: Atoms | Iterable[Atoms], *, batch_atoms: int = 4096
 ) -> list[Labels]:
-    """Evaluate a student on structures of any sizes.
+    """Evaluate a student on one structure, or on many of any sizes.
 
     Parameters
     ----------
     model : Student
-    structures : sequence of ase.Atoms
+    structures : ase.Atoms or iterable of ase.Atoms
         Not modified.
     batch_atoms : int
         Most atoms evaluated together; a larger structure is evaluated alone. Where memory runs out, the number is
@@ -60,7 +60,8 @@ def predict(
     Returns
     -------
     list of Labels
-        In the order given. Stress is None unless a structure is periodic in all three directions.
+        In the order given; of length one for a single structure. Stress is None unless a structure is periodic in all
+        three directions.
 
     Raises
     ------
@@ -78,6 +79,7 @@ def predict(
     Takes the fused kernels where :func:`fastff.evaluator.choose_path` would, else torch. Keeps nothing between calls:
     several threads may call it at once.
     """
+    structures = [structures] if isinstance(structures, Atoms) else list(structures)
     results: list[Labels] = []
     session = _Session(model)
     for chunk in split_chunks(structures, batch_atoms):

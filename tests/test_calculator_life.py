@@ -121,6 +121,25 @@ class TestLifeCycle:
         again.calc = duplicate(copper.calc)
         assert again.get_potential_energy() == energy
 
+    def test_shallow_copies_have_buffers_of_their_own(
+        self, calculator: FastFFCalculator, copper: Atoms
+    ) -> None:
+        copper.calc = calculator
+        energy = copper.get_potential_energy()
+        other = copy.copy(calculator)
+        assert other.student is calculator.student
+        assert other.evaluator is not calculator.evaluator
+        assert other._cache.n_builds == 0
+        twin = copper.copy()
+        twin.rattle(0.1, seed=3)
+        twin.calc = other
+        twin.get_forces()
+        other.parameters["note"] = 1
+        assert copper.get_potential_energy() == energy == calculator.results["energy"]
+        assert "note" not in calculator.parameters
+        expect(other, twin)
+        expect(calculator, copper)
+
     def test_pickle_goes_to_another_process(
         self, calculator: FastFFCalculator, copper: Atoms, tmp_path: Path
     ) -> None:

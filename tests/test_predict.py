@@ -79,6 +79,16 @@ def test_stress_components_are_in_voigt_order(student: Student) -> None:
         assert found[place] == pytest.approx(slope, abs=1e-6)
 
 
+def test_one_structure_or_any_iterable(student: Student, structures: list[Atoms]) -> None:
+    alone = predict(student, structures[0])
+    assert len(alone) == 1
+    assert alone[0].energy == predict(student, structures[:1])[0].energy
+    found = predict(student, (atoms for atoms in structures))
+    assert len(found) == len(structures)
+    with pytest.raises(DataError, match="structure 1: no atoms"):
+        predict(student, iter([structures[0], Atoms()]))
+
+
 def test_nothing_to_predict(student: Student) -> None:
     assert predict(student, []) == []
 
