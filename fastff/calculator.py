@@ -31,7 +31,13 @@ from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
 from fastff.neighbors import VerletCache, check_skin_length
 from fastff.placement import choose_device, place_student, read_compatibility
-from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
+from fastff.structures import (
+    CLOSEST_DISTANCE,
+    CloseContacts,
+    check_structure,
+    is_same_array,
+    list_changes,
+)
 
 _PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
 
@@ -166,7 +172,7 @@ class FastFFCalculator(Calculator):
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """System changes since the last calculation; a new charge or spin counts as one."""
-        changes: list[str] = list(super().check_state(atoms, tol=tol))
+        changes = list_changes(self.atoms, atoms, tol, self.ignored_changes)
         if self._electronic is not None and self._read_electronic(atoms) != self._electronic:
             changes.append("initial_charges")
         return changes
@@ -227,13 +233,13 @@ class FastFFCalculator(Calculator):
         known = self._checked
         unchanged = (
             known is not None
-            and _equal(known[0], atoms.numbers)
-            and _equal(known[1], atoms.pbc)
+            and is_same_array(known[0], atoms.numbers)
+            and is_same_array(known[1], atoms.pbc)
             and bool(np.isfinite(atoms.positions.sum()))
         )
         if unchanged:
             assert known is not None
-            if _equal(known[2], cell):
+            if is_same_array(known[2], cell):
                 return known[3], known[4]
             volume = measure_sound_cell(cell) if known[1].all() else None
             if volume is not None:
@@ -310,11 +316,6 @@ class FastFFCalculator(Calculator):
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """JSON-able provenance, as ASE databases store it."""
         return dict(self.parameters)
-
-
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """As ``numpy.array_equal``, which takes three times as long for small arrays."""
-    return one.shape == other.shape and bool((one == other).all())
 
 
 def measure_sound_cell(cell: np.ndarray) -> float | None:

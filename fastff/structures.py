@@ -7,12 +7,13 @@ Here: files of any format ASE knows to checked :class:`ase.Atoms`. Not here: lab
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_changes
 from ase.data import chemical_symbols
 from ase.io import read
 from ase.io.formats import UnknownFileTypeError, filetype
@@ -129,6 +130,61 @@ def check_structure(
         raise DataError(f"{name}: {error}") from error
     if close_contacts != "ignore":
         _check_contacts(positions, cell, pbc, name, close_contacts)
+
+
+def list_changes(
+    old: Atoms | None, new: Atoms, tolerance: float, ignored: Collection[str] = ()
+) -> list[str]:
+    """In what a structure differs from an earlier one, by the rules of ``ase.calculators.calculator.compare_atoms``.
+
+    Parameters
+    ----------
+    old : ase.Atoms or None
+        None differs in everything.
+    new : ase.Atoms
+    tolerance : float
+        Numbers further apart than this differ, and so do those that are not numbers.
+    ignored : collection of str
+        Names that do not count.
+
+    Returns
+    -------
+    list of str
+        Some of :data:`ase.calculators.calculator.all_changes`. Arrays that are the same bit for bit, which they mostly
+        are, cost one comparison.
+    """
+    if old is None:
+        return list(all_changes)
+    changes = []
+    for name in all_changes:
+        if name in ignored:
+            continue
+        if name in ("cell", "pbc"):
+            pair = (old.cell.array, new.cell.array) if name == "cell" else (old.pbc, new.pbc)
+        else:
+            first, second = old.arrays.get(name), new.arrays.get(name)
+            if first is None or second is None:
+                if first is not second:
+                    changes.append(name)
+                continue
+            pair = (first, second)
+        if not _agree(*pair, tolerance):
+            changes.append(name)
+    return changes
+
+
+def is_same_array(one: np.ndarray, other: np.ndarray) -> bool:
+    """As ``numpy.array_equal``, which takes three times as long for small arrays."""
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def _agree(one: np.ndarray, other: np.ndarray, tolerance: float) -> bool:
+    if is_same_array(one, other):
+        return True
+    if one.shape != other.shape:
+        return False
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(one.astype(np.float64) - other) <= tolerance).all())
 
 
 def check_occupancy(atoms: Atoms, *, name: str = "structure") -> None:
