@@ -31,6 +31,7 @@ from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
 from fastff.neighbors import VerletCache, check_skin_length
 from fastff.placement import choose_device, place_student, read_compatibility
+from fastff.precision import DEFAULT, describe_precision
 from fastff.structures import (
     CLOSEST_DISTANCE,
     CloseContacts,
@@ -54,6 +55,10 @@ class FastFFCalculator(Calculator):
         ``"cpu"`` or ``"cuda"``; by default cuda where there is one.
     dtype : str
         ``"float32"`` or ``"float64"``.
+    precision : {"tf32x3", "tf32", "ieee"}, optional
+        Of matrix products on a CUDA device: "tf32" is a fast mode, with about three digits in each product; the default
+        keeps those of float32. The first evaluation in another than the default mode warns of what it changes, measured
+        on that structure. ORBCalculator's values, such as "float32-high", choose the dtype.
     charge, spin : int, optional
         Total charge and spin multiplicity. Students are neutral and spinless: any other charge is refused, never
         ignored. Without these, ``atoms.info["charge"]``, ``atoms.info["spin"]`` and the sum of initial charges count.
@@ -69,7 +74,7 @@ class FastFFCalculator(Calculator):
     directory : str
         As in every ASE calculator; nothing is written.
     **compatibility
-        ``precision`` (ORBCalculator) and ``use_float64`` (FENNIXCalculator) choose the dtype; tuning arguments of those
+        ``use_float64`` (FENNIXCalculator) chooses the dtype; tuning arguments of those
         calculators that have no meaning here are accepted with one warning. Any other name is an error.
 
     Notes
@@ -103,6 +108,7 @@ class FastFFCalculator(Calculator):
         *,
         device: str | None = None,
         dtype: str = "float32",
+        precision: str | None = None,
         charge: int | None = None,
         spin: int | None = None,
         skin: float = 1.0,
@@ -111,7 +117,7 @@ class FastFFCalculator(Calculator):
         directory: str = ".",
         **compatibility: Any,
     ) -> None:
-        precision = read_compatibility(compatibility, dtype)
+        width, self.precision = read_compatibility(compatibility, dtype, precision)
         super().__init__(directory=directory)
         self.implemented_properties = list(_PROPERTIES)  # type: ignore[misc]
         if close_contacts not in get_args(CloseContacts):
@@ -124,10 +130,10 @@ class FastFFCalculator(Calculator):
             )
         place = choose_device(device)
         if isinstance(model, Student):
-            self.student = place_student(model, place, precision)
+            self.student = place_student(model, place, width)
             self.model_path = None
         else:
-            self.student = load_model(model, device=place, dtype=precision)
+            self.student = load_model(model, device=place, dtype=width)
             self.model_path = str(model)
         for name, value in (("charge", charge), ("spin", spin)):
             if value is not None:
@@ -138,6 +144,7 @@ class FastFFCalculator(Calculator):
         self.evaluator = Evaluator(
             self.student,
             skin=self.skin,
+            precision=self.precision,
             contact_limit=None if close_contacts == "ignore" else CLOSEST_DISTANCE,
             with_uncertainty=on_extrapolation != "ignore",
         )
@@ -146,12 +153,14 @@ class FastFFCalculator(Calculator):
         self._checked: tuple[Any, Any, Any, int, float] | None = None
         self._unseen: tuple[str, ...] = ()
         self._warned: set[str] = set()
+        self._told_precision = self.precision == DEFAULT
         self.parameters.update(
             {
                 "model": self.model_path or type(self.student).__name__,
                 "model_sha256": self.student.header.get("sha256"),
-                "dtype": str(precision).removeprefix("torch."),
+                "dtype": str(width).removeprefix("torch."),
                 "skin": self.skin,
+                "precision": self.precision,
             }
         )
 
@@ -207,6 +216,7 @@ class FastFFCalculator(Calculator):
         )
         self._check_outcome(outcome)
         self._check_pairs()
+        self._tell_precision(atoms)
         results: dict[str, Any] = {
             "energy": outcome.energy,
             "free_energy": outcome.energy,
@@ -291,6 +301,15 @@ class FastFFCalculator(Calculator):
                 UserWarning,
                 stacklevel=4,
             )
+
+    def _tell_precision(self, atoms: Atoms) -> None:
+        """Say once what another precision than the default does."""
+        if self._told_precision:
+            return
+        self._told_precision = True
+        remark = describe_precision(self.student, self.precision, atoms, self.explain())
+        if remark is not None:
+            warnings.warn(remark, UserWarning, stacklevel=4)
 
     def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
         """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""

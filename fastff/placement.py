@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastff.errors import UsageError
+from fastff.kernels.moment_potential.workspace import PRECISIONS, Options
 from fastff.models import Student
 
 DTYPES = {
@@ -76,16 +77,29 @@ def choose_device(device: str | None) -> torch.device:
     return chosen
 
 
-def read_compatibility(arguments: dict[str, Any], dtype: str) -> torch.dtype:
-    """Dtype that the arguments ask for; meaningless ones warn once, unknown ones raise."""
-    chosen = str(arguments.pop("precision", None) or dtype)
+def read_compatibility(
+    arguments: dict[str, Any], dtype: str, precision: str | None
+) -> tuple[torch.dtype, str]:
+    """Dtype and kernel precision that arguments ask for; meaningless ones warn once, unknown ones raise.
+
+    ``precision`` is that of the fused kernels, or, as ORBCalculator has it, a dtype.
+    """
+    chosen, products = dtype, Options().precision
+    if precision in DTYPES:
+        chosen = precision
+    elif precision is not None:
+        if precision not in PRECISIONS:
+            raise UsageError(
+                f"precision {precision!r} is not one of {', '.join((*PRECISIONS, *DTYPES))}"
+            )
+        products = precision
     if arguments.pop("use_float64", False):
         chosen = "float64"
     idle = sorted(set(arguments) & _MEANINGLESS)
     unknown = sorted(set(arguments) - _MEANINGLESS)
     if unknown:
         raise UsageError(
-            f"unknown argument {unknown[0]!r}; FastFFCalculator takes model, device, dtype, charge, spin, "
+            f"unknown argument {unknown[0]!r}; FastFFCalculator takes model, device, dtype, precision, charge, spin, "
             "skin, close_contacts, on_extrapolation, directory"
         )
     if idle:
@@ -94,4 +108,4 @@ def read_compatibility(arguments: dict[str, Any], dtype: str) -> torch.dtype:
         )
     if chosen not in DTYPES:
         raise UsageError(f"dtype {chosen!r} is not one of {', '.join(DTYPES)}")
-    return DTYPES[chosen]
+    return DTYPES[chosen], products
