@@ -1,8 +1,7 @@
 """``FastFFCalculator``: a student behind ASE's calculator interface.
 
 Here: the life cycle of one calculator, argument compatibility, what ASE must be told. Not here: models, neighbor lists
-and the choice of kernels (:mod:`fastff.evaluator`), batches of many structures (:func:`fastff.predict.predict`),
-dynamics.
+and the choice of kernels (:mod:`fastff.evaluator`), how many structures are batched (:mod:`fastff.predict`), dynamics.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -27,17 +26,20 @@ from fastff.checkpoint import load_model
 from fastff.coverage import list_unseen_pairs
 from fastff.errors import DataError, UsageError
 from fastff.evaluator import Choice, Evaluator, Outcome
+from fastff.labels import Labels
 from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
 from fastff.neighbors import VerletCache, check_skin_length
 from fastff.placement import choose_device, place_student, read_compatibility
 from fastff.precision import DEFAULT, describe_precision
+from fastff.predict import predict
 from fastff.structures import (
     CLOSEST_DISTANCE,
     CloseContacts,
     check_structure,
     is_same_array,
     list_changes,
+    measure_sound_cell,
 )
 
 _PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
@@ -79,11 +81,11 @@ class FastFFCalculator(Calculator):
 
     Notes
     -----
-    Energy, forces and stress come from one pass. ``extras`` holds what ASE has no key for: uncertainty, and
-    ``unseen_pairs``, elements that never came within the cut-off of each other in training (with one warning).
-    Calculators may be copied and pickled; copies have buffers of their own, rebuilt on the next call. One calculator
-    serves one thread at a time. On the CPU a script may call :func:`fastff.memory.keep_freed_memory` once, which saves
-    a third of the time at a few hundred atoms.
+    Energy, forces and stress come from one pass; :meth:`predict` evaluates many structures at once. ``extras`` holds
+    what ASE has no key for: uncertainty, and ``unseen_pairs``, elements that never came within the cut-off of each
+    other in training (with one warning). Calculators may be copied and pickled; copies have buffers of their own,
+    rebuilt on the next call. One calculator serves one thread at a time. On the CPU a script may call
+    :func:`fastff.memory.keep_freed_memory` once, which saves a third of the time at a few hundred atoms.
 
     Raises
     ------
@@ -215,7 +217,9 @@ class FastFFCalculator(Calculator):
             atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
         )
         self._check_outcome(outcome)
-        self._check_pairs()
+        if self._unseen:
+            self.extras["unseen_pairs"] = list(self._unseen)
+            self._warn_of_pairs(self._unseen)
         self._tell_precision(atoms)
         results: dict[str, Any] = {
             "energy": outcome.energy,
@@ -227,6 +231,50 @@ class FastFFCalculator(Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress(outcome.virial / volume)
         self.results = results
         self._electronic = electronic
+
+    def predict(
+        self, structures: Atoms | Iterable[Atoms], *, batch_atoms: int = 4096
+    ) -> list[Labels]:
+        """Evaluate many structures together, which is quicker for small ones than one after another.
+
+        Parameters
+        ----------
+        structures : ase.Atoms or iterable of ase.Atoms
+            Of any sizes. Neither they nor ``results`` and ``extras`` are changed.
+        batch_atoms : int
+            Most atoms evaluated together, see :func:`fastff.predict.predict`.
+
+        Returns
+        -------
+        list of Labels
+            Energy, forces, stress and energies of every structure, in the order given.
+
+        Raises
+        ------
+        fastff.errors.UsageError
+            If the calculator should measure uncertainty, which batches do not; if a charge or spin cannot be honoured.
+        fastff.errors.DataError
+            If a structure cannot be used; the message says which one.
+        """
+        if self.on_extrapolation != "ignore":
+            raise UsageError(
+                f"predict measures no uncertainty, and on_extrapolation is {self.on_extrapolation!r}; "
+                "use on_extrapolation='ignore', or evaluate one structure after another"
+            )
+        chosen = [structures] if isinstance(structures, Atoms) else list(structures)
+        for number, atoms in enumerate(chosen):
+            try:
+                self._check_electronic(self._read_electronic(atoms))
+            except UsageError as error:
+                raise UsageError(f"structure {number}: {error}") from None
+        found = predict(
+            self.student, chosen, batch_atoms=batch_atoms, precision=self.precision, close_contacts=self.close_contacts
+        )  # fmt: skip
+        for atoms in chosen:
+            self._warn_of_pairs(list_unseen_pairs(self.student.header, atoms))
+        if chosen:
+            self._tell_precision(chosen[0])
+        return found
 
     def explain(self) -> Choice:
         """Which path evaluations take, fused kernels or torch, and why."""
@@ -287,12 +335,9 @@ class FastFFCalculator(Calculator):
             if remark is not None:
                 warnings.warn(remark, UserWarning, stacklevel=4)
 
-    def _check_pairs(self) -> None:
-        """Flag pairs of elements that training has never seen, with a warning the first time."""
-        if not self._unseen:
-            return
-        self.extras["unseen_pairs"] = list(self._unseen)
-        new = [pair for pair in self._unseen if pair not in self._warned]
+    def _warn_of_pairs(self, unseen: Sequence[str]) -> None:
+        """Warn of pairs of elements that training has never seen, the first time."""
+        new = [pair for pair in unseen if pair not in self._warned]
         if new:
             self._warned.update(new)
             warnings.warn(
@@ -335,21 +380,6 @@ class FastFFCalculator(Calculator):
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """JSON-able provenance, as ASE databases store it."""
         return dict(self.parameters)
-
-
-def measure_sound_cell(cell: np.ndarray) -> float | None:
-    """Volume of a cell that is far from singular, Å^3; None for all others, which need a closer look.
-
-    With unit rows of determinant d, the least singular value is at least d / 1.5.
-    """
-    rows = cell.tolist()
-    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = rows
-    volume = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx)
-    scale = 1.0
-    for x, y, z in rows:
-        scale *= math.sqrt(x * x + y * y + z * z)
-    sound = scale > 1e-6 and abs(volume) > 1e-3 * scale and math.isfinite(volume)
-    return abs(volume) if sound else None
 
 
 def _read_number(name: str, value: Any) -> float:

@@ -20,6 +20,7 @@ from fastff.graph import Graph, batch_graphs
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.op import OP
+from fastff.kernels.moment_potential.workspace import Options
 from fastff.labels import Labels
 from fastff.memory import (
     DeviceMemoryError,
@@ -34,7 +35,7 @@ from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
 from fastff.neighbors import atoms_to_graph
 from fastff.packed import BatchOutcome, convert_prediction, evaluate_packed, pack_batch
-from fastff.structures import check_structure
+from fastff.structures import CloseContacts, check_structure
 
 MAX_RETRIES = 3
 """How often a batch is halved where memory runs out."""
@@ -44,7 +45,12 @@ _log = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def predict(
-    model: Student, structures: Atoms | Iterable[Atoms], *, batch_atoms: int = 4096
+    model: Student,
+    structures: Atoms | Iterable[Atoms],
+    *,
+    batch_atoms: int = 4096,
+    precision: str = Options().precision,
+    close_contacts: CloseContacts = "raise",
 ) -> list[Labels]:
     """Evaluate a student on one structure, or on many of any sizes.
 
@@ -56,6 +62,10 @@ def predict(
     batch_atoms : int
         Most atoms evaluated together; a larger structure is evaluated alone. Where memory runs out, the number is
         halved, at most three times; a single structure is tried once more when everything kept has been dropped.
+    precision : {"tf32x3", "tf32", "ieee"}
+        Of matrix products of the fused kernels.
+    close_contacts : {"raise", "warn", "ignore"}
+        What to do about atoms that coincide; see :func:`fastff.structures.check_structure`.
 
     Returns
     -------
@@ -81,10 +91,12 @@ def predict(
     """
     structures = [structures] if isinstance(structures, Atoms) else list(structures)
     results: list[Labels] = []
-    session = _Session(model)
+    session = _Session(model, Options(precision=precision))
     for chunk in split_chunks(structures, batch_atoms):
         for number, atoms in enumerate(chunk, start=len(results)):
-            _check(atoms, model, f"structure {number}" if len(structures) > 1 else "structure")
+            name = f"structure {number}" if len(structures) > 1 else "structure"
+            check_structure(atoms, name=name, close_contacts=close_contacts)
+            _check_elements(atoms, model, name)
         with explain_shortage(sum(map(len, chunk)), torch.device("cpu")):
             graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
         results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
@@ -94,8 +106,9 @@ def predict(
 class _Session:
     """One call of :func:`predict`: the student, and the fused kernels with their buffers where they are used."""
 
-    def __init__(self, model: Student) -> None:
+    def __init__(self, model: Student, options: Options) -> None:
         self.model, self._obstacle = model, find_student_obstacle(model)
+        self._options = options
         self._fused: FusedPotential | None = None
 
     def evaluate(self, graph: Graph) -> BatchOutcome:
@@ -117,7 +130,7 @@ class _Session:
         assert isinstance(model, MomentStudent)
         species = model.find_species(graph.numbers)
         if self._fused is None:
-            self._fused = FusedPotential(collect_weights(model), model.device)
+            self._fused = FusedPotential(collect_weights(model), model.device, self._options)
         packed = pack_batch(graph.edge_index, graph.shifts, graph.batch, graph.n_systems)
         return evaluate_packed(self._fused, packed, graph.positions, graph.cell, species)
 
@@ -153,8 +166,7 @@ def _find_middle(sizes: Sequence[int]) -> int:
     return best[1]
 
 
-def _check(atoms: Atoms, model: Student, name: str) -> None:
-    check_structure(atoms, name=name)
+def _check_elements(atoms: Atoms, model: Student, name: str) -> None:
     if not set(atoms.numbers.tolist()) <= set(model.elements):
         numbers = torch.as_tensor(atoms.numbers)
         raise UnsupportedElementError(f"{name}: {describe_unknown(numbers, model.elements)}")

@@ -6,6 +6,7 @@ Here: files of any format ASE knows to checked :class:`ase.Atoms`. Not here: lab
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -185,6 +186,21 @@ def _agree(one: np.ndarray, other: np.ndarray, tolerance: float) -> bool:
         return False
     with np.errstate(invalid="ignore"):
         return bool((np.abs(one.astype(np.float64) - other) <= tolerance).all())
+
+
+def measure_sound_cell(cell: np.ndarray) -> float | None:
+    """Volume of a cell that is far from singular, Å^3; None for all others, which need a closer look.
+
+    With unit rows of determinant d, the least singular value is at least d / 1.5.
+    """
+    rows = cell.tolist()
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = rows
+    volume = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx)
+    scale = 1.0
+    for x, y, z in rows:
+        scale *= math.sqrt(x * x + y * y + z * z)
+    sound = scale > 1e-6 and abs(volume) > 1e-3 * scale and math.isfinite(volume)
+    return abs(volume) if sound else None
 
 
 def check_occupancy(atoms: Atoms, *, name: str = "structure") -> None:

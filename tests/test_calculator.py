@@ -15,8 +15,9 @@ from ase.io import read, write
 from calculators import expect
 from untrained import make_student
 
-from fastff.calculator import FastFFCalculator, measure_sound_cell
+from fastff.calculator import FastFFCalculator
 from fastff.errors import DataError, UsageError
+from fastff.structures import measure_sound_cell
 
 
 class TestResults:

@@ -226,6 +226,8 @@ def test_fast_mode_reaches_the_kernels_and_tells_its_error():
         assert calculator.evaluator._session.potential._fused.options.precision == "tf32"
         potential = make_potential(student, precision="tf32")
         assert potential._fused.options.precision == "tf32"
+        labels = calculator.predict([atoms])[0]
+    np.testing.assert_allclose(labels.forces, calculator.results["forces"], rtol=0, atol=1e-3)
 
 
 def test_fused_calculator():
