@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read
-from md_models import make_copper
+from md_models import make_copper, write_copper
 
 from fastff.checkpoint import save_model
 from fastff.errors import DataError, UnsupportedElementError, UsageError
@@ -164,11 +164,8 @@ def test_unknown_elements_leave_no_folder(student: Student, tmp_path: Path, run_
     assert not (tmp_path / "runs").exists()
 
 
-def test_command_refuses_a_foreign_trajectory(
-    student: Student, tmp_path: Path, run_cli: Run
-) -> None:
-    save_model(tmp_path / "cu.safetensors", student, {"teacher": {"name": "none"}})
-    bulk("Cu", cubic=True).write(tmp_path / "cu.extxyz")
+def test_command_refuses_a_foreign_trajectory(tmp_path: Path, run_cli: Run) -> None:
+    write_copper(tmp_path)
     command = [
         "md", tmp_path / "cu.safetensors", tmp_path / "cu.extxyz", "--steps", "10", "--frame-interval", "5",
         "--out", tmp_path / "run", "--trajectory", tmp_path / "t.h5", "--device", "cpu",

@@ -242,7 +242,7 @@ def parse_time(text: str, unit: str, option: str) -> float:
 
 def parse_temperature(text: str) -> tuple[float, float | None]:
     """Start and, for a ramp, end temperature in K of ``300`` or ``300-900``."""
-    parts = text.replace(" ", "").removesuffix("K").split("-")
+    parts = re.split(r"(?<![eE])-", text.replace(" ", "").removesuffix("K"))  # no exponent's sign
     try:
         values = [float(part) for part in parts]
     except ValueError:

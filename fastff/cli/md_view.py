@@ -124,13 +124,16 @@ def print_verdict(console: Console, result: RunResult, settings: MDSettings, mod
     rate = f"{result.seconds / done * 1e3:.3g} ms per step, " if done else ""
     per_second = done * len(result.atoms) / result.seconds if result.seconds > 0 else 0.0
     files = result.files
+    drift = f"conserved quantity drifts by {s.drift:.3g} meV/atom/ps"
+    if math.isnan(s.drift):
+        drift = f"{s.n_rows} rows in {files.log.name} are too few to tell how the conserved quantity drifts"
     outside = ""
     if result.n_extrapolations:
         outside = f"; {result.n_extrapolations} frames outside the training data"
     lines = (
         f"[bold]verdict[/]  stable to step {result.step} ({result.step * settings.timestep / 1000:g} ps){outside}",
         f"         temperature {format_average(s.temperature, 1)} K{pressure} (last four fifths)",
-        f"         conserved quantity drifts by {s.drift:.3g} meV/atom/ps",
+        f"         {drift}",
         f"         {rate}{result.ns_per_day:.3g} ns/day, {per_second:.3g} atom-steps/s, "
         f"{result.n_rebuilds} neighbor lists rebuilt; {files.folder}: {files.log.name}, "
         f"{files.trajectory.name}, {files.final.name}",
