@@ -28,7 +28,7 @@ _LONGEST_GRID = 50_000
 """Grid cells along one direction; vesin ends the process with SIGFPE near 100 000 in a narrow box."""
 
 
-_MOST_NEIGHBORS = 500_000
+_MOST_NEIGHBORS = 50_000
 """Neighbors per atom; condensed matter has some thousand within the longest cut-offs in use."""
 
 

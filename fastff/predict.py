@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from fastff.errors import UnsupportedElementError
+from fastff.errors import DataError, UnsupportedElementError
 from fastff.evaluator import find_student_obstacle
 from fastff.graph import Graph, batch_graphs
 from fastff.kernels import dispatch
@@ -93,12 +93,12 @@ def predict(
     results: list[Labels] = []
     session = _Session(model, Options(precision=precision))
     for chunk in split_chunks(structures, batch_atoms):
+        graphs = []
         for number, atoms in enumerate(chunk, start=len(results)):
             name = f"structure {number}" if len(structures) > 1 else "structure"
             check_structure(atoms, name=name, close_contacts=close_contacts)
             _check_elements(atoms, model, name)
-        with explain_shortage(sum(map(len, chunk)), torch.device("cpu")):
-            graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
+            graphs.append(_list_neighbors(atoms, model.cutoff, name))
         results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
     return results
 
@@ -164,6 +164,14 @@ def _find_middle(sizes: Sequence[int]) -> int:
         before += sizes[cut - 1]
         best = min(best, (max(before, total - before), cut))
     return best[1]
+
+
+def _list_neighbors(atoms: Atoms, cutoff: float, name: str) -> Graph:
+    try:
+        with explain_shortage(len(atoms), torch.device("cpu")):
+            return atoms_to_graph(atoms, cutoff)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def _check_elements(atoms: Atoms, model: Student, name: str) -> None:

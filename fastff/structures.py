@@ -267,7 +267,10 @@ def _check_numbers(atoms: Atoms, name: str) -> None:
 def _check_contacts(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, name: str, reaction: CloseContacts
 ) -> None:
-    edges, shifts = build_edges(positions, cell, pbc, CLOSEST_DISTANCE)
+    try:
+        edges, shifts = build_edges(positions, cell, pbc, CLOSEST_DISTANCE)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     if not edges.shape[1]:
         return
     i, j = (int(index) for index in edges[:, 0])

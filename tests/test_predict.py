@@ -120,6 +120,8 @@ def test_chunks_hold_every_structure_once() -> None:
         (Atoms("Cu", [[np.nan, 0, 0]]), DataError, "structure 2: position of atom 0 is not finite"),
         (Atoms("Cu", pbc=True), DataError, "structure 2: cell vector a, b, c is zero"),
         (Atoms("Cu2"), DataError, "structure 2: atom 0 and atom 1 are 0 Å apart"),
+        (Atoms("Cu", cell=[0.01] * 3, pbc=True), DataError, "structure 2: the cell .* images"),
+        (Atoms("Cu", cell=[0.11] * 3, pbc=True), DataError, "structure 2: the cell .* images"),
         (Atoms("X"), UnsupportedElementError, "structure 2: atom 0 has atomic number 0"),
         (
             Atoms("OXe", [[0, 0, 0], [2, 0, 0]]),

@@ -25,7 +25,7 @@ MARGIN = 1e-6
 """By how much, relatively, bins are wider than the reach, for rounding."""
 MAX_IMAGES = 256
 """Most images of the cell in reach along one direction; more are a mistake in the cell."""
-MAX_SHIFTS = 1_000_000
+MAX_SHIFTS = 100_000
 """Most images of the cell in reach altogether, likewise."""
 
 
