@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastff.errors import DataError, UsageError
+from fastff.errors import DataError
 from fastff.evaluator import Choice, choose_path, find_student_obstacle
 from fastff.graph import Graph, edge_vectors
 from fastff.kernels import dispatch
@@ -25,7 +25,7 @@ from fastff.kernels.neighbor_list import build_neighbors
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
-from fastff.neighbors import build_edges, complete_cell
+from fastff.neighbors import build_edges, check_skin_length, complete_cell
 from fastff.packed import (
     BatchOutcome,
     PackedBatch,
@@ -76,9 +76,7 @@ class BatchEvaluator:
     """
 
     def __init__(self, student: Student, *, skin: float = 1.0, precision: str = "tf32x3") -> None:
-        if not skin >= 0.0:
-            raise UsageError(f"skin {skin} Å must not be negative")
-        self.student, self.skin = student, float(skin)
+        self.student, self.skin = student, check_skin_length(skin)
         self.options = Options(precision=precision)
         self.n_builds = 0
         self._obstacle = find_student_obstacle(student)

@@ -1,8 +1,7 @@
 """``FastFFCalculator``: a student behind ASE's calculator interface.
 
 Here: the life cycle of one calculator, argument compatibility, what ASE must be told. Not here: models, neighbor lists
-and the choice of kernels (:mod:`fastff.evaluator`), batches of many structures (:func:`fastff.predict.predict`),
-dynamics.
+and the choice of kernels (:mod:`fastff.evaluator`), how many structures are batched (:mod:`fastff.predict`), dynamics.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import (
     Calculator,
@@ -25,38 +23,26 @@ from ase.calculators.calculator import (
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastff.checkpoint import load_model
+from fastff.coverage import list_unseen_pairs
 from fastff.errors import DataError, UsageError
 from fastff.evaluator import Choice, Evaluator, Outcome
+from fastff.labels import Labels
 from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
-from fastff.neighbors import VerletCache
-from fastff.structures import CLOSEST_DISTANCE, CloseContacts, check_structure
+from fastff.neighbors import VerletCache, check_skin_length
+from fastff.placement import choose_device, place_student, read_compatibility
+from fastff.precision import DEFAULT, describe_precision
+from fastff.predict import predict
+from fastff.structures import (
+    CLOSEST_DISTANCE,
+    CloseContacts,
+    check_structure,
+    is_same_array,
+    list_changes,
+    measure_sound_cell,
+)
 
 _PROPERTIES = ("energy", "free_energy", "forces", "stress", "energies")
-
-PRECISIONS = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "float32-high": torch.float32,
-    "float32-highest": torch.float32,
-}
-"""Dtypes of students by the names that users may give."""
-
-_MEANINGLESS = frozenset(
-    {
-        "atoms_adapter",
-        "system_config",
-        "edge_method",
-        "max_num_neighbors",
-        "half_supercell",
-        "conservative",
-        "gpu_preprocessing",
-        "verbose",
-        "energy_terms",
-        "matmul_prec",
-        "atoms",
-    }
-)
 
 
 class FastFFCalculator(Calculator):
@@ -71,6 +57,10 @@ class FastFFCalculator(Calculator):
         ``"cpu"`` or ``"cuda"``; by default cuda where there is one.
     dtype : str
         ``"float32"`` or ``"float64"``.
+    precision : {"tf32x3", "tf32", "ieee"}, optional
+        Of matrix products on a CUDA device: "tf32" is a fast mode, with about three digits in each product; the default
+        keeps those of float32. The first evaluation in another than the default mode warns of what it changes, measured
+        on that structure. ORBCalculator's values, such as "float32-high", choose the dtype.
     charge, spin : int, optional
         Total charge and spin multiplicity. Students are neutral and spinless: any other charge is refused, never
         ignored. Without these, ``atoms.info["charge"]``, ``atoms.info["spin"]`` and the sum of initial charges count.
@@ -86,14 +76,16 @@ class FastFFCalculator(Calculator):
     directory : str
         As in every ASE calculator; nothing is written.
     **compatibility
-        ``precision`` (ORBCalculator) and ``use_float64`` (FENNIXCalculator) choose the dtype; tuning arguments of those
+        ``use_float64`` (FENNIXCalculator) chooses the dtype; tuning arguments of those
         calculators that have no meaning here are accepted with one warning. Any other name is an error.
 
     Notes
     -----
-    Energy, forces and stress come from one pass. ``extras`` holds what ASE has no key for. Calculators may be copied
-    and pickled; buffers are rebuilt on the next call. One calculator serves one thread at a time. On the CPU a script
-    may call :func:`fastff.memory.keep_freed_memory` once, which saves a third of the time at a few hundred atoms.
+    Energy, forces and stress come from one pass; :meth:`predict` evaluates many structures at once. ``extras`` holds
+    what ASE has no key for: uncertainty, and ``unseen_pairs``, elements that never came within the cut-off of each
+    other in training (with one warning). Calculators may be copied and pickled; copies have buffers of their own,
+    rebuilt on the next call. One calculator serves one thread at a time. On the CPU a script may call
+    :func:`fastff.memory.keep_freed_memory` once, which saves a third of the time at a few hundred atoms.
 
     Raises
     ------
@@ -118,6 +110,7 @@ class FastFFCalculator(Calculator):
         *,
         device: str | None = None,
         dtype: str = "float32",
+        precision: str | None = None,
         charge: int | None = None,
         spin: int | None = None,
         skin: float = 1.0,
@@ -126,11 +119,9 @@ class FastFFCalculator(Calculator):
         directory: str = ".",
         **compatibility: Any,
     ) -> None:
-        precision = _read_compatibility(compatibility, dtype)
+        width, self.precision = read_compatibility(compatibility, dtype, precision)
         super().__init__(directory=directory)
         self.implemented_properties = list(_PROPERTIES)  # type: ignore[misc]
-        if not skin >= 0.0:
-            raise UsageError(f"skin {skin} Å must not be negative")
         if close_contacts not in get_args(CloseContacts):
             raise UsageError(
                 f"close_contacts {close_contacts!r} is not one of {', '.join(get_args(CloseContacts))}"
@@ -141,35 +132,58 @@ class FastFFCalculator(Calculator):
             )
         place = choose_device(device)
         if isinstance(model, Student):
-            self.student = place_student(model, place, precision)
+            self.student = place_student(model, place, width)
             self.model_path = None
         else:
-            self.student = load_model(model, device=place, dtype=precision)
+            self.student = load_model(model, device=place, dtype=width)
             self.model_path = str(model)
-        self.charge, self.spin, self.skin = charge, spin, float(skin)
+        for name, value in (("charge", charge), ("spin", spin)):
+            if value is not None:
+                _read_number(name, value)
+        self.charge, self.spin, self.skin = charge, spin, check_skin_length(skin)
         self.close_contacts: CloseContacts = close_contacts
         self.extras: dict[str, Any] = {}
         self.evaluator = Evaluator(
             self.student,
             skin=self.skin,
+            precision=self.precision,
             contact_limit=None if close_contacts == "ignore" else CLOSEST_DISTANCE,
             with_uncertainty=on_extrapolation != "ignore",
         )
         self.on_extrapolation: Policy = on_extrapolation
         self._electronic: tuple[float, float] | None = None
         self._checked: tuple[Any, Any, Any, int, float] | None = None
+        self._unseen: tuple[str, ...] = ()
+        self._warned: set[str] = set()
+        self._told_precision = self.precision == DEFAULT
         self.parameters.update(
             {
                 "model": self.model_path or type(self.student).__name__,
                 "model_sha256": self.student.header.get("sha256"),
-                "dtype": str(precision).removeprefix("torch."),
+                "dtype": str(width).removeprefix("torch."),
                 "skin": self.skin,
+                "precision": self.precision,
             }
         )
 
+    def __copy__(self) -> FastFFCalculator:
+        """A calculator with the same student, and everything else of its own."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        for name in (
+            "results",
+            "extras",
+            "parameters",
+            "implemented_properties",
+            "_warned",
+            "evaluator",
+        ):
+            setattr(twin, name, copy.copy(getattr(self, name)))
+        return twin
+
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """System changes since the last calculation; a new charge or spin counts as one."""
-        changes: list[str] = list(super().check_state(atoms, tol=tol))
+        changes = list_changes(self.atoms, atoms, tol, self.ignored_changes)
         if self._electronic is not None and self._read_electronic(atoms) != self._electronic:
             changes.append("initial_charges")
         return changes
@@ -203,6 +217,10 @@ class FastFFCalculator(Calculator):
             atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
         )
         self._check_outcome(outcome)
+        if self._unseen:
+            self.extras["unseen_pairs"] = list(self._unseen)
+            self._warn_of_pairs(self._unseen)
+        self._tell_precision(atoms)
         results: dict[str, Any] = {
             "energy": outcome.energy,
             "free_energy": outcome.energy,
@@ -213,6 +231,50 @@ class FastFFCalculator(Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress(outcome.virial / volume)
         self.results = results
         self._electronic = electronic
+
+    def predict(
+        self, structures: Atoms | Iterable[Atoms], *, batch_atoms: int = 4096
+    ) -> list[Labels]:
+        """Evaluate many structures together, which is quicker for small ones than one after another.
+
+        Parameters
+        ----------
+        structures : ase.Atoms or iterable of ase.Atoms
+            Of any sizes. Neither they nor ``results`` and ``extras`` are changed.
+        batch_atoms : int
+            Most atoms evaluated together, see :func:`fastff.predict.predict`.
+
+        Returns
+        -------
+        list of Labels
+            Energy, forces, stress and energies of every structure, in the order given.
+
+        Raises
+        ------
+        fastff.errors.UsageError
+            If the calculator should measure uncertainty, which batches do not; if a charge or spin cannot be honoured.
+        fastff.errors.DataError
+            If a structure cannot be used; the message says which one.
+        """
+        if self.on_extrapolation != "ignore":
+            raise UsageError(
+                f"predict measures no uncertainty, and on_extrapolation is {self.on_extrapolation!r}; "
+                "use on_extrapolation='ignore', or evaluate one structure after another"
+            )
+        chosen = [structures] if isinstance(structures, Atoms) else list(structures)
+        for number, atoms in enumerate(chosen):
+            try:
+                self._check_electronic(self._read_electronic(atoms))
+            except UsageError as error:
+                raise UsageError(f"structure {number}: {error}") from None
+        found = predict(
+            self.student, chosen, batch_atoms=batch_atoms, precision=self.precision, close_contacts=self.close_contacts
+        )  # fmt: skip
+        for atoms in chosen:
+            self._warn_of_pairs(list_unseen_pairs(self.student.header, atoms))
+        if chosen:
+            self._tell_precision(chosen[0])
+        return found
 
     def explain(self) -> Choice:
         """Which path evaluations take, fused kernels or torch, and why."""
@@ -229,13 +291,13 @@ class FastFFCalculator(Calculator):
         known = self._checked
         unchanged = (
             known is not None
-            and _equal(known[0], atoms.numbers)
-            and _equal(known[1], atoms.pbc)
+            and is_same_array(known[0], atoms.numbers)
+            and is_same_array(known[1], atoms.pbc)
             and bool(np.isfinite(atoms.positions.sum()))
         )
         if unchanged:
             assert known is not None
-            if _equal(known[2], cell):
+            if is_same_array(known[2], cell):
                 return known[3], known[4]
             volume = measure_sound_cell(cell) if known[1].all() else None
             if volume is not None:
@@ -243,6 +305,7 @@ class FastFFCalculator(Calculator):
                 return 3, volume
         self._checked = None
         check_structure(atoms, close_contacts="ignore")
+        self._unseen = list_unseen_pairs(self.student.header, atoms)
         rank = int(atoms.cell.rank)
         volume = float(atoms.cell.volume) if rank == 3 else 0.0
         self._checked = (atoms.numbers.copy(), atoms.pbc.copy(), cell.copy(), rank, volume)
@@ -272,6 +335,27 @@ class FastFFCalculator(Calculator):
             if remark is not None:
                 warnings.warn(remark, UserWarning, stacklevel=4)
 
+    def _warn_of_pairs(self, unseen: Sequence[str]) -> None:
+        """Warn of pairs of elements that training has never seen, the first time."""
+        new = [pair for pair in unseen if pair not in self._warned]
+        if new:
+            self._warned.update(new)
+            warnings.warn(
+                f"{', '.join(new)} never came within {self.student.cutoff:g} Å of each other in the training data; "
+                "what the student says about such pairs is a guess",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _tell_precision(self, atoms: Atoms) -> None:
+        """Say once what another precision than the default does."""
+        if self._told_precision:
+            return
+        self._told_precision = True
+        remark = describe_precision(self.student, self.precision, atoms, self.explain())
+        if remark is not None:
+            warnings.warn(remark, UserWarning, stacklevel=4)
+
     def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
         """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""
         charge = self.charge if self.charge is not None else atoms.info.get("charge")
@@ -298,79 +382,13 @@ class FastFFCalculator(Calculator):
         return dict(self.parameters)
 
 
-def _equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """As ``numpy.array_equal``, which takes three times as long for small arrays."""
-    return one.shape == other.shape and bool((one == other).all())
-
-
-def measure_sound_cell(cell: np.ndarray) -> float | None:
-    """Volume of a cell that is far from singular, Å^3; None for all others, which need a closer look.
-
-    With unit rows of determinant d, the least singular value is at least d / 1.5.
-    """
-    rows = cell.tolist()
-    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = rows
-    volume = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx)
-    scale = 1.0
-    for x, y, z in rows:
-        scale *= math.sqrt(x * x + y * y + z * z)
-    sound = scale > 1e-6 and abs(volume) > 1e-3 * scale and math.isfinite(volume)
-    return abs(volume) if sound else None
-
-
 def _read_number(name: str, value: Any) -> float:
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
         raise UsageError(
-            f"{name} {value!r} is not a number; correct atoms.info[{name!r}]"
-        ) from None
-
-
-def place_student(student: Student, device: torch.device, dtype: torch.dtype) -> Student:
-    """The student itself if it fits, else a converted copy: others may be using it."""
-    there = student.device
-    same_device = there.type == device.type and (there.index or 0) == (device.index or 0)
-    if student.dtype == dtype and same_device:
-        return student
-    return copy.deepcopy(student).to(device=device, dtype=dtype)
-
-
-def choose_device(device: str | None) -> torch.device:
-    """The device of a name; by default cuda where there is one.
-
-    Raises
-    ------
-    UsageError
-        If there is no such device.
-    """
-    if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"device {device!r} is not one; use 'cpu' or 'cuda'") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device!r} requested but no CUDA GPU is usable; use device='cpu'")
-    return chosen
-
-
-def _read_compatibility(arguments: dict[str, Any], dtype: str) -> torch.dtype:
-    """Dtype that the arguments ask for; meaningless ones warn once, unknown ones raise."""
-    chosen = str(arguments.pop("precision", None) or dtype)
-    if arguments.pop("use_float64", False):
-        chosen = "float64"
-    idle = sorted(set(arguments) & _MEANINGLESS)
-    unknown = sorted(set(arguments) - _MEANINGLESS)
-    if unknown:
-        raise UsageError(
-            f"unknown argument {unknown[0]!r}; FastFFCalculator takes model, device, dtype, charge, spin, "
-            "skin, close_contacts, on_extrapolation, directory"
+            f"{name} {value!r} is not a number; correct the argument or atoms.info[{name!r}]"
         )
-    if idle:
-        warnings.warn(
-            f"FastFFCalculator has no use for {', '.join(idle)}; ignored", UserWarning, stacklevel=3
-        )
-    if chosen not in PRECISIONS:
-        raise UsageError(f"dtype {chosen!r} is not one of {', '.join(PRECISIONS)}")
-    return PRECISIONS[chosen]
+    return number

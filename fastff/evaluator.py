@@ -6,6 +6,7 @@ once (:mod:`fastff.predict`), what stays on the device (:mod:`fastff.resident`).
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,15 +21,23 @@ from fastff.kernels.moment_potential.layout import find_obstacle
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.replay import Replay
-from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
+from fastff.memory import DeviceMemoryError, explain_shortage, is_out_of_memory, release_memory
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
 from fastff.models.uncertainty import Uncertainty, predict_with_uncertainty
-from fastff.neighbors import VerletCache, build_edges, complete_cell, measure_edges
+from fastff.neighbors import (
+    VerletCache,
+    build_edges,
+    check_skin_length,
+    complete_cell,
+    measure_edges,
+)
 from fastff.resident import ResidentPotential
 
 Array = NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
@@ -135,9 +144,11 @@ class Evaluator:
         contact_limit: float | None = None,
         with_uncertainty: bool = False,
     ) -> None:
-        if not skin >= 0.0:
-            raise UsageError(f"skin {skin} Å must not be negative")
-        self.student, self.skin, self.contact_limit = student, float(skin), contact_limit
+        self.student, self.skin, self.contact_limit = (
+            student,
+            check_skin_length(skin),
+            contact_limit,
+        )
         self.options = Options(precision=precision)
         self._obstacle = find_student_obstacle(student)
         if with_uncertainty:
@@ -188,26 +199,38 @@ class Evaluator:
         DataError
             If positions or cell cannot be used.
         DeviceMemoryError
-            If the structure does not fit into the memory of the device.
+            If the structure does not fit into the memory of the device, not even after everything kept was dropped.
         BackendError
             If Triton is forced and cannot run.
         """
-        arguments = (positions, cell, np.asarray(pbc, dtype=bool), numbers)
+        flags = np.asarray(pbc, dtype=bool)
         try:
-            return dispatch.run(
-                OP,
-                self.student.device,
-                lambda: self._evaluate_fused(*arguments),
-                lambda: self._evaluate_torch(*arguments),
-                self._obstacle,
-            )
+            return self._evaluate(positions, cell, flags, numbers)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            _log.info("memory ran out with %d atoms (%s); trying once more", len(positions), error)
+        # outside of the handler, whose error holds tensors
+        self.forget()
+        release_memory()
+        try:
+            with explain_shortage(len(positions), self.student.device):
+                return self._evaluate(positions, cell, flags, numbers)
+        except DeviceMemoryError:
             self.forget()
-            raise DeviceMemoryError(
-                describe_shortage(len(positions), self.student.device)
-            ) from error
+            raise
+
+    def _evaluate(
+        self, positions: Array, cell: Array, pbc: NDArray[np.bool_], numbers: NDArray[np.int64]
+    ) -> Outcome:
+        arguments = (positions, cell, pbc, numbers)
+        return dispatch.run(
+            OP,
+            self.student.device,
+            lambda: self._evaluate_fused(*arguments),
+            lambda: self._evaluate_torch(*arguments),
+            self._obstacle,
+        )
 
     def _evaluate_fused(
         self, positions: Array, cell: Array, pbc: NDArray[np.bool_], numbers: NDArray[np.int64]

@@ -1,18 +1,28 @@
 """Running out of memory: how it shows, and what to tell the user; memory that the C library should keep.
 
-Here: recognition and the one line, :func:`keep_freed_memory`. Not here: retries (:mod:`fastff.predict`).
+Here: recognition and the one line, :func:`release_memory`, :func:`keep_freed_memory`. Not here: retries
+(:mod:`fastff.evaluator`, :mod:`fastff.predict`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
+import re
 import sys
+from collections.abc import Iterator
 
 import torch
 
 from fastff.errors import FastFFError
 
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "memory allocation failed")
+_SHORTAGE = re.compile(
+    r"out of memory|(can't|could not|cannot) allocate memory|not enough memory|memory allocation failed"
+    r"|failed to allocate \d+ bytes|cublas_status_alloc_failed|cudaerrormemoryallocation|bad_alloc",
+    re.IGNORECASE,
+)
+"""What torch, CUDA, cuBLAS, vesin, warp and the C++ library say."""
 
 
 class DeviceMemoryError(FastFFError):
@@ -23,8 +33,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on a device or on the host, whoever allocates there."""
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS)
+    return isinstance(error, RuntimeError) and _SHORTAGE.search(str(error)) is not None
 
 
 def keep_freed_memory() -> bool:
@@ -48,10 +57,24 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(mmap_threshold, most) and mallopt(trim_threshold, most))
 
 
-def release_memory(device: torch.device) -> None:
-    """Give cached blocks of a CUDA device back."""
-    if device.type == "cuda":
+def release_memory() -> None:
+    """Give unused memory back: Python's garbage, the C library's free lists, torch's CUDA cache."""
+    gc.collect()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def explain_shortage(n_atoms: int, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory into :class:`DeviceMemoryError`, one line about so many atoms."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceMemoryError(describe_shortage(n_atoms, device)) from error
 
 
 def describe_shortage(n_atoms: int, device: torch.device) -> str:

@@ -6,6 +6,7 @@ Here: completing cells, building sorted edges, structures to :class:`~fastff.gra
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,9 @@ from ase import Atoms
 from numpy.typing import NDArray
 from vesin import NeighborList
 
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
 from fastff.graph import Graph
+from fastff.kernels.neighbor_list.plan import count_images, make_frame
 
 Array = NDArray[np.float64]
 
@@ -24,6 +26,10 @@ _SHORTEST_REACH = 1.5
 
 _LONGEST_GRID = 50_000
 """Grid cells along one direction; vesin ends the process with SIGFPE near 100 000 in a narrow box."""
+
+
+_MOST_NEIGHBORS = 50_000
+"""Neighbors per atom; condensed matter has some thousand within the longest cut-offs in use."""
 
 
 def complete_cell(positions: Array, cell: Array, pbc: NDArray[np.bool_], cutoff: float) -> Array:
@@ -107,11 +113,13 @@ def build_edges(
     Raises
     ------
     DataError
-        If the cell is longer along one direction than the search grid can hold.
+        If the cell is longer along one direction than the search grid can hold, or so small that it has images, or
+        atoms neighbors, beyond all reason.
     """
     positions = np.asarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
     reach = max(cutoff * (1.0 + 1e-9), _SHORTEST_REACH)
+    _check_density(len(positions), cell, pbc, reach)
     near, box = _close_gaps(positions, cell, pbc, reach)
     _check_extent(box, reach)
     finder = NeighborList(cutoff=reach, full_list=True, sorted=False)
@@ -182,6 +190,31 @@ def _check_extent(box: Array, reach: float) -> None:
             f"the structure is {heights[longest]:.3g} Å long along cell vector {'abc'[longest]}, more than "
             f"{_LONGEST_GRID} times the cut-off; check the cell and the positions"
         )
+
+
+def _check_density(n_atoms: int, cell: Array, pbc: NDArray[np.bool_], reach: float) -> None:
+    """Refuse cells whose images would fill the memory, by the rule of the list on the device."""
+    flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
+    count_images(make_frame(cell, flags), reach)
+    expected = n_atoms * 4.0 / 3.0 * math.pi * reach**3 / abs(float(np.linalg.det(cell)))
+    if expected > _MOST_NEIGHBORS and pbc.all():
+        raise DataError(
+            f"the cell {np.asarray(cell).tolist()} holds {n_atoms} atoms, with {expected:.2g} neighbors, most of them "
+            f"images, in the reach of {reach:.3g} Å of each; correct the cell"
+        )
+
+
+def check_skin_length(skin: float) -> float:
+    """The skin of a neighbor list in Å, if it is one.
+
+    Raises
+    ------
+    UsageError
+        If it is negative or not finite.
+    """
+    if not (skin >= 0.0 and math.isfinite(skin)):
+        raise UsageError(f"skin {skin} Å must not be negative or infinite")
+    return float(skin)
 
 
 def atoms_to_graph(

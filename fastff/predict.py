@@ -7,23 +7,25 @@ evaluated again and again (:mod:`fastff.batches`).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from fastff.errors import UnsupportedElementError
+from fastff.errors import DataError, UnsupportedElementError
 from fastff.evaluator import find_student_obstacle
 from fastff.graph import Graph, batch_graphs
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.op import OP
+from fastff.kernels.moment_potential.workspace import Options
 from fastff.labels import Labels
 from fastff.memory import (
     DeviceMemoryError,
     describe_shortage,
+    explain_shortage,
     is_out_of_memory,
     release_memory,
 )
@@ -33,7 +35,7 @@ from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
 from fastff.neighbors import atoms_to_graph
 from fastff.packed import BatchOutcome, convert_prediction, evaluate_packed, pack_batch
-from fastff.structures import check_structure
+from fastff.structures import CloseContacts, check_structure
 
 MAX_RETRIES = 3
 """How often a batch is halved where memory runs out."""
@@ -43,23 +45,33 @@ _log = logging.getLogger(__name__)
 
 @torch.inference_mode()
 def predict(
-    model: Student, structures: Sequence[Atoms], *, batch_atoms: int = 4096
+    model: Student,
+    structures: Atoms | Iterable[Atoms],
+    *,
+    batch_atoms: int = 4096,
+    precision: str = Options().precision,
+    close_contacts: CloseContacts = "raise",
 ) -> list[Labels]:
-    """Evaluate a student on structures of any sizes.
+    """Evaluate a student on one structure, or on many of any sizes.
 
     Parameters
     ----------
     model : Student
-    structures : sequence of ase.Atoms
+    structures : ase.Atoms or iterable of ase.Atoms
         Not modified.
     batch_atoms : int
         Most atoms evaluated together; a larger structure is evaluated alone. Where memory runs out, the number is
-        halved, at most three times.
+        halved, at most three times; a single structure is tried once more when everything kept has been dropped.
+    precision : {"tf32x3", "tf32", "ieee"}
+        Of matrix products of the fused kernels.
+    close_contacts : {"raise", "warn", "ignore"}
+        What to do about atoms that coincide; see :func:`fastff.structures.check_structure`.
 
     Returns
     -------
     list of Labels
-        In the order given. Stress is None unless a structure is periodic in all three directions.
+        In the order given; of length one for a single structure. Stress is None unless a structure is periodic in all
+        three directions.
 
     Raises
     ------
@@ -77,12 +89,16 @@ def predict(
     Takes the fused kernels where :func:`fastff.evaluator.choose_path` would, else torch. Keeps nothing between calls:
     several threads may call it at once.
     """
+    structures = [structures] if isinstance(structures, Atoms) else list(structures)
     results: list[Labels] = []
-    session = _Session(model)
+    session = _Session(model, Options(precision=precision))
     for chunk in split_chunks(structures, batch_atoms):
+        graphs = []
         for number, atoms in enumerate(chunk, start=len(results)):
-            _check(atoms, model, f"structure {number}" if len(structures) > 1 else "structure")
-        graphs = [atoms_to_graph(atoms, model.cutoff) for atoms in chunk]
+            name = f"structure {number}" if len(structures) > 1 else "structure"
+            check_structure(atoms, name=name, close_contacts=close_contacts)
+            _check_elements(atoms, model, name)
+            graphs.append(_list_neighbors(atoms, model.cutoff, name))
         results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
     return results
 
@@ -90,8 +106,9 @@ def predict(
 class _Session:
     """One call of :func:`predict`: the student, and the fused kernels with their buffers where they are used."""
 
-    def __init__(self, model: Student) -> None:
+    def __init__(self, model: Student, options: Options) -> None:
         self.model, self._obstacle = model, find_student_obstacle(model)
+        self._options = options
         self._fused: FusedPotential | None = None
 
     def evaluate(self, graph: Graph) -> BatchOutcome:
@@ -113,13 +130,13 @@ class _Session:
         assert isinstance(model, MomentStudent)
         species = model.find_species(graph.numbers)
         if self._fused is None:
-            self._fused = FusedPotential(collect_weights(model), model.device)
+            self._fused = FusedPotential(collect_weights(model), model.device, self._options)
         packed = pack_batch(graph.edge_index, graph.shifts, graph.batch, graph.n_systems)
         return evaluate_packed(self._fused, packed, graph.positions, graph.cell, species)
 
 
 def _evaluate(session: _Session, graphs: Sequence[Graph], retries: int) -> list[Labels]:
-    """Evaluate graphs together, or in halves of about equal size where memory runs out."""
+    """Evaluate graphs together, or in halves of about equal size where memory runs out; a single one, once more."""
     model = session.model
     try:
         return split_outcome(session.evaluate(batch_graphs(graphs).to(model.device)), graphs)
@@ -128,10 +145,12 @@ def _evaluate(session: _Session, graphs: Sequence[Graph], retries: int) -> list[
             raise
         reason = error.with_traceback(None)  # its frames hold tensors
     session.forget()
-    release_memory(model.device)
+    release_memory()
     n_atoms = sum(graph.n_atoms for graph in graphs)
-    if retries == 0 or len(graphs) == 1:
+    if retries == 0:
         raise DeviceMemoryError(describe_shortage(n_atoms, model.device)) from reason
+    if len(graphs) == 1:
+        return _evaluate(session, graphs, retries=0)
     _log.info("memory ran out with %d atoms; evaluating them in two parts", n_atoms)
     middle = _find_middle([graph.n_atoms for graph in graphs])
     parts = graphs[:middle], graphs[middle:]
@@ -147,8 +166,15 @@ def _find_middle(sizes: Sequence[int]) -> int:
     return best[1]
 
 
-def _check(atoms: Atoms, model: Student, name: str) -> None:
-    check_structure(atoms, name=name)
+def _list_neighbors(atoms: Atoms, cutoff: float, name: str) -> Graph:
+    try:
+        with explain_shortage(len(atoms), torch.device("cpu")):
+            return atoms_to_graph(atoms, cutoff)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def _check_elements(atoms: Atoms, model: Student, name: str) -> None:
     if not set(atoms.numbers.tolist()) <= set(model.elements):
         numbers = torch.as_tensor(atoms.numbers)
         raise UnsupportedElementError(f"{name}: {describe_unknown(numbers, model.elements)}")

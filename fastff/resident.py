@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastff.errors import DataError, UsageError
+from fastff.errors import DataError
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.neighbor_list import NeighborList, build_neighbors
@@ -28,6 +28,7 @@ from fastff.kernels.staging.op import (
 )
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
+from fastff.neighbors import check_skin_length
 
 SORT_FROM = 10_000
 """Atoms from which rows are sorted in space; below, everything fits into the caches anyhow."""
@@ -71,9 +72,11 @@ class ResidentPotential:
         options: Options = Options(),
         contact_limit: float | None = None,
     ) -> None:
-        if not skin >= 0.0:
-            raise UsageError(f"skin {skin} Å must not be negative")
-        self.student, self.skin, self.contact_limit = student, float(skin), contact_limit
+        self.student, self.skin, self.contact_limit = (
+            student,
+            check_skin_length(skin),
+            contact_limit,
+        )
         self.device = student.device
         self.cutoff = student.cutoff
         self._fused = FusedPotential(collect_weights(student), self.device, options)

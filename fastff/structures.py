@@ -6,13 +6,15 @@ Here: files of any format ASE knows to checked :class:`ase.Atoms`. Not here: lab
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_changes
 from ase.data import chemical_symbols
 from ase.io import read
 from ase.io.formats import UnknownFileTypeError, filetype
@@ -131,6 +133,76 @@ def check_structure(
         _check_contacts(positions, cell, pbc, name, close_contacts)
 
 
+def list_changes(
+    old: Atoms | None, new: Atoms, tolerance: float, ignored: Collection[str] = ()
+) -> list[str]:
+    """In what a structure differs from an earlier one, by the rules of ``ase.calculators.calculator.compare_atoms``.
+
+    Parameters
+    ----------
+    old : ase.Atoms or None
+        None differs in everything.
+    new : ase.Atoms
+    tolerance : float
+        Numbers further apart than this differ, and so do those that are not numbers.
+    ignored : collection of str
+        Names that do not count.
+
+    Returns
+    -------
+    list of str
+        Some of :data:`ase.calculators.calculator.all_changes`. Arrays that are the same bit for bit, which they mostly
+        are, cost one comparison.
+    """
+    if old is None:
+        return list(all_changes)
+    changes = []
+    for name in all_changes:
+        if name in ignored:
+            continue
+        if name in ("cell", "pbc"):
+            pair = (old.cell.array, new.cell.array) if name == "cell" else (old.pbc, new.pbc)
+        else:
+            first, second = old.arrays.get(name), new.arrays.get(name)
+            if first is None or second is None:
+                if first is not second:
+                    changes.append(name)
+                continue
+            pair = (first, second)
+        if not _agree(*pair, tolerance):
+            changes.append(name)
+    return changes
+
+
+def is_same_array(one: np.ndarray, other: np.ndarray) -> bool:
+    """As ``numpy.array_equal``, which takes three times as long for small arrays."""
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def _agree(one: np.ndarray, other: np.ndarray, tolerance: float) -> bool:
+    if is_same_array(one, other):
+        return True
+    if one.shape != other.shape:
+        return False
+    with np.errstate(invalid="ignore"):
+        return bool((np.abs(one.astype(np.float64) - other) <= tolerance).all())
+
+
+def measure_sound_cell(cell: np.ndarray) -> float | None:
+    """Volume of a cell that is far from singular, Å^3; None for all others, which need a closer look.
+
+    With unit rows of determinant d, the least singular value is at least d / 1.5.
+    """
+    rows = cell.tolist()
+    (ax, ay, az), (bx, by, bz), (cx, cy, cz) = rows
+    volume = ax * (by * cz - bz * cy) + ay * (bz * cx - bx * cz) + az * (bx * cy - by * cx)
+    scale = 1.0
+    for x, y, z in rows:
+        scale *= math.sqrt(x * x + y * y + z * z)
+    sound = scale > 1e-6 and abs(volume) > 1e-3 * scale and math.isfinite(volume)
+    return abs(volume) if sound else None
+
+
 def check_occupancy(atoms: Atoms, *, name: str = "structure") -> None:
     """Refuse a disordered structure: ASE keeps one species per site and drops the rest.
 
@@ -195,7 +267,10 @@ def _check_numbers(atoms: Atoms, name: str) -> None:
 def _check_contacts(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, name: str, reaction: CloseContacts
 ) -> None:
-    edges, shifts = build_edges(positions, cell, pbc, CLOSEST_DISTANCE)
+    try:
+        edges, shifts = build_edges(positions, cell, pbc, CLOSEST_DISTANCE)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
     if not edges.shape[1]:
         return
     i, j = (int(index) for index in edges[:, 0])

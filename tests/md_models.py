@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from ase.build import bulk
 from torch import Tensor
 
+from fastff.checkpoint import save_model
 from fastff.graph import edge_vectors
 from fastff.models import Student, build_student, configure_student
 from fastff.models.dense import lay_out_edges
@@ -38,6 +40,13 @@ def make_copper(architecture: str = "m1", *, force: float = 0.3, **sizes: Any) -
         student.energy_scale.mul_(force / size)
         student.composition_energies.fill_(-1000.0)
     return student.eval().requires_grad_(False)
+
+
+def write_copper(folder: Path) -> None:
+    """Write a small student of copper, and a cubic cell of it: ``cu.safetensors``, ``cu.extxyz``."""
+    student = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
+    save_model(folder / "cu.safetensors", student, {"teacher": {"name": "none"}})
+    bulk("Cu", cubic=True).write(folder / "cu.extxyz")
 
 
 class AnalyticPotential:

@@ -15,8 +15,9 @@ from ase.io import read, write
 from calculators import expect
 from untrained import make_student
 
-from fastff.calculator import FastFFCalculator, measure_sound_cell
+from fastff.calculator import FastFFCalculator
 from fastff.errors import DataError, UsageError
+from fastff.structures import measure_sound_cell
 
 
 class TestResults:
@@ -165,7 +166,7 @@ class TestElectronicState:
         with pytest.raises(UsageError, match="distilled for neutral systems"):
             water.get_forces()
 
-    @pytest.mark.parametrize("value", ["x", [1, 2], {}])
+    @pytest.mark.parametrize("value", ["x", [1, 2], {}, float("nan"), float("inf")])
     @pytest.mark.parametrize("key", ["charge", "spin"])
     def test_nonsense_is_named(
         self, key: str, value: Any, calculator: FastFFCalculator, water: Atoms
@@ -175,6 +176,11 @@ class TestElectronicState:
         water.info[key] = value
         with pytest.raises(UsageError, match=f"{key} .* is not a number"):
             water.get_forces()
+
+    @pytest.mark.parametrize("key", ["charge", "spin"])
+    def test_nonsense_to_the_constructor(self, key: str, calculator: FastFFCalculator) -> None:
+        with pytest.raises(UsageError, match=f"{key} nan is not a number"):
+            FastFFCalculator(calculator.student, **{key: float("nan")})
 
     def test_absent_values_mean_neutral(self, calculator: FastFFCalculator, water: Atoms) -> None:
         water.info.update(charge=None, spin=None)
@@ -229,11 +235,13 @@ class TestArguments:
             ({"dtype": "float16"}, "dtype 'float16' is not one of float32, float64"),
             ({"skin": -1.0}, "skin -1.0 Å must not be negative"),
             ({"skin": float("nan")}, "skin nan"),
+            ({"skin": float("inf")}, "skin inf"),
             (
                 {"close_contacts": "maybe"},
                 "close_contacts 'maybe' is not one of raise, warn, ignore",
             ),
             ({"device": "abacus"}, "device 'abacus'"),
+            ({"device": "mps"}, "device 'mps' is not supported.*use 'cpu' or 'cuda'"),
         ],
     )
     def test_wrong_arguments(

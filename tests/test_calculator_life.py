@@ -16,6 +16,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
+from ase.calculators.calculator import all_changes, compare_atoms
 from ase.constraints import FixAtoms
 from ase.db import connect
 from ase.filters import FrechetCellFilter
@@ -82,6 +83,45 @@ class TestLifeCycle:
             copper.set_cell(copper.cell.array * 0.99, scale_atoms=True)
         assert 1 < skinned._cache.n_builds < direct._cache.n_builds == 8
 
+    @pytest.mark.parametrize("tolerance", [1e-15, 0.0, 1e-3])
+    def test_changes_are_those_of_ase(
+        self, calculator: FastFFCalculator, copper: Atoms, tolerance: float
+    ) -> None:
+        """With ASE's tolerance and any other, whatever has changed."""
+        variants = [copper.copy() for _ in range(12)]
+        variants[1].positions[2, 1] += 1e-4
+        variants[2].positions[0] = np.nextafter(variants[2].positions[0], 9.0)
+        variants[3].positions[3, 2] = np.nan
+        variants[4].cell[0, 1] = 1e-4
+        variants[5].pbc[1] = False
+        variants[6].numbers[0] = 8
+        variants[7].set_initial_charges([0.0] * 4)
+        variants[8].set_initial_magnetic_moments([1.0] * 4)
+        variants[9] = copper.repeat((2, 1, 1))
+        variants[10].positions = variants[10].positions + 0.1
+        variants[11].positions[0, 0] = np.inf
+        for before in variants:
+            calculator.atoms = before
+            for after in variants:
+                with np.errstate(invalid="ignore"):
+                    expected = compare_atoms(before, after, tolerance, {"initial_magmoms"})
+                assert set(calculator.check_state(after, tol=tolerance)) == set(expected)
+        calculator.atoms = None
+        assert calculator.check_state(copper) == all_changes
+
+    def test_unchanged_structures_are_compared_without_arithmetic(
+        self, calculator: FastFFCalculator, copper: Atoms, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise AssertionError("numpy.allclose was called")
+
+        copper.calc = calculator
+        copper.get_forces()
+        monkeypatch.setattr(np, "allclose", fail)
+        copper.get_forces()
+        copper.rattle(0.01)
+        copper.get_forces()
+
     def test_magnetic_moments_are_ignored(
         self, calculator: FastFFCalculator, copper: Atoms, passes: list[int]
     ) -> None:
@@ -120,6 +160,25 @@ class TestLifeCycle:
         again = copy.deepcopy(copper)
         again.calc = duplicate(copper.calc)
         assert again.get_potential_energy() == energy
+
+    def test_shallow_copies_have_buffers_of_their_own(
+        self, calculator: FastFFCalculator, copper: Atoms
+    ) -> None:
+        copper.calc = calculator
+        energy = copper.get_potential_energy()
+        other = copy.copy(calculator)
+        assert other.student is calculator.student
+        assert other.evaluator is not calculator.evaluator
+        assert other._cache.n_builds == 0
+        twin = copper.copy()
+        twin.rattle(0.1, seed=3)
+        twin.calc = other
+        twin.get_forces()
+        other.parameters["note"] = 1
+        assert copper.get_potential_energy() == energy == calculator.results["energy"]
+        assert "note" not in calculator.parameters
+        expect(other, twin)
+        expect(calculator, copper)
 
     def test_pickle_goes_to_another_process(
         self, calculator: FastFFCalculator, copper: Atoms, tmp_path: Path
@@ -218,6 +277,7 @@ class TestBadInput:
             (Atoms("Cu", cell=[[3, 0, 0]] * 3, pbc=True), DataError, "linearly dependent"),
             (Atoms("Cu2"), DataError, "atoms 0 and 1 are 0 Å apart"),
             (Atoms("Cu", cell=[0.05, 3, 3], pbc=True), DataError, "0.05 Å apart"),
+            (Atoms("Cu", cell=[0.01, 0.01, 0.01], pbc=True), DataError, "cell .*0.01.* images"),
         ],
     )
     def test_refused_and_results_left_empty(

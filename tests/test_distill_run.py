@@ -76,6 +76,9 @@ def test_test_frames_are_of_other_trajectories_and_never_trained_on(finished: Pa
     assert {f.source for f in held_out} == {"teacher-md"}
     n_known = header["training"]["n_train"] + header["training"]["n_validation"]
     assert len(trained) == n_known == len(labelled.frames) - len(held_out)
+    n_elements = len(header["elements"])
+    assert header["training"]["pairs"][0] == [header["elements"][0]] * 2
+    assert len(header["training"]["pairs"]) == n_elements * (n_elements + 1) // 2
 
 
 def test_labels_alone_need_no_teacher_package(finished: Path, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from untrained import make_student
 from fastff import kernels
 from fastff.errors import UsageError
 from fastff.evaluator import Contact, Evaluator, choose_path, find_contact, find_student_obstacle
+from fastff.graph import Graph
 from fastff.kernels import dispatch
 from fastff.memory import DeviceMemoryError
-from fastff.models import Student
+from fastff.models import Prediction, Student
 from fastff.predict import predict
 
 
@@ -107,6 +108,27 @@ def test_out_of_memory_names_the_atoms(copper: Atoms, monkeypatch: pytest.Monkey
         with pytest.raises(DeviceMemoryError, match="4 atoms at once do not fit"):
             evaluate(evaluator, copper)
     assert evaluate(evaluator, copper).is_finite
+
+
+def test_memory_is_freed_and_asked_for_once_more(
+    copper: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first failure costs nothing but time; lists and buffers are dropped before the second attempt."""
+    evaluator = Evaluator(make_student("m1", (29,)))
+    expected = evaluate(evaluator, copper)
+    old, calls, build = evaluator.cache, [], Student.forward
+
+    def fail_once(self: Student, graph: Graph) -> Prediction:
+        calls.append(evaluator.cache is old)
+        if len(calls) == 1:
+            raise RuntimeError("could not allocate memory")
+        return build(self, graph)
+
+    monkeypatch.setattr(Student, "forward", fail_once)
+    found = evaluate(evaluator, copper)
+    assert calls == [True, False]
+    assert found.energy == expected.energy
+    np.testing.assert_array_equal(found.forces, expected.forces)
 
 
 def test_negative_skin() -> None:

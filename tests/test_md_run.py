@@ -17,7 +17,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import read
-from md_models import make_copper
+from md_models import make_copper, write_copper
 
 from fastff.checkpoint import save_model
 from fastff.errors import DataError, SimulationUnstableError, UsageError
@@ -45,9 +45,7 @@ OPTIONS = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a model of copper and a cubic cell."""
     path = tmp_path_factory.mktemp("md")
-    student = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8))
-    save_model(path / "cu.safetensors", student, {"teacher": {"name": "none"}})
-    bulk("Cu", cubic=True).write(path / "cu.extxyz")
+    write_copper(path)
     return path
 
 
@@ -350,52 +348,6 @@ def test_close_contacts_are_seen_where_rows_are_recorded(tmp_path: Path) -> None
         ).step
         == 5
     )
-
-
-def test_command_refuses(folder: Path, tmp_path: Path, run_cli: Run) -> None:
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "thesis.txt").write_text("mine")
-    model, structure = folder / "cu.safetensors", folder / "cu.extxyz"
-    cases: list[tuple[int, str, list[str | Path]]] = [
-        (2, "--restart", ["--steps", "1", "--out", taken]),
-        (2, "either --time", []),
-        (2, "either --time", ["--steps", "1", "--time", "1ps"]),
-        (2, "not a time", ["--time", "1 year"]),
-        (2, "not one", ["--steps", "1", "--temperature", "hot"]),
-        (2, "ramp", ["--steps", "1", "--ensemble", "nve", "--temperature", "3-5"]),
-        (2, "suffix", ["--steps", "1", "--out", tmp_path / "a", "--trajectory", "t.dcd"]),
-        (4, "no structure file", ["--steps", "1", "--out", tmp_path / "a"]),
-    ]
-    for code, word, options in cases:
-        place = tmp_path / "missing" if code == 4 else structure
-        got, _, err = run_cli("md", model, place, *options)
-        assert got == code, (options, err)
-        assert word in err
-        assert len(err.splitlines()) == 1
-    assert [path.name for path in taken.iterdir()] == ["thesis.txt"]
-    assert not (tmp_path / "a").exists()
-
-
-def test_command_reports(folder: Path, tmp_path: Path, run_cli: Run) -> None:
-    out = tmp_path / "run"
-    code, text, err = run_cli(
-        "md", folder / "cu.safetensors", folder / "cu.extxyz", "--time", "0.2 ps", "--timestep", "2fs",
-        "--ensemble", "nve", "--interval", "2", "--out", out, "--device", "cpu",
-    )  # fmt: skip
-    assert (code, err) == (0, "")
-    lines = text.splitlines()
-    assert any(line.startswith("dynamics NVE, 300 K; 100 steps of 2 fs = 0.2 ps") for line in lines)
-    verdict = lines[[line.startswith("verdict") for line in lines].index(True) :]
-    assert len(verdict) == 5
-    assert "meV/atom/ps" in verdict[2]
-    assert verdict[4].startswith("next")
-    code, _, err = run_cli(
-        "md", folder / "cu.safetensors", folder / "cu.extxyz", "--steps", "40", "--temperature", "300",
-        "--max-temperature", "20", "--out", tmp_path / "hot", "--device", "cpu",
-    )  # fmt: skip
-    assert code == 6
-    assert "above the limit of 20 K" in err
 
 
 def test_block_averages(rng: np.random.Generator) -> None:

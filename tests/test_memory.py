@@ -46,7 +46,18 @@ def test_elsewhere_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
         (MemoryError(), True),
         (torch.cuda.OutOfMemoryError("x"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("could not allocate memory"), True),
+        (RuntimeError("Failed to allocate 1234 bytes on device 'cuda:0'"), True),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            True,
+        ),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("cudaErrorMemoryAllocation"), True),
         (RuntimeError("device lost"), False),
+        (RuntimeError("Failed to allocate a port"), False),
         (ValueError("out of memory"), False),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,9 +14,15 @@ from ase.build import bulk
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
 from fastff.graph import batch_graphs, edge_vectors
-from fastff.neighbors import VerletCache, atoms_to_graph, build_edges, complete_cell
+from fastff.neighbors import (
+    VerletCache,
+    atoms_to_graph,
+    build_edges,
+    check_skin_length,
+    complete_cell,
+)
 
 CUTOFF = 5.0
 FULL = np.array([True, True, True])
@@ -141,6 +148,32 @@ def test_cells_without_volume_are_refused(
         complete_cell(np.zeros((1, 3)), np.array(cell, dtype=float), pbc, CUTOFF)
     with pytest.raises(DataError, match=message):
         VerletCache(CUTOFF).update(np.zeros((1, 3)), np.array(cell, dtype=float), pbc)
+
+
+@pytest.mark.parametrize(
+    ("n_atoms", "edges"), [(1, (0.01, 0.01, 0.01)), (1, (0.05, 0.05, 0.05)), (600, (0.5, 0.5, 0.5))]
+)
+def test_a_cell_with_too_many_images_is_refused(
+    n_atoms: int, edges: tuple[float, float, float]
+) -> None:
+    """At once, and by name."""
+    start = time.monotonic()
+    with pytest.raises(DataError, match=rf"cell .*{edges[0]}.* images.* reach of 6 Å") as caught:
+        build_edges(np.zeros((n_atoms, 3)), np.diag(edges), FULL, 6.0)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - start < 1.0
+
+
+def test_thin_cells_that_make_sense_are_listed() -> None:
+    edges, _ = build_edges(np.zeros((1, 3)), np.diag([0.1, 9.0, 9.0]), FULL, 6.0)
+    assert edges.shape[1] == 118
+
+
+@pytest.mark.parametrize("skin", [-1.0, np.inf, np.nan])
+def test_skins_that_are_no_lengths(skin: float) -> None:
+    with pytest.raises(UsageError, match="skin"):
+        check_skin_length(skin)
+    assert check_skin_length(0) == 0.0
 
 
 def test_no_atoms() -> None:

@@ -79,6 +79,16 @@ def test_stress_components_are_in_voigt_order(student: Student) -> None:
         assert found[place] == pytest.approx(slope, abs=1e-6)
 
 
+def test_one_structure_or_any_iterable(student: Student, structures: list[Atoms]) -> None:
+    alone = predict(student, structures[0])
+    assert len(alone) == 1
+    assert alone[0].energy == predict(student, structures[:1])[0].energy
+    found = predict(student, (atoms for atoms in structures))
+    assert len(found) == len(structures)
+    with pytest.raises(DataError, match="structure 1: no atoms"):
+        predict(student, iter([structures[0], Atoms()]))
+
+
 def test_nothing_to_predict(student: Student) -> None:
     assert predict(student, []) == []
 
@@ -110,6 +120,8 @@ def test_chunks_hold_every_structure_once() -> None:
         (Atoms("Cu", [[np.nan, 0, 0]]), DataError, "structure 2: position of atom 0 is not finite"),
         (Atoms("Cu", pbc=True), DataError, "structure 2: cell vector a, b, c is zero"),
         (Atoms("Cu2"), DataError, "structure 2: atom 0 and atom 1 are 0 Å apart"),
+        (Atoms("Cu", cell=[0.01] * 3, pbc=True), DataError, "structure 2: the cell .* images"),
+        (Atoms("Cu", cell=[0.11] * 3, pbc=True), DataError, "structure 2: the cell .* images"),
         (Atoms("X"), UnsupportedElementError, "structure 2: atom 0 has atomic number 0"),
         (
             Atoms("OXe", [[0, 0, 0], [2, 0, 0]]),
@@ -173,12 +185,25 @@ def test_memory_that_never_suffices(student: Student, monkeypatch: pytest.Monkey
     ):
         predict(student, [bulk("Cu", cubic=True)] * 64)
     assert seen == [256, 128, 64, 32]
+    seen.clear()
     with pytest.raises(DeviceMemoryError, match="4 atoms"):
         predict(student, [bulk("Cu", cubic=True)])
+    assert seen == [4, 4], "a single structure is tried once more when memory has been freed"
     seen = limit_memory(monkeypatch, 0, "device lost")
     with pytest.raises(RuntimeError, match="device lost"):
         predict(student, [bulk("Cu", cubic=True)] * 2)
     assert len(seen) == 1
+
+
+def test_lists_that_do_not_fit(
+    student: Student, structures: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("could not allocate memory")
+
+    monkeypatch.setattr("fastff.neighbors.build_edges", fail)
+    with pytest.raises(DeviceMemoryError, match="atoms at once do not fit"):
+        predict(student, [bulk("Cu", cubic=True)])
 
 
 def test_threads_do_not_disturb_each_other(student: Student, structures: list[Atoms]) -> None:

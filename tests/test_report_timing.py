@@ -13,9 +13,10 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator, all_changes
 
 from fastff.errors import DataError, UsageError
+from fastff.memory import release_memory
 from fastff.report.inner import is_shortage
 from fastff.report.markdown import describe_memory
-from fastff.report.memory import PeakMemory, release_memory
+from fastff.report.memory import PeakMemory
 from fastff.report.provenance import collect_provenance
 from fastff.report.race import choose_dynamics_sizes
 from fastff.report.speed import SpeedPoint, convert_to_ns_per_day, summarize

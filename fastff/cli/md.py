@@ -1,21 +1,20 @@
 """``fastff md``: molecular dynamics of a structure with a model.
 
-Here: the command, its plan, progress and verdict. Not here: the dynamics (:mod:`fastff.md`).
+Here: the command and its options. Not here: what it prints (:mod:`fastff.cli.md_view`), the dynamics
+(:mod:`fastff.md`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastff.cli.md_view import ShownProgress, print_plan, print_verdict, show_advice
 from fastff.cli.terminal import (
     DeviceOption,
     DType,
@@ -28,13 +27,10 @@ from fastff.cli.terminal import (
 from fastff.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
     from ase import Atoms
-    from rich.console import Console
 
-    from fastff.md.run import Listener, RunFiles, RunResult
+    from fastff.md.run import RunResult
     from fastff.md.settings import MDSettings
-    from fastff.md.summary import Average
 
 _TIME_UNITS = {"fs": 1.0, "ps": 1e3, "ns": 1e6}
 
@@ -67,6 +63,14 @@ class ExtrapolationPolicy(StrEnum):
     STOP = "stop"
     WARN = "warn"
     IGNORE = "ignore"
+
+
+class Precision(StrEnum):
+    """Precision of matrix products."""
+
+    TF32X3 = "tf32x3"
+    TF32 = "tf32"
+    IEEE = "ieee"
 
 
 class VelocitySource(StrEnum):
@@ -154,6 +158,12 @@ def md(
     ] = False,
     device: DeviceOption = "auto",
     dtype: DTypeOption = DType.FLOAT32,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Of matrix products on a GPU; tf32 is a fast mode, whose error is printed."
+        ),
+    ] = Precision.TF32X3,
 ) -> None:
     """Run molecular dynamics with a model."""
     from fastff.md.settings import MDSettings
@@ -171,11 +181,14 @@ def md(
     place = resolve_device(device)
 
     from fastff.checkpoint import load_model
+    from fastff.evaluator import choose_path
+    from fastff.md.files import plan_files
     from fastff.md.potentials import make_potential
     from fastff.md.restart import find_stored_skin
-    from fastff.md.run import plan_files, simulate
+    from fastff.md.run import simulate
     from fastff.md.skin import settle_skin
     from fastff.memory import keep_freed_memory
+    from fastff.precision import DEFAULT, describe_precision
     from fastff.structures import read_structures
 
     if place.type == "cpu":
@@ -193,15 +206,23 @@ def md(
             settings = settle_skin(student, atoms, settings)
         skin = kept or settings.skin
     settings = dataclasses.replace(settings, skin=skin)
-    identity = f"{student.header.get('sha256', '')} {dtype.value}"
     console = make_console()
     print_plan(console, atoms, settings, files, place)
-    with ShownProgress(console, settings) as shown, _advise(console):
+    remark = describe_precision(student, precision.value, atoms)
+    if remark is not None:
+        console.print(remark, soft_wrap=True)
+    products = precision.value if choose_path(student).path == "fused" else DEFAULT
+    identity = f"{student.header.get('sha256', '')} {dtype.value}"
+    if products != DEFAULT:
+        identity += f" {products}"
+    with ShownProgress(console, settings) as shown, show_advice(console):
         result = simulate(
-            make_potential(student, settings.skin), atoms, settings, folder, model=identity,
+            make_potential(student, settings.skin, products), atoms, settings, folder, model=identity,
             trajectory=trajectory, restart=restart, listener=shown.update,
         )  # fmt: skip
-    _write_record(result, settings, model, student.header.get("sha256"))
+    digest = student.header.get("sha256")
+    described = {"file": model.name, "sha256": digest, "dtype": dtype.value, "precision": products}
+    _write_record(result, settings, described)
     print_verdict(console, result, settings, model)
 
 
@@ -225,7 +246,7 @@ def parse_time(text: str, unit: str, option: str) -> float:
 
 def parse_temperature(text: str) -> tuple[float, float | None]:
     """Start and, for a ramp, end temperature in K of ``300`` or ``300-900``."""
-    parts = text.replace(" ", "").removesuffix("K").split("-")
+    parts = re.split(r"(?<![eE])-", text.replace(" ", "").removesuffix("K"))  # no exponent's sign
     try:
         values = [float(part) for part in parts]
     except ValueError:
@@ -257,91 +278,7 @@ def repeat_structure(atoms: Atoms, repeat: tuple[int, int, int]) -> Atoms:
     return atoms.repeat(repeat) if max(repeat) > 1 else atoms
 
 
-def print_plan(
-    console: Console, atoms: Atoms, settings: MDSettings, files: RunFiles, device: torch.device
-) -> None:
-    """What will be run and written."""
-    n_atoms, steps = len(atoms), settings.n_steps
-    heat = f"{settings.temperature:g} K"
-    if settings.final_temperature is not None:
-        heat = f"{settings.temperature:g} to {settings.final_temperature:g} K"
-    how = settings.ensemble.upper()
-    if settings.ensemble != "nve":
-        how += f", {settings.thermostat} ({settings.relaxation:g} fs)"
-    if settings.ensemble == "npt":
-        how += f", {settings.barostat} at {settings.pressure:g} GPa"
-    frames, rows = steps // settings.frame_interval + 1, steps // settings.interval + 1
-    per_atom = 150 if files.trajectory.suffix in (".extxyz", ".xyz") else 60
-    lines = (
-        f"[bold]system[/]   {atoms.get_chemical_formula()}, {n_atoms} atoms, on {device}",
-        f"[bold]dynamics[/] {how}, {heat}; {steps} steps of {settings.timestep:g} fs = "
-        f"{steps * settings.timestep / 1000:g} ps; seed {settings.seed}",
-        f"[bold]output[/]   {files.folder}: {rows} rows of {files.log.name}; {frames} frames, about "
-        f"{_format_size(frames * n_atoms * per_atom)}, in {files.trajectory.name}; "
-        f"restart every {settings.restart_interval} steps ({_format_size(96 * n_atoms)})",
-    )
-    for line in lines:
-        console.print(line, soft_wrap=True)
-
-
-def _format_size(n_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} {unit}"
-
-
-@contextmanager
-def _advise(console: Console) -> Iterator[None]:
-    """Say how an interrupted run goes on."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        console.print("stopped; the same command with --restart continues", soft_wrap=True)
-        raise
-
-
-class ShownProgress:
-    """A progress bar with ns/day, remaining time and temperature."""
-
-    def __init__(self, console: Console, settings: MDSettings) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"), console=console,
-        )  # fmt: skip
-        self._task = self._bar.add_task("steps", total=settings.n_steps, note="")
-        self._temperature = ""
-
-    def __enter__(self) -> ShownProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    @property
-    def update(self) -> Listener:
-        """What the run calls after every chunk."""
-
-        def show(step: int, rate: float, row: object) -> None:
-            if row is not None:
-                self._temperature = f", {row[1]:.0f} K"  # type: ignore[index]
-            note = f"{rate:.3g} ns/day{self._temperature}"
-            self._bar.update(self._task, completed=step, note=note)
-
-        return show
-
-
-def _write_record(result: RunResult, settings: MDSettings, model: Path, digest: str | None) -> None:
+def _write_record(result: RunResult, settings: MDSettings, model: dict[str, str | None]) -> None:
     """Settings, versions and figures beside the result."""
     import json
 
@@ -351,7 +288,7 @@ def _write_record(result: RunResult, settings: MDSettings, model: Path, digest: 
     summary = dataclasses.asdict(result.summary)
     record = {
         "settings": dataclasses.asdict(settings),
-        "model": {"file": model.name, "sha256": digest},
+        "model": model,
         "steps": result.step,
         "steps_of_this_process": result.step - result.first_step,
         "seconds": result.seconds,
@@ -361,38 +298,4 @@ def _write_record(result: RunResult, settings: MDSettings, model: Path, digest: 
         "summary": json.loads(json.dumps(summary).replace("NaN", "null")),
         "provenance": collect_provenance().model_dump(),
     }
-    write_atomically(result.files.folder / "run.json", json.dumps(record, indent=1).encode())
-
-
-def format_average(average: Average, digits: int) -> str:
-    """Mean and standard error, the latter where there are rows enough."""
-    if math.isnan(average.error):
-        return f"{average.mean:.{digits}f}"
-    return f"{average.mean:.{digits}f} ± {average.error:.{digits}f}"
-
-
-def print_verdict(console: Console, result: RunResult, settings: MDSettings, model: Path) -> None:
-    """Five lines: length, temperature, drift and pressure, files, next command."""
-    s, done = result.summary, result.step - result.first_step
-    pressure = ""
-    if s.pressure.mean == s.pressure.mean:
-        pressure = f", pressure {format_average(s.pressure, 3)} GPa"
-    if settings.ensemble == "npt":
-        pressure += f", volume {format_average(s.volume, 1)} Å^3"
-    rate = f"{result.seconds / done * 1e3:.3g} ms per step, " if done else ""
-    per_second = done * len(result.atoms) / result.seconds if result.seconds > 0 else 0.0
-    files = result.files
-    outside = ""
-    if result.n_extrapolations:
-        outside = f"; {result.n_extrapolations} frames outside the training data"
-    lines = (
-        f"[bold]verdict[/]  stable to step {result.step} ({result.step * settings.timestep / 1000:g} ps){outside}",
-        f"         temperature {format_average(s.temperature, 1)} K{pressure} (last four fifths)",
-        f"         conserved quantity drifts by {s.drift:.3g} meV/atom/ps",
-        f"         {rate}{result.ns_per_day:.3g} ns/day, {per_second:.3g} atom-steps/s, "
-        f"{result.n_rebuilds} neighbor lists rebuilt; {files.folder}: {files.log.name}, "
-        f"{files.trajectory.name}, {files.final.name}",
-        f"[bold]next[/]     fastff md {model} {files.final} --velocities file --steps {max(settings.n_steps, 1)}",
-    )
-    for line in lines:
-        console.print(line, soft_wrap=True)
+    write_atomically(result.files.record, json.dumps(record, indent=1).encode())

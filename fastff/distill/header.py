@@ -15,6 +15,7 @@ import ase.io
 import numpy as np
 
 import fastff
+from fastff.coverage import find_close_pairs
 from fastff.distill.content import hash_structure
 from fastff.distill.request import DistillRequest
 from fastff.distill.split import Split
@@ -65,6 +66,10 @@ def build_header(
             "stopped": result.stopped,
             "learning_curve": result.learning_curve,
             "rounds": [dict(row) for row in rounds],
+            "pairs": [
+                list(pair)
+                for pair in find_close_pairs((f.atoms for f in split.train), result.student.cutoff)
+            ],
             "frame_hashes": [
                 hash_structure(f.atoms).hex() for f in (*split.train, *split.validation)
             ],

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fastff.batches import BatchEvaluator, Systems
-from fastff.calculator import PRECISIONS, choose_device, place_student
 from fastff.checkpoint import load_model
 from fastff.errors import MissingDependencyError, UsageError
 from fastff.evaluator import Choice
 from fastff.models import Student
+from fastff.placement import DTYPES, choose_device, place_student
 
 try:
     from torch_sim.models.interface import ModelInterface
@@ -81,15 +81,15 @@ class FastFFModel(ModelInterface):
         super().__init__()
         if dtype not in (torch.float32, torch.float64):
             raise UsageError(f"dtype {dtype} is not torch.float32 or torch.float64")
-        if precision is not None and precision not in PRECISIONS:
-            raise UsageError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+        if precision is not None and precision not in DTYPES:
+            raise UsageError(f"precision {precision!r} is not one of {', '.join(DTYPES)}")
         place = choose_device(None if device is None else str(device))
         if isinstance(model, Student):
             student = place_student(
-                model, place, model.dtype if precision is None else PRECISIONS[precision]
+                model, place, model.dtype if precision is None else DTYPES[precision]
             )
         else:
-            student = load_model(model, device=place, dtype=PRECISIONS[precision or "float32"])
+            student = load_model(model, device=place, dtype=DTYPES[precision or "float32"])
         self.student = student
         self.evaluator = BatchEvaluator(student, skin=skin)
         self._device, self._dtype = student.device, dtype

@@ -22,10 +22,11 @@ import ase
 import numpy as np
 
 from fastff.errors import FastFFError
+from fastff.md.marks import Mark, cut_bytes, mark_bytes
 from fastff.md.observe import COLUMNS
 from fastff.md.restart import write_restart
 from fastff.md.snapshot import Snapshot
-from fastff.md.trajectory import Frame, TrajectoryWriter, truncate
+from fastff.md.trajectory import Frame, TrajectoryWriter
 from fastff.neighbors import build_edges, complete_cell
 
 _LONGEST_QUEUE = 8
@@ -35,10 +36,10 @@ LOG_COLUMNS = (COLUMNS[0], "time_ps", *COLUMNS[1:])
 class LogWriter:
     """The table of observables: CSV, numbers with all their digits, empty where there is none."""
 
-    def __init__(self, path: Path, timestep: float, mark: Mapping[str, int] | None) -> None:
-        self._timestep = timestep
+    def __init__(self, path: Path, timestep: float, mark: Mark | None) -> None:
+        self._path, self._timestep = path, timestep
         if mark is not None:
-            truncate(path, mark["bytes"])
+            cut_bytes(path, mark)
         self._handle = path.open("ab" if mark is not None else "wb")
         if mark is None:
             self._handle.write((",".join(LOG_COLUMNS) + "\n").encode())
@@ -54,11 +55,11 @@ class LogWriter:
         self._handle.write(text.getvalue().encode())
         self._handle.flush()
 
-    def mark(self) -> dict[str, int]:
+    def mark(self) -> Mark:
         """Bring everything to disk and say how far the file has come."""
         self._handle.flush()
         os.fsync(self._handle.fileno())
-        return {"bytes": self._handle.tell()}
+        return mark_bytes(self._path, self._handle.tell())
 
     def close(self) -> None:
         """Finish the file."""

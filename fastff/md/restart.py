@@ -3,7 +3,7 @@
 Here: writing and reading them, and putting a state back. Not here: when they are written.
 
 A file is safetensors with a JSON header: step, a digest over the tensors, the settings and system it belongs to, and
-how far log and trajectory had come. Random numbers need no state: they depend on seed and step.
+the marks of log and trajectory (:mod:`fastff.md.marks`). Random numbers need no state: they depend on seed and step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from fastff.md.settings import fingerprint
 from fastff.md.snapshot import RESTART_FIELDS
 from fastff.md.state import State
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 added the place of the trajectory to what a run is bound to, and digests to the marks."""
 _KEY = "fastff-md"
 
 
@@ -38,9 +39,10 @@ class RestartPoint:
     ----------
     step : int
     binding : dict
-        Settings, system and model that the run is bound to.
+        Settings, system, model and files that the run is bound to.
     marks : dict
-        How far each output file had come.
+        How far each output file had come; empty before the first frame, when whatever is in their places was begun by
+        this run.
     tensors : dict of str to Tensor
         See :data:`~fastff.md.snapshot.RESTART_FIELDS`.
     """

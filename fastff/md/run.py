@@ -19,55 +19,32 @@ import ase
 import numpy as np
 import torch
 
-from fastff.errors import SimulationUnstableError, UsageError
+from fastff.errors import SimulationUnstableError
 from fastff.md.contacts import describe_contact
 from fastff.md.engine import Engine, Progress
 from fastff.md.extrapolation import ExtrapolationWatch, make_watch
+from fastff.md.files import RunFiles, plan_files
+from fastff.md.marks import Mark, check_bytes
 from fastff.md.observe import COLUMNS
 from fastff.md.protocol import DevicePotential
 from fastff.md.recorder import LogWriter, Recorder
 from fastff.md.restart import (
-    RestartPoint,
     check_binding,
     read_restart,
     remove_strays,
     restore_state,
+    write_restart,
 )
 from fastff.md.settings import MDSettings
 from fastff.md.snapshot import take_frame, take_restart
 from fastff.md.state import State, build_state, find_fixed, make_atoms
 from fastff.md.summary import Summary, summarize
-from fastff.md.trajectory import check_suffix, open_trajectory
-from fastff.memory import DeviceMemoryError, describe_shortage, is_out_of_memory
+from fastff.md.trajectory import open_trajectory
+from fastff.memory import explain_shortage
 from fastff.structures import check_structure
 
-LOG_NAME, RESTART_NAME, FINAL_NAME = "log.csv", "restart.safetensors", "final.extxyz"
-GOOD_NAME, BAD_NAME = "last-good.extxyz", "unstable.extxyz"
 Listener = Callable[[int, float, np.ndarray | None], None]
 """Receives after every chunk: step, ns/day of this process, last row of observables or None."""
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Where a run writes."""
-
-    folder: Path
-    trajectory: Path
-
-    @property
-    def log(self) -> Path:
-        """Table of observables."""
-        return self.folder / LOG_NAME
-
-    @property
-    def restart(self) -> Path:
-        """Restart file."""
-        return self.folder / RESTART_NAME
-
-    @property
-    def final(self) -> Path:
-        """Last structure, with velocities."""
-        return self.folder / FINAL_NAME
 
 
 @dataclass(frozen=True)
@@ -103,29 +80,6 @@ class RunResult:
     files: RunFiles
 
 
-def plan_files(folder: Path, trajectory: Path | None, n_atoms: int, *, restart: bool) -> RunFiles:
-    """Where a run writes; refuses to write over another one.
-
-    Raises
-    ------
-    UsageError
-        If the folder or the trajectory exists and ``restart`` is False, or no format fits the trajectory's suffix.
-    """
-    if trajectory is None:
-        trajectory = folder / ("trajectory.extxyz" if n_atoms <= 10_000 else "trajectory.h5")
-    check_suffix(trajectory)
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file; name a folder")
-    if not restart:
-        taken = folder.is_dir() and any(folder.iterdir())
-        for path, present in ((folder, taken), (trajectory, trajectory.exists())):
-            if present:
-                raise UsageError(
-                    f"{path} exists; add --restart to continue its run, or choose another place"
-                )
-    return RunFiles(folder, trajectory)
-
-
 def simulate(
     potential: DevicePotential,
     atoms: ase.Atoms,
@@ -153,7 +107,7 @@ def simulate(
     trajectory : path, optional
         Its suffix chooses the format: extxyz, xyz, h5, hdf5, h5md or traj.
     restart : bool
-        Continue from the restart file in ``out``; without one, begin anew there.
+        Continue from the restart file in ``out``; without one, begin there, unless that would overwrite a file.
     listener : callable, optional
         See :data:`Listener`.
 
@@ -175,20 +129,25 @@ def simulate(
     state = build_state(atoms, settings, potential.device)
     binding = {
         "settings": settings.list_binding(), "system": _identify(atoms), "model": model,
+        "files": files.list_binding(),
     }  # fmt: skip
     point = None
     if restart and files.restart.exists():
         point = read_restart(files.restart)
         check_binding(point, binding, files.restart)
+        point = point if point.marks else None  # killed before its first frame was on disk
+    reference = restore_state(state, point) if point is not None else None
+    with explain_shortage(len(atoms), potential.device):
+        engine = Engine(potential, state, settings, reference)
     folder.mkdir(parents=True, exist_ok=True)
     remove_strays(files.restart)
-    reference = restore_state(state, point) if point is not None else None
-    with _explain_memory(len(atoms), potential.device):
-        engine = Engine(potential, state, settings, reference)
-    recorder = _open_recorder(files, atoms, settings, binding, point)
+    if point is None:  # from here on the files are known to be this run's
+        write_restart(files.restart, engine.step, take_restart(engine).read(), binding, {})
+    marks = {} if point is None else point.marks
+    recorder = _open_recorder(files, atoms, settings, binding, marks)
     first, seconds = engine.step, 0.0
     try:
-        with _watch_signals() as received, _explain_memory(len(atoms), potential.device):
+        with _watch_signals() as received, explain_shortage(len(atoms), potential.device):
             seconds = _run(
                 engine, recorder, settings, listener, received, watch, fresh=point is None
             )
@@ -196,7 +155,7 @@ def simulate(
         recorder.close()
         _save_unstable(engine, recorder, atoms, watch, files)
         raise SimulationUnstableError(
-            f"{error}; the last sound structure is {folder / GOOD_NAME}, the bad one {folder / BAD_NAME}: "
+            f"{error}; the last sound structure is {files.good}, the bad one {files.bad}: "
             "use a shorter time step, or a model trained on such structures"
         ) from None
     finally:
@@ -228,13 +187,14 @@ def _open_recorder(
     atoms: ase.Atoms,
     settings: MDSettings,
     binding: dict[str, Any],
-    point: RestartPoint | None,
+    marks: dict[str, Mark],
 ) -> Recorder:
-    marks = {} if point is None else point.marks
     n_frames = settings.n_steps // settings.frame_interval + 1
     files.trajectory.parent.mkdir(parents=True, exist_ok=True)
-    log = LogWriter(files.log, settings.timestep, marks.get("log"))
+    if marks:
+        check_bytes(files.log, marks["log"])  # before anything is cut
     writer = open_trajectory(files.trajectory, atoms, n_frames, marks.get("trajectory"))
+    log = LogWriter(files.log, settings.timestep, marks.get("log"))
     return Recorder(
         log, writer, files.restart, atoms, settings.timestep, settings.min_distance, binding
     )
@@ -318,17 +278,6 @@ def _record(
 
 
 @contextmanager
-def _explain_memory(n_atoms: int, device: torch.device) -> Iterator[None]:
-    """Turn running out of memory into one line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceMemoryError(describe_shortage(n_atoms, device)) from error
-
-
-@contextmanager
 def _watch_signals() -> Iterator[list[int]]:
     """Note SIGINT and SIGTERM instead of dying of them; a second one acts at once."""
     received: list[int] = []
@@ -396,5 +345,5 @@ def _save_unstable(
         good.info["step"] = engine.sound_step
         if watch is not None and watch.grades is not None:
             bad.arrays["extrapolation_grades"] = watch.grades
-    _write_atoms(files.folder / BAD_NAME, bad)
-    _write_atoms(files.folder / GOOD_NAME, good)
+    _write_atoms(files.bad, bad)
+    _write_atoms(files.good, good)

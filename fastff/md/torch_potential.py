@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastff.errors import UsageError
 from fastff.graph import Graph, edge_vectors
 from fastff.models import Student
-from fastff.neighbors import build_edges, complete_cell
+from fastff.neighbors import build_edges, check_skin_length, complete_cell
 
 
 class StudentPotential:
@@ -32,9 +31,7 @@ class StudentPotential:
     capturable = False
 
     def __init__(self, student: Student, skin: float = 1.0) -> None:
-        if not skin >= 0.0:
-            raise UsageError(f"skin {skin} Å must not be negative")
-        self.student, self.skin = student, float(skin)
+        self.student, self.skin = student, check_skin_length(skin)
         self.n_builds = 0
         self.device = student.device
         self.energy = torch.zeros((), dtype=torch.float64, device=self.device)

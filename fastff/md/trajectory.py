@@ -1,6 +1,7 @@
 """Trajectories: extended XYZ, HDF5 in H5MD's layout, ASE's binary format.
 
-Here: one writer per format, each able to go back to a mark it gave. Not here: when frames are written, threads.
+Here: one writer per format, each able to go back to a mark it gave. Not here: what marks are
+(:mod:`fastff.md.marks`), when frames are written, threads.
 
 H5MD: P. de Buyl, P. H. Colberg and F. Höfling, Comput. Phys. Commun. 185, 1546 (2014). All frames are allocated when
 the file is made, so that a killed run leaves a sound file; rows not yet written have step -1.
@@ -11,7 +12,10 @@ from __future__ import annotations
 import abc
 import io
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +28,17 @@ from ase.io import write as write_ase
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastff.errors import DataError, UsageError
+from fastff.md.marks import (
+    Mark,
+    check_bytes,
+    check_present,
+    cut_bytes,
+    describe_foreign,
+    digest_arrays,
+    mark_bytes,
+)
 from fastff.md.state import make_atoms
 from fastff.units import FEMTOSECOND
-
-Mark = dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,11 @@ class TrajectoryWriter(abc.ABC):
     def mark(self) -> Mark:
         """Bring everything to disk and say how far the file has come."""
 
+    @staticmethod
+    @abc.abstractmethod
+    def check(path: Path, mark: Mark) -> None:
+        """Refuse a file that is not the marked one; change nothing."""
+
     @abc.abstractmethod
     def close(self) -> None:
         """Finish the file."""
@@ -74,9 +90,9 @@ class ExtxyzWriter(TrajectoryWriter):
     """Extended XYZ."""
 
     def __init__(self, path: Path, template: ase.Atoms, n_frames: int, mark: Mark | None) -> None:
-        self._template = template
+        self._path, self._template = path, template
         if mark is not None:
-            truncate(path, mark["bytes"])
+            cut_bytes(path, mark)
         self._handle = path.open("ab" if mark is not None else "wb")
 
     def write(self, frame: Frame) -> None:
@@ -90,7 +106,12 @@ class ExtxyzWriter(TrajectoryWriter):
         """Bring everything to disk."""
         self._handle.flush()
         os.fsync(self._handle.fileno())
-        return {"bytes": self._handle.tell()}
+        return mark_bytes(self._path, self._handle.tell())
+
+    @staticmethod
+    def check(path: Path, mark: Mark) -> None:
+        """Refuse a file that is not the marked one."""
+        check_bytes(path, mark)
 
     def close(self) -> None:
         """Finish the file."""
@@ -103,6 +124,7 @@ class AseWriter(TrajectoryWriter):
     def __init__(self, path: Path, template: ase.Atoms, n_frames: int, mark: Mark | None) -> None:
         self._path, self._template, self._n_frames = path, template, 0
         if mark is not None:
+            self.check(path, mark)
             self._n_frames = mark["frames"]
             _shorten_ase(path, self._n_frames)
         elif path.exists():
@@ -116,24 +138,62 @@ class AseWriter(TrajectoryWriter):
 
     def mark(self) -> Mark:
         """Bring everything to disk."""
-        if self._path.exists():
-            with self._path.open("rb") as handle:
-                os.fsync(handle.fileno())
-        return {"frames": self._n_frames}
+        with self._path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        with AseTrajectory(str(self._path)) as handle:
+            return _mark_frames(len(handle), self._n_frames, partial(_read_ase, handle))
+
+    @staticmethod
+    def check(path: Path, mark: Mark) -> None:
+        """Refuse a file that is not the marked one."""
+        with _reading(path), AseTrajectory(str(path)) as handle:
+            _check_frames(path, len(handle), mark, partial(_read_ase, handle))
 
     def close(self) -> None:
         """Nothing is open between frames."""
 
 
+def _read_ase(handle: Any, k: int) -> list[np.ndarray]:
+    atoms = handle[k]
+    return [np.array(atoms.info["step"]), atoms.positions, atoms.get_momenta(), atoms.cell.array]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what readers of binary formats raise about files of other kinds into one error."""
+    check_present(path)
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # h5py and ASE raise nearly anything
+        raise describe_foreign(path) from error
+
+
+def _mark_frames(present: int, n_frames: int, read: Callable[[int], list[np.ndarray]]) -> Mark:
+    """Mark of the first frames of a file: their number, and a digest of the first and the last of them."""
+    ends = sorted({0, n_frames - 1}) if 0 < n_frames <= present else []
+    return {
+        "frames": n_frames,
+        "sha256": digest_arrays(array for k in ends for array in read(k)),
+    }
+
+
+def _check_frames(
+    path: Path, present: int, mark: Mark, read: Callable[[int], list[np.ndarray]]
+) -> None:
+    if present < mark["frames"]:
+        raise DataError(
+            f"{path} has {present} frames but {mark['frames']} were written before the restart point; restore it"
+        )
+    if _mark_frames(present, mark["frames"], read) != mark:
+        raise describe_foreign(path)
+
+
 def _shorten_ase(path: Path, n_frames: int) -> None:
     """Keep the first frames of an ASE trajectory, replacing the file in one step."""
-    if n_frames == 0:
-        path.unlink(missing_ok=True)
-        return
     temporary = path.with_name(f".{path.name}.tmp")
     with AseTrajectory(str(path)) as old, AseTrajectory(str(temporary), "w") as new:
-        if len(old) < n_frames:
-            raise DataError(f"{path} has {len(old)} frames but {n_frames} were written; restore it")
         for k in range(n_frames):
             new.write(old[k])
     os.replace(temporary, path)
@@ -155,6 +215,7 @@ class H5Writer(TrajectoryWriter):
             self._file = h5py.File(path, "w")
             self._lay_out(template, n_frames)
         else:
+            self.check(path, mark)
             self._file = h5py.File(path, "r+")
             self._count = mark["frames"]
             for dataset in self._list_datasets():
@@ -240,13 +301,27 @@ class H5Writer(TrajectoryWriter):
         self._file.flush()
         with open(self._file.filename, "rb") as handle:
             os.fsync(handle.fileno())
-        return {"frames": self._count}
+        group = self._file["particles/all"]
+        return _mark_frames(len(group["step"]), self._count, partial(_read_h5, group))
+
+    @staticmethod
+    def check(path: Path, mark: Mark) -> None:
+        """Refuse a file that is not the marked one."""
+        with _reading(path), h5py.File(path, "r") as file:
+            group = file["particles/all"]
+            present = int((group["step"][:] >= 0).sum())
+            _check_frames(path, present, mark, partial(_read_h5, group))
 
     def close(self) -> None:
         """Cut what was never written, and close."""
         for dataset in self._list_datasets():
             dataset.resize(self._count, axis=0)
         self._file.close()
+
+
+def _read_h5(group: h5py.Group, k: int) -> list[np.ndarray]:
+    names = ("step", "position/value", "velocity/value", "box/edges/value")
+    return [np.asarray(group[name][k]) for name in names]
 
 
 _WRITERS: dict[str, type] = {
@@ -265,11 +340,9 @@ def open_trajectory(
     UsageError
         If no format has that suffix.
     DataError
-        If a file that should be continued is missing or shorter than its mark.
+        If a file that should be continued is missing, shorter than its mark, or another one.
     """
     check_suffix(path)
-    if mark is not None and not path.exists() and any(mark.values()):
-        raise DataError(f"{path} is missing, so the run cannot be continued; restore it")
     writer: TrajectoryWriter = _WRITERS[path.suffix.lower()](path, template, n_frames, mark)
     return writer
 
@@ -280,13 +353,3 @@ def check_suffix(path: Path) -> None:
         raise UsageError(
             f"no trajectory format has the suffix {path.suffix!r} of {path}; use one of {', '.join(_WRITERS)}"
         )
-
-
-def truncate(path: Path, size: int) -> None:
-    """Cut a file to the size it had; refuse one that has become shorter."""
-    present = path.stat().st_size if path.exists() else 0
-    if present < size:
-        raise DataError(
-            f"{path} has {present} bytes but {size} were written before the restart point; restore it"
-        )
-    os.truncate(path, size)

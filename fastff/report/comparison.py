@@ -42,7 +42,9 @@ def describe_model(path: Path, student: Student) -> ModelPart:
         dtype=str(student.dtype).removeprefix("torch."),
         temperature=(float(limits[0]), float(limits[1])) if limits else None,
         teacher=dict(header.get("teacher") or {}),
-        training={k: v for k, v in training.items() if k not in ("frame_hashes", "request")},
+        training={
+            k: v for k, v in training.items() if k not in ("frame_hashes", "pairs", "request")
+        },
     )
     return stamp_part(part)
 

@@ -6,12 +6,13 @@ Here: :class:`PeakMemory`, and what is still free. Not here: timing (:mod:`fastf
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 from pathlib import Path
 
 import torch
+
+from fastff.memory import release_memory
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
@@ -85,15 +86,6 @@ class PeakMemory:
         if not (_STATUS.exists() and os.access(_CLEAR, os.W_OK)):
             return None
         return _find_kib(_STATUS.read_text().splitlines(), key)
-
-
-def release_memory() -> None:
-    """Give unused memory back: Python's garbage, the C library's free lists, torch's CUDA cache."""
-    gc.collect()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _find_kib(lines: list[str], key: str) -> int | None:

@@ -25,6 +25,7 @@ from fastff.kernels.neighbor_list import build_neighbors
 from fastff.kernels.neighbor_list import op as list_op
 from fastff.kernels.neighbor_list.plan import make_frame
 from fastff.kernels.skin_check import check_skin, take_snapshot
+from fastff.md.potentials import make_potential
 from fastff.md.protocol import DevicePotential
 from fastff.models import Student
 from fastff.neighbors import VerletCache
@@ -213,6 +214,20 @@ def test_rows_grow_under_compression(monkeypatch):
         sizes.append(evaluator._session.potential._neighbors.matrix.n_slots)
     assert sizes[1] > sizes[0] == 12
     assert evaluator._session.potential.n_builds == 2
+
+
+def test_fast_mode_reaches_the_kernels_and_tells_its_error():
+    atoms = make_atoms("bulk")
+    student = make_student("m1", (8, 29), cutoff=3.0)
+    with kernels.use("triton"):
+        calculator = FastFFCalculator(student, device="cpu", precision="tf32", skin=0.5)
+        with pytest.warns(UserWarning, match=r"precision tf32: forces on \d+ atoms differ"):
+            calculator.calculate(atoms)
+        assert calculator.evaluator._session.potential._fused.options.precision == "tf32"
+        potential = make_potential(student, precision="tf32")
+        assert potential._fused.options.precision == "tf32"
+        labels = calculator.predict([atoms])[0]
+    np.testing.assert_allclose(labels.forces, calculator.results["forces"], rtol=0, atol=1e-3)
 
 
 def test_fused_calculator():

@@ -25,6 +25,8 @@ MARGIN = 1e-6
 """By how much, relatively, bins are wider than the reach, for rounding."""
 MAX_IMAGES = 256
 """Most images of the cell in reach along one direction; more are a mistake in the cell."""
+MAX_SHIFTS = 100_000
+"""Most images of the cell in reach altogether, likewise."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +115,16 @@ def count_images(frame: Frame, reach: float) -> int:
     Raises
     ------
     DataError
-        If the cell is so thin that there are more than :data:`MAX_IMAGES`.
+        If the cell is so thin that there are more than :data:`MAX_IMAGES`, or than :data:`MAX_SHIFTS` altogether.
     """
-    ratios = [reach / h for h, p in zip(frame.heights, frame.periodic, strict=True) if p]
-    images = math.ceil(max(ratios, default=0.0))
-    if images > MAX_IMAGES:
+    heights = [float(h) for h, p in zip(frame.heights, frame.periodic, strict=True) if p]
+    counts = [math.ceil(reach / h) for h in heights]
+    images = max(counts, default=0)
+    total = math.prod(2 * count + 1 for count in counts)
+    if images > MAX_IMAGES or total > MAX_SHIFTS:
         raise DataError(
-            f"the cell is {min(frame.heights):.3g} Å thin, with {images} images in the reach of {reach:.3g} Å; "
-            "correct the cell"
+            f"the cell {frame.rows.tolist()} is {min(heights):.3g} Å thin, with {total} images in the reach of "
+            f"{reach:.3g} Å; correct the cell"
         )
     return images
 
