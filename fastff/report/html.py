@@ -146,10 +146,11 @@ def _tabulate_elements(record: BenchRecord) -> tuple[list[str], list[list[str]]]
 
 def _tabulate_noise(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     sides = [record.teacher_noise, record.student_noise]
+    order = next((side.difference for side in sides if side is not None), "fourth")
     rows = []
     for label, name, kind in (
         ("force, rotated copy", "rotation_force", "share"),
-        ("force, 1e-3 Å jitter, second difference", "jitter_force", "share"),
+        (f"force, 1e-3 Å jitter, {order} difference", "jitter_force", "share"),
         ("force, alone or in a batch", "batch_force", "share"),
         ("energy, rotated copy", "rotation_energy", "energy"),
         ("energy, alone or in a batch", "batch_energy", "energy"),
