@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
+import fastff
+from fastff.checkpoint import load_model
 from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.models import build_student, configure_student
+from fastff.predict import predict
 from fastff.report.physics import crystal as crystals
 from fastff.report.physics import motion
 from fastff.report.physics.derive import (
@@ -31,8 +35,11 @@ from fastff.report.physics.record import (
     VacancyItem,
 )
 from fastff.report.physics.run import measure_physics, verify_physics
-from fastff.report.physics.side import Side
+from fastff.report.physics.side import Side, relax_bare
+from fastff.report.plan import choose_seeds
 from fastff.teachers import load_teacher
+
+ZOO = Path(fastff.__file__).parent / "zoo"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +124,49 @@ def test_primitive_cell_is_found():
     material = describe_material(bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2))
     assert len(material.unit) == 2
     assert material.formula == {"Na": 1, "Cl": 1}
+
+
+def disturb(atoms, strain, rattle):
+    image = atoms.copy()
+    image.set_cell(image.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    image.rattle(rattle, seed=3)
+    return image
+
+
+STRAIN = np.array([[0.02, 0.01, 0.0], [0.01, -0.01, 0.005], [0.0, 0.005, 0.01]])
+
+
+def test_primitive_cell_of_a_disturbed_crystal_is_found(copper):
+    pytest.importorskip("spglib")
+    atoms = disturb(bulk("Cu", cubic=True).repeat(2), STRAIN, 0.05)
+    student = Side("student", copper.label, {})
+    material = describe_material(atoms, partial(relax_bare, student))
+    assert len(material.unit) == 1
+    assert "after relaxation by the student" in material.words
+    assert material.cell.fault == ""
+    # a little noise alone needs no relaxation
+    slight = disturb(bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2), 0.0, 0.01)
+    assert len(describe_material(slight).unit) == 2
+
+
+def test_a_crystal_without_primitive_cell_says_so_and_has_no_bands(copper):
+    pytest.importorskip("spglib")
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.numbers[np.random.default_rng(1).permutation(32)[:16]] = 79
+    material = describe_material(disturb(atoms, STRAIN, 0.02))
+    assert len(material.unit) == 32
+    assert "no primitive cell was found within 0.1 Å" in material.cell.fault
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("nacl", 2), ("tio2", 6)])
+def test_primitive_cells_of_shipped_models_are_found(name, size, recwarn):
+    pytest.importorskip("spglib")
+    student = load_model(ZOO / f"{name}-7net-0.safetensors", device="cpu")
+    structure = choose_seeds(student.header, None)[0]
+    side = Side("student", partial(predict, student), {})
+    assert len(describe_material(structure, partial(relax_bare, side)).unit) == size
+    assert not [entry for entry in recwarn if "logm" in str(entry.message)]
 
 
 def birch(volumes, v0, b0):

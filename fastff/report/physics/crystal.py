@@ -42,9 +42,8 @@ class Crystal:
         if side.role not in self._relaxed:
             atoms = side.attach(self.material.unit)
             relax_cell(atoms)
-            self._relaxed[side.role] = ase.Atoms(
-                atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True
-            )
+            atoms.calc = None
+            self._relaxed[side.role] = atoms
         return self._relaxed[side.role].copy()
 
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from fastff.report.physics import dimers, motion
 from fastff.report.physics.derive import PropertyError, derive_quantities
 from fastff.report.physics.material import WORDS, Material, describe_material
 from fastff.report.physics.record import AnyItem, LeftOut, PhysicsPart
-from fastff.report.physics.side import Side
+from fastff.report.physics.side import Side, relax_bare
 
 if TYPE_CHECKING:
     import ase
@@ -120,7 +121,7 @@ def measure_physics(
     progress : callable
         Receives (what is being done, done, total).
     """
-    material = describe_material(structure)
+    material = describe_material(structure, partial(relax_bare, student))
     lab = Laboratory(material, teacher, student, model, temperature, mode, budget, progress)
     _measure_dimers(lab)
     _measure_crystal(lab)
@@ -157,7 +158,10 @@ def _measure_crystal(lab: Laboratory) -> None:
         # one or two displacements of each kind of atom in the cell, as a rule
         return (2 * len(set(unit.numbers)) + 1) * lab.estimate(cell)
 
-    lab.attempt("Phonons", fits, estimate_phonons, lambda: crystals.measure_phonons(crystal))
+    lab.attempt(
+        "Phonons", fits or material.cell.fault, estimate_phonons,
+        lambda: crystals.measure_phonons(crystal),
+    )  # fmt: skip
     many = ""
     if sum(material.formula.values()) > 6 or len(material.formula) > 3:
         many = "the formula unit is too large for a set of vacancies"

@@ -13,6 +13,7 @@ import ase
 import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
+from fastff.errors import FastFFError
 from fastff.labels import Labels
 from fastff.report.physics.derive import PropertyError
 
@@ -114,12 +115,12 @@ def relax_cell(atoms: ase.Atoms, *, fmax: float = 0.005, steps: int = 80) -> Non
     PropertyError
         It does not end within ``steps``, the volume changes by more than 20 %, or the side gives no stress.
     """
-    from ase.filters import FrechetCellFilter
+    from ase.filters import UnitCellFilter
     from ase.optimize import BFGS
 
     volume = atoms.get_volume()
     try:
-        optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)
+        optimizer = BFGS(UnitCellFilter(atoms), logfile=None)
         done = optimizer.run(fmax=fmax, steps=steps)
     except PropertyNotImplementedError as error:
         raise PropertyError(f"{_name(atoms)}: it gives no stress") from error
@@ -132,6 +133,16 @@ def relax_cell(atoms: ase.Atoms, *, fmax: float = 0.005, steps: int = 80) -> Non
         raise PropertyError(
             f"{_name(atoms)}: the cell is not relaxed to {fmax:g} eV/Å after {steps} steps"
         )
+
+
+def relax_bare(side: Side, atoms: ase.Atoms) -> ase.Atoms | None:
+    """A copy without calculator, cell and positions relaxed by ``side``; None where that fails."""
+    image = side.attach(atoms)
+    try:
+        relax_cell(image, steps=250)
+    except FastFFError:
+        return None
+    return ase.Atoms(image.numbers, image.positions, cell=image.cell, pbc=image.pbc)
 
 
 def _name(atoms: ase.Atoms) -> str:
