@@ -34,7 +34,8 @@ from fastff.report.physics.record import (
     PhysicsPart,
     VacancyItem,
 )
-from fastff.report.physics.run import measure_physics, verify_physics
+from fastff.report.physics.run import measure_physics, plan_student, verify_physics
+from fastff.report.physics.schedule import Laboratory
 from fastff.report.physics.side import Side, relax_bare
 from fastff.report.plan import choose_seeds
 from fastff.teachers import load_teacher
@@ -56,7 +57,9 @@ def part(copper):
         Side("teacher", copper.label, {"name": "analytic:emt", "version": "1"}),
         Side("student", copper.label, {"sha256": "0" * 64}),
     ]
-    return measure_physics(bulk("Cu", cubic=True), *sides, student, temperature=300.0, budget=15.0)
+    return measure_physics(
+        bulk("Cu", cubic=True), *sides, student, temperatures=(300.0, 400.0), budget=15.0
+    )
 
 
 def find(part, kind):
@@ -93,7 +96,7 @@ def test_what_does_not_fit_is_left_out_with_a_reason(part):
 def test_nothing_is_measured_without_time(copper):
     student = build_student(configure_student("m1", (29,), cutoff=4.0))
     sides = [Side("teacher", copper.label, {}), Side("student", copper.label, {})]
-    found = measure_physics(bulk("Cu"), *sides, student, temperature=300.0, budget=0.0)
+    found = measure_physics(bulk("Cu"), *sides, student, temperatures=(300.0, 300.0), budget=0.0)
     assert found.items == ()
     assert all(
         any(
@@ -252,6 +255,19 @@ def test_stability_of_a_wild_student_is_reported():
     assert run.n_steps == 40
     assert (run.done == 40) == (run.reason == "")
     assert len(rows) >= 1
+
+
+def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper):
+    torch.manual_seed(0)
+    model = build_student(configure_student("m1", (29,), cutoff=4.0))
+    sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
+    lab = Laboratory(*sides, "auto", 6.0, lambda message, done, total: None)
+    lab.work(plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[:1])
+    (item,) = lab.items
+    assert [run.temperature for run in item.runs] == [400.0, 600.0]
+    assert (
+        "highest temperature of its training range, 400 K, and 1.5 times that" in item.description
+    )
 
 
 def plant(part, kind, **changes):

@@ -310,7 +310,7 @@ def _measure_physics(
         check_identity(LabelCalculator(teacher), frame.atoms, frame.labels, "teacher")
     part = measure_physics(
         structure, teacher, student, run.student,
-        temperature=0.5 * sum(limits), mode=run.plan.physics, budget=run.plan.physics_budget,
+        temperatures=limits, mode=run.plan.physics, budget=run.plan.physics_budget,
         progress=run.progress,
     )  # fmt: skip
     run.durations["physics"] = time.perf_counter() - start

@@ -37,6 +37,11 @@ class Crystal:
     student: Side
     _relaxed: dict[str, ase.Atoms] = field(default_factory=dict)
 
+    @property
+    def relaxed(self) -> bool:
+        """Whether the cells of both sides are known."""
+        return len(self._relaxed) == 2
+
     def relax(self, side: Side) -> ase.Atoms:
         """The unit cell relaxed by ``side``, without calculator."""
         if side.role not in self._relaxed:

@@ -217,14 +217,17 @@ def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
     rows = []
     for curve in item.curves:
         r = np.array(curve.radii)
-        teacher, student = np.array(curve.teacher), np.array(curve.student)
-        peaks = [int(np.argmax(teacher)), int(np.argmax(student))]
+        student = np.array(curve.student)
+        teacher = None if curve.teacher is None else np.array(curve.teacher)
         rows.append(
             Quantity(
-                name=f"{curve.pair}, highest peak at", unit="Å", teacher=float(r[peaks[0]]),
-                student=float(r[peaks[1]]),
+                name=f"{curve.pair}, highest peak at", unit="Å",
+                teacher=None if teacher is None else float(r[np.argmax(teacher)]),
+                student=float(r[np.argmax(student)]),
             )
         )  # fmt: skip
+        if teacher is None or curve.teacher_error is None:
+            continue
         area = max(float((r**2 * teacher).sum()), 1e-12)
         between = float((r**2 * np.abs(student - teacher)).sum()) / area
         error = np.hypot(curve.teacher_error, curve.student_error)
@@ -242,8 +245,11 @@ def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
 def _derive_diffusion(item: DiffusionItem) -> tuple[Quantity, ...]:
     rows = []
     for curve in item.curves:
-        values = []
+        values: list[tuple[float | None, float | None]] = []
         for blocks in (curve.teacher_blocks, curve.student_blocks):
+            if blocks is None:
+                values.append((None, None))
+                continue
             scaled = np.array(blocks) * A2_PER_PS_TO_CM2_PER_S * 1e5
             error = float(scaled.std(ddof=1) / math.sqrt(len(scaled))) if len(scaled) > 1 else None
             values.append((float(scaled.mean()), error))
