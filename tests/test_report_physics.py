@@ -28,6 +28,8 @@ from fastff.report.physics.derive import (
 )
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import (
+    DimerCurve,
+    DimerItem,
     ElasticItem,
     EnergyTrace,
     EosItem,
@@ -228,6 +230,21 @@ def test_diffusion_of_a_random_walk():
     random = np.random.default_rng(2)
     paths = np.cumsum(random.normal(scale=0.1, size=(400, 300, 3)), axis=0)
     assert motion.fit_diffusion(motion.measure_msd(paths), 0.01) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_repulsive_pair_has_no_minimum():
+    r = np.linspace(1.0, 6.0, 28)
+    bound = 4.0 * ((2.0 / r) ** 12 - (2.0 / r) ** 6)
+    repulsive = np.exp(-r) - np.exp(-6.0)
+    curve = DimerCurve(
+        pair="Na-Na", distances=tuple(r), teacher=tuple(bound - bound[-1]), student=tuple(repulsive)
+    )
+    distance, depth = derive_quantities(DimerItem(title="", description="", curves=(curve,)))
+    assert distance.name == "Na-Na, distance of the minimum (no minimum: student)"
+    assert distance.teacher == pytest.approx(2.0 * 2 ** (1 / 6), abs=0.1)
+    assert depth.teacher == pytest.approx(1.0, abs=0.05)
+    assert distance.student is None
+    assert depth.student is None
 
 
 def test_drift_by_hand():

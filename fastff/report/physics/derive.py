@@ -32,6 +32,10 @@ A2_PER_PS_TO_CM2_PER_S = 1e-4
 """Å^2/ps in cm^2/s."""
 
 
+LEAST_DEPTH = 2e-3
+"""eV below the largest distance; a shallower dip of a pair's curve is no bond."""
+
+
 class PropertyError(FastFFError):
     """A property cannot be derived: the curve of a side has no minimum, a run broke, a relaxation did not end."""
 
@@ -193,23 +197,31 @@ def _derive_vacancy(item: VacancyItem) -> tuple[Quantity, ...]:
     return (Quantity(name=name, unit="eV", teacher=values[0], student=values[1]),)
 
 
+def find_minimum(
+    distances: Sequence[float], energies: Sequence[float]
+) -> tuple[float, float] | None:
+    """Distance and depth of the lowest point of a curve, or None if it lies at an end or is shallower than 2 meV."""
+    lowest = int(np.argmin(energies))
+    depth = float(-energies[lowest])
+    if not 0 < lowest < len(energies) - 1 or depth < LEAST_DEPTH:
+        return None
+    return float(distances[lowest]), depth
+
+
 def _derive_dimers(item: DimerItem) -> tuple[Quantity, ...]:
+    """A side without a minimum is named, and has no numbers."""
     rows = []
     for curve in item.curves:
-        bond, depth = [], []
-        for role in ("teacher", "student"):
-            energies = getattr(curve, role)
-            lowest = int(np.argmin(energies))
-            bond.append(float(curve.distances[lowest]))
-            depth.append(float(-energies[lowest]))
-        name = f"{curve.pair}, "
-        rows.append(
-            Quantity(
-                name=name + "distance of the minimum", unit="Å", teacher=bond[0], student=bond[1]
-            )
-        )
-        rows.append(Quantity(name=name + "depth", unit="eV", teacher=depth[0], student=depth[1]))
-    return tuple(rows)  # fmt: skip
+        found = {
+            role: find_minimum(curve.distances, getattr(curve, role))
+            for role in ("teacher", "student")
+        }
+        missing = [role for role, value in found.items() if value is None]
+        remark = f" (no minimum: {' and '.join(missing)})" if missing else ""
+        for k, (name, unit) in enumerate((("distance of the minimum", "Å"), ("depth", "eV"))):
+            values = {role: None if value is None else value[k] for role, value in found.items()}
+            rows.append(Quantity(name=f"{curve.pair}, {name}{remark}", unit=unit, **values))
+    return tuple(rows)
 
 
 def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
