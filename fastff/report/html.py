@@ -24,6 +24,7 @@ from fastff.report.markdown import (
     tabulate_accuracy,
     tabulate_dynamics,
     tabulate_speed,
+    tabulate_temperatures,
 )
 from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
@@ -78,6 +79,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         speed_table=tabulate_speed(record),
         dynamics_table=tabulate_dynamics(record),
         element_table=_tabulate_elements(record),
+        temperature_table=tabulate_temperatures(record),
         noise_table=_tabulate_noise(record),
         skipped=_list_skipped(record),
         accuracy_figures=_draw_accuracy(record),

@@ -23,6 +23,14 @@ def format_percent(value: float | None, digits: int = 1) -> str:
     return UNDEFINED if value is None else show_percent(value, digits)
 
 
+def format_interval(accuracy: Accuracy, quantity: str) -> str:
+    """95 % interval of a quantity or of ``"overall"`` in parentheses, empty where there is none."""
+    if quantity not in accuracy.intervals:
+        return ""
+    low, high = accuracy.intervals[quantity]
+    return f"({100.0 * low:.1f} to {100.0 * high:.1f} %)"
+
+
 def format_share(value: float | None) -> str:
     """A small fraction in percent, to two significant digits."""
     return UNDEFINED if value is None else f"{value * 100:.2g} %"
@@ -129,11 +137,15 @@ def _judge_accuracy(
             ("stress", accuracy.stress),
         )
     )
+    interval = ""
+    if "overall" in accuracy.intervals:
+        shown = format_interval(accuracy, "overall").strip("()")
+        interval = f"; {shown} with 95 % confidence over {main.frames.n_trajectories} trajectories"
     bar = ""
     if required is not None:
         bar = f"; required {format_percent(required)}: {'met' if passed else 'NOT MET'}"
     return (
-        f"Accuracy: {format_percent(accuracy.overall)} ({parts}) on {main.frames.n_frames} {main.name} of "
+        f"Accuracy: {format_percent(accuracy.overall)} ({parts}{interval}) on {main.frames.n_frames} {main.name} of "
         f"{', '.join(main.frames.formulas)}{bar}."
     )
 
