@@ -33,6 +33,7 @@ from fastff.report.physics.record import (
     ElasticItem,
     EnergyTrace,
     EosItem,
+    LeftOut,
     PhysicsPart,
     VacancyItem,
 )
@@ -322,3 +323,32 @@ def test_a_foreign_calculator_is_caught_before_physics(copper):
     side = Side("student", partial(other.label), {})
     with pytest.raises(DataError, match="student's calculator"):
         check_identity(LabelCalculator(side), atoms, copper.label([atoms])[0], "student")
+
+
+def test_the_verdict_names_the_worst_deviations_and_what_is_missing():
+    from fastff.report.verdict import describe_physics
+
+    vacancy = VacancyItem(
+        title="Vacancies", description="", formula={"Cu": 1}, n_atoms=32,
+        teacher_perfect=-128.0, student_perfect=-128.0,
+        teacher_vacant={"Cu": -123.0}, student_vacant={"Cu": -123.23},
+    )  # fmt: skip
+    vacancy = vacancy.model_copy(update={"quantities": derive_quantities(vacancy)})
+    part = PhysicsPart(
+        mode="auto", material="Cu, a crystal", teacher={}, student={}, items=(vacancy,),
+        left_out=(
+            LeftOut(title="Phonons", reason="phonopy is not installed"),
+            LeftOut(title="Diffusion", reason="the structure is a crystal"),
+        ),
+    )  # fmt: skip
+    line = describe_physics(part)
+    assert "formation energy -23.0 %" in line
+    assert "phonons not measured: phonopy is not installed" in line
+    assert "diffusion" not in line
+
+
+def test_provenance_names_what_phonons_depend_on():
+    pytest.importorskip("phonopy")
+    from fastff.report.provenance import collect_provenance
+
+    assert {"phonopy", "spglib"} <= set(collect_provenance().packages)

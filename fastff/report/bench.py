@@ -177,7 +177,7 @@ def run_bench(
     provenance = collect_provenance(command)
     found = next((r for r in ratios if r.mode == "ase-call" and r.n_atoms == headline), None)
     verdict = write_verdict(
-        model, comparisons, teacher_noise, found, provenance, plan.required, run.path.name
+        model, comparisons, teacher_noise, found, provenance, plan.required, run.path.name, physics
     )
     record = BenchRecord(
         model=model,

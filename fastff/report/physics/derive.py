@@ -67,6 +67,14 @@ def derive_quantities(item: AnyItem) -> tuple[Quantity, ...]:
     return _derive_stability(item)
 
 
+def compare_quantity(quantity: Quantity) -> float | None:
+    """Student over teacher less one, where both are there and the teacher's is not next to nothing."""
+    a, b = quantity.teacher, quantity.student
+    if a is None or b is None or abs(a) < 1e-3 * max(abs(b), 1e-6) or abs(a) < 1e-6:
+        return None
+    return (b - a) / abs(a)
+
+
 def fit_eos(volumes: Sequence[float], energies: Sequence[float]) -> tuple[float, float]:
     """Equilibrium volume (unit of ``volumes``) and bulk modulus in GPa of a Birch-Murnaghan curve.
 
