@@ -18,7 +18,7 @@ from fastff.cli import app
 from fastff.distill.content import hash_structure
 from fastff.distill.export import write_labels
 from fastff.distill.formats import LabelledSet
-from fastff.errors import DataError, UsageError
+from fastff.errors import DataError, SimulationUnstableError, UsageError
 from fastff.labels import Frame, Labels
 from fastff.models import build_student, configure_student
 from fastff.report import speed_figures
@@ -92,7 +92,17 @@ def record(result):
 
 def test_run_measures_both_sides(record):
     names = [c.name for c in record.comparisons]
-    assert names == ["held-out frames", "1.5 × the highest temperature, 900 K", "strained by ±5 %"]
+    assert names == [
+        "held-out frames",
+        "1.5 × the highest temperature, 900 K",
+        "strained by ±5 %",
+        "a cell twice as large",
+    ]
+    larger = record.comparisons[3].frames
+    assert (
+        larger.n_atoms / larger.n_frames
+        == 2 * record.main.frames.n_atoms / record.main.frames.n_frames
+    )
     accuracy = record.main.read_accuracy()
     assert record.main.frames.n_frames == accuracy.n_frames == 6
     assert accuracy.force is not None
@@ -120,6 +130,23 @@ def test_run_measures_both_sides(record):
     assert record.verdict.passed is None
     assert record.teacher_noise.rotation_force < 1e-9
     assert record.provenance.command == "fastff bench cu.safetensors"
+
+
+def test_a_teacher_that_breaks_beyond_the_range_leaves_a_note(model, teacher, monkeypatch):
+    """Unstable at 1.5 times the highest temperature: the rest of the run stands."""
+    import fastff.report.bench as bench
+
+    run_heldout = bench.run_heldout
+
+    def break_when_hot(driver, plan, progress):
+        if plan.trajectories[0].temperature > 600:
+            raise SimulationUnstableError("teacher dynamics of Cu32 at 900 K broke: a force")
+        return run_heldout(driver, plan, progress)
+
+    monkeypatch.setattr(bench, "run_heldout", break_when_hot)
+    record = run_bench(model, teacher=teacher, plan=replace(TINY, sizes=(32,))).record
+    assert [c.name for c in record.comparisons][1] == "strained by ±5 %"
+    assert any("1.5 × the highest temperature" in n and "900 K broke" in n for n in record.notes)
 
 
 def test_record_survives_a_file(record, tmp_path, model):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -11,8 +13,9 @@ from ase.calculators.lj import LennardJones
 from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.report.heldout import derive_seed, plan_heldout, run_heldout
-from fastff.report.noise import measure_noise
+from fastff.report.noise import NoiseFloor, measure_noise
 from fastff.teachers import load_teacher
+from fastff.teachers.noise import measure_disagreement
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +68,40 @@ def test_noise_needs_forces():
 
     with pytest.raises(DataError, match="all are zero"):
         measure_noise(label, [Atoms("Cu")])
+
+
+def label_smooth(structures, step=0.0):
+    """Strongly anharmonic smooth forces, rounded to multiples of ``step``."""
+    labels = []
+    for atoms in structures:
+        image = atoms.copy()
+        image.calc = LennardJones(sigma=2.3, epsilon=0.4, rc=5.0, smooth=True)
+        forces = image.get_forces()
+        forces = np.round(forces / step) * step if step else forces
+        labels.append(Labels(image.get_potential_energy(), forces, None))
+    return labels
+
+
+def test_curvature_of_a_smooth_surface_is_no_noise():
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.1, seed=1)
+    # what is left comes from kinks of the switched potential; a second difference gives 5e-5 and more
+    assert measure_noise(label_smooth, [atoms]).force < 2e-6
+
+
+def test_the_step_of_rounded_forces_is_their_noise():
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.1, seed=1)
+    step = 2e-3
+    noise = measure_disagreement(partial(label_smooth, step=step), [atoms])
+    assert noise.jitter_force == pytest.approx(step / np.sqrt(12.0), rel=0.25)
+
+
+def test_a_record_of_second_differences_keeps_its_digest_and_its_curvature_is_not_called_noise():
+    old = {
+        "rotation_force": 1e-5, "rotation_energy": 0.0, "jitter_force": 2e-3, "batch_force": 1e-6,
+        "batch_energy": 0.0, "jitter": 1e-3, "n_frames": 2,
+    }  # fmt: skip
+    floor = NoiseFloor.model_validate(old)
+    assert floor.model_dump(mode="json") == old
+    assert floor.force == 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
+import fastff
+from fastff.checkpoint import load_model
 from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.models import build_student, configure_student
+from fastff.predict import predict
 from fastff.report.physics import crystal as crystals
 from fastff.report.physics import motion
 from fastff.report.physics.derive import (
@@ -24,16 +28,23 @@ from fastff.report.physics.derive import (
 )
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import (
+    DimerCurve,
+    DimerItem,
     ElasticItem,
     EnergyTrace,
     EosItem,
+    LeftOut,
     PhysicsPart,
     VacancyItem,
 )
-from fastff.report.physics.run import measure_physics, verify_physics
-from fastff.report.physics.side import Side
+from fastff.report.physics.run import measure_physics, plan_student, verify_physics
+from fastff.report.physics.schedule import Laboratory
+from fastff.report.physics.side import Side, relax_bare
+from fastff.report.plan import choose_seeds
 from fastff.report.stamps import check_stamp
 from fastff.teachers import load_teacher
+
+ZOO = Path(fastff.__file__).parent / "zoo"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +61,9 @@ def part(copper):
         Side("teacher", copper.label, {"name": "analytic:emt", "version": "1"}),
         Side("student", copper.label, {"sha256": "0" * 64}),
     ]
-    return measure_physics(bulk("Cu", cubic=True), *sides, student, temperature=300.0, budget=15.0)
+    return measure_physics(
+        bulk("Cu", cubic=True), *sides, student, temperatures=(300.0, 400.0), budget=15.0
+    )
 
 
 def find(part, kind):
@@ -93,7 +106,7 @@ def test_what_does_not_fit_is_left_out_with_a_reason(part):
 def test_nothing_is_measured_without_time(copper):
     student = build_student(configure_student("m1", (29,), cutoff=4.0))
     sides = [Side("teacher", copper.label, {}), Side("student", copper.label, {})]
-    found = measure_physics(bulk("Cu"), *sides, student, temperature=300.0, budget=0.0)
+    found = measure_physics(bulk("Cu"), *sides, student, temperatures=(300.0, 300.0), budget=0.0)
     assert found.items == ()
     assert all(
         any(
@@ -124,6 +137,49 @@ def test_primitive_cell_is_found():
     material = describe_material(bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2))
     assert len(material.unit) == 2
     assert material.formula == {"Na": 1, "Cl": 1}
+
+
+def disturb(atoms, strain, rattle):
+    image = atoms.copy()
+    image.set_cell(image.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    image.rattle(rattle, seed=3)
+    return image
+
+
+STRAIN = np.array([[0.02, 0.01, 0.0], [0.01, -0.01, 0.005], [0.0, 0.005, 0.01]])
+
+
+def test_primitive_cell_of_a_disturbed_crystal_is_found(copper):
+    pytest.importorskip("spglib")
+    atoms = disturb(bulk("Cu", cubic=True).repeat(2), STRAIN, 0.05)
+    student = Side("student", copper.label, {})
+    material = describe_material(atoms, partial(relax_bare, student))
+    assert len(material.unit) == 1
+    assert "after relaxation by the student" in material.words
+    assert material.cell.fault == ""
+    # a little noise alone needs no relaxation
+    slight = disturb(bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2), 0.0, 0.01)
+    assert len(describe_material(slight).unit) == 2
+
+
+def test_a_crystal_without_primitive_cell_says_so_and_has_no_bands(copper):
+    pytest.importorskip("spglib")
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.numbers[np.random.default_rng(1).permutation(32)[:16]] = 79
+    material = describe_material(disturb(atoms, STRAIN, 0.02))
+    assert len(material.unit) == 32
+    assert "no primitive cell was found within 0.1 Å" in material.cell.fault
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), [("nacl", 2), ("tio2", 6)])
+def test_primitive_cells_of_shipped_models_are_found(name, size, recwarn):
+    pytest.importorskip("spglib")
+    student = load_model(ZOO / f"{name}-7net-0.safetensors", device="cpu")
+    structure = choose_seeds(student.header, None)[0]
+    side = Side("student", partial(predict, student), {})
+    assert len(describe_material(structure, partial(relax_bare, side)).unit) == size
+    assert not [entry for entry in recwarn if "logm" in str(entry.message)]
 
 
 def birch(volumes, v0, b0):
@@ -184,6 +240,21 @@ def test_diffusion_of_a_random_walk():
     assert motion.fit_diffusion(motion.measure_msd(paths), 0.01) == pytest.approx(0.5, rel=0.1)
 
 
+def test_a_repulsive_pair_has_no_minimum():
+    r = np.linspace(1.0, 6.0, 28)
+    bound = 4.0 * ((2.0 / r) ** 12 - (2.0 / r) ** 6)
+    repulsive = np.exp(-r) - np.exp(-6.0)
+    curve = DimerCurve(
+        pair="Na-Na", distances=tuple(r), teacher=tuple(bound - bound[-1]), student=tuple(repulsive)
+    )
+    distance, depth = derive_quantities(DimerItem(title="", description="", curves=(curve,)))
+    assert distance.name == "Na-Na, distance of the minimum (no minimum: student)"
+    assert distance.teacher == pytest.approx(2.0 * 2 ** (1 / 6), abs=0.1)
+    assert depth.teacher == pytest.approx(1.0, abs=0.05)
+    assert distance.student is None
+    assert depth.student is None
+
+
 def test_drift_by_hand():
     times = np.linspace(0, 2, 50)
     trace = EnergyTrace(times=tuple(times), energies=tuple(0.3 * times))
@@ -209,6 +280,19 @@ def test_stability_of_a_wild_student_is_reported():
     assert run.n_steps == 40
     assert (run.done == 40) == (run.reason == "")
     assert len(rows) >= 1
+
+
+def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper):
+    torch.manual_seed(0)
+    model = build_student(configure_student("m1", (29,), cutoff=4.0))
+    sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
+    lab = Laboratory(*sides, "auto", 6.0, lambda message, done, total: None)
+    lab.work(plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[:1])
+    (item,) = lab.items
+    assert [run.temperature for run in item.runs] == [400.0, 600.0]
+    assert (
+        "highest temperature of its training range, 400 K, and 1.5 times that" in item.description
+    )
 
 
 def plant(part, kind, **changes):
@@ -246,3 +330,32 @@ def test_a_foreign_calculator_is_caught_before_physics(copper):
     side = Side("student", partial(other.label), {})
     with pytest.raises(DataError, match="student's calculator"):
         check_identity(LabelCalculator(side), atoms, copper.label([atoms])[0], "student")
+
+
+def test_the_verdict_names_the_worst_deviations_and_what_is_missing():
+    from fastff.report.verdict import describe_physics
+
+    vacancy = VacancyItem(
+        title="Vacancies", description="", formula={"Cu": 1}, n_atoms=32,
+        teacher_perfect=-128.0, student_perfect=-128.0,
+        teacher_vacant={"Cu": -123.0}, student_vacant={"Cu": -123.23},
+    )  # fmt: skip
+    vacancy = vacancy.model_copy(update={"quantities": derive_quantities(vacancy)})
+    part = PhysicsPart(
+        mode="auto", material="Cu, a crystal", teacher={}, student={}, items=(vacancy,),
+        left_out=(
+            LeftOut(title="Phonons", reason="phonopy is not installed"),
+            LeftOut(title="Diffusion", reason="the structure is a crystal"),
+        ),
+    )  # fmt: skip
+    line = describe_physics(part)
+    assert "formation energy -23.0 %" in line
+    assert "phonons not measured: phonopy is not installed" in line
+    assert "diffusion" not in line
+
+
+def test_provenance_names_what_phonons_depend_on():
+    pytest.importorskip("phonopy")
+    from fastff.report.provenance import collect_provenance
+
+    assert {"phonopy", "spglib"} <= set(collect_provenance().packages)

@@ -44,6 +44,7 @@ def make_plan(
         "physics": physics,
         "n_frames": frames,
         "n_equilibrate": steps,
+        "dynamics_budget": None if steps is None else 0.0,  # as long as asked for
         "budget": budget,
         "sizes": parse_sizes(sizes) if sizes is not None else None,
     }

@@ -52,6 +52,11 @@ def print_plan(
             console.print(
                 f"  {name}: {part.describe()} ({part.n_calls} teacher calls)", soft_wrap=True
             )
+        if plan.dynamics_budget > 0.0:
+            console.print(
+                f"            longer where the teacher manages that within {plan.dynamics_budget:g} s for each",
+                soft_wrap=True,
+            )
     if plan.physics != "none":
         limit = "" if plan.physics == "full" else f", at most about {plan.physics_budget:g} s"
         console.print(f"  physics   what fits the structure{limit}", soft_wrap=True)

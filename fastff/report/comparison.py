@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +22,7 @@ from fastff.report.metrics import measure_accuracy, reduce_formula
 from fastff.report.plausibility import check_units
 from fastff.report.plotdata import compute_coverage, compute_parity
 from fastff.report.schema import Comparison, FramesPart, ModelPart
+from fastff.report.spread import find_intervals, split_by_temperature
 from fastff.report.stamps import stamp_part
 
 if TYPE_CHECKING:
@@ -76,7 +78,11 @@ def compare_frames(
     reference = [frame.labels for frame in frames]
     prediction = label(images)
     check_units(reference, prediction, images)
-    accuracy = measure_accuracy(reference, prediction, images)
+    accuracy = replace(
+        measure_accuracy(reference, prediction, images),
+        intervals=find_intervals(frames, prediction),
+        per_temperature=split_by_temperature(frames, prediction),
+    )
     temperatures = [f.temperature for f in frames if np.isfinite(f.temperature)]
     comparison = Comparison(
         name=name,

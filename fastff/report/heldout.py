@@ -8,8 +8,10 @@ sampling for training (:mod:`fastff.distill.sampling`), comparing (:mod:`fastff.
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import ase
@@ -27,6 +29,12 @@ MIN_WIDTH = 8.0
 """Periodic structures are repeated to this distance between opposite faces, Å, within :data:`MAX_ATOMS`."""
 
 MAX_ATOMS = 120
+
+SPACING = 100.0
+"""fs between held-out frames, where there is time."""
+
+EQUILIBRATION = 1000.0
+"""fs before the first of them, where there is time."""
 
 
 def ignore(done: int, total: int) -> None:
@@ -136,6 +144,34 @@ def plan_heldout(
     )
 
 
+def stretch_plan(plan: HeldoutPlan, step_seconds: float, budget: float) -> HeldoutPlan:
+    """Equilibrate for 1 ps and keep frames 100 fs apart, as far as ``budget`` seconds allow; never shorter.
+
+    ``step_seconds`` is what one step of all trajectories together takes.
+    """
+    interval = max(plan.interval, math.ceil(SPACING / plan.time_step))
+    equilibrate = max(plan.n_equilibrate, math.ceil(EQUILIBRATION / plan.time_step))
+    steps = equilibrate + (plan.n_frames - 1) * interval
+    # both are stretched by the same share of what they lack
+    lack = max(steps - plan.n_steps, 1)
+    share = min(1.0, max(0.0, (budget / max(step_seconds, 1e-9) - plan.n_steps) / lack))
+    interval = plan.interval + int(share * (interval - plan.interval))
+    equilibrate = plan.n_equilibrate + int(share * (equilibrate - plan.n_equilibrate))
+    return replace(plan, interval=interval, n_equilibrate=-(-equilibrate // interval) * interval)
+
+
+def time_dynamics(teacher: Teacher, plan: HeldoutPlan) -> float:
+    """Seconds in which the teacher labels all trajectories of a plan once, after a first time."""
+    for number in range(2):
+        images = [trajectory.start.copy() for trajectory in plan.trajectories]
+        for image in images:  # moved a little: calculators remember what they were asked last
+            image.rattle(1e-3, seed=number)
+        start = time.perf_counter()
+        teacher.label(images)
+        seconds = time.perf_counter() - start
+    return seconds
+
+
 def plan_outside(
     structures: Sequence[ase.Atoms],
     temperature: tuple[float, float],
@@ -143,7 +179,7 @@ def plan_outside(
     seed: int,
     n_equilibrate: int,
 ) -> dict[str, HeldoutPlan]:
-    """Plan dynamics beyond the training range: 1.5 times the highest temperature, and ±5 % isotropic strain."""
+    """Plan dynamics beyond the training range: 1.5 times the highest temperature, ±5 % strain, a larger cell."""
     shared = {"n_frames": 8, "n_temperatures": 1, "n_equilibrate": n_equilibrate, "interval": 5}
     hot = (1.5 * temperature[1], 1.5 * temperature[1])
     plans = {
@@ -158,7 +194,18 @@ def plan_outside(
         plans["strained by ±5 %"] = plan_heldout(
             strained, (middle, middle), seed=seed + 2, **shared
         )
+        plans["a cell twice as large"] = plan_heldout(
+            [double_cell(crystals[0])], (middle, middle), seed=seed + 3, **shared
+        )
     return plans
+
+
+def double_cell(atoms: ase.Atoms) -> ase.Atoms:
+    """The cell of held-out dynamics, repeated twice along its shortest vector."""
+    cell = build_supercell(atoms, MIN_WIDTH, MAX_ATOMS).atoms
+    repeats = [1, 1, 1]
+    repeats[int(np.argmin(cell.cell.lengths()))] = 2
+    return cell.repeat(repeats)
 
 
 def strain_structure(atoms: ase.Atoms, strain: float) -> ase.Atoms:

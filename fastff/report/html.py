@@ -27,6 +27,7 @@ from fastff.report.markdown import (
     tabulate_accuracy,
     tabulate_dynamics,
     tabulate_speed,
+    tabulate_temperatures,
 )
 from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
@@ -83,6 +84,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         teacher_settings=describe_teacher(record),
         dynamics_table=tabulate_dynamics(record),
         element_table=_tabulate_elements(record),
+        temperature_table=tabulate_temperatures(record),
         noise_table=_tabulate_noise(record),
         skipped=_list_skipped(record),
         accuracy_figures=_draw_accuracy(record),
@@ -154,10 +156,11 @@ def _tabulate_elements(record: BenchRecord) -> tuple[list[str], list[list[str]]]
 
 def _tabulate_noise(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
     sides = [record.teacher_noise, record.student_noise]
+    order = next((side.difference for side in sides if side is not None), "fourth")
     rows = []
     for label, name, kind in (
         ("force, rotated copy", "rotation_force", "share"),
-        ("force, 1e-3 Å jitter, second difference", "jitter_force", "share"),
+        (f"force, 1e-3 Å jitter, {order} difference", "jitter_force", "share"),
         ("force, alone or in a batch", "batch_force", "share"),
         ("energy, rotated copy", "rotation_energy", "energy"),
         ("energy, alone or in a batch", "batch_energy", "energy"),

@@ -21,6 +21,7 @@ from fastff.report.verdict import (
     format_bytes,
     format_count,
     format_error,
+    format_interval,
     format_percent,
     format_ratio,
     format_seconds,
@@ -42,19 +43,30 @@ def describe_teacher(record: BenchRecord) -> str:
 
 
 def tabulate_accuracy(record: BenchRecord) -> Table:
-    """One row for each comparison and quantity that is defined, then the teacher's noise floor."""
+    """One row for each comparison and quantity that is defined, with 95 % intervals, then the teacher's noise floor."""
     rows = []
     for comparison in record.comparisons:
         accuracy = comparison.read_accuracy()
         for quantity in ("force", "energy", "stress"):
             value = getattr(accuracy, quantity)
             error = format_error(accuracy, quantity)
-            rows.append([comparison.name, quantity, format_percent(value), error])
+            shown = f"{format_percent(value)} {format_interval(accuracy, quantity)}".rstrip()
+            rows.append([comparison.name, quantity, shown, error])
     if record.teacher_noise is not None:
         floor = f"self-disagreement {format_share(record.teacher_noise.force)} of RMS force"
         limit = format_percent(1.0 - record.teacher_noise.force, 3)
         rows.append(["teacher's noise floor", "force", limit, floor])
     return ["frames", "quantity", "accuracy", "error"], rows
+
+
+def tabulate_temperatures(record: BenchRecord) -> Table:
+    """One row for each temperature of the frames that decide, relative to the frames of that temperature."""
+    rows = [
+        [f"{row['temperature']:.0f}", str(row["n_frames"])]
+        + [format_percent(row[quantity]) for quantity in ("force", "energy", "stress")]
+        for row in record.main.read_accuracy().per_temperature
+    ]
+    return ["temperature (K)", "frames", "force", "energy", "stress"], rows
 
 
 def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
@@ -185,6 +197,10 @@ def write_tables(record: BenchRecord) -> str:
         left = [f"- {i.title}: left out, {_escape(i.reason)}" for i in record.physics.left_out]
         if left:
             parts.append("\n".join(left))
+    temperatures = tabulate_temperatures(record)
+    if temperatures[1]:
+        parts.append("Accuracy by temperature:")
+        parts.append(format_markdown(temperatures))
     speed, dynamics = tabulate_speed(record), tabulate_dynamics(record)
     if speed[1]:
         curve = record.find_curve("student", "ase-call")

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import gcd
 from typing import Any
 
@@ -72,6 +72,10 @@ class Accuracy:
         Chemical symbol -> :class:`ElementAccuracy`.
     n_frames, n_atoms, n_energies, n_stresses : int
         Frames and atoms compared, frames that count in A_E, frames that count in A_S.
+    intervals : dict
+        Quantity or ``"overall"`` -> 95 % interval, see :mod:`fastff.report.spread`; empty where not estimated.
+    per_temperature : tuple of dict
+        Temperature in K, frames and accuracies of these, where the frames carry temperatures.
     notes : tuple of str
         Why a quantity is None or covers fewer frames than were given.
     """
@@ -98,6 +102,8 @@ class Accuracy:
     n_energies: int
     n_stresses: int
     notes: tuple[str, ...] = ()
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    per_temperature: tuple[dict[str, Any], ...] = ()
 
     @property
     def overall(self) -> float:
@@ -112,7 +118,10 @@ class Accuracy:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able dictionary of every field plus ``overall`` and ``limiting``."""
-        fields = {**asdict(self), "notes": list(self.notes)}
+        fields = asdict(self)
+        fields["notes"] = list(self.notes)
+        fields["per_temperature"] = list(self.per_temperature)
+        fields["intervals"] = {name: list(limits) for name, limits in self.intervals.items()}
         return {**fields, "overall": self.overall, "limiting": self.limiting}
 
     @classmethod
@@ -123,6 +132,10 @@ class Accuracy:
             symbol: ElementAccuracy(**entry) for symbol, entry in fields["per_element"].items()
         }
         fields["notes"] = tuple(fields["notes"])
+        fields["per_temperature"] = tuple(fields.get("per_temperature", ()))
+        fields["intervals"] = {
+            name: (low, high) for name, (low, high) in fields.get("intervals", {}).items()
+        }
         return cls(**fields)
 
 

@@ -1,26 +1,22 @@
-"""The noise floor of a teacher or a student: how far it disagrees with itself.
+"""The noise floor of a teacher or a student: how far it disagrees with itself, in units of accuracy.
 
-Here: :func:`measure_noise`. Not here: the error of a student against its teacher (:mod:`fastff.report.metrics`). A
-student cannot be expected to come nearer to its teacher than the teacher comes to itself.
+Here: :func:`measure_noise`. Not here: the measurement itself (:mod:`fastff.teachers.noise`), the error of a student
+against its teacher (:mod:`fastff.report.metrics`). A student cannot be expected to come nearer to its teacher than the
+teacher comes to itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ase
-import numpy as np
+from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.report.stamps import Stamped
-from fastff.teachers.selfcheck import (
-    displace_structure,
-    draw_rotation,
-    find_roughness,
-    rotate_structure,
-)
+from fastff.teachers.noise import JITTER, measure_disagreement
 
 Labeller = Callable[[Sequence[ase.Atoms]], list[Labels]]
 
@@ -36,9 +32,12 @@ class NoiseFloor(Stamped):
     rotation_force, rotation_energy : float
         Between a frame and a rotated copy (forces turned back).
     jitter_force : float
-        :func:`~fastff.teachers.selfcheck.find_roughness` for a random displacement of ``jitter`` Å per coordinate.
+        From a random displacement of ``jitter`` Å per coordinate, by the difference named in ``difference``.
     batch_force, batch_energy : float
         Between a frame alone and the same frame in a batch.
+    difference : {"second", "fourth"}
+        Order of the difference of forces along the displacement. Records that do not name it hold the second, which
+        counts the curvature of a smooth surface as noise.
     identity : dict or None
         Whose it is: name and version of a teacher, SHA-256 of a student's tensors.
     """
@@ -50,73 +49,49 @@ class NoiseFloor(Stamped):
     batch_energy: float
     jitter: float
     n_frames: int
+    difference: Literal["second", "fourth"] = "second"
     identity: dict[str, Any] | None = None
+
+    @model_serializer(mode="wrap")
+    def _omit_old(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As written: what an old record does not name is not added, so that its digest holds."""
+        content: dict[str, Any] = handler(self)
+        if self.difference == "second":
+            content.pop("difference", None)
+        return content
 
     @property
     def force(self) -> float:
-        """The largest of the force entries."""
-        return max(self.rotation_force, self.jitter_force, self.batch_force)
+        """The largest of the force entries that are noise: a second difference is left out."""
+        entries = [self.rotation_force, self.batch_force]
+        if self.difference == "fourth":
+            entries.append(self.jitter_force)
+        return max(entries)
 
 
-def measure_noise(
-    label: Labeller, structures: Sequence[ase.Atoms], *, jitter: float = 1e-3, seed: int = 0
-) -> NoiseFloor:
-    """Measure how far a labeller disagrees with itself on ``structures`` (five labels per structure).
+def measure_noise(label: Labeller, structures: Sequence[ase.Atoms], *, seed: int = 0) -> NoiseFloor:
+    """Measure how far a labeller disagrees with itself, see :func:`~fastff.teachers.noise.measure_disagreement`.
 
-    Parameters
-    ----------
-    label : callable
-        ``Teacher.label``, or ``partial(predict, student)``.
-    structures : sequence of ase.Atoms
-        A few typical frames, off equilibrium, with non-zero forces.
-    jitter : float
-        Displacement, Å.
-    seed : int
-        Of rotations and displacements.
+    Raises
+    ------
+    DataError
+        All forces are zero.
     """
-    random = np.random.default_rng(seed)
-    rotations = [draw_rotation(random) for _ in structures]
-    steps = [jitter * random.normal(size=(len(atoms), 3)) for atoms in structures]
-    turned = [
-        rotate_structure(atoms, matrix) for atoms, matrix in zip(structures, rotations, strict=True)
+    bare = [
+        ase.Atoms(a.numbers, a.positions, cell=a.cell, pbc=a.pbc, info=a.info) for a in structures
     ]
-    plus = [displace_structure(atoms, step) for atoms, step in zip(structures, steps, strict=True)]
-    minus = [
-        displace_structure(atoms, -step) for atoms, step in zip(structures, steps, strict=True)
-    ]
-    bare = [displace_structure(atoms, np.zeros((len(atoms), 3))) for atoms in structures]
-    alone = [label([atoms])[0] for atoms in bare]
-    batch = label([*bare, *turned, *plus, *minus])
-    count = len(structures)
-    same, rotated, ahead, behind = (batch[k * count : (k + 1) * count] for k in range(4))
-    forces = _join(alone)
-    scale = float(np.sqrt(np.mean(forces**2)))
-    if scale == 0.0:
+    found = measure_disagreement(label, bare, seed=seed)
+    if found.force_rms == 0.0:
         raise DataError(
             "the noise floor needs frames with forces: all are zero on the frames given."
         )
-    turned_back = np.concatenate(
-        [labels.forces @ matrix for labels, matrix in zip(rotated, rotations, strict=True)]
-    )
-    sizes = np.array([len(atoms) for atoms in structures])
-
-    def relative(difference: np.ndarray) -> float:
-        return float(np.sqrt(np.mean(difference**2))) / scale
-
-    def energy(first: list[Labels], second: list[Labels]) -> float:
-        values = np.array([a.energy - b.energy for a, b in zip(first, second, strict=True)])
-        return float(np.sqrt(np.mean((values / sizes) ** 2)))
-
     return NoiseFloor(
-        rotation_force=relative(turned_back - _join(same)),
-        rotation_energy=energy(rotated, same),
-        jitter_force=relative(find_roughness(_join(ahead), _join(behind), _join(same))),
-        batch_force=relative(_join(same) - forces),
-        batch_energy=energy(same, alone),
-        jitter=jitter,
-        n_frames=count,
+        rotation_force=found.rotation_force / found.force_rms,
+        rotation_energy=found.rotation_energy,
+        jitter_force=found.jitter_force / found.force_rms,
+        batch_force=found.batch_force / found.force_rms,
+        batch_energy=found.batch_energy,
+        jitter=JITTER,
+        n_frames=found.n_structures,
+        difference="fourth",
     )
-
-
-def _join(labels: Sequence[Labels]) -> np.ndarray:
-    return np.concatenate([entry.forces for entry in labels])

@@ -133,7 +133,7 @@ def draw_rdf(item: RdfItem) -> str:
     drawing = Drawing("physics-rdf", "Pair distributions, student and teacher")
     axes = drawing.axes
     shown = item.curves[:MOST_PAIRS]
-    top = max(max(*c.teacher, *c.student) for c in shown)
+    top = max(max(*(c.teacher or ()), *c.student) for c in shown)
     for number, curve in enumerate(shown):
         shift = number * 0.75 * top
         r = np.array(curve.radii)
@@ -141,6 +141,8 @@ def draw_rdf(item: RdfItem) -> str:
             (curve.teacher, curve.teacher_error, TEACHER, "-", "teacher"),
             (curve.student, curve.student_error, STUDENT, "--", "student"),
         ):
+            if values is None:
+                continue
             g, width = np.array(values) + shift, 2.0 * np.array(error)
             axes.fill_between(r, g - width, g + width, color=color, alpha=0.2, lw=0)
             axes.plot(r, g, style, color=color, lw=1.1, label=label if number == 0 else None)
@@ -160,7 +162,10 @@ def draw_diffusion(item: DiffusionItem) -> str:
     drawing = Drawing("physics-diffusion", "Mean square displacement, student and teacher")
     axes = drawing.axes
     for curve, color in zip(item.curves, _list_colors(len(item.curves)), strict=True):
-        axes.plot(curve.times, curve.teacher, "-", color=color, label=f"{curve.element} teacher")
+        if curve.teacher is not None:
+            axes.plot(
+                curve.times, curve.teacher, "-", color=color, label=f"{curve.element} teacher"
+            )
         axes.plot(curve.times, curve.student, "--", color=color, label=f"{curve.element} student")
     axes.set_xlabel("time (ps)")
     axes.set_ylabel("mean square displacement (Å²)")

@@ -35,6 +35,9 @@ class BenchPlan:
     ----------
     n_frames, n_temperatures, n_equilibrate, interval : int
         Of the held-out dynamics, see :func:`fastff.report.heldout.plan_heldout`.
+    dynamics_budget : float
+        Seconds within which each set of trajectories may be made longer, see
+        :func:`fastff.report.heldout.stretch_plan`; zero leaves them as planned.
     sizes : tuple of int
         Atom counts to time; the one nearest to 500 is always measured for both sides.
     budget : float
@@ -57,6 +60,7 @@ class BenchPlan:
     n_temperatures: int = 3
     n_equilibrate: int = 60
     interval: int = 10
+    dynamics_budget: float = 0.0
     sizes: tuple[int, ...] = (64, 125, 250, 500, 1000, 2000, 4000, 10000, 20000)
     budget: float = 20.0
     md_atoms: int = 500
@@ -68,7 +72,7 @@ class BenchPlan:
     device: str = "cpu"
 
 
-FULL_PLAN = BenchPlan()
+FULL_PLAN = BenchPlan(dynamics_budget=120.0)
 
 QUICK_PLAN = BenchPlan(
     n_frames=16, n_temperatures=2, n_equilibrate=30, interval=5,

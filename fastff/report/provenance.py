@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 PACKAGES = (
     "fastff", "torch", "triton", "ase", "numpy", "vesin", "lightning", "torch-geometric",
-    "sevenn", "chgnet", "orb-models", "fennol", "jax", "mace-torch",
+    "sevenn", "chgnet", "orb-models", "fennol", "jax", "mace-torch", "phonopy", "spglib", "scipy",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastff.report.physics.derive import compare_quantity
 from fastff.report.verdict import (
     UNDEFINED,
     format_count,
@@ -122,10 +123,8 @@ def format_number(value: float | None, error: float | None) -> str:
 
 def describe_difference(quantity: Quantity) -> str:
     """Student over teacher in percent, where both are there and neither is next to nothing."""
-    a, b = quantity.teacher, quantity.student
-    if a is None or b is None or abs(a) < 1e-3 * max(abs(b), 1e-6) or abs(a) < 1e-6:
-        return ""
-    return f"{100.0 * (b - a) / abs(a):+.1f} %"
+    difference = compare_quantity(quantity)
+    return "" if difference is None else f"{100.0 * difference:+.1f} %"
 
 
 def tabulate_physics(record: BenchRecord) -> Table:

@@ -5,13 +5,16 @@ Here: :func:`write_verdict` and number formats shared by terminal, Markdown and 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from fastff.report.metrics import Accuracy
+from fastff.report.physics.derive import compare_quantity
 from fastff.units import EV_PER_A3_TO_GPA, show_percent
 
 if TYPE_CHECKING:
     from fastff.report.noise import NoiseFloor
+    from fastff.report.physics.record import PhysicsPart, Quantity
     from fastff.report.provenance import Provenance
     from fastff.report.schema import Comparison, ModelPart, SpeedRatio, Verdict
 
@@ -20,10 +23,24 @@ WORDING = 1
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
+N_DEVIATIONS = 4
+"""Quantities named in the verdict, the worst of each property."""
+
+UNTRAINED = ("dimers", "nve", "stability")
+"""Properties whose deviations from the teacher's are no measure of the student."""
+
 
 def format_percent(value: float | None, digits: int = 1) -> str:
     """As :func:`~fastff.units.show_percent`, or a dash where there is no value."""
     return UNDEFINED if value is None else show_percent(value, digits)
+
+
+def format_interval(accuracy: Accuracy, quantity: str) -> str:
+    """95 % interval of a quantity or of ``"overall"`` in parentheses, empty where there is none."""
+    if quantity not in accuracy.intervals:
+        return ""
+    low, high = accuracy.intervals[quantity]
+    return f"({100.0 * low:.1f} to {100.0 * high:.1f} %)"
 
 
 def format_share(value: float | None) -> str:
@@ -94,8 +111,9 @@ def write_verdict(
     provenance: Provenance,
     required: float | None,
     model_path: str,
+    physics: PhysicsPart | None = None,
 ) -> Verdict:
-    """Five lines: accuracy, errors, noise floor, speed, limits; and the command to run next."""
+    """Lines on accuracy, errors, noise floor, speed, limits and physics; and the command to run next."""
     from fastff.report.schema import Verdict
 
     main = comparisons[0]
@@ -108,6 +126,7 @@ def write_verdict(
         _judge_noise(accuracy, noise),
         _judge_speed(headline, provenance),
         _judge_limits(model, comparisons),
+        *([] if physics is None else [describe_physics(physics)]),
     )
     usage = f"fastff predict {model_path} STRUCTURES"
     command = _suggest_training(model) if passed is False else usage
@@ -134,11 +153,15 @@ def _judge_accuracy(
             ("stress", accuracy.stress),
         )
     )
+    interval = ""
+    if "overall" in accuracy.intervals:
+        shown = format_interval(accuracy, "overall").strip("()")
+        interval = f"; {shown} with 95 % confidence over {main.frames.n_trajectories} trajectories"
     bar = ""
     if required is not None:
         bar = f"; required {format_percent(required)}: {'met' if passed else 'NOT MET'}"
     return (
-        f"Accuracy: {format_percent(accuracy.overall)} ({parts}) on {main.frames.n_frames} {main.name} of "
+        f"Accuracy: {format_percent(accuracy.overall)} ({parts}{interval}) on {main.frames.n_frames} {main.name} of "
         f"{', '.join(main.frames.formulas)}{bar}."
     )
 
@@ -182,3 +205,46 @@ def _judge_limits(model: ModelPart, comparisons: tuple[Comparison, ...]) -> str:
     if outside:
         return f"Limits: {span}; outside the {comparisons[0].name}: {outside}."
     return f"Limits: {span}; nothing beyond these frames was tested."
+
+
+def describe_physics(part: PhysicsPart) -> str:
+    """The worst deviations of derived quantities, runs that broke, and what was not measured."""
+    worst = []
+    for item in part.items:
+        found = [
+            (abs(difference), difference, q.name)
+            for q in item.quantities
+            if item.kind not in UNTRAINED
+            and q.name != "lowest frequency"  # zero at Γ, but for noise
+            and (difference := compare_quantity(q)) is not None
+            and not _is_noise(q)
+        ]
+        if found:
+            worst.append(max(found))
+    shown = [
+        f"{name} {100.0 * difference:+.1f} %"
+        for _, difference, name in sorted(worst, reverse=True)[:N_DEVIATIONS]
+    ]
+    parts = [", ".join(shown) if shown else "no quantity of both sides"]
+    for item in part.items:
+        if item.kind == "stability":
+            parts += [
+                f"unstable at {run.temperature:.0f} K: {run.reason}"
+                for run in item.runs
+                if run.reason
+            ]
+        elif item.kind == "rdf" and item.curves[0].teacher is None:
+            parts.append("dynamics of the student alone, the teacher's was too slow")
+    # what does not fit the structure is no omission
+    missing = [left for left in part.left_out if not left.reason.startswith("the structure is")]
+    parts += [f"{left.title.lower()} not measured: {left.reason}" for left in missing]
+    return f"Physics of {part.material}, worst deviations: {'; '.join(parts)}."
+
+
+def _is_noise(quantity: Quantity) -> bool:
+    """Whether the sides differ by less than two standard errors, where these are known."""
+    values = (quantity.teacher, quantity.student, quantity.teacher_error, quantity.student_error)
+    if any(value is None for value in values):
+        return False
+    teacher, student, *errors = (float(value) for value in values if value is not None)
+    return abs(student - teacher) < 2.0 * math.hypot(*errors)

@@ -1,13 +1,12 @@
 """What a teacher is worth as a source of labels: measured once, before labelling, and stored with the labels.
 
-Here: invariance, noise, extensivity and the consistency of forces with energies, on the user's own structures, and the
-images of a structure that these need. Not here: gates (a teacher is reported, not rejected), checks of students, or
-the noise floor in units of accuracy (:mod:`fastff.report.noise`).
+Here: invariance, extensivity and the consistency of forces with energies, on the user's own structures. Not here: gates
+(a teacher is reported, not rejected), checks of students, or how noise is measured (:mod:`fastff.teachers.noise`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +16,12 @@ from ase import Atoms
 from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.teachers.base import Teacher
+from fastff.teachers.noise import (
+    displace_structure,
+    draw_rotation,
+    measure_disagreement,
+    rotate_structure,
+)
 
 ROTATIONS = 4
 MAX_ATOMS = 200
@@ -40,9 +45,12 @@ class SelfCheck:
     permutation_energy, permutation_force : float
         After reordering the atoms.
     batch_energy, batch_force : float
-        Batched against single labels.
+        Batched against single labels, RMS.
     jitter_force : float
-        RMS over components of :func:`find_roughness` for displacements of 1e-3 Å.
+        Roughness of the forces over 1e-3 Å, RMS, see :class:`~fastff.teachers.noise.Disagreement`.
+    noise_force : float
+        The largest RMS disagreement of forces between a structure and its rotated, displaced or batched copies: the
+        noise floor.
     extensivity_energy : float
         Per-atom energy of a doubled cell against the cell (periodic structures).
     slope_mismatch : float
@@ -63,6 +71,7 @@ class SelfCheck:
     batch_energy: float
     batch_force: float
     jitter_force: float
+    noise_force: float
     extensivity_energy: float
     slope_mismatch: float
     force_rms: float
@@ -75,15 +84,6 @@ class SelfCheck:
             key: None if isinstance(value, float) and np.isnan(value) else value
             for key, value in asdict(self).items()
         }
-
-
-FLOOR = ("rotation_force", "translation_force", "permutation_force", "batch_force", "jitter_force")
-"""Deviations of forces that an exact teacher would not have."""
-
-
-def find_noise_floor(record: Mapping[str, Any]) -> float:
-    """Largest of the deviations in :data:`FLOOR` that a stored self-check holds, eV/Å."""
-    return max(float(record[name] or 0.0) for name in FLOOR)
 
 
 def check_teacher(teacher: Teacher, structures: Sequence[Atoms], *, seed: int = 0) -> SelfCheck:
@@ -113,52 +113,26 @@ def check_teacher(teacher: Teacher, structures: Sequence[Atoms], *, seed: int = 
     chosen = (small or [min(structures, key=len)])[:4]
     cells = [_rattle(atoms, rng) for atoms in chosen]
     reference = [teacher.label([atoms])[0] for atoms in cells]
-    batched = teacher.label(cells) if len(cells) > 1 else reference
     rotation = _measure_rotations(teacher, cells, reference, rng)
     translation = _measure_translation(teacher, cells, reference, rng)
     permutation = _measure_permutation(teacher, cells, reference, rng)
     forces = np.concatenate([labels.forces.ravel() for labels in reference])
     mismatch = _measure_slope(teacher, cells, reference, rng)
-    batch = _compare(batched, reference) if len(cells) > 1 else (float("nan"), 0.0)
+    noise = measure_disagreement(teacher.label, cells, seed=seed)
     return SelfCheck(
         *rotation,
         *translation,
         *permutation,
-        *batch,
-        jitter_force=_measure_jitter(teacher, cells, reference, rng),
+        batch_energy=noise.batch_energy,
+        batch_force=noise.batch_force,
+        jitter_force=noise.jitter_force,
+        noise_force=noise.force,
         extensivity_energy=_measure_extensivity(teacher, cells, reference),
         slope_mismatch=mismatch,
         force_rms=float(np.sqrt((forces**2).mean())),
         conservative=bool(mismatch < CONSERVATIVE_TOLERANCE),
         n_structures=len(cells),
     )
-
-
-def draw_rotation(random: np.random.Generator) -> np.ndarray:
-    """Uniformly distributed proper rotation matrix, from the QR decomposition of a Gaussian one."""
-    q, r = np.linalg.qr(random.normal(size=(3, 3)))
-    q = q * np.sign(np.diag(r))
-    return np.asarray(q * np.linalg.det(q))
-
-
-def rotate_structure(atoms: Atoms, matrix: np.ndarray) -> Atoms:
-    """Copy with positions and cell rotated, ``r' = R r``; its forces times ``R`` from the right are turned back."""
-    image = atoms.copy()
-    image.set_cell(atoms.cell.array @ matrix.T, scale_atoms=False)
-    image.set_positions(atoms.positions @ matrix.T, apply_constraint=False)
-    return image
-
-
-def displace_structure(atoms: Atoms, step: np.ndarray) -> Atoms:
-    """Copy with ``step`` added to the positions, Å."""
-    image = atoms.copy()
-    image.set_positions(atoms.positions + step, apply_constraint=False)
-    return image
-
-
-def find_roughness(ahead: np.ndarray, behind: np.ndarray, forces: np.ndarray) -> np.ndarray:
-    """``(F(x + d) + F(x - d)) / 2 - F(x)``: the linear response cancels, a smooth surface leaves next to nothing."""
-    return 0.5 * (ahead + behind) - forces
 
 
 def _rattle(atoms: Atoms, rng: np.random.Generator) -> Atoms:
@@ -209,20 +183,6 @@ def _measure_permutation(
         forces[order] = labels.forces
         found.append(Labels(labels.energy, forces, None))
     return _compare(found, reference)
-
-
-def _measure_jitter(
-    teacher: Teacher, cells: list[Atoms], reference: list[Labels], rng: np.random.Generator
-) -> float:
-    """RMS roughness for 1e-3 Å, over all components: zero up to second order for a smooth teacher."""
-    rough = []
-    for atoms, labels in zip(cells, reference, strict=True):
-        jitter = rng.normal(scale=1e-3 / np.sqrt(3), size=atoms.positions.shape)
-        ahead, behind = (
-            teacher.label([displace_structure(atoms, sign * jitter)])[0].forces for sign in (1, -1)
-        )
-        rough.append(find_roughness(ahead, behind, labels.forces).ravel())
-    return float(np.sqrt(np.mean(np.square(np.concatenate(rough)))))
 
 
 def _measure_extensivity(teacher: Teacher, cells: list[Atoms], reference: list[Labels]) -> float:

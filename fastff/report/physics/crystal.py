@@ -37,14 +37,18 @@ class Crystal:
     student: Side
     _relaxed: dict[str, ase.Atoms] = field(default_factory=dict)
 
+    @property
+    def relaxed(self) -> bool:
+        """Whether the cells of both sides are known."""
+        return len(self._relaxed) == 2
+
     def relax(self, side: Side) -> ase.Atoms:
         """The unit cell relaxed by ``side``, without calculator."""
         if side.role not in self._relaxed:
             atoms = side.attach(self.material.unit)
             relax_cell(atoms)
-            self._relaxed[side.role] = ase.Atoms(
-                atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True
-            )
+            atoms.calc = None
+            self._relaxed[side.role] = atoms
         return self._relaxed[side.role].copy()
 
 

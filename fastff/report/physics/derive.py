@@ -32,6 +32,10 @@ A2_PER_PS_TO_CM2_PER_S = 1e-4
 """Å^2/ps in cm^2/s."""
 
 
+LEAST_DEPTH = 2e-3
+"""eV below the largest distance; a shallower dip of a pair's curve is no bond."""
+
+
 class PropertyError(FastFFError):
     """A property cannot be derived: the curve of a side has no minimum, a run broke, a relaxation did not end."""
 
@@ -61,6 +65,14 @@ def derive_quantities(item: AnyItem) -> tuple[Quantity, ...]:
     if isinstance(item, NveItem):
         return _derive_nve(item)
     return _derive_stability(item)
+
+
+def compare_quantity(quantity: Quantity) -> float | None:
+    """Student over teacher less one, where both are there and the teacher's is not next to nothing."""
+    a, b = quantity.teacher, quantity.student
+    if a is None or b is None or abs(a) < 1e-3 * max(abs(b), 1e-6) or abs(a) < 1e-6:
+        return None
+    return (b - a) / abs(a)
 
 
 def fit_eos(volumes: Sequence[float], energies: Sequence[float]) -> tuple[float, float]:
@@ -193,23 +205,31 @@ def _derive_vacancy(item: VacancyItem) -> tuple[Quantity, ...]:
     return (Quantity(name=name, unit="eV", teacher=values[0], student=values[1]),)
 
 
+def find_minimum(
+    distances: Sequence[float], energies: Sequence[float]
+) -> tuple[float, float] | None:
+    """Distance and depth of the lowest point of a curve, or None if it lies at an end or is shallower than 2 meV."""
+    lowest = int(np.argmin(energies))
+    depth = float(-energies[lowest])
+    if not 0 < lowest < len(energies) - 1 or depth < LEAST_DEPTH:
+        return None
+    return float(distances[lowest]), depth
+
+
 def _derive_dimers(item: DimerItem) -> tuple[Quantity, ...]:
+    """A side without a minimum is named, and has no numbers."""
     rows = []
     for curve in item.curves:
-        bond, depth = [], []
-        for role in ("teacher", "student"):
-            energies = getattr(curve, role)
-            lowest = int(np.argmin(energies))
-            bond.append(float(curve.distances[lowest]))
-            depth.append(float(-energies[lowest]))
-        name = f"{curve.pair}, "
-        rows.append(
-            Quantity(
-                name=name + "distance of the minimum", unit="Å", teacher=bond[0], student=bond[1]
-            )
-        )
-        rows.append(Quantity(name=name + "depth", unit="eV", teacher=depth[0], student=depth[1]))
-    return tuple(rows)  # fmt: skip
+        found = {
+            role: find_minimum(curve.distances, getattr(curve, role))
+            for role in ("teacher", "student")
+        }
+        missing = [role for role, value in found.items() if value is None]
+        remark = f" (no minimum: {' and '.join(missing)})" if missing else ""
+        for k, (name, unit) in enumerate((("distance of the minimum", "Å"), ("depth", "eV"))):
+            values = {role: None if value is None else value[k] for role, value in found.items()}
+            rows.append(Quantity(name=f"{curve.pair}, {name}{remark}", unit=unit, **values))
+    return tuple(rows)
 
 
 def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
@@ -217,14 +237,17 @@ def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
     rows = []
     for curve in item.curves:
         r = np.array(curve.radii)
-        teacher, student = np.array(curve.teacher), np.array(curve.student)
-        peaks = [int(np.argmax(teacher)), int(np.argmax(student))]
+        student = np.array(curve.student)
+        teacher = None if curve.teacher is None else np.array(curve.teacher)
         rows.append(
             Quantity(
-                name=f"{curve.pair}, highest peak at", unit="Å", teacher=float(r[peaks[0]]),
-                student=float(r[peaks[1]]),
+                name=f"{curve.pair}, highest peak at", unit="Å",
+                teacher=None if teacher is None else float(r[np.argmax(teacher)]),
+                student=float(r[np.argmax(student)]),
             )
         )  # fmt: skip
+        if teacher is None or curve.teacher_error is None:
+            continue
         area = max(float((r**2 * teacher).sum()), 1e-12)
         between = float((r**2 * np.abs(student - teacher)).sum()) / area
         error = np.hypot(curve.teacher_error, curve.student_error)
@@ -242,8 +265,11 @@ def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
 def _derive_diffusion(item: DiffusionItem) -> tuple[Quantity, ...]:
     rows = []
     for curve in item.curves:
-        values = []
+        values: list[tuple[float | None, float | None]] = []
         for blocks in (curve.teacher_blocks, curve.student_blocks):
+            if blocks is None:
+                values.append((None, None))
+                continue
             scaled = np.array(blocks) * A2_PER_PS_TO_CM2_PER_S * 1e5
             error = float(scaled.std(ddof=1) / math.sqrt(len(scaled))) if len(scaled) > 1 else None
             values.append((float(scaled.mean()), error))

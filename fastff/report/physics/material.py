@@ -6,6 +6,7 @@ Here: :func:`describe_material`. Not here: the properties.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations_with_replacement
@@ -35,6 +36,15 @@ N_NEIGHBORS = 12
 TOLERANCE = 0.15
 """Å by which sorted neighbor distances of equivalent atoms may differ."""
 
+TOLERANCES = (1e-3, 3e-3, 0.01, 0.03, 0.1)
+"""Å within which atoms of a crystal count as equivalent, tried in turn."""
+
+LARGEST_ASYMMETRIC = 20
+"""Atoms up to which a cell without symmetry may well be primitive."""
+
+Relax = Callable[[ase.Atoms], ase.Atoms | None]
+"""Relaxes cell and positions of a copy; None where that does not succeed."""
+
 
 @dataclass(frozen=True)
 class Material:
@@ -45,8 +55,8 @@ class Material:
     atoms : ase.Atoms
         As given, bare.
     kind : {"crystal", "disordered", "slab", "molecule"}
-    unit : ase.Atoms
-        Of a crystal the primitive cell where spglib is installed and finds one, else ``atoms``.
+    cell : UnitCell
+        Of a crystal, see :func:`find_unit`; else ``atoms``.
     box : ase.Atoms
         Supercell for dynamics, at least 9 Å wide where at most 120 atoms allow that.
     formula : dict
@@ -55,16 +65,22 @@ class Material:
 
     atoms: ase.Atoms
     kind: Kind
-    unit: ase.Atoms
+    cell: UnitCell
     box: ase.Atoms
     formula: dict[str, int]
+
+    @property
+    def unit(self) -> ase.Atoms:
+        """Atoms of the unit cell."""
+        return self.cell.atoms
 
     @property
     def words(self) -> str:
         """One line."""
         name = self.atoms.get_chemical_formula()
         size = f", unit of {len(self.unit)} atoms" if self.kind == "crystal" else ""
-        return f"{name}, {WORDS[self.kind]}{size}"
+        remark = self.cell.origin or self.cell.fault
+        return f"{name}, {WORDS[self.kind]}{size}" + (f" ({remark})" if remark else "")
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -73,24 +89,25 @@ class Material:
         return list(combinations_with_replacement(symbols, 2))
 
 
-def describe_material(atoms: ase.Atoms) -> Material:
+def describe_material(atoms: ase.Atoms, relax: Relax | None = None) -> Material:
     """Tell a crystal from disordered matter, layers and molecules.
 
     A fully periodic structure is a crystal if its atoms have few kinds of surroundings: atoms of an element whose
     sorted neighbor distances agree within 0.15 Å are of one kind, and there may be six kinds, or one for every four
-    atoms. Thermal displacements beyond that make it disordered, so give an ideal structure.
+    atoms. Thermal displacements beyond that make it disordered, so give an ideal structure. ``relax`` helps to find the
+    primitive cell of a disturbed one.
     """
     bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     axes = find_material_axes(bare)
     kind: Kind = "molecule" if not any(axes) else "slab" if not all(axes) else "disordered"
     if kind == "disordered" and count_kinds(bare) <= max(6, len(bare) // 4):
         kind = "crystal"
-    unit = find_primitive(bare) if kind == "crystal" else bare
-    counts = Counter(unit.get_chemical_symbols())
+    cell = find_unit(bare, relax) if kind == "crystal" else UnitCell(bare)
+    counts = Counter(cell.atoms.get_chemical_symbols())
     divisor = reduce(gcd, counts.values())
     formula = {symbol: number // divisor for symbol, number in counts.items()}
-    box = build_supercell(bare if kind != "crystal" else unit, 9.0, 120).atoms
-    return Material(bare, kind, unit, box, formula)
+    box = build_supercell(cell.atoms, 9.0, 120).atoms
+    return Material(bare, kind, cell, box, formula)
 
 
 def count_kinds(atoms: ase.Atoms) -> int:
@@ -107,19 +124,70 @@ def count_kinds(atoms: ase.Atoms) -> int:
     return len(known)
 
 
-def find_primitive(atoms: ase.Atoms) -> ase.Atoms:
-    """The primitive cell, or the structure itself where spglib is missing or finds nothing smaller."""
+@dataclass(frozen=True)
+class UnitCell:
+    """Unit cell of a crystal.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        The primitive cell, or the structure as given where none is known.
+    origin : str
+        How it was found, empty where it is that of the structure as given.
+    fault : str
+        Why it may be larger than the primitive cell, or empty.
+    """
+
+    atoms: ase.Atoms
+    origin: str = ""
+    fault: str = ""
+
+
+def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
+    """The primitive cell of a crystal, also of one that is strained or disturbed.
+
+    A structure with symmetry at the first of :data:`TOLERANCES` is taken at its word. Otherwise it is relaxed and, if
+    that does not help, used as given: the smallest cell within the tolerances counts, idealised.
+    """
     try:
-        import spglib
+        import spglib  # noqa: F401
     except ImportError:
-        return atoms
+        fault = "spglib is not installed, so that no primitive cell was searched for"
+        return UnitCell(atoms, fault=fault if len(atoms) > LARGEST_ASYMMETRIC else "")
+    found = find_primitive(atoms, TOLERANCES[0])
+    if found is not None:
+        return UnitCell(found)
+    relaxed = relax(atoms) if relax is not None else None
+    for image, how in ((relaxed, " after relaxation by the student"), (atoms, "")):
+        if image is None:
+            continue
+        cells = [(find_primitive(image, value, idealize=True), value) for value in TOLERANCES]
+        sizes = [(len(cell), value, cell) for cell, value in cells if cell is not None]
+        if sizes:
+            _, tolerance, cell = min(sizes, key=lambda entry: entry[:2])
+            return UnitCell(cell, origin=f"found within {tolerance:g} Å{how}")
+    fault = f"no primitive cell was found within {TOLERANCES[-1]:g} Å; give an ideal one with --structures"
+    return UnitCell(atoms, fault=fault if len(atoms) > LARGEST_ASYMMETRIC else "")
+
+
+def find_primitive(
+    atoms: ase.Atoms, tolerance: float, *, idealize: bool = False
+) -> ase.Atoms | None:
+    """The primitive cell at a tolerance in Å, or None where there is none; idealised in the axes of spglib."""
+    import spglib
+
     cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
     try:
-        found = spglib.standardize_cell(cell, to_primitive=True, no_idealize=True, symprec=1e-3)
+        group = spglib.get_spacegroup(cell, symprec=tolerance)
+        found = spglib.standardize_cell(
+            cell, to_primitive=True, no_idealize=not idealize, symprec=tolerance
+        )
     except Exception as error:  # spglib 2.7 on has its own hierarchy, older ones return None
         if not type(error).__module__.startswith("spglib"):
             raise
-        return atoms
-    if found is None or len(found[2]) >= len(atoms):
-        return atoms
+        return None
+    if group is None or found is None:
+        return None
+    if len(found[2]) >= len(atoms):
+        return None if group.endswith("(1)") else atoms
     return ase.Atoms(found[2], scaled_positions=found[1], cell=found[0], pbc=True)

@@ -6,6 +6,8 @@ Here: runs of both sides and the curves they leave. Not here: the numbers derive
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,9 @@ FRICTION = 0.005
 
 INTERVAL = 5
 """Steps between frames."""
+
+CHUNK = 100
+"""Steps of fastff's own loop between looks at the clock."""
 
 
 @dataclass(frozen=True)
@@ -82,31 +87,49 @@ def run_side(
     return Run(frames, time_step)
 
 
+def measure_step(side: Side, start: ase.Atoms, temperature: float, time_step: float) -> float:
+    """Seconds of one step of :func:`run_side`."""
+    n_steps = 2 * INTERVAL
+    began = time.perf_counter()
+    run_side(side, start, temperature, time_step, n_steps, seed=20)
+    return (time.perf_counter() - began) / n_steps
+
+
 def compare_distributions(
-    teacher: Run, student: Run, pairs: list[tuple[str, str]], temperature: float
+    teacher: Run | None,
+    student: Run,
+    pairs: list[tuple[str, str]],
+    temperature: float,
+    absence: str = "",
 ) -> RdfItem:
-    """g(r) of every pair of elements, with standard errors over blocks of each run."""
-    sides = {"teacher": _count_pairs(teacher, pairs), "student": _count_pairs(student, pairs)}
+    """g(r) of every pair of elements, with standard errors over blocks of each run; ``absence`` says why no teacher."""
+    sides = {"student": _count_pairs(student, pairs)}
+    if teacher is not None:
+        sides["teacher"] = _count_pairs(teacher, pairs)
     edges = np.linspace(0.0, REACH, N_BINS + 1)
     radii = tuple((0.5 * (edges[1:] + edges[:-1])).tolist())
     curves = []
     for number, pair in enumerate(pairs):
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"teacher": None, "teacher_error": None}
         for role, blocks in sides.items():
             values[role] = tuple(blocks[:, number].mean(axis=0).tolist())
             error = blocks[:, number].std(axis=0, ddof=1) / np.sqrt(N_BLOCKS)
             values[f"{role}_error"] = tuple(error.tolist())
         curves.append(RdfCurve(pair="-".join(pair), radii=radii, **values))
-    n_atoms, steps = len(teacher.last), INTERVAL * len(teacher.frames)
+    n_atoms, steps = len(student.last), INTERVAL * len(student.frames)
     return RdfItem(
         title="Pair distributions",
         description=f"{n_atoms} atoms at {temperature:.0f} K under the same Langevin thermostat ({FRICTION:g}/fs), "
-        f"{steps * teacher.time_step * 1e-3:.3g} ps of each side after equilibration; standard errors over "
-        f"{N_BLOCKS} blocks",
+        f"{steps * student.time_step * 1e-3:.3g} ps of each side after equilibration; standard errors over "
+        f"{N_BLOCKS} blocks{_describe_absence(absence)}",
         temperature=temperature,
         n_blocks=N_BLOCKS,
         curves=tuple(curves),
     )
+
+
+def _describe_absence(absence: str) -> str:
+    return f"; the teacher was not run: {absence}" if absence else ""
 
 
 def _count_pairs(run: Run, pairs: list[tuple[str, str]]) -> np.ndarray:
@@ -137,7 +160,9 @@ def count_pairs(atoms: ase.Atoms, pairs: list[tuple[str, str]]) -> np.ndarray:
     return np.array(rows)
 
 
-def compare_diffusion(teacher: Run, student: Run, temperature: float) -> DiffusionItem:
+def compare_diffusion(
+    teacher: Run | None, student: Run, temperature: float, absence: str = ""
+) -> DiffusionItem:
     """Mean square displacements over time origins, and diffusion coefficients of three blocks of each run.
 
     Raises
@@ -145,12 +170,14 @@ def compare_diffusion(teacher: Run, student: Run, temperature: float) -> Diffusi
     PropertyError
         Nothing diffuses: no element moves by more than 1 Å (root mean square) over the longest time of either run.
     """
-    symbols = np.array(teacher.last.get_chemical_symbols())
+    symbols = np.array(student.last.get_chemical_symbols())
     curves = []
     moved = 0.0
     for element in sorted(set(symbols)):
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"teacher": None, "teacher_blocks": None}
         for role, run in (("teacher", teacher), ("student", student)):
+            if run is None:
+                continue
             paths = _follow(run)[:, symbols == element]
             step = INTERVAL * run.time_step * 1e-3
             msd = measure_msd(paths)
@@ -169,7 +196,7 @@ def compare_diffusion(teacher: Run, student: Run, temperature: float) -> Diffusi
         title="Diffusion",
         description="Slope of the mean square displacement over the second half of its times, in the runs of the pair "
         f"distributions (thermostat {FRICTION:g}/fs, which slows diffusion on both sides); standard errors over three "
-        "blocks, no correction for the size of the cell",
+        f"blocks, no correction for the size of the cell{_describe_absence(absence)}",
         temperature=temperature,
         curves=tuple(curves),
     )
@@ -205,31 +232,32 @@ def fit_diffusion(msd: np.ndarray, step: float) -> float:
 def measure_nve(
     teacher: Side | None,
     student: Student,
-    starts: dict[str, ase.Atoms],
+    start: ase.Atoms,
     temperature: float,
     time_step: float,
     n_steps: int,
     n_teacher_steps: int,
+    seconds: float = math.inf,
 ) -> NveItem:
     """Total energy over velocity Verlet steps: the student in fastff's own loop, the teacher step by step."""
     run, rows = run_engine(
-        student, starts["student"], temperature, time_step, n_steps, ensemble="nve"
+        student, start, temperature, time_step, n_steps, ensemble="nve", seconds=seconds
     )
     if run.reason:
         raise PropertyError(f"the run of the student broke after {run.done} steps: {run.reason}")
-    n_atoms = len(starts["student"])
+    n_atoms = len(start)
     energies = 1e3 * (rows[:, 4] - rows[0, 4]) / n_atoms
     trace = EnergyTrace(
         times=tuple((rows[:, 0] * time_step * 1e-3).tolist()), energies=tuple(energies.tolist())
     )
     other = None
     if teacher is not None:
-        other = _trace_teacher(teacher, starts["teacher"], time_step, n_teacher_steps)
+        other = _trace_teacher(teacher, start, time_step, n_teacher_steps)
     compared = f"{n_teacher_steps} by the teacher" if other else "not run by the teacher"
     return NveItem(
         title="Conservation of energy",
         description=f"Velocity Verlet with steps of {time_step:g} fs near {temperature:.0f} K, {n_atoms} atoms: "
-        f"{n_steps} steps by fastff's own loop, {compared}",
+        f"{run.n_steps} steps by fastff's own loop, {compared}",
         temperature=temperature,
         time_step=time_step,
         teacher=other,
@@ -254,17 +282,25 @@ def _trace_teacher(side: Side, start: ase.Atoms, time_step: float, n_steps: int)
 
 
 def measure_stability(
-    student: Student, start: ase.Atoms, temperatures: list[float], time_step: float, n_steps: int
+    student: Student,
+    start: ase.Atoms,
+    highest: float,
+    time_step: float,
+    n_steps: int,
+    seconds: float = math.inf,
 ) -> StabilityItem:
-    """Run the student at each temperature in fastff's own loop."""
+    """Run the student in fastff's own loop at the highest temperature of its training range and 1.5 times that, K."""
     runs = [
-        run_engine(student, start, value, time_step, n_steps, ensemble="nvt")[0]
-        for value in temperatures
+        run_engine(
+            student, start, value, time_step, n_steps, ensemble="nvt", seconds=0.5 * seconds
+        )[0]
+        for value in (highest, 1.5 * highest)
     ]
     return StabilityItem(
         title="Stability",
-        description=f"The student's own NVT dynamics of {len(start)} atoms, steps of {time_step:g} fs, until a limit "
-        "of temperature, displacement or distance is broken",
+        description=f"The student's own NVT dynamics of {len(start)} atoms at the highest temperature of its training "
+        f"range, {highest:.0f} K, and 1.5 times that, steps of {time_step:g} fs, until a limit of temperature, "
+        "displacement or distance is broken",
         time_step=time_step,
         runs=tuple(runs),
     )
@@ -278,8 +314,12 @@ def run_engine(
     n_steps: int,
     *,
     ensemble: Any,
+    seconds: float = math.inf,
 ) -> tuple[StabilityRun, np.ndarray]:
-    """Steps of the device-resident loop; rows of :data:`fastff.md.observe.COLUMNS` every ten steps."""
+    """Steps of the device-resident loop; rows of :data:`fastff.md.observe.COLUMNS` every ten steps.
+
+    After ``seconds`` the run ends, soundly, and its number of steps is that of those done.
+    """
     from fastff.md.engine import Engine
     from fastff.md.observe import COLUMNS
     from fastff.md.potentials import make_potential
@@ -297,8 +337,14 @@ def run_engine(
     engine = Engine(potential, state, settings)
     rows = [engine.observe().rows]
     reason = ""
+    began = time.perf_counter()
     while engine.step < n_steps and not reason:
-        progress = engine.advance(n_steps)
+        if time.perf_counter() - began > seconds:
+            n_steps = engine.step
+            break
+        progress = engine.advance(
+            n_steps if seconds == math.inf else min(n_steps, engine.step + CHUNK)
+        )
         rows.append(progress.rows)
         hottest = progress.rows[:, COLUMNS.index("temperature_K")].max(initial=0.0)
         if progress.failed:

@@ -113,12 +113,15 @@ class DimerItem(Item):
 
 
 class RdfCurve(PhysicsBase):
-    """g(r) of one pair of elements: mean over the run and standard error over blocks of it; ``radii`` in Å."""
+    """g(r) of one pair of elements: mean over the run and standard error over blocks of it; ``radii`` in Å.
+
+    The teacher's is None where its run was too dear.
+    """
 
     pair: str
     radii: Row
-    teacher: Row
-    teacher_error: Row
+    teacher: Row | None
+    teacher_error: Row | None
     student: Row
     student_error: Row
 
@@ -133,13 +136,16 @@ class RdfItem(Item):
 
 
 class DiffusionCurve(PhysicsBase):
-    """Mean square displacement in Å^2 at ``times`` in ps, and the diffusion coefficient of each block in Å^2/ps."""
+    """Mean square displacement in Å^2 at ``times`` in ps, and the diffusion coefficient of each block in Å^2/ps.
+
+    The teacher's is None where its run was too dear.
+    """
 
     element: str
     times: Row
-    teacher: Row
+    teacher: Row | None
     student: Row
-    teacher_blocks: Row
+    teacher_blocks: Row | None
     student_blocks: Row
 
 

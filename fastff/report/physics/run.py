@@ -1,99 +1,50 @@
 """Which properties are measured, in which order, and what is left out.
 
-Here: :func:`measure_physics`, which takes what fits the structure and what there is time for. Not here: the properties.
+Here: :func:`measure_physics`, which takes what fits the structure and what there is time for, and
+:func:`verify_physics`. Not here: the properties, the clock (:mod:`fastff.report.physics.schedule`).
 
-``"auto"`` keeps to a budget of seconds: before each property its cost is estimated from timed calls, and one that does
-not fit into what is left is left out with that reason. ``"full"`` has no budget and longer runs.
+``"auto"`` keeps to a budget of seconds, of which each property has a share, the cheap ones first. ``"full"`` has no
+budget and longer runs.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastff.errors import FastFFError
+from fastff.distill.cells import build_supercell
+from fastff.distill.dynamics import draw_momenta
 from fastff.report.heldout import choose_time_step
 from fastff.report.physics import crystal as crystals
 from fastff.report.physics import dimers, motion
 from fastff.report.physics.derive import PropertyError, derive_quantities
 from fastff.report.physics.material import WORDS, Material, describe_material
-from fastff.report.physics.record import AnyItem, LeftOut, PhysicsPart
-from fastff.report.physics.side import Side
-from fastff.report.stamps import stamp_part
+from fastff.report.physics.record import PhysicsPart
+from fastff.report.physics.schedule import Laboratory, Mode, Task
+from fastff.report.physics.side import Side, relax_bare
 
 if TYPE_CHECKING:
     import ase
 
     from fastff.models import Student
 
-Mode = Literal["auto", "full"]
-LEAST_STEPS = 200
+LEAST_STEPS = 100
+"""Shorter runs say nothing of stability or the conservation of energy."""
+
+LEAST_RDF_STEPS = 200
 """Shorter runs say nothing of pair distributions."""
 
 MOST_STEPS = {"auto": 2000, "full": 20_000}
-NVE_STEPS = {"auto": 1000, "full": 20_000}
+ENGINE_STEPS = {"auto": 1000, "full": 20_000}
+"""Steps of the student's own loop."""
 
-
-@dataclass
-class Laboratory:
-    """What the properties share."""
-
-    material: Material
-    teacher: Side
-    student: Side
-    model: Student
-    temperature: float
-    mode: Mode
-    budget: float
-    progress: Callable[[str, int, int], None]
-    items: list[AnyItem] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-    runs: dict[str, motion.Run] = field(default_factory=dict)
-
-    @property
-    def remaining(self) -> float:
-        """Seconds left; infinite in mode ``"full"``."""
-        if self.mode == "full":
-            return math.inf
-        return self.budget - (time.perf_counter() - self.started)
-
-    def estimate(self, atoms: ase.Atoms) -> float:
-        """Seconds of one call of both sides."""
-        return self.teacher.estimate(atoms) + self.student.estimate(atoms)
-
-    def attempt(
-        self, title: str, fits: str, cost: Callable[[], float], measure: Callable[[], AnyItem]
-    ) -> None:
-        """Measure one property, or say why not; ``fits`` is a reason against it or empty."""
-        self.progress(f"physics: {title.lower()}", len(self.items) + len(self.left_out), 9)
-        reason = fits
-        start = time.perf_counter()
-        try:
-            if not reason:
-                seconds = cost()
-                if seconds > self.remaining:
-                    reason = (
-                        f"takes about {seconds:.0f} s of calls, {max(0.0, self.remaining):.0f} s of the budget of "
-                        f"{self.budget:.0f} s are left; --physics full has no limit"
-                    )
-            if not reason:
-                item = measure()
-                found = {
-                    "seconds": time.perf_counter() - start,
-                    "quantities": derive_quantities(item),
-                    "identity": {s.role: s.identity for s in (self.teacher, self.student)},
-                }
-                self.items.append(stamp_part(item.model_copy(update=found)))
-                return
-        except FastFFError as error:
-            reason = str(error)
-        self.left_out.append(LeftOut(title=title, reason=reason))
+RECOGNITION = 0.1
+"""Share of the budget for relaxing a disturbed crystal before its primitive cell is searched."""
 
 
 def measure_physics(
@@ -102,7 +53,7 @@ def measure_physics(
     student: Side,
     model: Student,
     *,
-    temperature: float,
+    temperatures: tuple[float, float],
     mode: Mode = "auto",
     budget: float = 150.0,
     progress: Callable[[str, int, int], None] = lambda message, done, total: None,
@@ -117,19 +68,25 @@ def measure_physics(
         Their labels must have been checked against those of the compared frames.
     model : Student
         For fastff's own dynamics.
-    temperature : float
-        K, of runs.
+    temperatures : (float, float)
+        Training range in K: runs are at its middle, stability is tested at its upper end and 1.5 times that.
     mode : {"auto", "full"}
     budget : float
         Seconds in mode ``"auto"``, about.
     progress : callable
         Receives (what is being done, done, total).
     """
-    material = describe_material(structure)
-    lab = Laboratory(material, teacher, student, model, temperature, mode, budget, progress)
-    _measure_dimers(lab)
-    _measure_crystal(lab)
-    _measure_motion(lab)
+    lab = Laboratory(teacher, student, mode, budget, progress)
+    lab.limit(RECOGNITION * lab.remaining)
+    material = describe_material(structure, partial(relax_bare, student))
+    lab.work(
+        [
+            _plan_dimers(lab, material, float(model.cutoff)),
+            *plan_student(lab, material, model, temperatures),
+            *_plan_crystal(lab, material),
+            *plan_runs(lab, material, temperatures),
+        ]
+    )
     return PhysicsPart(
         mode=mode,
         material=material.words,
@@ -140,107 +97,181 @@ def measure_physics(
     )
 
 
-def _measure_crystal(lab: Laboratory) -> None:
-    material, crystal = lab.material, crystals.Crystal(lab.material, lab.teacher, lab.student)
-    fits = "" if material.kind == "crystal" else f"the structure is {WORDS[material.kind]}"
-    unit = material.unit
+def _plan_dimers(lab: Laboratory, material: Material, cutoff: float) -> Task:
+    import ase
 
-    # calls: relaxations take about ten steps, strained cells with free positions about five
+    pairs = material.pairs
+    first = ase.Atoms(list(pairs[0]), [[0, 0, 0], [0, 0, 2.0]])
+    # a teacher that labels in batches is judged by a batch, but by a small one in case it does not
+    batches = dimers.N_DISTANCES / 4 * min(len(pairs), dimers.MOST_PAIRS)
+    return Task(
+        "Isolated pairs", 1.0,
+        measure=lambda _: dimers.measure_dimers(lab.teacher, lab.student, pairs, cutoff),
+        cost=lambda: batches * lab.estimate(first, copies=4),
+        against=str,
+    )  # fmt: skip
+
+
+def plan_student(
+    lab: Laboratory, material: Material, model: Student, temperatures: tuple[float, float]
+) -> list[Task]:
+    """Stability and conservation of energy, in the student's own loop."""
+    box, time_step = material.box, choose_time_step(material.box.numbers)
+    highest, middle = temperatures[1], 0.5 * sum(temperatures)
+
+    n_steps = ENGINE_STEPS[lab.mode]
+
+    def measure_nve(seconds: float) -> Any:
+        n_teacher = int(min(0.5 * seconds / lab.teacher.estimate(box), 2000, n_steps))
+        start = box.copy()
+        # Twice the temperature: half of it goes into the potential energy of what starts at rest.
+        start.set_momenta(draw_momenta(start, 2.0 * middle, 21, 0))
+        return motion.measure_nve(
+            lab.teacher if n_teacher >= LEAST_STEPS else None, model, start, middle,
+            time_step, n_steps, n_teacher, seconds if n_teacher < LEAST_STEPS else 0.5 * seconds,
+        )  # fmt: skip
+
+    return [
+        Task(
+            "Stability", 3.0,
+            measure=lambda seconds: motion.measure_stability(
+                model, box, highest, time_step, n_steps, seconds
+            ),
+            cost=lambda: 2 * LEAST_STEPS * lab.student.estimate(box),
+            against=str,
+        ),
+        Task(
+            "Conservation of energy", 3.0,
+            measure=measure_nve,
+            cost=lambda: LEAST_STEPS * lab.student.estimate(box),
+            against=str,
+        ),
+    ]  # fmt: skip
+
+
+def _plan_crystal(lab: Laboratory, material: Material) -> list[Task]:
+    crystal, unit = crystals.Crystal(material, lab.teacher, lab.student), material.unit
+    fits = "" if material.kind == "crystal" else f"the structure is {WORDS[material.kind]}"
+    many = ""
+    if sum(material.formula.values()) > 6 or len(material.formula) > 3:
+        many = "the formula unit is too large for a set of vacancies"
+    # calls: relaxations of a cell take about twenty steps, strained cells with free positions about five
     free = 1 if len(unit) == 1 else 5
-    lab.attempt(
-        "Equation of state", fits, lambda: (10 + len(crystals.SCALES) * free) * lab.estimate(unit),
-        lambda: crystals.measure_eos(crystal),
-    )  # fmt: skip
-    lab.attempt(
-        "Elastic constants", fits, lambda: (10 + 12 * free) * lab.estimate(unit),
-        lambda: crystals.measure_elastic(crystal),
-    )  # fmt: skip
+
+    def estimate_units(n_calls: int) -> float:
+        return (n_calls + (0 if crystal.relaxed else 20)) * lab.estimate(unit)
 
     def estimate_phonons() -> float:
         crystals.import_phonopy()
         cell, _ = crystals.build_phonon_cell(unit)
         # one or two displacements of each kind of atom in the cell, as a rule
-        return (2 * len(set(unit.numbers)) + 1) * lab.estimate(cell)
+        return (2 * len(set(unit.numbers)) + 1) * lab.estimate(cell) + estimate_units(0)
 
-    lab.attempt("Phonons", fits, estimate_phonons, lambda: crystals.measure_phonons(crystal))
-    many = ""
-    if sum(material.formula.values()) > 6 or len(material.formula) > 3:
-        many = "the formula unit is too large for a set of vacancies"
-    lab.attempt(
-        "Vacancies", fits or many,
-        lambda: 16 * len(material.formula) * lab.estimate(crystals.build_vacancy_cell(unit)),
-        lambda: crystals.measure_vacancies(crystal),
-    )  # fmt: skip
+    def estimate_vacancies() -> float:
+        hole = crystals.build_vacancy_cell(unit)
+        return 16 * len(material.formula) * lab.estimate(hole) + estimate_units(0)
+
+    return [
+        Task(
+            "Phonons", 4.0,
+            measure=lambda _: crystals.measure_phonons(crystal),
+            cost=estimate_phonons,
+            against=lambda: fits or material.cell.fault,
+        ),
+        Task(
+            "Equation of state", 4.0,
+            measure=lambda _: crystals.measure_eos(crystal),
+            cost=lambda: estimate_units(len(crystals.SCALES) * free),
+            against=lambda: fits,
+        ),
+        Task(
+            "Elastic constants", 4.0,
+            measure=lambda _: crystals.measure_elastic(crystal),
+            cost=lambda: estimate_units(12 * free),
+            against=lambda: fits,
+        ),
+        Task(
+            "Vacancies", 4.0,
+            measure=lambda _: crystals.measure_vacancies(crystal),
+            cost=estimate_vacancies,
+            against=lambda: fits or many,
+        ),
+    ]  # fmt: skip
 
 
-def _measure_dimers(lab: Laboratory) -> None:
-    import ase
+@dataclass
+class _Runs:
+    """Dynamics of both sides that pair distributions and diffusion share, the teacher's only if there was time."""
 
-    pairs = lab.material.pairs
-    first = ase.Atoms(list(pairs[0]), [[0, 0, 0], [0, 0, 2.0]])
-    count = dimers.N_DISTANCES * min(len(pairs), dimers.MOST_PAIRS)
-    lab.attempt(
-        "Isolated pairs", "", lambda: count * lab.estimate(first),
-        lambda: dimers.measure_dimers(lab.teacher, lab.student, pairs, float(lab.model.cutoff)),
-    )  # fmt: skip
+    sides: dict[str, motion.Run] = field(default_factory=dict)
+    absence: str = ""
 
 
-def _measure_motion(lab: Laboratory) -> None:
-    material, box = lab.material, lab.material.box
-    time_step = choose_time_step(box.numbers)
+def plan_runs(lab: Laboratory, material: Material, temperatures: tuple[float, float]) -> list[Task]:
+    """Pair distributions and diffusion, from the same runs."""
+    runs, middle = _Runs(), 0.5 * sum(temperatures)
     periodic = material.kind in ("crystal", "disordered")
     fits = "" if periodic else f"the structure is {WORDS[material.kind]}, without a density"
-    lab.attempt(
-        "Pair distributions", fits, lambda: 1.5 * LEAST_STEPS * lab.estimate(box),
-        lambda: _compare_runs(lab, time_step),
-    )  # fmt: skip
     still = "" if material.kind == "disordered" else f"the structure is {WORDS[material.kind]}"
-    absent = "" if len(lab.runs) == 2 else "there are no runs of both sides, see above"
-    lab.attempt(
-        "Diffusion", still or absent, lambda: 0.0,
-        lambda: motion.compare_diffusion(lab.runs["teacher"], lab.runs["student"], lab.temperature),
-    )  # fmt: skip
-    lab.attempt(
-        "Conservation of energy", "", lambda: NVE_STEPS[lab.mode] * lab.student.estimate(box),
-        lambda: _measure_nve(lab, time_step),
-    )  # fmt: skip
-    ladder = [lab.temperature, 1.5 * lab.temperature]
-    n_steps = NVE_STEPS[lab.mode]
-    lab.attempt(
-        "Stability", "", lambda: 2 * n_steps * lab.student.estimate(box),
-        lambda: motion.measure_stability(lab.model, box, ladder, time_step, n_steps),
-    )  # fmt: skip
 
-
-def _compare_runs(lab: Laboratory, time_step: float) -> Any:
-    """Runs as long as two thirds of the remaining time allow."""
-    # the rest is for what follows: at least the student's own runs
-    affordable = 0.5 * lab.remaining / lab.estimate(lab.material.box)
-    n_steps = int(min(MOST_STEPS[lab.mode], max(LEAST_STEPS, affordable)))
-    for side in (lab.teacher, lab.student):
-        start = lab.material.box.copy()
-        start.rattle(0.02, seed=7)
-        lab.runs[side.role] = motion.run_side(
-            side, start, lab.temperature, time_step, n_steps, seed=20
+    def measure_distributions(seconds: float) -> Any:
+        _run_sides(lab, material, runs, middle, seconds)
+        return motion.compare_distributions(
+            runs.sides.get("teacher"), runs.sides["student"], material.pairs, middle, runs.absence
         )
-    return motion.compare_distributions(
-        lab.runs["teacher"], lab.runs["student"], lab.material.pairs, lab.temperature
-    )
+
+    return [
+        Task(
+            "Pair distributions", 6.0,
+            measure=measure_distributions,
+            cost=lambda: LEAST_RDF_STEPS * lab.student.estimate(material.box),
+            against=lambda: fits,
+        ),
+        Task(
+            "Diffusion", 0.0,
+            measure=lambda _: motion.compare_diffusion(
+                runs.sides.get("teacher"), runs.sides["student"], middle, runs.absence
+            ),
+            cost=lambda: 0.0,
+            against=lambda: still or ("" if "student" in runs.sides else "there are no runs, see above"),
+        ),
+    ]  # fmt: skip
 
 
-def _measure_nve(lab: Laboratory, time_step: float) -> Any:
-    box = lab.material.box
-    n_steps = NVE_STEPS[lab.mode]
-    starts = {}
-    for role in ("teacher", "student"):
-        starts[role] = lab.runs[role].last if role in lab.runs else box
-    affordable = 0.5 * lab.remaining / lab.teacher.estimate(box)
-    n_teacher = int(min(n_steps, affordable, 2000))
-    teacher = lab.teacher if "teacher" in lab.runs and n_teacher >= 100 else None
-    return motion.measure_nve(
-        teacher, lab.model, starts, lab.temperature, time_step, n_steps,
-        n_teacher if teacher else 0,
-    )  # fmt: skip
+def _run_sides(
+    lab: Laboratory, material: Material, runs: _Runs, temperature: float, seconds: float
+) -> None:
+    """Both sides in the largest box in which there is time for the teacher, else the student alone."""
+    boxes = [material.box]
+    if material.kind == "crystal":
+        boxes.append(build_supercell(material.unit, 6.0, 60).atoms)
+    box, roles = boxes[0], ["student"]
+    for candidate in boxes:
+        if 0.9 * seconds >= LEAST_RDF_STEPS * lab.estimate(candidate):
+            box, roles = candidate, ["student", "teacher"]
+            break
+    if len(roles) == 1:
+        takes = LEAST_RDF_STEPS * lab.teacher.estimate(boxes[-1])
+        runs.absence = (
+            f"{LEAST_RDF_STEPS} steps of it take about {takes:.0f} s, {seconds:.0f} s were left"
+        )
+    start = box.copy()
+    start.rattle(0.02, seed=7)
+    time_step = choose_time_step(box.numbers)
+    sides = [lab.teacher if role == "teacher" else lab.student for role in roles]
+    cost = sum(motion.measure_step(side, start, temperature, time_step) for side in sides)
+    # the student alone is no comparison: it leaves time for other properties
+    part = 0.8 if len(roles) == 2 else 0.4
+    n_steps = _bound(part * seconds / cost, MOST_STEPS[lab.mode])
+    for side in sides:
+        runs.sides[side.role] = motion.run_side(
+            side, start, temperature, time_step, n_steps, seed=20
+        )
+
+
+def _bound(steps: float, most: int) -> int:
+    """A number of steps between the least that says something and ``most``."""
+    return int(min(most, max(LEAST_RDF_STEPS, steps if math.isfinite(steps) else most)))
 
 
 def verify_physics(part: PhysicsPart) -> list[str]:

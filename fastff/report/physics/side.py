@@ -5,6 +5,7 @@ Here: :class:`Side`, its ASE calculator, relaxations. Not here: properties.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ import ase
 import numpy as np
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
+from fastff.errors import FastFFError
 from fastff.labels import Labels
 from fastff.report.physics.derive import PropertyError
 
@@ -20,8 +22,12 @@ Labeller = Callable[[Sequence[ase.Atoms]], list[Labels]]
 Role = Literal["teacher", "student"]
 
 
+class OutOfTimeError(PropertyError):
+    """A property took longer than its share of the budget."""
+
+
 class Side:
-    """Teacher or student, counted and timed.
+    """Teacher or student, counted, timed and stopped in time.
 
     Parameters
     ----------
@@ -35,29 +41,50 @@ class Side:
     def __init__(self, role: Role, label: Labeller, identity: dict[str, Any]) -> None:
         self.role, self.identity, self._label = role, identity, label
         self.n_calls = 0
-        self._costs: dict[int, float] = {}
+        self.deadline = math.inf
+        self._costs: dict[tuple[int, bool], float] = {}
+        self._seen: set[tuple[int, bool]] = set()
 
     def label(self, structures: Sequence[ase.Atoms]) -> list[Labels]:
-        """Label, and remember what it cost."""
+        """Label, and remember what it cost; the first call at a size warms up and does not count.
+
+        Raises
+        ------
+        OutOfTimeError
+            After :attr:`deadline`, a reading of ``time.perf_counter``.
+        """
         start = time.perf_counter()
+        if start > self.deadline:
+            raise OutOfTimeError(
+                f"the {self.role} was stopped when the share of the budget was used up"
+            )
         labels = self._label(structures)
         seconds = time.perf_counter() - start
         n_atoms = sum(len(atoms) for atoms in structures)
         self.n_calls += len(structures)
-        self._costs[n_atoms] = min(seconds, self._costs.get(n_atoms, np.inf))
+        key = n_atoms, len(structures) > 1
+        if key in self._seen:
+            self._costs[key] = min(seconds, self._costs.get(key, np.inf))
+        self._seen.add(key)
         return labels
 
-    def estimate(self, atoms: ase.Atoms) -> float:
-        """Seconds of one call on ``atoms``: measured where that was done at this size, else in proportion.
+    def estimate(self, atoms: ase.Atoms, copies: int = 1) -> float:
+        """Seconds of one call on ``copies`` of ``atoms``: measured where done at this size, else in proportion.
 
-        Measures (two calls) where nothing is known within a factor of two in size.
+        Measures (three calls, the first of which does not count) where nothing is known within a factor of 1.4 in size.
         """
-        n_atoms = len(atoms)
-        if not any(0.5 <= n / n_atoms <= 2.0 for n in self._costs):
-            for _ in range(2):
-                self.label([atoms])
-        nearest = min(self._costs, key=lambda n: abs(np.log(n / n_atoms)))
-        return self._costs[nearest] * max(1.0, n_atoms / nearest)
+        n_atoms = copies * len(atoms)
+        known = {n: seconds for (n, batch), seconds in self._costs.items() if batch == (copies > 1)}
+        if not any(0.7 <= n / n_atoms <= 1.43 for n in known):
+            for number in range(3):
+                image = (
+                    atoms.copy()
+                )  # moved a little: calculators remember what they were asked last
+                image.rattle(1e-3, seed=number)
+                self.label([image] * copies)
+            known[n_atoms] = self._costs[n_atoms, copies > 1]
+        nearest = min(known, key=lambda n: abs(np.log(n / n_atoms)))
+        return known[nearest] * max(1.0, n_atoms / nearest)
 
     def attach(self, atoms: ase.Atoms) -> ase.Atoms:
         """A copy with this side as calculator."""
@@ -114,12 +141,12 @@ def relax_cell(atoms: ase.Atoms, *, fmax: float = 0.005, steps: int = 80) -> Non
     PropertyError
         It does not end within ``steps``, the volume changes by more than 20 %, or the side gives no stress.
     """
-    from ase.filters import FrechetCellFilter
+    from ase.filters import UnitCellFilter
     from ase.optimize import BFGS
 
     volume = atoms.get_volume()
     try:
-        optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)
+        optimizer = BFGS(UnitCellFilter(atoms), logfile=None)
         done = optimizer.run(fmax=fmax, steps=steps)
     except PropertyNotImplementedError as error:
         raise PropertyError(f"{_name(atoms)}: it gives no stress") from error
@@ -132,6 +159,16 @@ def relax_cell(atoms: ase.Atoms, *, fmax: float = 0.005, steps: int = 80) -> Non
         raise PropertyError(
             f"{_name(atoms)}: the cell is not relaxed to {fmax:g} eV/Å after {steps} steps"
         )
+
+
+def relax_bare(side: Side, atoms: ase.Atoms) -> ase.Atoms | None:
+    """A copy without calculator, cell and positions relaxed by ``side``; None where that fails."""
+    image = side.attach(atoms)
+    try:
+        relax_cell(image, steps=250)
+    except FastFFError:
+        return None
+    return ase.Atoms(image.numbers, image.positions, cell=image.cell, pbc=image.pbc)
 
 
 def _name(atoms: ase.Atoms) -> str:

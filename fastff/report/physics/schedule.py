@@ -1,0 +1,151 @@
+"""Time for properties: which are measured within a budget, and why others are not.
+
+Here: :class:`Laboratory`, :class:`Task` and the shares of the budget. Not here: which tasks fit a structure
+(:mod:`fastff.report.physics.run`).
+
+Every task has a share of the seconds that are left when its turn comes. One that costs more by its estimate waits until
+all others had their turn and then takes what they left; one that runs over is stopped at the next label.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from fastff.errors import FastFFError
+from fastff.report.physics.derive import derive_quantities
+from fastff.report.physics.record import AnyItem, LeftOut
+from fastff.report.physics.side import Side
+from fastff.report.stamps import stamp_part
+
+if TYPE_CHECKING:
+    import ase
+
+Mode = Literal["auto", "full"]
+
+LENIENCE = 1.5
+"""Times its share that a task may run before it is stopped: estimates are rough."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One property.
+
+    Attributes
+    ----------
+    title : str
+    share : float
+        Of the budget, relative to those of the other tasks.
+    measure : callable
+        Receives the seconds it may take.
+    cost : callable
+        Estimates seconds of the least that is worth measuring.
+    against : callable
+        A reason why it does not fit, or an empty string; asked when its turn comes.
+    """
+
+    title: str
+    share: float
+    measure: Callable[[float], AnyItem]
+    cost: Callable[[], float]
+    against: Callable[[], str]
+
+
+@dataclass
+class Laboratory:
+    """Both sides and the clock.
+
+    Attributes
+    ----------
+    teacher, student : Side
+    mode : {"auto", "full"}
+        With a budget, or without.
+    budget : float
+        Seconds.
+    progress : callable
+        Receives (what is being done, done, total).
+    """
+
+    teacher: Side
+    student: Side
+    mode: Mode
+    budget: float
+    progress: Callable[[str, int, int], None]
+    items: list[AnyItem] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left; infinite in mode ``"full"``."""
+        if self.mode == "full":
+            return math.inf
+        return max(0.0, self.budget - (time.perf_counter() - self.started))
+
+    def estimate(self, atoms: ase.Atoms, copies: int = 1) -> float:
+        """Seconds of one call of both sides for a batch of ``copies``."""
+        return self.teacher.estimate(atoms, copies) + self.student.estimate(atoms, copies)
+
+    def limit(self, seconds: float) -> None:
+        """Stop both sides at the first label after so many seconds from now."""
+        for side in (self.teacher, self.student):
+            side.deadline = time.perf_counter() + seconds
+
+    def work(self, tasks: list[Task]) -> None:
+        """Do tasks in their order, then those that were postponed, from the cheapest on."""
+        open_shares = {task.title: task.share for task in tasks}
+        postponed: list[tuple[float, Task]] = []
+        for task in tasks:
+            share = task.share / max(sum(open_shares.values()), 1e-9)
+            seconds = math.inf if self.mode == "full" else share * self.remaining
+            expected = self._attempt(task, seconds)
+            if expected is None:
+                del open_shares[task.title]
+            else:
+                postponed.append((expected, task))
+        shares = sum(task.share for _, task in postponed)
+        for known, task in sorted(postponed, key=lambda entry: entry[0]):
+            fair = task.share / max(shares, 1e-9) * self.remaining
+            shares -= task.share
+            seconds = min(max(known, fair), self.remaining)
+            expected = self._attempt(task, seconds)
+            if expected is not None:
+                takes = f"takes about {expected:.0f} s, " if expected < math.inf else ""
+                self._leave(
+                    task,
+                    f"{takes}{self.remaining:.0f} s of the budget of {self.budget:.0f} s are left; --physics full has "
+                    "no limit",
+                )
+
+    def _attempt(self, task: Task, seconds: float) -> float | None:
+        """Measure or leave out, and return None; or return what it would cost if that is more than ``seconds``."""
+        self.progress(f"physics: {task.title.lower()}", len(self.items) + len(self.left_out), 9)
+        start = time.perf_counter()
+        self.limit(self.remaining)
+        try:
+            reason = task.against()
+            if reason:
+                self._leave(task, reason)
+                return None
+            expected = task.cost() if self.remaining > 0.0 else math.inf
+            if expected > seconds:
+                return expected
+            self.limit(min(LENIENCE * seconds, self.remaining + 0.1 * self.budget))
+            item = task.measure(seconds)
+            found = {
+                "seconds": time.perf_counter() - start,
+                "quantities": derive_quantities(item),
+                "identity": {side.role: side.identity for side in (self.teacher, self.student)},
+            }
+            self.items.append(stamp_part(item.model_copy(update=found)))
+        except FastFFError as error:
+            self._leave(task, str(error))
+        finally:
+            self.limit(math.inf)
+        return None
+
+    def _leave(self, task: Task, reason: str) -> None:
+        self.left_out.append(LeftOut(title=task.title, reason=reason))

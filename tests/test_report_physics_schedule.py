@@ -1,0 +1,120 @@
+"""Time for physical properties: shares of the budget, waiting, stopping, and the teacher left out of runs."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+
+from fastff.labels import Labels
+from fastff.report.physics.material import describe_material
+from fastff.report.physics.record import DimerItem
+from fastff.report.physics.run import plan_runs
+from fastff.report.physics.schedule import Laboratory, Task
+from fastff.report.physics.side import OutOfTimeError, Side, relax_cell
+from fastff.report.physics_figures import draw_item
+from fastff.teachers import load_teacher
+
+
+@pytest.fixture(scope="module")
+def copper():
+    return load_teacher("analytic:emt", device="cpu")
+
+
+def make_laboratory(copper, budget):
+    sides = [Side(role, copper.label, {}) for role in ("teacher", "student")]
+    return Laboratory(*sides, "auto", budget, lambda message, done, total: None)
+
+
+def make_task(title, share, cost, seconds=0.0, against=""):
+    def measure(allowed):
+        time.sleep(seconds)
+        return DimerItem(title=title, description=f"{allowed:.1f}", curves=())
+
+    return Task(title, share, measure, lambda: cost, lambda: against)
+
+
+def test_a_dear_property_waits_and_takes_what_is_left(copper):
+    lab = make_laboratory(copper, 10.0)
+    lab.work(
+        [
+            make_task("dear", 1.0, 8.0),
+            make_task("cheap", 1.0, 0.1),
+            make_task("unfit", 1.0, 0.1, against="no"),
+        ]
+    )
+    assert [item.title for item in lab.items] == ["cheap", "dear"]
+    assert [(entry.title, entry.reason) for entry in lab.left_out] == [("unfit", "no")]
+
+
+def test_a_property_beyond_the_budget_is_left_out_with_both_numbers(copper):
+    lab = make_laboratory(copper, 10.0)
+    lab.work([make_task("dear", 1.0, 50.0)])
+    assert lab.items == []
+    assert "takes about 50 s, 10 s of the budget of 10 s are left" in lab.left_out[0].reason
+
+
+def test_a_relaxation_is_stopped_at_the_deadline(copper):
+    def slow(structures):
+        time.sleep(0.05)
+        return copper.label(structures)
+
+    side = Side("teacher", slow, {})
+    side.deadline = time.perf_counter() + 0.2
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.2, seed=0)
+    start = time.perf_counter()
+    with pytest.raises(OutOfTimeError, match="the teacher was stopped"):
+        relax_cell(side.attach(atoms))
+    assert time.perf_counter() - start < 1.0
+
+
+def test_warming_up_does_not_enter_estimates(copper):
+    """The first call at a size may compile for seconds, also where a property made it."""
+    seen = set()
+
+    def warm(structures):
+        n_atoms = sum(map(len, structures))
+        if n_atoms not in seen:
+            seen.add(n_atoms)
+            time.sleep(0.3)
+        return copper.label(structures)
+
+    side = Side("teacher", warm, {})
+    side.label([Atoms("Cu2", [[0, 0, 0], [0, 0, 2.5]])] * 28)
+    assert side.estimate(bulk("Cu", cubic=True).repeat((2, 2, 4))) < 0.15
+
+
+def test_a_calculator_that_remembers_its_last_structure_is_timed_at_work(copper):
+    seen = []
+
+    def remember(structures):
+        if not any(seen and atoms == seen[-1] for atoms in structures):
+            time.sleep(0.05)
+        seen.extend(structures)
+        return copper.label(structures)
+
+    assert Side("teacher", remember, {}).estimate(bulk("Cu", cubic=True)) > 0.05
+
+
+def test_a_slow_teacher_is_absent_from_runs_and_the_reason_is_given():
+    def glide(structures):
+        return [Labels(0.0, np.zeros((len(atoms), 3)), None) for atoms in structures]
+
+    def slow(structures):
+        time.sleep(0.3 * len(structures))
+        return glide(structures)
+
+    sides = [Side("teacher", slow, {}), Side("student", glide, {})]
+    lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
+    lab.work(plan_runs(lab, describe_material(bulk("Cu")), (300.0, 300.0)))
+    assert [item.kind for item in lab.items] == ["rdf"], lab.left_out
+    item = lab.items[0]
+    assert item.curves[0].teacher is None
+    assert "the teacher was not run: 200 steps of it take about" in item.description
+    assert item.quantities[0].student is not None
+    assert item.quantities[0].teacher is None
+    assert draw_item(item)
