@@ -64,7 +64,7 @@ def seal(record: BenchRecord, stage: Stage) -> BenchRecord:
         record = record.model_copy(update={"ratios": compute_ratios(record.speed)})
         verdict = write_verdict(
             record.model, record.comparisons, record.teacher_noise, record.headline,
-            record.provenance, record.verdict.required, record.model.name,
+            record.provenance, record.verdict.required, record.model.name, record.physics,
         )  # fmt: skip
         record = record.model_copy(update={"verdict": verdict})
     return record.model_copy(update={"digest": compute_digest(record)})

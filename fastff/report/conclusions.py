@@ -68,7 +68,7 @@ def _verify_verdict(record: BenchRecord) -> None:
     if verdict.wording == WORDING:
         fresh = write_verdict(
             record.model, record.comparisons, record.teacher_noise, record.headline,
-            record.provenance, verdict.required, record.model.name,
+            record.provenance, verdict.required, record.model.name, record.physics,
         )  # fmt: skip
         for stored, written in zip(verdict.lines, fresh.lines, strict=False):
             if stored != written:
@@ -80,10 +80,17 @@ def _verify_verdict(record: BenchRecord) -> None:
         raise DataError("the verdict does not say which wording it has.")
     text = "\n".join(verdict.lines)
     noise, headline = record.teacher_noise, record.headline
+    stated = None if noise is None else noise.force
+    if noise is not None and noise.difference == "second":  # was stated as noise then
+        stated = max(noise.force, noise.jitter_force)
     for pattern, value, share in (
         # percentages of accuracy are rounded down, the others to the nearest
         (r"^Accuracy: (-?[\d.]+) %", 100.0 * overall, 1.0),
-        (r"disagrees with itself by ([\d.e-]+) %", 100.0 * noise.force if noise else None, 0.51),
+        (
+            r"disagrees with itself by ([\d.e-]+) %",
+            None if stated is None else 100.0 * stated,
+            0.51,
+        ),
         (r"^Speed: ([\d.e+]+)×", headline.ratio if headline else None, 0.51),
     ):
         found = re.search(pattern, text, re.MULTILINE)
