@@ -44,7 +44,7 @@ FRICTION = 0.005
 INTERVAL = 5
 """Steps between frames."""
 
-CHUNK = 100
+CHUNK = 20
 """Steps of fastff's own loop between looks at the clock."""
 
 

@@ -261,7 +261,7 @@ def _run_sides(
     sides = [lab.teacher if role == "teacher" else lab.student for role in roles]
     cost = sum(motion.measure_step(side, start, temperature, time_step) for side in sides)
     # the student alone is no comparison: it leaves time for other properties
-    part = 0.8 if len(roles) == 2 else 0.4
+    part = 0.8 if len(roles) == 2 else 0.2
     n_steps = _bound(part * seconds / cost, MOST_STEPS[lab.mode])
     for side in sides:
         runs.sides[side.role] = motion.run_side(
