@@ -8,7 +8,7 @@ import matplotlib.colors
 import numpy as np
 import pytest
 
-from fastff.report import figures, physics_figures, trust_figures
+from fastff.report import figures, physics_figures, speed_figures, trust_figures
 from fastff.report.calibration import CalibrationData, GradeBin
 from fastff.report.figures import OTHERS, STUDENT, TEACHER
 from fastff.report.noise import NoiseFloor
@@ -199,13 +199,20 @@ CURVES = [
 ]
 
 
+def read_legend(axes):
+    """Colour of every entry of the legend below the axes."""
+    (legend,) = axes.figure.legends
+    pairs = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    return {text.get_text(): matplotlib.colors.to_hex(line.get_color()) for text, line in pairs}
+
+
 def test_speed(look):
-    axes = look(figures.draw_speed, CURVES)
-    lines = read_lines(axes)
+    axes = look(speed_figures.draw_speed, CURVES)
+    colors = {"fastff m1": STUDENT, "big": TEACHER, "third": OTHERS[0]}
+    lines = {matplotlib.colors.to_hex(line.get_color()): line.get_xydata().T for line in axes.lines}
     for label, factor in (("fastff m1", 1.0), ("big", 50.0), ("third", 7.0)):
-        expect(lines[label], [10, 100], [1e4 * factor, 1e5 * factor])
-    expect_sides(axes, "big", "fastff m1")
-    assert read_colors(axes)["third"] == OTHERS[0]
+        expect(lines[colors[label]], [10, 100], [1e4 * factor, 1e5 * factor])
+        assert read_legend(axes)[label] == colors[label]
     bands = [collection.get_paths()[0].vertices for collection in axes.collections]
     for band, curve in zip(bands, CURVES, strict=True):
         for point in curve.points[:2]:
@@ -215,12 +222,12 @@ def test_speed(look):
     words = {text.get_text(): text for text in axes.texts}
     assert words["out of memory"].xy[0] == 1000
     assert words["out of memory"].get_color() == TEACHER
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("atoms", "time per ASE call (ms)")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("atoms", "time (ms)")
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
 def test_memory(look):
-    axes = look(figures.draw_memory, CURVES)
+    axes = look(speed_figures.draw_memory, CURVES)
     lines = read_lines(axes)
     for label, factor in (("fastff m1", 1.0), ("big", 50.0), ("third", 7.0)):
         expect(lines[label], [10, 100], [10 * factor, 100 * factor])
@@ -228,14 +235,16 @@ def test_memory(look):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("atoms", "peak memory (MiB)")
 
 
-def test_paths(look):
+def test_speed_in_every_mode(look):
     modes = ("model", "model-list", "ase-call", "md-loop", "ase-md")
     curves = [make_curve("student", "s", 1.0 + k, mode) for k, mode in enumerate(modes)]
-    axes = look(trust_figures.draw_paths, curves)
-    lines = read_lines(axes)
+    axes = look(speed_figures.draw_speed, curves)
+    lines = {(line.get_marker(), line.get_linestyle()): line.get_xydata().T for line in axes.lines}
+    (legend,) = axes.figure.legends
+    pairs = zip(legend.get_texts(), legend.legend_handles, strict=True)
+    marks = {text.get_text(): (h.get_marker(), h.get_linestyle()) for text, h in pairs}
     for k, mode in enumerate(modes):
-        expect(lines[PATHS[mode]], [10, 100], [1e4 * (1 + k), 1e5 * (1 + k)])
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("atoms", "time of the student (ms)")
+        expect(lines[marks[PATHS[mode]]], [10, 100], [1e4 * (1 + k), 1e5 * (1 + k)])
 
 
 # Trust ---------------------------------------------------------------------------------------------------------------

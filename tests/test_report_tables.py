@@ -58,7 +58,7 @@ def test_speed(whole_record):
         assert parse_time(row["teacher"]) == close(teacher.median)
         assert parse_time(row["student"]) == close(student.median)
         ratio = teacher.median / student.median
-        assert float(row["ratio"].rstrip("×")) == pytest.approx(ratio, rel=0.05)
+        assert float(row["ratio"].split("×")[0]) == pytest.approx(ratio, rel=0.05)
         for role, point in (("teacher", teacher), ("student", student)):
             shown = row[f"{role} memory"]
             if not shown.startswith("<"):
@@ -90,9 +90,9 @@ def test_simulated_time(whole_record):
         point = curve.find(size)
         seconds = point.median if mode == "ase-call" else point.mean
         assert parse_time(row["time"]) == close(seconds)
-        assert row["time step"] == f"{time_step:g} fs"
         steps = 86400.0 / parse_time(row["time"])
-        assert float(row["ns/day"]) == pytest.approx(steps * time_step * 1e-6, rel=0.02)
+        nanoseconds = float(row[f"ns/day, {time_step:g} fs"])
+        assert nanoseconds == pytest.approx(steps * time_step * 1e-6, rel=0.02)
 
 
 def test_physics(whole_record):
@@ -129,11 +129,11 @@ def test_tables_of_the_page_alone(whole_record):
     page = render_report(whole_record)
 
     def read_row(first):
-        found = re.search(rf"<tr><td>{re.escape(first)}</td>(.*?)</tr>", page)
-        return re.findall(r"<td>(.*?)</td>", found[1])
+        found = re.search(rf"<tr><td[^>]*>{re.escape(first)}</td>(.*?)</tr>", page)
+        return re.findall(r"<td[^>]*>(.*?)</td>", found[1])
 
     for words, name in (("force, rotated copy", "rotation_force"), ("force, alone", "batch_force")):
-        line = re.search(rf"<td>({words}.*?)</td>", page)[1]
+        line = re.search(rf"<td[^>]*>({words}[^<]*?)</td>", page)[1]
         shown = [float(cell.split()[0]) for cell in read_row(line)]
         sides = [whole_record.teacher_noise, whole_record.student_noise]
         assert shown == [pytest.approx(100.0 * getattr(s, name), rel=0.06) for s in sides]
