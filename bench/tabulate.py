@@ -13,6 +13,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tabulate_speed import (
+    RESULTS,
+    ROOT,
+    read_result,
+    tabulate_dynamics,
+    tabulate_gpumd,
+    tabulate_kernels,
+    tabulate_ops,
+    tabulate_race,
+)
+
 from fastff.report.html import render_report
 from fastff.report.kernels import SCHEMA as KERNEL_SCHEMA
 from fastff.report.kernels import read_kernels
@@ -23,8 +34,6 @@ from fastff.report.tables import describe_kernels
 from fastff.report.tables import tabulate_kernels as tabulate_kernel_record
 from fastff.report.verdict import format_percent
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
 BEGIN, END = "<!-- results: bench/tabulate.py -->", "<!-- end of results -->"
 
 STUDENTS = {
@@ -76,132 +85,6 @@ def tabulate_students() -> list[str]:
     return lines
 
 
-def tabulate_kernels() -> list[str]:
-    """Whole evaluations of the fused kernels, by size."""
-    record: dict[str, Any] = json.loads(
-        (RESULTS / "kernels" / "fused-bounded-h100.json").read_text()
-    )
-    where = record["provenance"]
-    rows = [e for e in record["evaluations"] if e["scatter"] == "fixed" and e["virial"]]
-    neighbors = {e["listed_neighbors"] for e in rows}
-    sizes = sorted({e["atoms"] for e in rows})
-    lines = [
-        "Fused Triton kernels, energy, forces and virial from positions and a neighbor list of "
-        f"{min(neighbors)} entries an atom (its making not included), replayed from a CUDA graph, "
-        f"{where['gpu']}, "
-        f"torch {where['torch']}, triton {where['triton']}, commit "
-        f"{where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
-        "",
-        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
-    ]
-    for hops in (1, 2):
-        cells = []
-        for n in sizes:
-            row = next((e for e in rows if e["hops"] == hops and e["atoms"] == n), None)
-            cells.append(
-                "-"
-                if row is None
-                else f"{row['graph']['median_ms']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s)"
-            )
-        lines.append(f"| `m{hops}` | " + " | ".join(cells) + " |")
-    worst = {
-        h: max(c["force_error_rms"] for c in record["checks"] if c["hops"] == h) for h in (1, 2)
-    }
-    lines += [
-        "",
-        "M/s is million atom-steps per second. Against float64, forces of about 1 eV/Å are off by at most "
-        f"{worst[1]:.0e} (`m1`) and {worst[2]:.0e} eV/Å (`m2`) RMS over the checked crystals.",
-    ]
-    return lines
-
-
-def tabulate_dynamics() -> list[str]:
-    """Whole steps of molecular dynamics on the device."""
-    dynamics: dict[str, Any] = json.loads((RESULTS / "engine" / "md-warm-h100.json").read_text())
-    rows = [
-        row
-        for row in dynamics["steps"] + dynamics["rates"]
-        if row["case"] == "nve" and row["kernels"] and not row["compiled"]
-    ]
-    sizes = sorted({row["atoms"] for row in rows})
-    where = dynamics["provenance"]
-    lines = [
-        "Dynamics on the device (`fastff md`, NVE, a step of 1 fs, "
-        "everything included: neighbor lists with a skin, integration), "
-        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; untrained copper:",
-        "",
-        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
-    ]
-    for model in ("m1", "m2"):
-        found = {row["atoms"]: row for row in rows if row["model"] == model}
-        cells = [
-            f"{row['ms_per_step']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s, {row['ns_per_day']:.3g} ns/day)"
-            for row in (found[n] for n in sizes)
-        ]
-        lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
-    drift = max(abs(row["drift_meV_per_atom_ps"]) for row in dynamics["drift"])
-    lines += [
-        "",
-        "Energy drift over "
-        f"{dynamics['drift'][0]['picoseconds']:.0f} ps of NVE in single precision: at most {drift:.0e} meV/atom/ps "
-        f"({len(dynamics['drift'])} students).",
-    ]
-    return lines
-
-
-def read_result(*parts: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(RESULTS.joinpath(*parts).read_text())
-    return content
-
-
-def tabulate_gpumd() -> list[str]:
-    """Whole steps of NVE beside GPUMD's own speed, on the same crystals in the same run."""
-    record = read_result("engine", "gpumd-h100.json")
-    where, rates, theirs = record["provenance"], record["rates"], record["gpumd"]
-    sizes = sorted({row["atoms"] for row in rates})
-    found = {(row["program"], row["atoms"]): row["atom_steps_per_s"] for row in rates}
-    lines = [
-        f"Whole NVE steps beside GPUMD {theirs['version']} ({theirs['nep'].removesuffix('.txt')}, cut-offs "
-        f"{theirs['radial_cutoff_A']:.0f} and {theirs['angular_cutoff_A']:.0f} Å; its own printed speed), the same "
-        f"copper crystals at {record['conditions']['start_temperature_K']:.0f} K in one run, "
-        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; million atom-steps per second:",
-        "",
-        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
-    ]
-    for program in dict.fromkeys(row["program"] for row in rates):
-        cells = []
-        for n in sizes:
-            rate, other = found[program, n], found["GPUMD", n]
-            factor = "" if program == "GPUMD" else f" ({rate / other:.3g} times)"
-            cells.append(f"{rate / 1e6:.3g}{factor}")
-        lines.append(f"| {program} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def tabulate_race() -> list[str]:
-    """Calls through ASE beside Orb and FeNNol, on the same atoms in the same run."""
-    record = read_result("engine", "race-h100.json")
-    where = record["provenance"]
-    lines = [
-        "`get_forces()` through ASE on moved atoms, untrained students of cut-off 5 Å beside teachers in one run, "
-        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; Orb with random weights of the published "
-        "size, compiled, its graph included:",
-        "",
-        "| atoms | teacher | its call | student | its call | faster | list made anew | than the teacher's model |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['atoms']:,} | {row['teacher']} | {row['teacher_ms']:.3g} ms | `{row['student'].split()[-1]}` | "
-        f"{row['student_ms']:.2f} ms | {row['times_faster']:.3g} times | {row['times_faster_with_list_anew']:.3g} | "
-        f"{row['times_faster_than_model_alone']:.3g} |"
-        for row in record["factors"]
-    ]
-    return lines
-
-
 def has_usual_sizes(row: dict[str, Any]) -> bool:
     """Whether a student of the study has the sizes that `fastff train` gives it, at any cut-off."""
     extra = row["student"].removeprefix(row["architecture"])
@@ -245,6 +128,7 @@ def render() -> str:
         tabulate_students(),
         tabulate_study(),
         tabulate_kernels(),
+        tabulate_ops(),
         tabulate_dynamics(),
         tabulate_gpumd(),
         tabulate_race(),

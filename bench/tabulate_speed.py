@@ -1,0 +1,191 @@
+"""README's tables of speed, from the records of runs on GPUs in ``bench/results``.
+
+Here: kernels, ops, dynamics, races with other programs. Not here: students, and where tables go (``tabulate.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastff.report.kernels import read_kernels
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+
+def read_result(*parts: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(RESULTS.joinpath(*parts).read_text())
+    return content
+
+
+def tabulate_kernels() -> list[str]:
+    """Whole evaluations of the fused kernels, by size."""
+    record = read_result("kernels", "fused-bounded-h100.json")
+    where = record["provenance"]
+    rows = [e for e in record["evaluations"] if e["scatter"] == "fixed" and e["virial"]]
+    neighbors = {e["listed_neighbors"] for e in rows}
+    sizes = sorted({e["atoms"] for e in rows})
+    lines = [
+        "Fused Triton kernels, energy, forces and virial from positions and a neighbor list of "
+        f"{min(neighbors)} entries an atom (its making not included), replayed from a CUDA graph, "
+        f"{where['gpu']}, "
+        f"torch {where['torch']}, triton {where['triton']}, commit "
+        f"{where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
+        "",
+        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for name, kind in (("m1", (1, 16)), ("m2", (2, 16)), ("m2-l", (2, 32))):
+        cells = []
+        for n in sizes:
+            row = next(
+                (e for e in rows if (e["hops"], e["channels"], e["atoms"]) == (*kind, n)), None
+            )
+            cells.append(
+                "-"
+                if row is None
+                else f"{row['graph']['median_ms']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s)"
+            )
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    worst = {
+        h: max(c["force_error_rms"] for c in record["checks"] if c["hops"] == h) for h in (1, 2)
+    }
+    lines += [
+        "",
+        "M/s is million atom-steps per second. Against float64, forces of about 1 eV/Å are off by at most "
+        f"{worst[1]:.0e} (`m1`) and {worst[2]:.0e} eV/Å (`m2`) RMS over the checked crystals.",
+    ]
+    return lines
+
+
+def tabulate_dynamics() -> list[str]:
+    """Whole steps of molecular dynamics on the device."""
+    dynamics = read_result("engine", "md-h100.json")
+    rows = [
+        row
+        for row in dynamics["steps"] + dynamics["rates"]
+        if row["case"] == "nve" and row["kernels"] and not row["compiled"]
+    ]
+    sizes = sorted({row["atoms"] for row in rows})
+    where = dynamics["provenance"]
+    lines = [
+        "Dynamics on the device (`fastff md`, NVE, a step of 1 fs, "
+        "everything included: neighbor lists with a skin, integration), "
+        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; untrained copper:",
+        "",
+        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for model in ("m1", "m2"):
+        found = {row["atoms"]: row for row in rows if row["model"] == model}
+        cells = [
+            f"{row['ms_per_step']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s, {row['ns_per_day']:.3g} ns/day)"
+            for row in (found[n] for n in sizes)
+        ]
+        lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
+    return [*lines, "", describe_long_runs()]
+
+
+def describe_long_runs() -> str:
+    """Drift, ensembles and a million atoms in a few sentences."""
+    record = read_result("engine", "statistics-h100.json")
+    runs = record["drift"]
+    drift = max(runs, key=lambda row: abs(row["drift_meV_per_atom_ps"]))
+    kinds = [key for key in record["ensembles"][0] if key.startswith("kinetic energy")]
+    p_values = [row[kind]["p_value"] for row in record["ensembles"] for kind in kinds]
+    apart = [
+        row[part][name]["standard_errors_apart"]
+        for row in record["ensembles"]
+        for part, names in (
+            ("nvt beside ase langevin", ("potential_eV", "pressure_GPa")),
+            ("npt beside ase mtk", ("potential_eV", "pressure_GPa", "volume_A3")),
+        )
+        for name in names
+    ]
+    million = read_result("engine", "million-h100.json")["million"][0]
+    materials = ", ".join(dict.fromkeys(f"{row['material']} ({row['phase']})" for row in runs))
+    return (
+        f"Energy drift over {runs[0]['picoseconds']:.0f} ps of NVE at 1 fs in single precision, {len(runs)} trained "
+        f"students of {materials}: at most {abs(drift['drift_meV_per_atom_ps']):.1g} meV/atom/ps. Kinetic energies of "
+        f"both thermostats and at constant pressure are chi-square distributed (Kolmogorov-Smirnov, least p value "
+        f"{min(p_values):.2g}); means of energy, pressure and volume lie within {max(apart):.1f} standard errors of "
+        f"those of ASE's Langevin and MTK integrators (commit {record['provenance']['commit']}). "
+        f"{million['atoms']:,} atoms for {million['steps']:,} steps with all files: {million['ms_per_step']:.3g} ms a "
+        f"step, {million['ns_per_day']:.3g} ns/day, {million['peak_memory_bytes'] / 2**30:.1f} GiB."
+    )
+
+
+def tabulate_ops() -> list[str]:
+    """Every op at production size: time of Triton, and how much longer torch takes."""
+    record = read_kernels(RESULTS / "kernels" / "ops-h100.json")
+    where = record.provenance
+    lines = [
+        "Every op with a Triton kernel at production size beside its definition in torch (`fastff bench --kernels`, "
+        f"single synchronised calls), {where.gpu}, commit {where.commit}, {where.date[:10]}:",
+        "",
+        "| op | rows | Triton | share of the floor | torch.compile takes | eager torch takes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for op, direction in dict.fromkeys((row.op, row.direction) for row in record.rows):
+        found = {r.variant: r for r in record.rows if (r.op, r.direction) == (op, direction)}
+        triton = found["triton"]
+        assert triton.median is not None
+        assert triton.share is not None
+        name = op if direction == "forward" else f"{op} with gradient"
+        times = [
+            f"{median / triton.median:.2g} times" if median is not None else found[variant].status
+            for variant in ("compiled", "eager")
+            for median in [found[variant].median]
+        ]
+        share = f"{100.0 * triton.share:.2g} %"
+        cells = (name, f"{triton.rows:,}", f"{1e3 * triton.median:.3g} ms", share, *times)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def tabulate_gpumd() -> list[str]:
+    """Whole steps of NVE beside GPUMD's own speed, on the same crystals in the same run."""
+    record = read_result("engine", "gpumd-h100.json")
+    where, rates, theirs = record["provenance"], record["rates"], record["gpumd"]
+    sizes = sorted({row["atoms"] for row in rates})
+    found = {(row["program"], row["atoms"]): row["atom_steps_per_s"] for row in rates}
+    lines = [
+        f"Whole NVE steps beside GPUMD {theirs['version']} ({theirs['nep'].removesuffix('.txt')}, cut-offs "
+        f"{theirs['radial_cutoff_A']:.0f} and {theirs['angular_cutoff_A']:.0f} Å; its own printed speed), the same "
+        f"copper crystals at {record['conditions']['start_temperature_K']:.0f} K in one run, "
+        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; million atom-steps per second:",
+        "",
+        "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
+        "|---|" + "---|" * len(sizes),
+    ]
+    for program in dict.fromkeys(row["program"] for row in rates):
+        cells = []
+        for n in sizes:
+            rate, other = found[program, n], found["GPUMD", n]
+            factor = "" if program == "GPUMD" else f" ({rate / other:.3g} times)"
+            cells.append(f"{rate / 1e6:.3g}{factor}")
+        lines.append(f"| {program} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def tabulate_race() -> list[str]:
+    """Calls through ASE beside Orb and FeNNol, on the same atoms in the same run."""
+    record = read_result("engine", "race-h100.json")
+    where = record["provenance"]
+    lines = [
+        "`get_forces()` through ASE on moved atoms, untrained students of cut-off 5 Å beside teachers in one run, "
+        f"{where['gpu']}, commit {where['commit']}, {where['date'][:10]}; Orb with random weights of the published "
+        "size, compiled, its graph included:",
+        "",
+        "| atoms | teacher | its call | student | its call | faster | list made anew | than the teacher's model |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['atoms']:,} | {row['teacher']} | {row['teacher_ms']:.3g} ms | `{row['student'].split()[-1]}` | "
+        f"{row['student_ms']:.2f} ms | {row['times_faster']:.3g} times | {row['times_faster_with_list_anew']:.3g} | "
+        f"{row['times_faster_than_model_alone']:.3g} |"
+        for row in record["factors"]
+    ]
+    return lines
