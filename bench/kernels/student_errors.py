@@ -94,12 +94,12 @@ def measure(name: str, device: torch.device, n_steps: int) -> dict[str, Any]:
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record: dict[str, Any] = {"provenance": tuning.describe_machine(device), "rows": []}
+    folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results" / "kernels")
+    folder.mkdir(parents=True, exist_ok=True)
     for name in sys.argv[1:] or list_shipped():
         record["rows"].append(measure(name, device, 4000 if device.type == "cuda" else 5))
         print(json.dumps(record["rows"][-1]), flush=True)
-    folder = Path(os.environ.get("OUT") or ROOT / "bench" / "results" / "kernels")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "student_errors.json").write_text(json.dumps(record, indent=1) + "\n")
+        (folder / "student_errors.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
