@@ -81,11 +81,16 @@ def tabulate_dynamics() -> list[str]:
     for model in ("m1", "m2"):
         found = {row["atoms"]: row for row in rows if row["model"] == model}
         cells = [
-            f"{row['ms_per_step']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s, {row['ns_per_day']:.3g} ns/day)"
+            f"{row['ms_per_step']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s, {format_rate(row['ns_per_day'])} ns/day)"
             for row in (found[n] for n in sizes)
         ]
         lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
     return [*lines, "", describe_long_runs()]
+
+
+def format_rate(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 1000.0 else f"{value:.3g}"
 
 
 def describe_long_runs() -> str:

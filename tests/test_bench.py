@@ -134,16 +134,16 @@ def test_run_measures_both_sides(record):
 
 def test_a_teacher_that_breaks_beyond_the_range_leaves_a_note(model, teacher, monkeypatch):
     """Unstable at 1.5 times the highest temperature: the rest of the run stands."""
-    import fastff.report.bench as bench
+    import fastff.report.judging as judging
 
-    run_heldout = bench.run_heldout
+    run_heldout = judging.run_heldout
 
     def break_when_hot(driver, plan, progress):
         if plan.trajectories[0].temperature > 600:
             raise SimulationUnstableError("teacher dynamics of Cu32 at 900 K broke: a force")
         return run_heldout(driver, plan, progress)
 
-    monkeypatch.setattr(bench, "run_heldout", break_when_hot)
+    monkeypatch.setattr(judging, "run_heldout", break_when_hot)
     record = run_bench(model, teacher=teacher, plan=replace(TINY, sizes=(32,))).record
     assert [c.name for c in record.comparisons][1] == "strained by ±5 %"
     assert any("1.5 × the highest temperature" in n and "900 K broke" in n for n in record.notes)

@@ -7,7 +7,7 @@ import pytest
 from ase.build import bulk
 
 from fastff.labels import Frame, Labels
-from fastff.report.heldout import plan_heldout, stretch_plan
+from fastff.report.heldout import plan_heldout, share_budget, stretch_plan
 from fastff.report.metrics import measure_accuracy
 from fastff.report.spread import find_intervals, split_by_temperature
 
@@ -84,3 +84,12 @@ def test_fast_teachers_drive_longer_and_slow_ones_as_planned():
     between = stretch_plan(plan, 0.2, 60.0)
     assert plan.n_steps < between.n_steps < fast.n_steps
     assert 0.2 * between.n_steps < 1.3 * 60.0
+
+
+def test_judged_frames_have_half_of_the_time():
+    assert share_budget(["held-out", "hot", "strained"], 120.0) == {
+        "held-out": 60.0,
+        "hot": 30.0,
+        "strained": 30.0,
+    }
+    assert share_budget(["held-out"], 0.0) == {"held-out": 0.0}

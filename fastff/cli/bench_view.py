@@ -54,7 +54,7 @@ def print_plan(
             )
         if plan.dynamics_budget > 0.0:
             console.print(
-                f"            longer where the teacher manages that within {plan.dynamics_budget:g} s for each",
+                f"            longer where the teacher manages that within {plan.dynamics_budget:g} s for all",
                 soft_wrap=True,
             )
     if plan.physics != "none":

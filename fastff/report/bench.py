@@ -8,29 +8,33 @@ Here: :func:`run_bench`, which measures and returns a verified :class:`~fastff.r
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ase
 import numpy as np
 import torch
 from ase.calculators.calculator import BaseCalculator
 
-from fastff.errors import SimulationUnstableError, UsageError
-from fastff.labels import Frame, Labels
+from fastff.errors import UsageError
+from fastff.labels import Frame
 from fastff.report.baselines import Baseline, check_names, identify, judge_baseline
 from fastff.report.calibration import CalibrationData, calibrate
-from fastff.report.comparison import compare_frames, describe_model
+from fastff.report.comparison import describe_model
 from fastff.report.gpumd import check_gpumd, time_gpumd
 from fastff.report.heldout import (
     choose_time_step,
-    run_heldout,
-    select_heldout,
-    stretch_plan,
-    time_dynamics,
+)
+from fastff.report.judging import (
+    JudgedSet,
+    Progress,
+    Run,
+    ignore_progress,
+    judge_dynamics,
+    judge_labels,
 )
 from fastff.report.noise import NoiseFloor, measure_noise
 from fastff.report.physics.record import PhysicsPart
@@ -38,18 +42,15 @@ from fastff.report.physics.run import measure_physics
 from fastff.report.physics.side import LabelCalculator, Side
 from fastff.report.plan import (
     FULL_PLAN,
-    MAIN,
-    RELATED,
     BenchPlan,
     choose_seeds,
     find_temperature,
-    plan_run,
 )
 from fastff.report.plausibility import check_identity
 from fastff.report.provenance import collect_provenance, count_cores, find_load
 from fastff.report.race import find_headline_size, race
 from fastff.report.record import seal_record, write_record
-from fastff.report.schema import BaselinePart, BenchRecord, Comparison, compute_ratios
+from fastff.report.schema import BaselinePart, BenchRecord, compute_ratios
 from fastff.report.speed import SpeedCurve
 from fastff.report.stamps import stamp_part
 from fastff.report.supercells import build_supercells
@@ -57,46 +58,7 @@ from fastff.report.timing import Timed
 from fastff.report.verdict import write_verdict
 
 if TYPE_CHECKING:
-    from fastff.models import Student
     from fastff.teachers.base import Teacher
-
-Progress = Callable[[str, int, int], None]
-
-JudgedSet = tuple[Comparison, list[Frame]]
-"""A comparison and the frames it is about."""
-
-
-def ignore_progress(message: str, done: int, total: int) -> None:
-    """Report nothing."""
-
-
-@dataclass
-class _Run:
-    """What is known while a run goes on."""
-
-    path: Path
-    student: Student
-    plan: BenchPlan
-    progress: Progress
-    teacher: Teacher | None
-    baselines: Sequence[Baseline] = ()
-    gpumd: tuple[Path, Path] | None = None
-    notes: list[str] = field(default_factory=list)
-    durations: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def header(self) -> dict[str, Any]:
-        return self.student.header
-
-    def identify_student(self) -> dict[str, Any]:
-        """Which student it is, as parts of a record repeat it."""
-        return {"sha256": self.header["sha256"]}
-
-    def label(self, structures: Sequence[ase.Atoms]) -> list[Labels]:
-        """What the student says."""
-        from fastff.predict import predict
-
-        return predict(self.student, structures)
 
 
 @dataclass(frozen=True)
@@ -156,15 +118,15 @@ def run_bench(
     if labels is None and teacher is None:
         raise UsageError("nothing to compare with: give --compare-teacher or --labels FILE.")
     student = load_model(model_path, device=plan.device)
-    run = _Run(Path(model_path), student, plan, progress, teacher, baselines, gpumd)
+    run = Run(Path(model_path), student, plan, progress, teacher, baselines, gpumd)
     model = describe_model(run.path, student)
     seeds = choose_seeds(student.header, structures)
     _check_baselines(run, seeds)
     if labels is not None:
-        sets, teacher_record = _judge_labels(run, labels)
+        sets, teacher_record = judge_labels(run, labels)
         seeds = seeds or [sets[0][1][0].atoms]
     else:
-        sets, teacher_record = _judge_dynamics(run, seeds, temperature)
+        sets, teacher_record = judge_dynamics(run, seeds, temperature)
     comparisons, frames = tuple(comparison for comparison, _ in sets), sets[0][1]
     judged = [judge_baseline(baseline, sets) for baseline in baselines]
     teacher_noise, student_noise = _measure_noises(run, frames)
@@ -223,71 +185,7 @@ def write_results(result: BenchResult, folder: Path) -> dict[str, Path]:
     return paths
 
 
-def _judge_labels(run: _Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any]]:
-    from fastff.distill.content import hash_structure, identify_teacher
-    from fastff.distill.formats import read_labels
-
-    start = time.perf_counter()
-    run.progress("reading labels", 0, 1)
-    labelled = read_labels(path)
-    known = frozenset((run.header.get("training") or {}).get("frame_hashes") or ())
-    frames, notes = select_heldout(labelled, known, lambda atoms: hash_structure(atoms).hex())
-    taught = run.header.get("teacher") or {}
-    if (
-        labelled.teacher
-        and taught
-        and identify_teacher(labelled.teacher) != identify_teacher(taught)
-    ):
-        run.notes.append(
-            f"the labels were made by {labelled.teacher.get('name', 'an unknown teacher')}, the student was "
-            f"distilled from {taught.get('name', 'an unknown teacher')}: differences between these two count as error"
-        )
-    comparison = compare_frames(
-        RELATED if labelled.blocks else MAIN,
-        frames,
-        run.label,
-        "labels",
-        f"labels read from {path.name}",
-        notes,
-    )
-    run.durations["accuracy"] = time.perf_counter() - start
-    record = dict(labelled.teacher or (run.teacher.info.to_dict() if run.teacher else taught))
-    return [(comparison, frames)], record
-
-
-def _judge_dynamics(
-    run: _Run, structures: Sequence[ase.Atoms], temperature: tuple[float, float] | None
-) -> tuple[list[JudgedSet], dict[str, Any]]:
-    from fastff.distill.content import identify_teacher
-
-    assert run.teacher is not None
-    record = run.teacher.info.to_dict()
-    taught = run.header.get("teacher") or {}
-    if taught and identify_teacher(taught) != identify_teacher(record):
-        run.notes.append(
-            f"the student was distilled from {taught.get('name')}, it is compared here with {record.get('name')}"
-        )
-    sets: list[JudgedSet] = []
-    for name, plan in plan_run(run.header, structures, temperature, run.plan).items():
-        start = time.perf_counter()
-        progress = partial(run.progress, f"teacher dynamics, {name}")
-        if run.plan.dynamics_budget > 0.0:
-            plan = stretch_plan(plan, time_dynamics(run.teacher, plan), run.plan.dynamics_budget)
-        try:
-            frames = run_heldout(run.teacher, plan, progress)
-        except SimulationUnstableError as error:
-            if name == MAIN:
-                raise
-            # beyond the training range the teacher itself may fail; what was found inside it stands
-            run.notes.append(f"nothing compared for '{name}': {error}")
-            continue
-        comparison = compare_frames(name, frames, run.label, "teacher-md", plan.describe())
-        sets.append((comparison, frames))
-        run.durations[f"accuracy, {name}"] = time.perf_counter() - start
-    return sets, record
-
-
-def _check_baselines(run: _Run, seeds: Sequence[ase.Atoms]) -> None:
+def _check_baselines(run: Run, seeds: Sequence[ase.Atoms]) -> None:
     """Refuse what cannot be compared before any work is done."""
     taken = {str(run.header["sha256"]): "student"}
     if run.teacher is not None:
@@ -301,7 +199,7 @@ def _check_baselines(run: _Run, seeds: Sequence[ase.Atoms]) -> None:
         check_gpumd(*run.gpumd, seeds[0])
 
 
-def _calibrate(run: _Run, sets: Sequence[JudgedSet]) -> CalibrationData | None:
+def _calibrate(run: Run, sets: Sequence[JudgedSet]) -> CalibrationData | None:
     """Uncertainties beside errors; None if the model file holds no uncertainty, which is noted."""
     if run.student.uncertainty is None:
         run.notes.append("no calibration of uncertainties: the model file holds none")
@@ -311,7 +209,7 @@ def _calibrate(run: _Run, sets: Sequence[JudgedSet]) -> CalibrationData | None:
 
 
 def _measure_physics(
-    run: _Run, structure: ase.Atoms, frame: Frame, limits: tuple[float, float]
+    run: Run, structure: ase.Atoms, frame: Frame, limits: tuple[float, float]
 ) -> PhysicsPart | None:
     """Physical properties, after a check that both sides give the labels that were compared."""
     if run.plan.physics == "none":
@@ -333,7 +231,7 @@ def _measure_physics(
     return part
 
 
-def _measure_noises(run: _Run, frames: list[Frame]) -> tuple[NoiseFloor | None, NoiseFloor]:
+def _measure_noises(run: Run, frames: list[Frame]) -> tuple[NoiseFloor | None, NoiseFloor]:
     start = time.perf_counter()
     run.progress("noise floor", 0, 1)
     chosen = np.unique(np.linspace(0, len(frames) - 1, run.plan.n_noise).round().astype(int))
@@ -349,7 +247,7 @@ def _measure_noises(run: _Run, frames: list[Frame]) -> tuple[NoiseFloor | None, 
 
 
 def _measure_speed(
-    run: _Run, structure: ase.Atoms, frames: list[Frame], limits: tuple[float, float]
+    run: Run, structure: ase.Atoms, frames: list[Frame], limits: tuple[float, float]
 ) -> tuple[tuple[SpeedCurve, ...], list[BaselinePart]]:
     assert run.teacher is not None
     start = time.perf_counter()
@@ -396,7 +294,7 @@ def _measure_speed(
     return curves, programs
 
 
-def _note_load(run: _Run, load: float | None) -> None:
+def _note_load(run: Run, load: float | None) -> None:
     """Remark on it if others were using the machine while timings were taken."""
     cores = count_cores()
     if load is not None and load > cores + 1.0:
@@ -406,7 +304,7 @@ def _note_load(run: _Run, load: float | None) -> None:
         )
 
 
-def _make_calculator(run: _Run) -> BaseCalculator:
+def _make_calculator(run: Run) -> BaseCalculator:
     from fastff.calculator import FastFFCalculator
 
     dtype = "float64" if run.student.dtype is torch.float64 else "float32"

@@ -160,6 +160,12 @@ def stretch_plan(plan: HeldoutPlan, step_seconds: float, budget: float) -> Heldo
     return replace(plan, interval=interval, n_equilibrate=-(-equilibrate // interval) * interval)
 
 
+def share_budget(names: Sequence[str], budget: float) -> dict[str, float]:
+    """Seconds for each set of trajectories: half for the first, which is judged, the others share the rest."""
+    first, *others = names
+    return {first: budget / 2.0} | dict.fromkeys(others, budget / 2.0 / max(1, len(others)))
+
+
 def time_dynamics(teacher: Teacher, plan: HeldoutPlan) -> float:
     """Seconds in which the teacher labels all trajectories of a plan once, after a first time."""
     for number in range(2):

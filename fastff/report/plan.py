@@ -36,7 +36,7 @@ class BenchPlan:
     n_frames, n_temperatures, n_equilibrate, interval : int
         Of the held-out dynamics, see :func:`fastff.report.heldout.plan_heldout`.
     dynamics_budget : float
-        Seconds within which each set of trajectories may be made longer, see
+        Seconds within which all sets of trajectories may be made longer, see
         :func:`fastff.report.heldout.stretch_plan`; zero leaves them as planned.
     sizes : tuple of int
         Atom counts to time; the one nearest to 500 is always measured for both sides.
