@@ -81,7 +81,8 @@ def tabulate_dynamics() -> list[str]:
     for model in ("m1", "m2"):
         found = {row["atoms"]: row for row in rows if row["model"] == model}
         cells = [
-            f"{row['ms_per_step']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s, {format_rate(row['ns_per_day'])} ns/day)"
+            f"{row['ms_per_step']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s, "
+            f"{format_rate(row['ns_per_day'])} ns/day)"
             for row in (found[n] for n in sizes)
         ]
         lines.append(f"| `{model}` | " + " | ".join(cells) + " |")

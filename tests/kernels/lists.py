@@ -58,12 +58,17 @@ def list_by_vesin(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reac
 
 
 def list_by_op(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float, **options: object
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    reach: float,
+    device: torch.device | str = "cpu",
+    **options: object,
 ) -> Pairs:
     """The same from the op, as a set; asserts that no pair is listed twice."""
     flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
     found = build_neighbors(
-        torch.tensor(np.asarray(positions, dtype=float)),
+        torch.tensor(np.asarray(positions, dtype=float), device=device),
         np.asarray(cell, dtype=float),
         flags,
         reach,
