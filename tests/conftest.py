@@ -25,7 +25,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none; in Triton's interpreter they say themselves whether they can run."""
+    """Skip tests marked ``gpu`` where there is none; interpreted ones say themselves whether they can run."""
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
         return
     for item in items:
