@@ -115,6 +115,12 @@ def load_baseline(spec: str, device: str) -> Baseline:
     return _load_teacher(spec, device)
 
 
+def _name_model(path: Path) -> str:
+    """Name of the folder for the file that a training writes, else of the file; short, as legends need it."""
+    of_training = path.name == "model.safetensors" and path.parent.name != ""
+    return path.parent.name if of_training else path.stem
+
+
 def _load_model(path: Path, device: str) -> Baseline:
     from fastff.calculator import FastFFCalculator
     from fastff.checkpoint import load_model
@@ -123,7 +129,7 @@ def _load_model(path: Path, device: str) -> Baseline:
     student = load_model(path, device=device)
     sha = student.header["sha256"]
     return Baseline(
-        name=f"{path.parent.name}/{path.name}" if path.parent.name else path.name,
+        name=_name_model(path),
         kind="model",
         identity={"sha256": sha, "architecture": student.config.architecture},
         elements=tuple(student.elements),
