@@ -170,15 +170,10 @@ class FastFFCalculator(Calculator):
         """A calculator with the same student, and everything else of its own."""
         twin = type(self).__new__(type(self))
         twin.__dict__.update(self.__dict__)
-        for name in (
-            "results",
-            "extras",
-            "parameters",
-            "implemented_properties",
-            "_warned",
-            "evaluator",
-        ):
+        for name in ("parameters", "implemented_properties", "_warned", "evaluator"):
             setattr(twin, name, copy.copy(getattr(self, name)))
+        for name in ("results", "extras"):
+            setattr(twin, name, copy.deepcopy(getattr(self, name)))
         return twin
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
@@ -220,7 +215,6 @@ class FastFFCalculator(Calculator):
         if self._unseen:
             self.extras["unseen_pairs"] = list(self._unseen)
             self._warn_of_pairs(self._unseen)
-        self._tell_precision(atoms)
         results: dict[str, Any] = {
             "energy": outcome.energy,
             "free_energy": outcome.energy,
@@ -231,6 +225,7 @@ class FastFFCalculator(Calculator):
             results["stress"] = full_3x3_to_voigt_6_stress(outcome.virial / volume)
         self.results = results
         self._electronic = electronic
+        self._tell_precision(atoms)
 
     def predict(
         self, structures: Atoms | Iterable[Atoms], *, batch_atoms: int = 4096

@@ -10,6 +10,7 @@ from ase import Atoms
 
 from fastff.evaluator import Choice, Evaluator, choose_path
 from fastff.kernels.moment_potential.workspace import Options
+from fastff.memory import DeviceMemoryError
 from fastff.models import Student
 
 DEFAULT = Options().precision
@@ -38,12 +39,15 @@ def describe_precision(
     choice = choice or choose_path(student)
     if choice.path != "fused":
         return describe_idle(precision, choice)
-    forces = [
-        Evaluator(student, skin=0.0, precision=kind)
-        .evaluate(atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers)
-        .forces
-        for kind in (precision, DEFAULT)
-    ]
+    try:
+        forces = [
+            Evaluator(student, skin=0.0, precision=kind)
+            .evaluate(atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers)
+            .forces
+            for kind in (precision, DEFAULT)
+        ]
+    except DeviceMemoryError:
+        return f"precision {precision}: {len(atoms)} atoms are too many to measure beside the run what it changes"
     error, size = forces[0] - forces[1], float(np.sqrt(np.mean(forces[1] ** 2)))
     return (
         f"precision {precision}: forces on {len(atoms)} atoms differ from those of the default, {DEFAULT}, by "

@@ -236,7 +236,8 @@ class TestBadInput:
             (Atoms("Cu", cell=[3, 0, 3], pbc=True), DataError, "cell vector b is zero"),
             (Atoms("Cu", cell=[[3, 0, 0]] * 3, pbc=True), DataError, "linearly dependent"),
             (Atoms("Cu2"), DataError, "atoms 0 and 1 are 0 Å apart"),
-            (Atoms("Cu", cell=[0.05, 3, 3], pbc=True), DataError, "0.05 Å apart"),
+            (Atoms("Cu", cell=[0.09, 3, 3], pbc=True), DataError, "0.09 Å apart"),
+            (Atoms("Cu", cell=[0.05, 3, 3], pbc=True), DataError, "0.05 Å thin"),
             (Atoms("Cu", cell=[0.01, 0.01, 0.01], pbc=True), DataError, "cell .*0.01.* images"),
         ],
     )

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 from fastff.errors import UsageError
 
@@ -260,7 +261,12 @@ def is_differentiated(*values: Any) -> bool:
 
     False in plain inference, where launching directly saves tens of microseconds per call.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level >= 0 and any(
+        isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+        for value in values
+    ):
         return True
     return torch.is_grad_enabled() and any(
         isinstance(value, torch.Tensor) and value.requires_grad for value in values

@@ -134,7 +134,7 @@ class Engine:
         self._pacer = Pacer()
         self._period = self._plan_renewals()
         self._fork = Fork(device)
-        self._rebuilt_at = -1
+        self._rebuilt_at, self._renewed_at, self._at_rest = -1, -1, True
         self._filled = -1
         self._step = int(state.step)
         if list_reference is not None:
@@ -170,6 +170,7 @@ class Engine:
 
     def advance(self, target: int) -> Progress:
         """Run one chunk of steps towards ``target`` and read the flags."""
+        self._renew_if_due()
         n_steps = min(target - self._step, self._fill_random(), self._pacer.suggest())
         n_steps = min(n_steps, _LONGEST_CHUNK)
         if self._period:
@@ -211,7 +212,7 @@ class Engine:
         return self._filled + random.length - self._step
 
     def _read(self) -> Progress:
-        """Copy flags and rows to the host, which waits for the device; renew the list if it is stale or due."""
+        """Copy flags and rows to the host, which waits for the device; rebuild the list if it is stale."""
         self._report()
         if self._board.is_cuda:
             torch.cuda.current_stream(self._board.device).synchronize()
@@ -222,11 +223,9 @@ class Engine:
             self._kernels.restore()
         moved = step - self._step
         self._step = step
-        due = self._period > 0 and moved > 0 and not pending and step % self._period == 0
+        self._at_rest = not (pending or failed)
         if stale and not failed:
             self._rebuild(moved)
-        elif due and not failed:
-            self._rebuild(moved, early=True)
         else:
             self._pacer.advance(moved, rebuilt=False)
         return Progress(step, not pending, bool(failed), rows, closest)
@@ -261,12 +260,24 @@ class Engine:
             for replay in self._replays[:3]:
                 replay.forget()
 
+    def _renew_if_due(self) -> None:
+        """Renew before the step, not after: forces of a restart point belong to the list it names."""
+        step = self._step
+        due = self._period > 0 and step > 0 and step % self._period == 0 and self._at_rest
+        if due and step != self._renewed_at:
+            self._renewed_at = step
+            self._rebuild(0, early=True)
+
     def _plan_renewals(self) -> int:
         """Steps between renewals of the list that do not wait for its end; 0 for none."""
         if not self.potential.capturable:
             return 0  # the host sees every step, and no evaluation is lost
-        masses = self.state.masses.cpu().numpy()
-        lifetime = estimate_lifetime(self.settings.skin, masses, self.settings)
+        moves = self.state.inverse_masses > 0.0  # fixed atoms do not
+        masses = self.state.masses[moves].cpu().numpy()
+        if not len(masses):
+            return 0
+        skin = float(getattr(self.potential, "skin", self.settings.skin))
+        lifetime = estimate_lifetime(skin, masses, self.settings)
         return int(_PRUDENCE * lifetime) if math.isfinite(lifetime) else 0
 
     def _iterate_eagerly(self) -> None:

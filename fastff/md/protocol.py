@@ -29,9 +29,10 @@ class DevicePotential(Protocol):
 
     Notes
     -----
-    The four tensors keep their addresses until :meth:`attach` is called or :meth:`rebuild` returns True. Results are a
-    function of the positions and cell at the last (re)build and of the current ones, and of nothing else: a run
-    restarted from both gives the same bits. A potential may also have ``measure_closest(limit)``, see
+    :meth:`check` may run beside :meth:`compute`: they must share nothing that either writes. The four tensors keep
+    their addresses until :meth:`attach` is called or :meth:`rebuild` returns True. Results are a function of the
+    positions and cell at the last (re)build and of the current ones, and of nothing else: a run restarted from both
+    gives the same bits. A potential may also have ``measure_closest(limit)``, see
     :meth:`fastff.resident.ResidentPotential.measure_closest`: dynamics then looks for close contacts wherever it
     records a row, otherwise in frames alone.
     """

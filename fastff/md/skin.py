@@ -21,6 +21,7 @@ from ase import units
 from fastff.evaluator import choose_path
 from fastff.kernels.neighbor_list import build_neighbors
 from fastff.md.settings import MDSettings
+from fastff.memory import is_out_of_memory, release_memory
 from fastff.models import Student
 from fastff.models.moment import MomentStudent
 
@@ -94,12 +95,22 @@ def estimate_lifetime(skin: float, masses: np.ndarray, settings: MDSettings) -> 
 
 
 def count_tiles(student: Student, atoms: ase.Atoms) -> dict[float, float]:
-    """Mean number of tiles of a row for every candidate."""
+    """Mean number of tiles of a row for every candidate, the thinnest first.
+
+    A list that does not fit into memory ends them: skins as thick as that cannot be had.
+    """
     positions = torch.tensor(atoms.positions, dtype=torch.float64, device=student.device)
     flags = (bool(atoms.pbc[0]), bool(atoms.pbc[1]), bool(atoms.pbc[2]))
-    found = {}
+    found = {CANDIDATES[0]: math.inf}
     for skin in CANDIDATES:
         reach = student.cutoff + skin + SMEAR
-        counts = build_neighbors(positions, atoms.cell.array, flags, reach).matrix.counts.double()
-        found[skin] = float((counts / TILE).ceil().clamp(min=1.0).mean())
+        try:
+            rows = build_neighbors(positions, atoms.cell.array, flags, reach)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            release_memory()
+            break
+        found[skin] = float((rows.matrix.counts.double() / TILE).ceil().clamp(min=1.0).mean())
+        del rows
     return found

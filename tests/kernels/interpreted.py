@@ -111,3 +111,17 @@ def test_auto_does_not_take_the_interpreter(cpu):
 def test_poison_reaches_outputs():
     with contract.poison_allocations():
         assert torch.empty(4).isnan().all()
+
+
+def test_forward_mode_is_refused_not_lost():
+    """Kernels have no tangents: torch says so instead of returning none."""
+    from fastff.kernels.edge_features import edge_features
+    from fastff.kernels.segment_sum import segment_sum
+
+    pointers = torch.tensor([0, 2, 5])
+    calls = (lambda v: segment_sum(v, pointers), lambda v: edge_features(v, 5.0, 4, 3)[0])
+    for call in calls:
+        with kernels.use("triton"), torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(torch.randn(5, 3), torch.randn(5, 3))
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                call(dual)

@@ -7,7 +7,6 @@ Here: :class:`PotentialWeights` as the definition reads them and :class:`PackedW
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -211,8 +210,8 @@ def quantize_coordinates(values: Tensor) -> Tensor:
 
 def list_shifts(reach: int) -> Tensor:
     """All integer shifts with components up to ``reach``, (n_codes, 3) int64; code c stands for row c."""
-    span = range(-reach, reach + 1)
-    return torch.tensor(list(itertools.product(span, span, span)), dtype=torch.int64)
+    span = torch.arange(-reach, reach + 1)
+    return torch.cartesian_prod(span, span, span)
 
 
 def make_translations(cell: Tensor, reach: int) -> Tensor:

@@ -26,6 +26,8 @@ MARGIN = 1e-6
 MAX_IMAGES = 256
 """Most images of the cell in reach along one direction; more are a mistake in the cell."""
 MAX_SHIFTS = 100_000
+MAX_CODES = 4_000_000
+"""Shifts up to the largest along every axis, which are all numbered on a device."""
 """Most images of the cell in reach altogether, likewise."""
 
 
@@ -115,13 +117,14 @@ def count_images(frame: Frame, reach: float) -> int:
     Raises
     ------
     DataError
-        If the cell is so thin that there are more than :data:`MAX_IMAGES`, or than :data:`MAX_SHIFTS` altogether.
+        If the cell is so thin that there are more than :data:`MAX_IMAGES`, or than :data:`MAX_SHIFTS` altogether, or if
+        their numbers go beyond :data:`MAX_CODES`.
     """
     heights = [float(h) for h, p in zip(frame.heights, frame.periodic, strict=True) if p]
     counts = [math.ceil(reach / h) for h in heights]
     images = max(counts, default=0)
     total = math.prod(2 * count + 1 for count in counts)
-    if images > MAX_IMAGES or total > MAX_SHIFTS:
+    if images > MAX_IMAGES or total > MAX_SHIFTS or (2 * images + 1) ** 3 > MAX_CODES:
         raise DataError(
             f"the cell {frame.rows.tolist()} is {min(heights):.3g} Å thin, with {total} images in the reach of "
             f"{reach:.3g} Å; correct the cell"
