@@ -40,6 +40,10 @@ class PropertyError(FastFFError):
     """A property cannot be derived: the curve of a side has no minimum, a run broke, a relaxation did not end."""
 
 
+class TooShortError(PropertyError):
+    """A run is too short to say anything; with more time it might."""
+
+
 def derive_quantities(item: AnyItem) -> tuple[Quantity, ...]:
     """All quantities of an item, from its data.
 
