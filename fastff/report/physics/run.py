@@ -39,7 +39,7 @@ MOST_STEPS = {"auto": 2000, "full": 20_000}
 ENGINE_STEPS = {"auto": 1000, "full": 20_000}
 """Steps of the student's own loop, more only where stability would say nothing."""
 
-PHONOPY_SECONDS = 1.0
+PHONOPY_SECONDS = 2.5
 """phonopy's own work for both sides: symmetry, force constants, bands."""
 
 RECOGNITION = 0.1
