@@ -22,7 +22,10 @@ Status = Literal["measured", "out-of-memory", "too-large", "too-slow", "not-run"
 
 
 class SpeedPoint(BaseModel):
-    """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured."""
+    """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured.
+
+    ``counts`` says which of mean and median stands for dynamics, the mean where it is None.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,6 +40,12 @@ class SpeedPoint(BaseModel):
     q90: float | None = None
     atom_steps_per_second: float | None = None
     peak_memory: int | None = None
+    counts: Literal["mean", "median"] | None = None
+
+    @property
+    def per_step(self) -> float | None:
+        """Seconds of a step of dynamics: the mean, which pays for neighbor lists, unless the median counts."""
+        return self.median if self.counts == "median" else self.mean
 
 
 class SpeedCurve(Stamped):
