@@ -28,15 +28,9 @@ ADDED = ("baselines", "calibration", "physics")
 """Fields that records of the first schema do not have; they are left out of its digests."""
 
 LATER = (
-    "stamp",
-    "identity",
-    "columns",
-    "beyond_columns",
-    "energy_rest",
-    "stress_rest",
-    "wording",
-    "counts",
-)
+    "stamp", "identity", "columns", "beyond_columns", "energy_rest", "stress_rest", "wording",
+    "counts", "volume_per_atom", "start_temperature",
+)  # fmt: skip
 """Fields of parts that the third schema added; where they are None, they are left out of older digests."""
 
 

@@ -316,10 +316,9 @@ def time_dynamics(
 
     Steps run in blocks of at least a fifth of a second; each block gives one value, its mean time per step, so that
     neighbor lists rebuilt now and then are paid for in proportion. At least three steps are measured, after a warm-up
-    of 20 where that takes no more than 30 % of the budget. Atoms start slightly displaced. Where the mean of the blocks is
-    more than 1.5 times their median, the median counts and the curve says so.
-    Going by the ASE ``calls`` of the same calculator, sizes that do not fit into ``budget`` seconds are left out,
-    unless they are ``required``.
+    of 20 where that takes no more than 30 % of the budget. Atoms start slightly displaced. Where the mean of the blocks
+    is more than 1.5 times their median, the median counts and the curve says so. Going by the ASE ``calls`` of the same
+    calculator, sizes that do not fit into ``budget`` seconds are left out, unless they are ``required``.
     """
     memory = PeakMemory(entry.device, own_process=entry.own_process)
     calculator = entry.factory()
