@@ -172,6 +172,19 @@ def test_a_crystal_without_primitive_cell_says_so_and_has_no_bands(copper):
     assert "no primitive cell was found within 0.1 Å" in material.cell.fault
 
 
+def test_disorder_that_was_repeated_is_no_primitive_cell():
+    pytest.importorskip("spglib")
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.01, seed=4)
+    material = describe_material(atoms.repeat((2, 1, 1)))
+    assert len(material.unit) == 1
+    assert "found within" in material.words
+    # nor where nothing smaller is there
+    atoms.numbers[np.random.default_rng(1).permutation(32)[:16]] = 79
+    material = describe_material(atoms.repeat((2, 1, 1)))
+    assert "no primitive cell was found" in material.cell.fault
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("nacl", 2), ("tio2", 6)])
 def test_primitive_cells_of_shipped_models_are_found(name, size, recwarn):
