@@ -36,6 +36,8 @@ from fastff.report.physics.record import (
     EosItem,
     LeftOut,
     PhysicsPart,
+    RdfCurve,
+    RdfItem,
     VacancyItem,
 )
 from fastff.report.physics.run import measure_physics, plan_student, verify_physics
@@ -245,6 +247,30 @@ def test_ideal_gas_has_no_structure():
     atoms = Atoms("Ar2000", random.uniform(0, 40, (2000, 3)), cell=[40] * 3, pbc=True)
     g = motion.count_pairs(atoms, [("Ar", "Ar")])[0]
     assert g[40:].mean() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_first_peak_is_interpolated_and_not_the_highest():
+    r = np.arange(0.025, 6.0, 0.05)
+
+    def shells(first):
+        return 2.0 * np.exp(-(((r - first) / 0.15) ** 2)) + 3.0 * np.exp(-(((r - 4.4) / 0.15) ** 2))
+
+    zero = tuple(np.zeros(len(r)))
+    curve = RdfCurve(
+        pair="Cu-Cu", radii=tuple(r), teacher=tuple(shells(2.55)), teacher_error=zero,
+        student=tuple(shells(2.563)), student_error=zero,
+    )  # fmt: skip
+    item = RdfItem(
+        title="", description="", temperature=300, n_blocks=2, curves=(curve,), peak="first"
+    )
+    peak = derive_quantities(item)[0]
+    assert peak.name == "Cu-Cu, first peak at"
+    assert (peak.teacher, peak.student) == pytest.approx((2.55, 2.563), abs=0.003)
+    assert (peak.teacher_error, peak.student_error) == pytest.approx((0.05, 0.05))
+    # as records from before were derived
+    old = derive_quantities(item.model_copy(update={"peak": None}))[0]
+    assert old.name == "Cu-Cu, highest peak at"
+    assert old.teacher == pytest.approx(4.4, abs=0.03)
 
 
 def test_diffusion_of_a_random_walk():

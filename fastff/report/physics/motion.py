@@ -143,6 +143,7 @@ def compare_distributions(
         temperature=temperature,
         n_blocks=n_blocks,
         curves=tuple(curves),
+        peak="first",
     )
 
 
