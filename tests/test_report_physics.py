@@ -336,6 +336,20 @@ def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper, monke
     )
 
 
+def test_the_teacher_is_in_runs_that_just_fit(copper, monkeypatch):
+    """The seconds that a task says it needs are enough for both sides, also where rounding is against it."""
+    monkeypatch.setattr(endurance, "LEAST_NVE", 0.02)
+    monkeypatch.setattr(Side, "estimate", lambda side, atoms, copies=1: 0.07)
+    torch.manual_seed(0)
+    model = build_student(configure_student("m1", (29,), cutoff=4.0))
+    sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
+    lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
+    task = plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[0]
+    item = task.measure(task.cost() * (1.0 - 1e-12))
+    assert item.teacher is not None
+    assert item.teacher.times[-1] == pytest.approx(0.02)
+
+
 def test_a_sound_run_too_short_to_say_anything_is_no_result(monkeypatch):
     monkeypatch.setattr(endurance, "LEAST_STABILITY", 0.1)
     torch.manual_seed(3)

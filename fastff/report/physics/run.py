@@ -127,7 +127,7 @@ def plan_student(
     def measure_nve(seconds: float) -> Any:
         takes = lab.teacher.estimate(box)
         spare = 0.9 * seconds - least_nve * lab.student.estimate(box)
-        n_teacher = int(max(0.0, min(spare / takes, 2000, n_steps)))
+        n_teacher = int(max(0.0, min(spare / takes + 1e-6, 2000, n_steps)))
         n_teacher = n_teacher if n_teacher >= least_nve else 0
         start = box.copy()
         # Twice the temperature: half of it goes into the potential energy of what starts at rest.
@@ -277,7 +277,7 @@ def _run_sides(
     least, time_step = _count_least(material), choose_time_step(material.box.numbers)
     box, roles = boxes[-1], ["student"]
     for candidate in boxes:
-        if 0.9 * seconds >= least * lab.estimate(candidate):
+        if 0.9 * seconds * (1.0 + 1e-9) >= least * lab.estimate(candidate):
             box, roles = candidate, ["student", "teacher"]
             break
     if len(roles) == 1:
