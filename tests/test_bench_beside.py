@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from fastff.checkpoint import save_model
 from fastff.cli import app
-from fastff.errors import DataError, UnsupportedElementError, UsageError
+from fastff.errors import AccuracyError, DataError, UnsupportedElementError, UsageError
 from fastff.models import build_student, configure_student
 from fastff.report import kernel_work
 from fastff.report import kernels as report_kernels
@@ -318,14 +318,53 @@ def test_other_materials_and_time_steps_are_not_compared(record):
         return record.model_copy(update={"speed": curves})
 
     every = compare_speed(record, record)
+    curve = record.find_curve("student", "ase-md")
+    volume, kelvin = curve.points[0].volume_per_atom, curve.start_temperature
     with pytest.raises(DataError, match=r"atoms of CuAu.*--structures"):
         compare_speed(change("CuAu", 2.0), record)
     calls = compare_speed(change("Cu", 0.5), record)
     assert {c.what.split(",")[0] for c in calls} == {"model", "model-list", "ase-call"}
     assert {c.what for c in every} - {c.what for c in calls} == {
-        "md-loop, 32 atoms of Cu, 2 fs",
-        "ase-md, 32 atoms of Cu, 2 fs",
+        f"{mode}, 32 atoms of Cu, {volume:.3g} Å³/atom, 2 fs, {kelvin:g} K"
+        for mode in ("md-loop", "ase-md")
     }
+
+
+def test_other_densities_and_temperatures_are_not_compared(record):
+    """A denser crystal has more neighbors, a hotter one more rebuilt lists."""
+
+    def change(volume, kelvin):
+        curves = tuple(
+            c.model_copy(update={
+                "points": tuple(p.model_copy(update={"volume_per_atom": volume}) for p in c.points),
+                "start_temperature": None if c.time_step is None else kelvin,
+            })
+            for c in record.speed
+        )  # fmt: skip
+        return record.model_copy(update={"speed": curves})
+
+    first = change(11.5, 300.0)
+    assert len(compare_speed(first, change(11.501, 300.0))) == len(compare_speed(first, first))
+    with pytest.raises(DataError, match=r"11\.5 Å³/atom.*12 Å³/atom"):
+        compare_speed(first, change(12.0, 300.0))
+    calls = compare_speed(first, change(11.5, 900.0))
+    assert {c.what.split(",")[0] for c in calls} == {"model", "model-list", "ase-call"}
+    # a record from before they were stored
+    assert len(compare_speed(change(None, None), first)) == len(compare_speed(first, first))
+
+
+def test_accuracy_that_fails_comes_before_a_comparison_that_cannot_be_made(record):
+    from fastff.cli.bench import judge
+
+    verdict = record.verdict.model_copy(update={"required": 1.0, "passed": False})
+    failed = record.model_copy(update={"verdict": verdict})
+    larger = record.model_copy(
+        update={"model": record.model.model_copy(update={"n_parameters": 1})}
+    )
+    with pytest.raises(AccuracyError):
+        judge(failed, larger)
+    with pytest.raises(DataError, match="different students"):
+        judge(record, larger)
 
 
 def test_a_record_of_no_use_is_refused_with_those_that_are(record, models, tmp_path):

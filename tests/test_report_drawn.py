@@ -345,6 +345,22 @@ def test_phonons(look):
     assert axes.get_ylabel() == "frequency (THz)"
 
 
+def test_phonons_are_not_joined_across_a_break_of_the_path(look):
+    """X|K are two points at the same place; W is too near to U for a label of its own."""
+    item = PhononItem(
+        **TEXT, path=(0.0, 0.5, 0.5, 0.98, 1.0),
+        marks=((0.0, "Γ"), (0.5, "X"), (0.5, "K"), (0.98, "U"), (1.0, "W")),
+        teacher=((0,), (2,), (7,), (5,), (4,)), student=((0,), (3,), (8,), (6,), (5,)),
+    )  # fmt: skip
+    axes = look(physics_figures.draw_phonons, item)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["Γ", "X|K", "U"]
+    lines = [line for line in axes.lines if len(line.get_xdata()) > 2]
+    assert len(lines) == 2
+    for line in lines:
+        np.testing.assert_array_equal(line.get_xdata(), [0.0, 0.5, np.nan, 0.5, 0.98, 1.0])
+    np.testing.assert_array_equal(lines[0].get_ydata(), [0, 2, np.nan, 7, 5, 4])
+
+
 @pytest.mark.parametrize("n_pairs", [1, 2])
 def test_dimers(look, n_pairs):
     pairs = ("Cu-Cu", "Cu-Au")[:n_pairs]

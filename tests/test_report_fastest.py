@@ -93,6 +93,40 @@ def test_the_fastest_setting_that_says_the_same_is_timed():
     assert "Not available on this machine: accelerator x: its package is not installed." in text
 
 
+class Stale(SlowMorse):
+    """Returns its first answer for ever, as a captured graph that is not fed again would."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        if not hasattr(self, "kept"):
+            self.kept = dict(self.results)
+        self.results = dict(self.kept)
+
+
+class WrongStress(SlowMorse):
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results["stress"] = self.results["stress"] + 0.01
+
+
+def test_a_faster_setting_that_is_stale_wrong_in_stress_or_rough_is_not_chosen():
+    timed = choose(
+        ({"way": "own"}, lambda: SlowMorse(0.02)),
+        ({"way": "stale"}, Stale),
+        ({"way": "stress"}, WrongStress),
+        ({"way": "rough"}, lambda: SlowMorse(scale=1.002)),
+        ({"way": "good"}, lambda: SlowMorse(0.005, scale=1.0001)),
+    )
+    assert timed.identity["settings"] == {"way": "good"}
+    own, *wrong, good = timed.identity["tried"]
+    assert [one["reason"] for one in wrong] == ["does not give the teacher's labels"] * 3
+    assert own["difference"] == pytest.approx(0.0, abs=1e-9)
+    assert good["difference"] == pytest.approx(1e-4, rel=0.01)
+    text = describe_settings(timed.identity)
+    assert "forces within 1.0e-04 of their RMS" in text
+    assert "chosen at this one size, that of the headline" in text
+
+
 def test_one_setting_is_not_tried_but_checked():
     timed = choose(({}, lambda: SlowMorse(0.01)))
     assert timed.identity["tried"] == []

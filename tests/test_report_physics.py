@@ -14,13 +14,14 @@ from ase.build import bulk, fcc111, molecule
 import fastff
 from fastff.checkpoint import load_model
 from fastff.errors import DataError
-from fastff.labels import Labels
+from fastff.labels import Frame, Labels
 from fastff.models import build_student, configure_student
 from fastff.predict import predict
 from fastff.report.physics import crystal as crystals
-from fastff.report.physics import motion
+from fastff.report.physics import endurance, motion
 from fastff.report.physics.derive import (
     PropertyError,
+    TooShortError,
     average_moduli,
     derive_quantities,
     fit_drift,
@@ -35,6 +36,8 @@ from fastff.report.physics.record import (
     EosItem,
     LeftOut,
     PhysicsPart,
+    RdfCurve,
+    RdfItem,
     VacancyItem,
 )
 from fastff.report.physics.run import measure_physics, plan_student, verify_physics
@@ -171,6 +174,19 @@ def test_a_crystal_without_primitive_cell_says_so_and_has_no_bands(copper):
     assert "no primitive cell was found within 0.1 Å" in material.cell.fault
 
 
+def test_disorder_that_was_repeated_is_no_primitive_cell():
+    pytest.importorskip("spglib")
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.01, seed=4)
+    material = describe_material(atoms.repeat((2, 1, 1)))
+    assert len(material.unit) == 1
+    assert "found within" in material.words
+    # nor where nothing smaller is there
+    atoms.numbers[np.random.default_rng(1).permutation(32)[:16]] = 79
+    material = describe_material(atoms.repeat((2, 1, 1)))
+    assert "no primitive cell was found" in material.cell.fault
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("nacl", 2), ("tio2", 6)])
 def test_primitive_cells_of_shipped_models_are_found(name, size, recwarn):
@@ -233,6 +249,30 @@ def test_ideal_gas_has_no_structure():
     assert g[40:].mean() == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_first_peak_is_interpolated_and_not_the_highest():
+    r = np.arange(0.025, 6.0, 0.05)
+
+    def shells(first):
+        return 2.0 * np.exp(-(((r - first) / 0.15) ** 2)) + 3.0 * np.exp(-(((r - 4.4) / 0.15) ** 2))
+
+    zero = tuple(np.zeros(len(r)))
+    curve = RdfCurve(
+        pair="Cu-Cu", radii=tuple(r), teacher=tuple(shells(2.55)), teacher_error=zero,
+        student=tuple(shells(2.563)), student_error=zero,
+    )  # fmt: skip
+    item = RdfItem(
+        title="", description="", temperature=300, n_blocks=2, curves=(curve,), peak="first"
+    )
+    peak = derive_quantities(item)[0]
+    assert peak.name == "Cu-Cu, first peak at"
+    assert (peak.teacher, peak.student) == pytest.approx((2.55, 2.563), abs=0.003)
+    assert (peak.teacher_error, peak.student_error) == pytest.approx((0.05, 0.05))
+    # as records from before were derived
+    old = derive_quantities(item.model_copy(update={"peak": None}))[0]
+    assert old.name == "Cu-Cu, highest peak at"
+    assert old.teacher == pytest.approx(4.4, abs=0.03)
+
+
 def test_diffusion_of_a_random_walk():
     """Steps of variance s^2 per coordinate and frame: D = s^2 / (2 dt)."""
     random = np.random.default_rng(2)
@@ -274,7 +314,7 @@ def test_a_broken_run_is_left_out_not_a_crash(copper):
 def test_stability_of_a_wild_student_is_reported():
     torch.manual_seed(3)
     student = build_student(configure_student("m1", (29,), cutoff=4.0))
-    run, rows = motion.run_engine(
+    run, rows = endurance.run_engine(
         student, bulk("Cu", cubic=True).repeat(2), 300.0, 2.0, 40, ensemble="nvt"
     )
     assert run.n_steps == 40
@@ -282,17 +322,81 @@ def test_stability_of_a_wild_student_is_reported():
     assert len(rows) >= 1
 
 
-def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper):
+def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper, monkeypatch):
+    monkeypatch.setattr(endurance, "LEAST_STABILITY", 0.04)
     torch.manual_seed(0)
     model = build_student(configure_student("m1", (29,), cutoff=4.0))
     sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
     lab = Laboratory(*sides, "auto", 6.0, lambda message, done, total: None)
-    lab.work(plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[:1])
+    lab.work(plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[1:])
     (item,) = lab.items
     assert [run.temperature for run in item.runs] == [400.0, 600.0]
     assert (
         "highest temperature of its training range, 400 K, and 1.5 times that" in item.description
     )
+
+
+def test_the_teacher_is_in_runs_that_just_fit(copper, monkeypatch):
+    """The seconds that a task says it needs are enough for both sides, also where rounding is against it."""
+    monkeypatch.setattr(endurance, "LEAST_NVE", 0.02)
+    monkeypatch.setattr(Side, "estimate", lambda side, atoms, copies=1: 0.07)
+    torch.manual_seed(0)
+    model = build_student(configure_student("m1", (29,), cutoff=4.0))
+    sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
+    lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
+    task = plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[0]
+    item = task.measure(task.cost() * (1.0 - 1e-12))
+    assert item.teacher is not None
+    assert item.teacher.times[-1] == pytest.approx(0.02)
+
+
+def test_a_sound_run_too_short_to_say_anything_is_no_result(monkeypatch):
+    monkeypatch.setattr(endurance, "LEAST_STABILITY", 0.1)
+    torch.manual_seed(3)
+    student = build_student(configure_student("m1", (29,), cutoff=4.0))
+    start = bulk("Cu", cubic=True).repeat(2)
+    with pytest.raises(TooShortError, match=r"0\.04 ps of 0\.1 ps"):
+        endurance.measure_stability(student, start, 300.0, 2.0, 20)
+    start.set_momenta(np.zeros((32, 3)))
+    with pytest.raises(TooShortError, match=r"0\.04 ps of 0\.5 ps"):
+        endurance.measure_nve(None, student, start, 300.0, 2.0, 20, 0)
+
+
+def walk(n_frames, power=0.5, scale=0.3, time_step=2.0):
+    """Frames, 10 fs apart, of atoms whose displacement grows as time to ``power``."""
+    random = np.random.default_rng(5)
+    if power == 0.5:
+        paths = np.cumsum(random.normal(scale=scale, size=(n_frames, 30, 3)), axis=0)
+    else:
+        paths = (
+            random.normal(scale=scale, size=(30, 3)) * np.arange(n_frames)[:, None, None] ** power
+        )
+    frames = [
+        Frame(Atoms("Ar30", positions, cell=[12] * 3, pbc=True), None, "x", 0, 300.0, step)
+        for step, positions in enumerate(paths)
+    ]
+    return motion.Run(frames, time_step)
+
+
+def test_short_runs_have_fewer_blocks_of_pair_distributions_and_no_diffusion():
+    pairs = [("Ar", "Ar")]
+    item = motion.compare_distributions(None, walk(160), pairs, 300.0)
+    assert item.n_blocks == 3
+    assert "3 blocks of 0.53 ps" in item.description
+    with pytest.raises(TooShortError, match=r"two blocks of 0\.5 ps"):
+        motion.compare_distributions(None, walk(90), pairs, 300.0)
+    with pytest.raises(TooShortError, match="5 ps are needed"):
+        motion.compare_diffusion(None, walk(400), 300.0)
+
+
+def test_diffusion_needs_displacements_linear_in_time():
+    item = motion.compare_diffusion(None, walk(510), 300.0)
+    # steps of variance 0.09 Å^2 per coordinate in 0.01 ps
+    assert item.curves[0].student_blocks == pytest.approx([4.5] * 3, rel=0.4)
+    with pytest.raises(PropertyError, match=r"not linear in time.*power 2\.00"):
+        motion.compare_diffusion(None, walk(510, power=1.0, scale=0.02), 300.0)
+    with pytest.raises(PropertyError, match="nothing diffuses"):
+        motion.compare_diffusion(None, walk(510, power=0.0), 300.0)
 
 
 def plant(part, kind, **changes):

@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk
 
 from fastff.labels import Labels
+from fastff.report.physics.derive import TooShortError
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import DimerItem
 from fastff.report.physics.run import plan_runs
@@ -29,12 +30,12 @@ def make_laboratory(copper, budget):
     return Laboratory(*sides, "auto", budget, lambda message, done, total: None)
 
 
-def make_task(title, share, cost, seconds=0.0, against=""):
+def make_task(title, share, cost, seconds=0.0, against="", **options):
     def measure(allowed):
         time.sleep(seconds)
         return DimerItem(title=title, description=f"{allowed:.1f}", curves=())
 
-    return Task(title, share, measure, lambda: cost, lambda: against)
+    return Task(title, share, measure, lambda: cost, lambda: against, **options)
 
 
 def test_a_dear_property_waits_and_takes_what_is_left(copper):
@@ -48,6 +49,57 @@ def test_a_dear_property_waits_and_takes_what_is_left(copper):
     )
     assert [item.title for item in lab.items] == ["cheap", "dear"]
     assert [(entry.title, entry.reason) for entry in lab.left_out] == [("unfit", "no")]
+
+
+def test_the_student_alone_comes_after_all_comparisons(copper):
+    lab = make_laboratory(copper, 10.0)
+    lab.work(
+        [
+            make_task("too dear for the teacher", 1.0, 50.0, cost_alone=lambda: 1.0),
+            make_task("dear", 1.0, 8.0),
+            make_task("cheap", 1.0, 0.1),
+        ]
+    )
+    assert [item.title for item in lab.items] == ["cheap", "dear", "too dear for the teacher"]
+
+
+def test_what_was_cut_short_gets_the_seconds_that_are_left(copper):
+    lab = make_laboratory(copper, 10.0)
+    cut = make_task(
+        "cut", 1.0, 0.1, seconds=0.01, incomplete=lambda item: float(item.description) < 9.0
+    )
+    lab.work([cut, make_task("other", 4.0, 0.1)])
+    assert [item.title for item in lab.items] == ["cut", "other"]
+    assert float(lab.items[0].description) > 9.0
+
+
+def test_runs_that_are_too_short_wait_for_more_time(copper):
+    def measure(seconds):
+        if seconds < 5.0:
+            raise TooShortError("too short")
+        return DimerItem(title="run", description="", curves=())
+
+    lab = make_laboratory(copper, 10.0)
+    lab.work([Task("run", 1.0, measure, lambda: 0.1, str), make_task("other", 4.0, 0.1)])
+    assert [item.title for item in lab.items] == ["other", "run"]
+    lab = make_laboratory(copper, 4.0)
+    lab.work([Task("run", 1.0, measure, lambda: 0.1, str)])
+    assert [entry.reason for entry in lab.left_out] == ["too short"]
+
+
+def test_a_dear_call_is_judged_once():
+    calls = []
+
+    def slow(structures):
+        calls.append(len(structures))
+        time.sleep(0.1)
+        return [Labels(0.0, np.zeros((len(atoms), 3)), None) for atoms in structures]
+
+    side = Side("teacher", slow, {})
+    side.deadline = time.perf_counter() + 1.0
+    assert side.estimate(bulk("Cu", cubic=True)) >= 0.1
+    assert side.estimate(bulk("Cu", cubic=True)) >= 0.1
+    assert len(calls) == 1
 
 
 def test_a_property_beyond_the_budget_is_left_out_with_both_numbers(copper):
@@ -114,7 +166,7 @@ def test_a_slow_teacher_is_absent_from_runs_and_the_reason_is_given():
     assert [item.kind for item in lab.items] == ["rdf"], lab.left_out
     item = lab.items[0]
     assert item.curves[0].teacher is None
-    assert "the teacher was not run: 200 steps of it take about" in item.description
+    assert "the teacher was not run: 670 steps of it take about" in item.description
     assert item.quantities[0].student is not None
     assert item.quantities[0].teacher is None
     assert draw_item(item)

@@ -19,6 +19,7 @@ from fastff.report.markdown import describe_memory
 from fastff.report.memory import PeakMemory
 from fastff.report.provenance import collect_provenance
 from fastff.report.race import choose_dynamics_sizes
+from fastff.report.schema import compute_ratios
 from fastff.report.speed import SpeedPoint, convert_to_ns_per_day, summarize
 from fastff.report.supercells import GAP, build_supercells
 from fastff.report.timing import (
@@ -196,6 +197,40 @@ def test_dynamics_has_every_size_that_its_calls_allow():
         required=(108,), max_steps=5,
     )  # fmt: skip
     assert late.find(108).status == "measured"
+
+
+class Hiccup(Clockwork):
+    """Takes long at the given calls, as a compiler does that meets a new number of neighbors."""
+
+    def __init__(self, *late):
+        super().__init__(5e-5)
+        self.late = late
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes):
+        if len(self.seen) in self.late:
+            time.sleep(0.5)
+        super().calculate(atoms, properties, system_changes)
+
+
+def test_compiling_in_the_first_steps_of_dynamics_is_warm_up():
+    entry = Timed("teacher", "t", lambda: Hiccup(6, 12), {})
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    curve = time_dynamics(entry, [atoms], temperature=300, time_step=2.0, budget=1.0)
+    assert curve.points[0].mean < 0.01
+    assert curve.points[0].counts is None
+
+
+def test_the_median_counts_where_single_blocks_of_dynamics_take_far_longer():
+    entry = Timed("teacher", "t", lambda: Hiccup(60), {})
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    curve = time_dynamics(entry, [atoms], temperature=300, time_step=2.0, budget=1.0, max_steps=200)
+    point = curve.points[0]
+    assert point.mean > 1.5 * point.median
+    assert point.per_step == point.median
+    assert "the median counts" in point.reason
+    assert "at 32 atoms the median of blocks" in curve.includes
+    other = curve.model_copy(update={"role": "student"})
+    assert compute_ratios((curve, other))[0].teacher_seconds == point.median
 
 
 def test_ns_per_day_by_hand():

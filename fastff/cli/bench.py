@@ -24,7 +24,7 @@ from fastff.cli.bench_records import (
 )
 from fastff.cli.bench_view import print_plan, print_results, show_progress
 from fastff.cli.terminal import DeviceOption, make_console, resolve_device
-from fastff.errors import AccuracyError, UsageError
+from fastff.errors import AccuracyError, DataError, UsageError
 
 if TYPE_CHECKING:
     from fastff.report.plan import BenchPlan
@@ -209,10 +209,16 @@ def judge(record: BenchRecord, before: Record | None) -> None:
     from fastff.report.regression import compare_speed, require_no_slowdown
     from fastff.report.verdict import format_percent
 
-    changes = compare_speed(before, record) if before is not None else []
+    failed = record.verdict.passed is False
+    changes = []
+    try:
+        changes = compare_speed(before, record) if before is not None else []
+    except DataError:
+        if not failed:
+            raise
     if changes:
         print_changes(changes)
-    if record.verdict.passed is False:
+    if failed:
         overall = record.main.read_accuracy().overall
         raise AccuracyError(
             f"accuracy {format_percent(overall)} is below the required {format_percent(record.verdict.required)}; "

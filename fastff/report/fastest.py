@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 TRIAL = TimingPlan(min_repeats=3, max_repeats=5)
 """Repeats of a trial; its first calls, which may compile, are not counted."""
 
+SAME = 1e-3
+"""Largest RMS difference of forces, relative to their RMS, between a setting and the labels that were compared."""
+
 
 def choose_fastest(
     teacher: Teacher,
@@ -61,7 +64,7 @@ def choose_fastest(
     -------
     Timed
         Its identity holds ``name`` and ``version`` of the teacher, ``settings`` that were chosen, ``tried`` with the
-        time or fault of each, and ``unavailable``.
+        time or fault of each and how far its forces are from the labels, and ``unavailable``.
 
     Raises
     ------
@@ -73,11 +76,15 @@ def choose_fastest(
     entry = Timed(
         "teacher", teacher.name, settings[0].make, identity, device, own_process=teacher.own_process
     )
-    check_identity(entry.factory(), image, labels, "teacher")
+
+    def relabel(atoms: ase.Atoms) -> Labels:
+        return teacher.label([atoms])[0]
+
+    check_identity(entry.factory(), image, labels, "teacher", relabel=relabel)
     best = settings[0]
     tried: list[dict[str, Any]] = []
     if len(settings) > 1:
-        best, tried = _try_all(settings, entry, image, labels, atoms, budget, progress)
+        best, tried = _try_all(settings, entry, image, labels, relabel, atoms, budget, progress)
     return replace(
         entry,
         factory=best.make,
@@ -90,6 +97,7 @@ def _try_all(
     entry: Timed,
     image: ase.Atoms,
     labels: Labels,
+    relabel: Callable[[ase.Atoms], Labels],
     atoms: ase.Atoms,
     budget: float,
     progress: Callable[[str], None],
@@ -101,10 +109,12 @@ def _try_all(
     for setting in settings:
         shown = describe_values(setting.values)
         progress(f"{entry.label}, trying {shown}")
-        seconds, reason = None, ""
+        seconds, reason, difference = None, "", None
         try:
-            if setting is not settings[0]:
-                check_identity(setting.make(), image, labels, "teacher")
+            tolerance = {} if setting is settings[0] else {"tolerance": SAME}
+            difference = check_identity(
+                setting.make(), image, labels, "teacher", relabel=relabel, **tolerance
+            )
             point = time_calculators([replace(entry, factory=setting.make)], [atoms], plan)[
                 0
             ].points[0]
@@ -120,6 +130,7 @@ def _try_all(
                 "n_atoms": len(atoms),
                 "seconds": seconds,
                 "reason": reason,
+                "difference": difference,
             }
         )
         if seconds is not None and seconds < shortest:
@@ -134,6 +145,11 @@ def describe_values(values: Mapping[str, Any]) -> str:
         f"{name} {words[value] if isinstance(value, bool) else value}"
         for name, value in values.items()
     )
+
+
+def _describe_difference(one: Mapping[str, Any]) -> str:
+    difference = one.get("difference")
+    return "" if difference is None else f", forces within {difference:.1e} of their RMS"
 
 
 def describe_settings(identity: Mapping[str, Any]) -> str:
@@ -154,6 +170,7 @@ def describe_settings(identity: Mapping[str, Any]) -> str:
         results = "; ".join(
             f"{describe_values(one['settings'])}: "
             f"{one['reason'] if one['seconds'] is None else format_seconds(one['seconds'])}"
+            f"{_describe_difference(one)}"
             for one in identity["tried"]
         )
         found = any(one["seconds"] is not None for one in identity["tried"])
@@ -163,7 +180,8 @@ def describe_settings(identity: Mapping[str, Any]) -> str:
             else f"none of {count} settings could be tried"
         )
         sentences = [
-            f"The teacher was timed with {shown}: {rank}, one ASE call at {n_atoms} atoms each ({results})."
+            f"The teacher was timed with {shown}: {rank}, one ASE call at {n_atoms} atoms each ({results}).",
+            "Settings were chosen at this one size, that of the headline; at other sizes another may be faster.",
         ]
     if identity["unavailable"]:
         sentences.append(f"Not available on this machine: {'; '.join(identity['unavailable'])}.")

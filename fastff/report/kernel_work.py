@@ -18,6 +18,7 @@ from torch import Tensor
 from fastff.kernels import contract, dispatch
 from fastff.kernels.moments.reference import build_gradient_table
 from fastff.kernels.node_block.reference import build_cubic_table
+from fastff.kernels.tuning import find_relative_error
 
 Direction = Literal["forward", "forward and gradient"]
 Variant = Literal["triton", "compiled", "eager"]
@@ -50,6 +51,8 @@ class Work:
         the identity.
     restore : callable, optional
         To be called before each run of the Triton implementation, not timed.
+    read : callable, optional
+        Makes what is compared with ``exact`` of what an implementation returns, not timed.
     """
 
     op: str
@@ -62,6 +65,11 @@ class Work:
     definition: Callable[[Callable[..., Any]], Callable[[], Any]]
     obstacle: str = ""
     restore: Callable[[], Any] | None = None
+    read: Callable[[Any], Any] | None = None
+
+    def compare(self, found: Any) -> float:
+        """Largest relative error of what an implementation returned."""
+        return find_relative_error(found if self.read is None else self.read(found), self.exact)
 
 
 Maker = Callable[[torch.device], Iterator[Work]]
@@ -73,7 +81,7 @@ def list_makers(device: torch.device) -> list[tuple[Maker, int]]:
         (functools.partial(make_generic, suite), 2) for suite in list_suites()
     ]
     if device.type == "cuda":
-        makers += [(make_fused, 5), (make_evaluations, 2), (make_lists, 2)]
+        makers += [(make_fused, 5), (make_evaluations, 2), (make_lists, 3)]
     return makers
 
 
@@ -204,48 +212,82 @@ def make_evaluations(device: torch.device) -> Iterator[Work]:
 def make_lists(device: torch.device) -> Iterator[Work]:
     """The skin check, and the neighbor list at the size its definition allows."""
     from fastff.kernels.moment_potential.cases import build_lattice
-    from fastff.kernels.neighbor_list import build_neighbors
+    from fastff.kernels.neighbor_list import NeighborList, build_neighbors
     from fastff.kernels.neighbor_list.plan import make_frame
     from fastff.kernels.neighbor_list.reference import find_pairs
-    from fastff.kernels.skin_check import reference, take_snapshot
+    from fastff.kernels.skin_check import Snapshot, reference, take_snapshot
     from fastff.kernels.skin_check.op import launch_check
 
     cutoff, skin = 5.0, 0.5
     system = build_lattice("Cu", CELLS, 5.4, device, rattle=0.1)
     frame = make_frame(system.cell.cpu().numpy(), (True, True, True))
-    snapshot = take_snapshot(system.positions + 0.01, frame, cutoff, skin)
-    stale = torch.zeros((), dtype=torch.int32, device=device)
     periodic = torch.ones(3, dtype=torch.bool, device=device)
-    old = (snapshot.positions, system.cell, periodic, cutoff, skin)
+    near = system.positions + 0.01
+    far = near.clone()
+    far[len(far) // 2] += skin
+    # a list that still holds, and one that a single atom made stale
+    for name, old in (("skin_check", near), ("skin_check, stale", far)):
+        snapshot = take_snapshot(old, frame, cutoff, skin)
+        stale = torch.zeros((), dtype=torch.int32, device=device)
 
-    def check() -> Tensor:
-        launch_check(system.positions, system.cell, snapshot, stale)
-        return stale
+        def check(snapshot: Snapshot = snapshot, stale: Tensor = stale) -> Tensor:
+            launch_check(system.positions, system.cell, snapshot, stale)
+            return stale
 
-    def define_check() -> Tensor:
-        return reference.is_stale(system.positions, system.cell, *old)
+        def define_check(old: Tensor = snapshot.positions) -> Tensor:
+            return reference.is_stale(
+                system.positions, system.cell, old, system.cell, periodic, cutoff, skin
+            )
 
-    yield Work(
-        "skin_check", "forward", len(system.positions), define_check().double(),
-        2.0 * count_bytes(system.positions), 0.0, check, _compile_all(define_check),
-    )  # fmt: skip
+        yield Work(
+            name, "forward", len(system.positions), define_check().double(),
+            2.0 * count_bytes(system.positions), 0.0, check, _compile_all(define_check),
+            restore=stale.zero_,
+        )  # fmt: skip
     small = build_lattice("Cu", CELLS_QUADRATIC, 5.4, device, rattle=0.1)
     frame = make_frame(small.cell.cpu().numpy(), (True, True, True))
-    n_atoms = len(small.positions)
+    reach = cutoff + skin
 
-    def search() -> Tensor:
-        found = build_neighbors(small.positions, small.cell, (True, True, True), cutoff + skin)
-        return found.matrix.counts
+    def search() -> NeighborList:
+        return build_neighbors(small.positions, small.cell, (True, True, True), reach)
 
-    def define_search() -> Tensor:
-        receivers = find_pairs(small.positions, frame, cutoff + skin)[0]
-        return torch.bincount(receivers, minlength=n_atoms)
+    def define_search() -> tuple[Any, ...]:
+        return find_pairs(small.positions, frame, reach)
 
-    exact = define_search().double()
-    n_bytes = count_bytes(small.positions) + 4.0 * float(exact.sum())
+    expected = sort_pairs(define_search())
+
+    def read(found: Any) -> Tensor:
+        pairs = sort_pairs(found)
+        same = pairs.shape == expected.shape and bool((pairs == expected).all())
+        return torch.tensor(float(same))
+
+    n_bytes = count_bytes(small.positions) + 4.0 * len(expected)
     yield Work(
-        "neighbor_list", "forward", n_atoms, exact, n_bytes, 0.0, search, _compile_all(define_search)
+        "neighbor_list", "forward", len(small.positions), torch.tensor(1.0), n_bytes, 0.0, search,
+        _compile_all(define_search), read=read,
     )  # fmt: skip
+
+
+def sort_pairs(found: Any) -> Tensor:
+    """Receiver, sender and shift of every pair, sorted, of a list or of what its definition returns."""
+    from fastff.kernels.moment_potential.layout import list_shifts
+    from fastff.kernels.neighbor_list import NeighborList
+
+    if isinstance(found, NeighborList):
+        matrix, images = found.matrix, found.images
+        slots = torch.arange(matrix.n_slots, device=matrix.counts.device)
+        held = slots < matrix.counts[:, None]
+        entries = matrix.entries[held].long()
+        receivers = found.order[held.nonzero()[:, 0]]
+        senders = found.order[entries >> matrix.code_bits]
+        codes = entries & ((1 << matrix.code_bits) - 1)
+    else:
+        receivers, senders, codes, _, images = found
+    shifts = list_shifts(images).to(codes.device)[codes].long()
+    table = torch.cat([receivers[:, None], senders[:, None], shifts], dim=1)
+    for column in reversed(range(table.shape[1])):
+        table = table[table[:, column].argsort(stable=True)]
+    return table
 
 
 def _compile_all(define: Callable[[], Any]) -> Callable[[Callable[..., Any]], Callable[[], Any]]:

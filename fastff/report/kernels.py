@@ -24,7 +24,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastff import kernels
 from fastff.errors import DataError
-from fastff.kernels.tuning import find_relative_error
 from fastff.report.inner import is_shortage, synchronize
 from fastff.report.kernel_work import Direction, Variant, Work, list_makers
 from fastff.report.provenance import Provenance, collect_provenance
@@ -134,7 +133,7 @@ def _measure(work: Work, variant: Variant, budget: float) -> KernelRow:
         with kernels.use("triton" if variant == "triton" else "auto"):
             if restore is not None:
                 restore()
-            error = find_relative_error(call(), work.exact)
+            error = work.compare(call())
             if not error < TOLERANCE:
                 reason = f"off by {error:.1e} from the definition in float64"
                 return row.model_copy(update={"status": "failed", "reason": reason, "error": error})

@@ -154,7 +154,7 @@ def tabulate_dynamics(record: BenchRecord) -> Table:
     if time_step is None:
         return ["atoms", "timed", "calculator", "time", "ns/day", "against teacher"], []
     found = [
-        (point.n_atoms, number, curve, point.median if mode == "ase-call" else point.mean)
+        (point.n_atoms, number, curve, point.median if mode == "ase-call" else point.per_step)
         for number, mode in enumerate(DYNAMICS)
         for curve in record.speed
         if curve.mode == mode

@@ -70,11 +70,12 @@ def draw_phonons(item: PhononItem) -> str:
         (item.teacher, TEACHER, "-", "teacher"),
         (item.student, STUDENT, "--", "student"),
     ):
-        lines = axes.plot(item.path, np.array(values), style, color=color, lw=1.0)
+        lines = axes.plot(*split_path(item.path, values), style, color=color, lw=1.0)
         lines[0].set_label(label)
     for place, _ in item.marks:
         axes.axvline(place, color="#c9ced5", lw=0.6, zorder=0.5)
-    axes.set_xticks([place for place, _ in item.marks], _merge_marks(item.marks))
+    ticks = merge_marks(item.marks)
+    axes.set_xticks([place for place, _ in ticks], [name for _, name in ticks])
     axes.axhline(0.0, color=INK, lw=0.6)
     axes.set_xlim(0.0, 1.0)
     axes.set_ylabel("frequency (THz)")
@@ -82,18 +83,28 @@ def draw_phonons(item: PhononItem) -> str:
     return drawing.render()
 
 
-def _merge_marks(marks: Sequence[tuple[float, str]]) -> list[str]:
-    """Names at the same place share one label; those too near to the one before stay empty."""
-    names: list[str] = []
-    last = -1.0
-    for number, (place, name) in enumerate(marks):
-        if number and abs(place - marks[number - 1][0]) < 1e-6:
-            names[-1] = f"{names[-1]}|{name}" if names[-1] else ""
-            names.append("")
-            continue
-        names.append(name if place - last > 0.035 else "")
-        last = place
-    return names
+def split_path(
+    path: Sequence[float], values: Sequence[Sequence[float]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Path and bands with a gap where the path breaks off and goes on elsewhere: two points at the same place."""
+    x, bands = np.array(path), np.array(values)
+    breaks = np.flatnonzero(np.diff(x) < 1e-9) + 1
+    return np.insert(x, breaks, np.nan), np.insert(bands, breaks, np.nan, axis=0)
+
+
+def merge_marks(marks: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Places that have room for a label; names at the same place share one."""
+    places: list[tuple[float, str]] = []
+    for place, name in marks:
+        if places and abs(place - places[-1][0]) < 1e-6:
+            places[-1] = (place, f"{places[-1][1]}|{name}")
+        else:
+            places.append((place, name))
+    shown: list[tuple[float, str]] = []
+    for place, name in places:
+        if not shown or place - shown[-1][0] > 0.035:
+            shown.append((place, name))
+    return shown
 
 
 @styled

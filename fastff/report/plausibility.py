@@ -9,12 +9,12 @@ matter does not have). Not here: the accuracy itself
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ase
 import numpy as np
 from ase import units
-from ase.calculators.calculator import BaseCalculator
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 
 from fastff.errors import DataError
 from fastff.labels import Labels
@@ -119,8 +119,9 @@ def check_identity(
     role: str,
     *,
     tolerance: float = 5e-3,
+    relabel: Callable[[ase.Atoms], Labels] | None = None,
 ) -> float:
-    """Check that ``calculator`` reproduces ``labels`` on ``atoms``; return the relative RMS force difference.
+    """Check that ``calculator`` reproduces ``labels`` on ``atoms``; return the largest relative RMS force difference.
 
     The calculators that are timed and the labels that are compared come by different paths; this ties them together.
 
@@ -136,28 +137,66 @@ def check_identity(
         ``"teacher"`` or ``"student"``, for the message.
     tolerance : float
         Largest accepted RMS force difference relative to the RMS force of ``labels`` (or to 0.01 eV/Å if smaller).
+    relabel : callable, optional
+        Labels by ``role`` of any structure. The calculator is then called again, on a copy that is moved a little: one
+        that keeps its first answer is found out.
 
     Raises
     ------
     DataError
-        The forces differ by more than ``tolerance``, or the energy by more than 1 meV/atom plus 1e-6 of itself.
+        The forces differ by more than ``tolerance``, the energy by more than 1 meV/atom plus 1e-6 of itself, or the
+        stress, where both give one, by more than 0.5 % (or ``tolerance``) of its RMS or of 0.01 eV/Å^3.
     """
+    difference = _compare_call(calculator, atoms, labels, role, tolerance)
+    if relabel is not None:
+        moved = atoms.copy()
+        moved.rattle(0.03, seed=11)
+        difference = max(
+            difference, _compare_call(calculator, moved, relabel(moved), role, tolerance)
+        )
+    return difference
+
+
+def _compare_call(
+    calculator: BaseCalculator, atoms: ase.Atoms, labels: Labels, role: str, tolerance: float
+) -> float:
     image = atoms.copy()
     image.calc = calculator
     forces, energy = image.get_forces(apply_constraint=False), image.get_potential_energy()
     scale = max(float(np.sqrt(np.mean(np.square(labels.forces)))), 0.01)
     difference = float(np.sqrt(np.mean(np.square(forces - labels.forces)))) / scale
     energy_difference = abs(energy - labels.energy) / len(atoms)
-    if not difference <= tolerance or not energy_difference <= 1e-3 + 1e-6 * abs(
-        labels.energy
-    ) / len(atoms):
+    same = difference <= tolerance
+    same &= bool(energy_difference <= 1e-3 + 1e-6 * abs(labels.energy) / len(atoms))
+    stress_difference = _compare_stress(image, labels)
+    same &= stress_difference is None or stress_difference <= max(tolerance, STRESS_TOLERANCE)
+    if not same:
+        stress = "" if stress_difference is None else f", stress by {stress_difference:.2%}"
         raise DataError(
             f"the {role}'s calculator does not give the {role}'s labels: forces differ by {difference:.2%} of their "
-            f"RMS and energy by {energy_difference * 1e3:.3g} meV/atom on {atoms.get_chemical_formula()}. The labels "
-            f"are stale, or teacher and student are swapped; label again with this {role}."
+            f"RMS and energy by {energy_difference * 1e3:.3g} meV/atom{stress} on {atoms.get_chemical_formula()}. The "
+            f"labels are stale, or teacher and student are swapped; label again with this {role}."
         )
     return difference
 
+
+def _compare_stress(image: ase.Atoms, labels: Labels) -> float | None:
+    """Relative RMS difference of the stress; None where a side has none."""
+    if labels.stress is None or not image.pbc.all():
+        return None
+    try:
+        stress = image.get_stress(apply_constraint=False)
+    except PropertyNotImplementedError:
+        return None
+    scale = max(float(np.sqrt(np.mean(np.square(labels.stress)))), LEAST_STRESS)
+    return float(np.sqrt(np.mean(np.square(stress - labels.stress)))) / scale
+
+
+STRESS_TOLERANCE = 5e-3
+"""Relative RMS difference of the stress of one calculator and of its labels."""
+
+LEAST_STRESS = 0.01
+"""eV/Å^3; smaller stresses are sums that cancel, their differences are taken relative to this."""
 
 MOST_FORCE = 100.0
 """RMS force of usable frames, eV/Å; dynamics of the teacher is stopped there."""

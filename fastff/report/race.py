@@ -160,7 +160,18 @@ def race(
         )  # fmt: skip
         curves.append(curve)
         report(f"{entry.label}, dynamics through ASE")
-    return tuple(stamp_part(curve) for curve in curves)
+    return tuple(stamp_part(add_conditions(curve, cells, temperature)) for curve in curves)
+
+
+def add_conditions(curve: SpeedCurve, cells: Sequence[ase.Atoms], temperature: float) -> SpeedCurve:
+    """With the volume per atom of every point, and the temperature at which dynamics began."""
+    volumes = {len(cell): cell.get_volume() / len(cell) for cell in cells if cell.pbc.all()}
+    points = tuple(
+        point.model_copy(update={"volume_per_atom": volumes.get(point.n_atoms)})
+        for point in curve.points
+    )
+    start = temperature if curve.time_step is not None else None
+    return curve.model_copy(update={"points": points, "start_temperature": start})
 
 
 def choose_dynamics_sizes(calls: Sequence[SpeedCurve], always: int, budget: float) -> set[int]:

@@ -23,6 +23,7 @@ from fastff.report.kernels import KernelRecord, read_kernels
 from fastff.report.provenance import Provenance
 from fastff.report.record import read_record
 from fastff.report.schema import BenchRecord, ModelPart
+from fastff.report.speed import SpeedCurve, SpeedPoint
 
 TOLERANCE = 0.10
 Record = BenchRecord | KernelRecord
@@ -159,6 +160,8 @@ def check_students(before: Record, model: ModelPart) -> None:
 def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -> list[Change]:
     """Every timing that both records hold: of the same mode, number of atoms, formula and time step.
 
+    Density and the temperature of dynamics must agree, too, where both records hold them.
+
     Raises
     ------
     DataError
@@ -169,7 +172,8 @@ def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -
     check_machines(before, after.provenance, _find_device(after))
     if isinstance(after, BenchRecord):
         check_students(before, after.model)
-    then, now = _list_times(before), _list_times(after)
+    full = _has_conditions(before) and _has_conditions(after)
+    then, now = _list_times(before, full=full), _list_times(after, full=full)
     common = [key for key in then if key in now]
     if not common:
         raise DataError(
@@ -211,8 +215,22 @@ def _find_device(record: Record) -> str:
     return student[0]
 
 
-def _list_times(record: Record) -> Mapping[str, tuple[float, ...]]:
-    """Repeats by what was timed; of a student's record the student's only, others are not ours to keep fast."""
+def _has_conditions(record: Record) -> bool:
+    """Whether densities and temperatures are stored; older records have none."""
+    if isinstance(record, KernelRecord):
+        return True
+    curves = [curve for curve in record.speed if curve.role == "student"]
+    return any(
+        curve.start_temperature is not None or any(p.volume_per_atom is not None for p in curve.points)
+        for curve in curves
+    )  # fmt: skip
+
+
+def _list_times(record: Record, *, full: bool) -> Mapping[str, tuple[float, ...]]:
+    """Repeats by what was timed; of a student's record the student's only, others are not ours to keep fast.
+
+    With density to three digits and temperature of dynamics if ``full``.
+    """
     if isinstance(record, KernelRecord):
         return {
             f"{row.op}, {row.rows} rows, {row.direction}, {row.variant}": row.seconds
@@ -220,10 +238,20 @@ def _list_times(record: Record) -> Mapping[str, tuple[float, ...]]:
             if row.status == "measured" and row.variant != "compiled"
         }
     return {
-        f"{curve.mode}, {point.n_atoms} atoms of {point.formula}"
-        + (f", {curve.time_step:g} fs" if curve.time_step is not None else ""): point.seconds
+        _name_timing(curve, point, full=full): point.seconds
         for curve in record.speed
         if curve.role == "student"
         for point in curve.points
         if point.status == "measured"
     }
+
+
+def _name_timing(curve: SpeedCurve, point: SpeedPoint, *, full: bool) -> str:
+    words = [curve.mode, f"{point.n_atoms} atoms of {point.formula}"]
+    if full and point.volume_per_atom is not None:
+        words.append(f"{point.volume_per_atom:.3g} Å³/atom")
+    if curve.time_step is not None:
+        words.append(f"{curve.time_step:g} fs")
+    if full and curve.start_temperature is not None:
+        words.append(f"{curve.start_temperature:g} K")
+    return ", ".join(words)

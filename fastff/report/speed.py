@@ -22,7 +22,11 @@ Status = Literal["measured", "out-of-memory", "too-large", "too-slow", "not-run"
 
 
 class SpeedPoint(BaseModel):
-    """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured."""
+    """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured.
+
+    ``counts`` says which of mean and median stands for dynamics, the mean where it is None; ``volume_per_atom`` is in
+    Å^3, of fully periodic structures.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -37,10 +41,20 @@ class SpeedPoint(BaseModel):
     q90: float | None = None
     atom_steps_per_second: float | None = None
     peak_memory: int | None = None
+    counts: Literal["mean", "median"] | None = None
+    volume_per_atom: float | None = None
+
+    @property
+    def per_step(self) -> float | None:
+        """Seconds of a step of dynamics: the mean, which pays for neighbor lists, unless the median counts."""
+        return self.median if self.counts == "median" else self.mean
 
 
 class SpeedCurve(Stamped):
-    """Timings of one calculator over sizes, with what they include and what it was."""
+    """Timings of one calculator over sizes, with what they include and what it was.
+
+    ``time_step`` in fs and ``start_temperature`` in K are those of dynamics.
+    """
 
     role: str
     label: str
@@ -51,6 +65,7 @@ class SpeedCurve(Stamped):
     identity: dict[str, Any]
     memory_kind: str = ""
     time_step: float | None = None
+    start_temperature: float | None = None
     points: tuple[SpeedPoint, ...]
 
     def find(self, n_atoms: int) -> SpeedPoint | None:

@@ -319,12 +319,24 @@ def test_work_of_the_kernel_table(cpu, monkeypatch):
         single = work.definition(lambda function: function)
         assert work.triton is not None
         for found in (work.triton(), single()):
-            assert tuning.find_relative_error(found, work.exact) < 1e-5, work.op
+            assert work.compare(found) < 1e-5, work.op
         assert work.n_bytes > 0
     assert names == [
         "moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint",
-        "evaluation, 1 hop", "evaluation, 2 hops", "skin_check", "neighbor_list",
+        "evaluation, 1 hop", "evaluation, 2 hops", "skin_check", "skin_check, stale", "neighbor_list",
     ]  # fmt: skip
+
+
+def test_wrong_lists_are_told_from_right_ones(cpu, monkeypatch):
+    """A check that never asks for a list, one that always does, and a neighbor taken for another one."""
+    monkeypatch.setattr(kernel_work, "CELLS", 2)
+    monkeypatch.setattr(kernel_work, "CELLS_QUADRATIC", 2)
+    fresh, stale, search = kernel_work.make_lists(cpu)
+    for found, wrong in ((0, stale), (1, fresh)):
+        assert wrong.compare(torch.tensor(found)) > 0.5
+    right = search.triton()
+    right.matrix.entries[3, 0] = right.matrix.entries[3, 1]
+    assert search.compare(right) == 1.0
 
 
 def test_op_takes_the_kernels_and_the_definition():

@@ -22,6 +22,7 @@ from fastff.report.physics.record import (
     NveItem,
     PhononItem,
     Quantity,
+    RdfCurve,
     RdfItem,
     StabilityItem,
     VacancyItem,
@@ -36,8 +37,16 @@ LEAST_DEPTH = 2e-3
 """eV below the largest distance; a shallower dip of a pair's curve is no bond."""
 
 
+PEAK_REACH = 0.3
+"""Å to either side of a peak of g(r) within which nothing is higher."""
+
+
 class PropertyError(FastFFError):
     """A property cannot be derived: the curve of a side has no minimum, a run broke, a relaxation did not end."""
+
+
+class TooShortError(PropertyError):
+    """A run is too short to say anything; with more time it might."""
 
 
 def derive_quantities(item: AnyItem) -> tuple[Quantity, ...]:
@@ -232,20 +241,54 @@ def _derive_dimers(item: DimerItem) -> tuple[Quantity, ...]:
     return tuple(rows)
 
 
+def find_first_peak(radii: Sequence[float], values: Sequence[float]) -> float:
+    """Where g(r) first has a maximum above one, Å: the vertex of the parabola through it and its two neighbors.
+
+    A maximum is higher than everything within :data:`PEAK_REACH`. Without any above one, the highest counts.
+    """
+    r, g = np.asarray(radii, dtype=float), np.asarray(values, dtype=float)
+    width = r[1] - r[0]
+    reach = max(1, round(PEAK_REACH / width))
+    peaks = (
+        k for k in range(1, len(g) - 1)
+        if g[k] >= 1.0 and g[k] == g[max(0, k - reach) : k + reach + 1].max()
+    )  # fmt: skip
+    peak = next(peaks, int(np.argmax(g)))
+    if not 0 < peak < len(g) - 1:
+        return float(r[peak])
+    left, top, right = g[peak - 1 : peak + 2]
+    curvature = left - 2.0 * top + right
+    shift = 0.5 * (left - right) / curvature if curvature < 0.0 else 0.0
+    return float(r[peak] + shift * width)
+
+
+def _derive_peak(item: RdfItem, curve: RdfCurve) -> Quantity:
+    """Place of the first peak, the width of a bin its error; of the highest in records from before that."""
+    if item.peak is None:
+        r = np.array(curve.radii)
+        return Quantity(
+            name=f"{curve.pair}, highest peak at", unit="Å",
+            teacher=None if curve.teacher is None else float(r[np.argmax(curve.teacher)]),
+            student=float(r[np.argmax(curve.student)]),
+        )  # fmt: skip
+    width = float(curve.radii[1] - curve.radii[0])
+    there = curve.teacher is not None
+    return Quantity(
+        name=f"{curve.pair}, first peak at", unit="Å",
+        teacher=None if curve.teacher is None else find_first_peak(curve.radii, curve.teacher),
+        student=find_first_peak(curve.radii, curve.student),
+        teacher_error=width if there else None, student_error=width,
+    )  # fmt: skip
+
+
 def _derive_rdf(item: RdfItem) -> tuple[Quantity, ...]:
-    """Per pair: place and height of the first peak, and the area between the curves relative to that under them."""
+    """Per pair: place of the first peak, and the area between the curves relative to that under them."""
     rows = []
     for curve in item.curves:
         r = np.array(curve.radii)
         student = np.array(curve.student)
         teacher = None if curve.teacher is None else np.array(curve.teacher)
-        rows.append(
-            Quantity(
-                name=f"{curve.pair}, highest peak at", unit="Å",
-                teacher=None if teacher is None else float(r[np.argmax(teacher)]),
-                student=float(r[np.argmax(student)]),
-            )
-        )  # fmt: skip
+        rows.append(_derive_peak(item, curve))
         if teacher is None or curve.teacher_error is None:
             continue
         area = max(float((r**2 * teacher).sum()), 1e-12)

@@ -173,7 +173,10 @@ def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
 def find_primitive(
     atoms: ase.Atoms, tolerance: float, *, idealize: bool = False
 ) -> ase.Atoms | None:
-    """The primitive cell at a tolerance in Å, or None where there is none; idealised in the axes of spglib."""
+    """The primitive cell at a tolerance in Å, idealised in the axes of spglib, or None where there is none.
+
+    A large cell without symmetry, :data:`LARGEST_ASYMMETRIC`, is disorder that was repeated, not primitive.
+    """
     import spglib
 
     cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
@@ -188,6 +191,9 @@ def find_primitive(
         return None
     if group is None or found is None:
         return None
+    asymmetric = group.endswith("(1)")
     if len(found[2]) >= len(atoms):
-        return None if group.endswith("(1)") else atoms
+        return None if asymmetric else atoms
+    if asymmetric and len(found[2]) > LARGEST_ASYMMETRIC:
+        return None
     return ase.Atoms(found[2], scaled_positions=found[1], cell=found[0], pbc=True)

@@ -127,12 +127,16 @@ class RdfCurve(PhysicsBase):
 
 
 class RdfItem(Item):
-    """Radial distribution functions of two runs under the same thermostat."""
+    """Radial distribution functions of two runs under the same thermostat.
+
+    ``peak`` says which peak's place is a quantity; None, in older records, is the highest.
+    """
 
     kind: Literal["rdf"] = "rdf"
     temperature: float
     n_blocks: int
     curves: tuple[RdfCurve, ...]
+    peak: Literal["first"] | None = None
 
 
 class DiffusionCurve(PhysicsBase):

@@ -3,8 +3,8 @@
 Here: :func:`measure_physics`, which takes what fits the structure and what there is time for, and
 :func:`verify_physics`. Not here: the properties, the clock (:mod:`fastff.report.physics.schedule`).
 
-``"auto"`` keeps to a budget of seconds, of which each property has a share, the cheap ones first. ``"full"`` has no
-budget and longer runs.
+``"auto"`` keeps to a budget of seconds, of which each property has a share. What compares both sides comes before what
+the student does alone. ``"full"`` has no budget and longer runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastff.distill.cells import build_supercell
 from fastff.distill.dynamics import draw_momenta
 from fastff.report.heldout import choose_time_step
 from fastff.report.physics import crystal as crystals
-from fastff.report.physics import dimers, motion
+from fastff.report.physics import dimers, endurance, motion
 from fastff.report.physics.derive import PropertyError, derive_quantities
 from fastff.report.physics.material import WORDS, Material, describe_material
 from fastff.report.physics.record import PhysicsPart
@@ -33,15 +33,14 @@ if TYPE_CHECKING:
 
     from fastff.models import Student
 
-LEAST_STEPS = 100
-"""Shorter runs say nothing of stability or the conservation of energy."""
-
-LEAST_RDF_STEPS = 200
-"""Shorter runs say nothing of pair distributions."""
-
 MOST_STEPS = {"auto": 2000, "full": 20_000}
+"""Steps of runs of both sides, more only where pair distributions or diffusion would say nothing."""
+
 ENGINE_STEPS = {"auto": 1000, "full": 20_000}
-"""Steps of the student's own loop."""
+"""Steps of the student's own loop, more only where stability would say nothing."""
+
+PHONOPY_SECONDS = 2.5
+"""phonopy's own work for both sides: symmetry, force constants, bands."""
 
 RECOGNITION = 0.1
 """Share of the budget for relaxing a disturbed crystal before its primitive cell is searched."""
@@ -82,9 +81,9 @@ def measure_physics(
     lab.work(
         [
             _plan_dimers(lab, material, float(model.cutoff)),
-            *plan_student(lab, material, model, temperatures),
             *_plan_crystal(lab, material),
             *plan_runs(lab, material, temperatures),
+            *plan_student(lab, material, model, temperatures),
         ]
     )
     return PhysicsPart(
@@ -115,36 +114,46 @@ def _plan_dimers(lab: Laboratory, material: Material, cutoff: float) -> Task:
 def plan_student(
     lab: Laboratory, material: Material, model: Student, temperatures: tuple[float, float]
 ) -> list[Task]:
-    """Stability and conservation of energy, in the student's own loop."""
+    """Conservation of energy and stability, in the student's own loop."""
     box, time_step = material.box, choose_time_step(material.box.numbers)
     highest, middle = temperatures[1], 0.5 * sum(temperatures)
-
-    n_steps = ENGINE_STEPS[lab.mode]
+    least_nve, least_stability = (
+        math.ceil(round(least * 1e3 / time_step, 6))
+        for least in (endurance.LEAST_NVE, endurance.LEAST_STABILITY)
+    )
+    n_steps = max(ENGINE_STEPS[lab.mode], least_nve, least_stability)
+    complete = n_steps * time_step * 1e-3 * (1.0 - 1e-6)
 
     def measure_nve(seconds: float) -> Any:
-        n_teacher = int(min(0.5 * seconds / lab.teacher.estimate(box), 2000, n_steps))
+        takes = lab.teacher.estimate(box)
+        spare = 0.9 * seconds - least_nve * lab.student.estimate(box)
+        n_teacher = int(max(0.0, min(spare / takes + 1e-6, 2000, n_steps)))
+        n_teacher = n_teacher if n_teacher >= least_nve else 0
         start = box.copy()
         # Twice the temperature: half of it goes into the potential energy of what starts at rest.
         start.set_momenta(draw_momenta(start, 2.0 * middle, 21, 0))
-        return motion.measure_nve(
-            lab.teacher if n_teacher >= LEAST_STEPS else None, model, start, middle,
-            time_step, n_steps, n_teacher, seconds if n_teacher < LEAST_STEPS else 0.5 * seconds,
+        return endurance.measure_nve(
+            lab.teacher if n_teacher else None, model, start, middle,
+            time_step, n_steps, n_teacher, seconds - n_teacher * takes,
         )  # fmt: skip
 
     return [
         Task(
-            "Stability", 3.0,
-            measure=lambda seconds: motion.measure_stability(
-                model, box, highest, time_step, n_steps, seconds
-            ),
-            cost=lambda: 2 * LEAST_STEPS * lab.student.estimate(box),
-            against=str,
-        ),
-        Task(
             "Conservation of energy", 3.0,
             measure=measure_nve,
-            cost=lambda: LEAST_STEPS * lab.student.estimate(box),
+            cost=lambda: least_nve * lab.estimate(box) / 0.9,
             against=str,
+            cost_alone=lambda: least_nve * lab.student.estimate(box),
+            incomplete=lambda item: item.student.times[-1] < complete,
+        ),
+        Task(
+            "Stability", 3.0,
+            measure=lambda seconds: endurance.measure_stability(
+                model, box, highest, time_step, n_steps, seconds
+            ),
+            cost=lambda: 2 * least_stability * lab.student.estimate(box),
+            against=str,
+            incomplete=lambda item: any(run.n_steps < n_steps and not run.reason for run in item.runs),
         ),
     ]  # fmt: skip
 
@@ -165,7 +174,8 @@ def _plan_crystal(lab: Laboratory, material: Material) -> list[Task]:
         crystals.import_phonopy()
         cell, _ = crystals.build_phonon_cell(unit)
         # one or two displacements of each kind of atom in the cell, as a rule
-        return (2 * len(set(unit.numbers)) + 1) * lab.estimate(cell) + estimate_units(0)
+        n_calls = 2 * len(set(unit.numbers)) + 1
+        return n_calls * lab.estimate(cell) + estimate_units(0) + PHONOPY_SECONDS
 
     def estimate_vacancies() -> float:
         hole = crystals.build_vacancy_cell(unit)
@@ -213,65 +223,81 @@ def plan_runs(lab: Laboratory, material: Material, temperatures: tuple[float, fl
     periodic = material.kind in ("crystal", "disordered")
     fits = "" if periodic else f"the structure is {WORDS[material.kind]}, without a density"
     still = "" if material.kind == "disordered" else f"the structure is {WORDS[material.kind]}"
+    boxes = [material.box]
+    if material.kind == "crystal":
+        boxes.append(build_supercell(material.unit, 6.0, 60).atoms)
+    least = _count_least(material)
 
     def measure_distributions(seconds: float) -> Any:
-        _run_sides(lab, material, runs, middle, seconds)
+        _run_sides(lab, material, boxes, runs, middle, seconds)
         return motion.compare_distributions(
             runs.sides.get("teacher"), runs.sides["student"], material.pairs, middle, runs.absence
         )
 
+    def measure_diffusion(_: float) -> Any:
+        if "student" not in runs.sides:
+            raise PropertyError("there are no runs of pair distributions")
+        return motion.compare_diffusion(
+            runs.sides.get("teacher"), runs.sides["student"], middle, runs.absence
+        )
+
     return [
         Task(
-            "Pair distributions", 6.0,
+            "Pair distributions", 6.0 if still else 12.0,
             measure=measure_distributions,
-            cost=lambda: LEAST_RDF_STEPS * lab.student.estimate(material.box),
+            cost=lambda: least * lab.estimate(boxes[-1]) / 0.9,
             against=lambda: fits,
+            cost_alone=lambda: least * lab.student.estimate(boxes[-1]),
         ),
         Task(
             "Diffusion", 0.0,
-            measure=lambda _: motion.compare_diffusion(
-                runs.sides.get("teacher"), runs.sides["student"], middle, runs.absence
-            ),
-            cost=lambda: 0.0,
-            against=lambda: still or ("" if "student" in runs.sides else "there are no runs, see above"),
+            measure=measure_diffusion,
+            # waits for the runs
+            cost=lambda: 0.0 if runs.sides else math.inf,
+            against=lambda: still,
+            cost_alone=lambda: 0.0,
         ),
     ]  # fmt: skip
 
 
+def _count_least(material: Material) -> int:
+    """Steps of the shortest runs that say something of pair distributions."""
+    return motion.count_steps(2.0 * motion.LEAST_BLOCK, choose_time_step(material.box.numbers))
+
+
 def _run_sides(
-    lab: Laboratory, material: Material, runs: _Runs, temperature: float, seconds: float
+    lab: Laboratory,
+    material: Material,
+    boxes: list[ase.Atoms],
+    runs: _Runs,
+    temperature: float,
+    seconds: float,
 ) -> None:
     """Both sides in the largest box in which there is time for the teacher, else the student alone."""
-    boxes = [material.box]
-    if material.kind == "crystal":
-        boxes.append(build_supercell(material.unit, 6.0, 60).atoms)
-    box, roles = boxes[0], ["student"]
+    least, time_step = _count_least(material), choose_time_step(material.box.numbers)
+    box, roles = boxes[-1], ["student"]
     for candidate in boxes:
-        if 0.9 * seconds >= LEAST_RDF_STEPS * lab.estimate(candidate):
+        if 0.9 * seconds * (1.0 + 1e-9) >= least * lab.estimate(candidate):
             box, roles = candidate, ["student", "teacher"]
             break
     if len(roles) == 1:
-        takes = LEAST_RDF_STEPS * lab.teacher.estimate(boxes[-1])
-        runs.absence = (
-            f"{LEAST_RDF_STEPS} steps of it take about {takes:.0f} s, {seconds:.0f} s were left"
-        )
+        takes = least * lab.teacher.estimate(boxes[-1])
+        runs.absence = f"{least} steps of it take about {takes:.0f} s, {seconds:.0f} s were left"
     start = box.copy()
     start.rattle(0.02, seed=7)
-    time_step = choose_time_step(box.numbers)
     sides = [lab.teacher if role == "teacher" else lab.student for role in roles]
     cost = sum(motion.measure_step(side, start, temperature, time_step) for side in sides)
     # the student alone is no comparison: it leaves time for other properties
     part = 0.8 if len(roles) == 2 else 0.2
-    n_steps = _bound(part * seconds / cost, MOST_STEPS[lab.mode])
+    most = MOST_STEPS[lab.mode]
+    if material.kind == "disordered":
+        most = max(most, motion.count_steps(motion.LEAST_DIFFUSION, time_step))
+    steps = part * seconds / cost
+    n_steps = int(max(least, min(most, steps) if math.isfinite(steps) else most))
+    found: dict[str, motion.Run] = {}
     for side in sides:
-        runs.sides[side.role] = motion.run_side(
-            side, start, temperature, time_step, n_steps, seed=20
-        )
-
-
-def _bound(steps: float, most: int) -> int:
-    """A number of steps between the least that says something and ``most``."""
-    return int(min(most, max(LEAST_RDF_STEPS, steps if math.isfinite(steps) else most)))
+        found[side.role] = motion.run_side(side, start, temperature, time_step, n_steps, seed=20)
+    runs.sides.update(found)
 
 
 def verify_physics(part: PhysicsPart) -> list[str]:

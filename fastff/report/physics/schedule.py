@@ -4,7 +4,8 @@ Here: :class:`Laboratory`, :class:`Task` and the shares of the budget. Not here:
 (:mod:`fastff.report.physics.run`).
 
 Every task has a share of the seconds that are left when its turn comes. One that costs more by its estimate waits until
-all others had their turn and then takes what they left; one that runs over is stopped at the next label.
+all others had their turn and then takes what they left, at last without the teacher where it can do so; one that runs
+over is stopped at the next label. What was cut short is measured again for longer with the seconds left in the end.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastff.errors import FastFFError
-from fastff.report.physics.derive import derive_quantities
+from fastff.report.physics.derive import TooShortError, derive_quantities
 from fastff.report.physics.record import AnyItem, LeftOut
-from fastff.report.physics.side import Side
+from fastff.report.physics.side import OutOfTimeError, Side
 from fastff.report.stamps import stamp_part
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class Task:
         Estimates seconds of the least that is worth measuring.
     against : callable
         A reason why it does not fit, or an empty string; asked when its turn comes.
+    cost_alone : callable, optional
+        Seconds of the least that is worth measuring of the student alone, where that is worth something.
+    incomplete : callable, optional
+        Whether an item was cut short, so that more seconds would lengthen it.
     """
 
     title: str
@@ -52,6 +57,8 @@ class Task:
     measure: Callable[[float], AnyItem]
     cost: Callable[[], float]
     against: Callable[[], str]
+    cost_alone: Callable[[], float] | None = None
+    incomplete: Callable[[Any], bool] = lambda item: False
 
 
 @dataclass
@@ -95,7 +102,7 @@ class Laboratory:
             side.deadline = time.perf_counter() + seconds
 
     def work(self, tasks: list[Task]) -> None:
-        """Do tasks in their order, then those that were postponed, from the cheapest on."""
+        """Do tasks in their order, then those that were postponed, from the cheapest on, then lengthen what was cut."""
         open_shares = {task.title: task.share for task in tasks}
         postponed: list[tuple[float, Task]] = []
         for task in tasks:
@@ -107,45 +114,89 @@ class Laboratory:
             else:
                 postponed.append((expected, task))
         shares = sum(task.share for _, task in postponed)
+        dear: list[tuple[float, Task]] = []
         for known, task in sorted(postponed, key=lambda entry: entry[0]):
             fair = task.share / max(shares, 1e-9) * self.remaining
             shares -= task.share
             seconds = min(max(known, fair), self.remaining)
-            expected = self._attempt(task, seconds)
+            expected = self._attempt(task, seconds, last=task.cost_alone is None)
             if expected is not None:
+                dear.append((expected, task))
+        for expected, task in dear:
+            if task.cost_alone is None or self._attempt(
+                task, self.remaining, cost=task.cost_alone, last=True
+            ):
                 takes = f"takes about {expected:.0f} s, " if expected < math.inf else ""
                 self._leave(
                     task,
                     f"{takes}{self.remaining:.0f} s of the budget of {self.budget:.0f} s are left; --physics full has "
                     "no limit",
                 )
+        self._lengthen(tasks)
 
-    def _attempt(self, task: Task, seconds: float) -> float | None:
-        """Measure or leave out, and return None; or return what it would cost if that is more than ``seconds``."""
+    def _lengthen(self, tasks: list[Task]) -> None:
+        """Measure what was cut short again, where there is time for twice as much."""
+        found = {item.title: item for item in self.items}
+        short = [t for t in tasks if t.title in found and t.incomplete(found[t.title])]
+        for number, task in enumerate(short):
+            seconds, item = self.remaining / (len(short) - number), found[task.title]
+            if not 2.0 * item.seconds < seconds < math.inf:
+                continue
+            self.progress(f"physics: {task.title.lower()}", len(found), 9)
+            place = self.items.index(item)
+            try:
+                self.items[place] = self._measure(task, seconds)
+            except (OutOfTimeError, TooShortError):
+                continue
+            except FastFFError as error:  # a longer run found a fault
+                del self.items[place]
+                self._leave(task, str(error))
+            finally:
+                self.limit(math.inf)
+
+    def _attempt(
+        self,
+        task: Task,
+        seconds: float,
+        *,
+        cost: Callable[[], float] | None = None,
+        last: bool = False,
+    ) -> float | None:
+        """Measure or leave out, and return None; or return what it would cost if that is more than ``seconds``.
+
+        Unless it is its ``last`` attempt, a task whose runs turn out too short costs more, too.
+        """
         self.progress(f"physics: {task.title.lower()}", len(self.items) + len(self.left_out), 9)
-        start = time.perf_counter()
         self.limit(self.remaining)
         try:
             reason = task.against()
             if reason:
                 self._leave(task, reason)
                 return None
-            expected = task.cost() if self.remaining > 0.0 else math.inf
+            expected = (cost or task.cost)() if self.remaining > 0.0 else math.inf
             if expected > seconds:
                 return expected
-            self.limit(min(LENIENCE * seconds, self.remaining + 0.1 * self.budget))
-            item = task.measure(seconds)
-            found = {
-                "seconds": time.perf_counter() - start,
-                "quantities": derive_quantities(item),
-                "identity": {side.role: side.identity for side in (self.teacher, self.student)},
-            }
-            self.items.append(stamp_part(item.model_copy(update=found)))
+            self.items.append(self._measure(task, seconds))
+        except TooShortError as error:
+            if not last:
+                return 2.0 * min(seconds, self.remaining)
+            self._leave(task, str(error))
         except FastFFError as error:
             self._leave(task, str(error))
         finally:
             self.limit(math.inf)
         return None
+
+    def _measure(self, task: Task, seconds: float) -> AnyItem:
+        start = time.perf_counter()
+        self.limit(min(LENIENCE * seconds, self.remaining + 0.1 * self.budget))
+        item = task.measure(seconds)
+        found = {
+            "seconds": time.perf_counter() - start,
+            "quantities": derive_quantities(item),
+            "identity": {side.role: side.identity for side in (self.teacher, self.student)},
+        }
+        return stamp_part(item.model_copy(update=found))
 
     def _leave(self, task: Task, reason: str) -> None:
         self.left_out.append(LeftOut(title=task.title, reason=reason))

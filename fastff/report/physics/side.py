@@ -22,6 +22,10 @@ Labeller = Callable[[Sequence[ase.Atoms]], list[Labels]]
 Role = Literal["teacher", "student"]
 
 
+DEAR = 0.05
+"""Share of the seconds left from which on one call is enough to judge what a call costs."""
+
+
 class OutOfTimeError(PropertyError):
     """A property took longer than its share of the budget."""
 
@@ -72,8 +76,10 @@ class Side:
         """Seconds of one call on ``copies`` of ``atoms``: measured where done at this size, else in proportion.
 
         Measures (three calls, the first of which does not count) where nothing is known within a factor of 1.4 in size.
+        A first call that takes a good part of the seconds up to the deadline is taken for the cost itself.
         """
         n_atoms = copies * len(atoms)
+        left = self.deadline - time.perf_counter()
         known = {n: seconds for (n, batch), seconds in self._costs.items() if batch == (copies > 1)}
         if not any(0.7 <= n / n_atoms <= 1.43 for n in known):
             for number in range(3):
@@ -81,7 +87,12 @@ class Side:
                     atoms.copy()
                 )  # moved a little: calculators remember what they were asked last
                 image.rattle(1e-3, seed=number)
+                start = time.perf_counter()
                 self.label([image] * copies)
+                seconds = time.perf_counter() - start
+                if seconds > DEAR * left:
+                    self._costs[n_atoms, copies > 1] = seconds
+                    break
             known[n_atoms] = self._costs[n_atoms, copies > 1]
         nearest = min(known, key=lambda n: abs(np.log(n / n_atoms)))
         return known[nearest] * max(1.0, n_atoms / nearest)
