@@ -21,6 +21,7 @@ from fastff.errors import DataError
 from fastff.report import figures, speed_figures, trust_figures
 from fastff.report.markdown import (
     describe_contest,
+    describe_intervals,
     describe_range,
     describe_teacher,
     sentence,
@@ -80,6 +81,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         title=describe_contest(record),
         tiles=_list_tiles(record),
         accuracy_table=tabulate_accuracy(record),
+        intervals=describe_intervals(record),
         speed_table=tabulate_speed(record),
         teacher_settings=describe_teacher(record),
         dynamics_table=tabulate_dynamics(record),

@@ -18,6 +18,7 @@ from fastff.report.tables import (
 )
 from fastff.report.verdict import (
     UNDEFINED,
+    describe_method,
     format_bytes,
     format_count,
     format_error,
@@ -57,6 +58,15 @@ def tabulate_accuracy(record: BenchRecord) -> Table:
         limit = format_percent(1.0 - record.teacher_noise.force, 3)
         rows.append(["teacher's noise floor", "force", limit, floor])
     return ["frames", "quantity", "accuracy", "error"], rows
+
+
+def describe_intervals(record: BenchRecord) -> str:
+    """What the intervals beside the accuracies are, for each comparison."""
+    said = [
+        f"{c.name}: {describe_method(c.read_accuracy(), c.frames.n_trajectories)}"
+        for c in record.comparisons
+    ]
+    return f"{sentence('; '.join(said))}."
 
 
 def tabulate_temperatures(record: BenchRecord) -> Table:
@@ -187,6 +197,7 @@ def write_tables(record: BenchRecord) -> str:
         f"## {describe_contest(record)}",
         "\n".join(f"- {_escape(line)}" for line in record.verdict.lines),
         format_markdown(tabulate_accuracy(record)),
+        _escape(describe_intervals(record)),
     ]
     if record.baselines:
         parts.append("Beside other models:")

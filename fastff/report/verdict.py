@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastff.report.metrics import Accuracy
 from fastff.report.physics.derive import compare_quantity
+from fastff.report.spread import LEAST_TRAJECTORIES
 from fastff.units import EV_PER_A3_TO_GPA, show_percent
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from fastff.report.schema import Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 1
+WORDING = 2
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
@@ -36,11 +37,21 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 
 
 def format_interval(accuracy: Accuracy, quantity: str) -> str:
-    """95 % interval of a quantity or of ``"overall"`` in parentheses, empty where there is none."""
+    """95 % interval of a quantity or of ``"overall"`` in parentheses, rounded outwards; empty where there is none."""
     if quantity not in accuracy.intervals:
         return ""
     low, high = accuracy.intervals[quantity]
-    return f"({100.0 * low:.1f} to {100.0 * high:.1f} %)"
+    return f"({show_percent(low).removesuffix(' %')} to {show_percent(high, up=True)})"
+
+
+def describe_method(accuracy: Accuracy, n_trajectories: int) -> str:
+    """What the intervals of a comparison come from, or that there are none."""
+    if not accuracy.intervals and n_trajectories >= LEAST_TRAJECTORIES:
+        return "no interval was estimated"
+    if not accuracy.intervals:
+        return f"no interval: {n_trajectories} {'trajectory' if n_trajectories == 1 else 'trajectories'}"
+    method = "too narrow, " if accuracy.intervals_by == "bootstrap" else ""
+    return f"95 % interval, {method}{accuracy.intervals_by} over {n_trajectories} trajectories"
 
 
 def format_share(value: float | None) -> str:
@@ -153,15 +164,17 @@ def _judge_accuracy(
             ("stress", accuracy.stress),
         )
     )
-    interval = ""
+    interval = describe_method(accuracy, main.frames.n_trajectories)
     if "overall" in accuracy.intervals:
-        shown = format_interval(accuracy, "overall").strip("()")
-        interval = f"; {shown} with 95 % confidence over {main.frames.n_trajectories} trajectories"
+        interval = f"{format_interval(accuracy, 'overall').strip('()')}, {interval}"
     bar = ""
     if required is not None:
         bar = f"; required {format_percent(required)}: {'met' if passed else 'NOT MET'}"
+        low, high = accuracy.intervals.get("overall", (accuracy.overall, accuracy.overall))
+        if low < required < high:
+            bar += ", but the interval holds the required value"
     return (
-        f"Accuracy: {format_percent(accuracy.overall)} ({parts}{interval}) on {main.frames.n_frames} {main.name} of "
+        f"Accuracy: {format_percent(accuracy.overall)} ({parts}; {interval}) on {main.frames.n_frames} {main.name} of "
         f"{', '.join(main.frames.formulas)}{bar}."
     )
 
