@@ -72,7 +72,10 @@ def describe_intervals(record: BenchRecord) -> str:
 def tabulate_temperatures(record: BenchRecord) -> Table:
     """One row for each temperature of the frames that decide, relative to the frames of that temperature."""
     rows = [
-        [f"{row['temperature']:.0f}", str(row["n_frames"])]
+        [
+            "unknown" if row["temperature"] is None else f"{row['temperature']:.0f}",
+            str(row["n_frames"]),
+        ]
         + [format_percent(row[quantity]) for quantity in ("force", "energy", "stress")]
         for row in record.main.read_accuracy().per_temperature
     ]

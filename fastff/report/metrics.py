@@ -77,7 +77,7 @@ class Accuracy:
     intervals_by : str
         What the intervals come from: ``"jackknife"``; ``"bootstrap"`` in older records, whose intervals are too narrow.
     per_temperature : tuple of dict
-        Temperature in K, frames and accuracies of these, where the frames carry temperatures.
+        Temperature in K, frames, accuracies of these and what they come from, where the frames carry temperatures.
     notes : tuple of str
         Why a quantity is None or covers fewer frames than were given.
     """

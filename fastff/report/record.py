@@ -17,6 +17,7 @@ from fastff.errors import DataError
 from fastff.report.attribution import verify_attribution, verify_stamps
 from fastff.report.conclusions import verify_conclusions
 from fastff.report.consistency import verify_comparison
+from fastff.report.limits import verify_limits
 from fastff.report.schema import ADDED, READABLE, BenchRecord, compute_digest
 
 
@@ -94,5 +95,6 @@ def verify_record(record: BenchRecord, *, model_sha256: str | None = None) -> No
     for comparison in record.comparisons:
         verify_comparison(comparison)
     verify_attribution(record)
+    verify_limits(record)
     verify_conclusions(record)
     verify_stamps(record)

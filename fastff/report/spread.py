@@ -127,26 +127,50 @@ def _scatter_energies(
     return totals[0], totals[1]
 
 
+SUMS = (
+    "n_atoms", "force_rmse", "force_rms", "n_energies", "energy_rmse", "energy_std", "n_stresses", "stress_rmse",
+    "stress_rms",
+)  # fmt: skip
+"""What each row by temperature holds beside its accuracies, as in the table of all frames."""
+
+
 def split_by_temperature(
     frames: Sequence[Frame], prediction: Sequence[Labels]
 ) -> tuple[dict[str, Any], ...]:
-    """Accuracies of the frames of each temperature, where they carry two or more; the scale is that of these frames."""
+    """Accuracies of the frames of each temperature, where they carry two or more; the scale is that of these frames.
+
+    All frames are in the rows: those without a temperature in a last one, whose temperature is None.
+    """
     groups: dict[float, list[int]] = {}
+    unknown = []
     for index, frame in enumerate(frames):
         if np.isfinite(frame.temperature):
             groups.setdefault(round(float(frame.temperature), 1), []).append(index)
+        else:
+            unknown.append(index)
     if not 2 <= len(groups) <= MOST_TEMPERATURES:
         return ()
-    rows = []
-    for temperature, members in sorted(groups.items()):
-        try:
-            accuracy = measure_accuracy(
-                [frames[i].labels for i in members],
-                [prediction[i] for i in members],
-                [frames[i].atoms for i in members],
-            )
-        except DataError:  # undefined for so few frames
-            continue
-        values = {name: getattr(accuracy, name) for name in QUANTITIES}
-        rows.append({"temperature": temperature, "n_frames": len(members), **values})
-    return tuple(rows)
+    members: list[tuple[float | None, list[int]]] = [*sorted(groups.items())]
+    if unknown:
+        members.append((None, unknown))
+    return tuple(
+        {"temperature": temperature, "n_frames": len(own), **_measure_row(frames, prediction, own)}
+        for temperature, own in members
+    )
+
+
+def _measure_row(
+    frames: Sequence[Frame], prediction: Sequence[Labels], members: Sequence[int]
+) -> dict[str, Any]:
+    """Accuracies and :data:`SUMS` of some frames; None where undefined for so few."""
+    try:
+        accuracy = measure_accuracy(
+            [frames[i].labels for i in members],
+            [prediction[i] for i in members],
+            [frames[i].atoms for i in members],
+        )
+    except DataError:
+        counts = {name: 0 for name in SUMS if name.startswith("n_")}
+        counts["n_atoms"] = sum(len(frames[i].atoms) for i in members)
+        return dict.fromkeys((*QUANTITIES, *SUMS)) | counts
+    return {name: getattr(accuracy, name) for name in (*QUANTITIES, *SUMS)}
