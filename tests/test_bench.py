@@ -128,7 +128,7 @@ def test_run_measures_both_sides(record):
         record.find_curve("teacher", "ase-call").find(500).median
         / record.find_curve("student", "ase-call").find(500).median
     )
-    assert len(record.verdict.lines) == 5
+    assert len(record.verdict.lines) == 6
     assert record.verdict.passed is None
     assert record.teacher_noise.rotation_force < 1e-9
     assert record.provenance.command == "fastff bench cu.safetensors"
@@ -260,7 +260,7 @@ def test_labels_are_judged_without_a_teacher(result, model, tmp_path, monkeypatc
     assert judged.speed == ()
     assert judged.headline is None
     assert "not verified" in " ".join(judged.main.frames.notes)
-    assert "not compared" in judged.verdict.lines[3]
+    assert "not compared" in judged.verdict.lines[4]
     assert "Not measured" in render_report(judged)
 
 

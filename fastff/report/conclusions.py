@@ -81,6 +81,9 @@ def _verify_verdict(record: BenchRecord) -> None:
     stated = None if noise is None else noise.force
     if noise is not None and noise.difference == "second":  # was stated as noise then
         stated = max(noise.force, noise.jitter_force)
+    speed = None if headline is None else headline.ratio
+    if speed is not None and "× slower than" in text:
+        speed = 1.0 / speed
     for pattern, value, share in (
         # percentages of accuracy are rounded down, the others to the nearest
         (r"^Accuracy: (-?[\d.]+) %", 100.0 * overall, 1.0),
@@ -89,7 +92,7 @@ def _verify_verdict(record: BenchRecord) -> None:
             None if stated is None else 100.0 * stated,
             0.51,
         ),
-        (r"^Speed: ([\d.e+]+)×", headline.ratio if headline else None, 0.51),
+        (r"^Speed: ([\d.e+]+)×", speed, 0.51),
     ):
         found = re.search(pattern, text, re.MULTILINE)
         if found is None and value is not None and pattern.startswith("^Accuracy"):

@@ -37,9 +37,9 @@ from fastff.report.speed import SpeedCurve
 from fastff.report.tables import STATUS_WORDS, tabulate_baselines, tabulate_paths, tabulate_physics
 from fastff.report.verdict import (
     UNDEFINED,
+    describe_ratio,
     format_bytes,
     format_percent,
-    format_ratio,
     format_share,
 )
 
@@ -131,11 +131,10 @@ def _list_tiles(record: BenchRecord) -> list[tuple[str, str, str]]:
         (f"{accuracy.force_mae * 1e3:.3g}", "meV/Å force MAE", f"of {accuracy.force_rms * 1e3:.3g} meV/Å RMS"),
     ]  # fmt: skip
     if record.headline is not None:
-        tiles.append(
-            (format_ratio(record.headline.ratio), "faster",
-             f"one ASE call, {record.headline.n_atoms} atoms; {describe_range(record, record.headline.n_atoms)} "
-             "from 10 to 90 % of the calls")
-        )  # fmt: skip
+        number, word = describe_ratio(record.headline.ratio)
+        spread = describe_range(record, record.headline.n_atoms, slower=word == "slower")
+        of = f"one ASE call, {record.headline.n_atoms} atoms; {spread} from 10 to 90 % of the calls"
+        tiles.append((number, word, of))
     if record.teacher_noise is not None:
         floor = format_share(record.teacher_noise.force)
         tiles.append((floor, "noise floor", "teacher against itself, of RMS force"))

@@ -117,13 +117,15 @@ def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
     return headings, rows
 
 
-def describe_range(record: BenchRecord, n_atoms: int) -> str:
-    """Spread of the ratio of ASE calls at a size where both sides were measured."""
+def describe_range(record: BenchRecord, n_atoms: int, *, slower: bool = False) -> str:
+    """Spread of the ratio of ASE calls at a size where both sides were measured; its inverse if ``slower``."""
     sides = [record.find_curve(role, "ase-call") for role in ("teacher", "student")]
-    slower, faster = (curve.find(n_atoms) if curve is not None else None for curve in sides)
-    if slower is None or faster is None:
+    teacher, student = (curve.find(n_atoms) if curve is not None else None for curve in sides)
+    if teacher is None or student is None:
         return UNDEFINED
-    low, high = find_ratio_range(slower, faster)
+    low, high = find_ratio_range(teacher, student)
+    if slower:
+        low, high = 1.0 / high, 1.0 / low
     return f"{format_ratio(low)} to {format_ratio(high)}"
 
 

@@ -73,6 +73,13 @@ def format_ratio(value: float | None) -> str:
     return f"{value:.0f}×" if value >= 10.0 else f"{value:.2g}×"
 
 
+def describe_ratio(ratio: float) -> tuple[str, str]:
+    """How many times faster or slower, and which: ``0.92`` as ``("1.1×", "slower")``."""
+    return (
+        (format_ratio(ratio), "faster") if ratio >= 1.0 else (format_ratio(1.0 / ratio), "slower")
+    )
+
+
 def format_count(value: float | None) -> str:
     """A large count to three significant digits with k or M."""
     if value is None:
@@ -124,7 +131,7 @@ def write_verdict(
     model_path: str,
     physics: PhysicsPart | None = None,
 ) -> Verdict:
-    """Lines on accuracy, errors, noise floor, speed, limits and physics; and the command to run next."""
+    """Lines on accuracy, errors, temperatures, noise floor, speed, limits and physics; and the command to run next."""
     from fastff.report.schema import Verdict
 
     main = comparisons[0]
@@ -134,6 +141,7 @@ def write_verdict(
         _judge_accuracy(accuracy, main, required, passed),
         f"Errors: force {format_error(accuracy, 'force')} of {accuracy.force_rms * 1e3:.3g} meV/Å RMS; energy "
         f"{format_error(accuracy, 'energy')}; stress {format_error(accuracy, 'stress')}.",
+        *_judge_temperatures(accuracy),
         _judge_noise(accuracy, noise),
         _judge_speed(headline, provenance),
         _judge_limits(model, comparisons),
@@ -179,6 +187,20 @@ def _judge_accuracy(
     )
 
 
+def _judge_temperatures(accuracy: Accuracy) -> list[str]:
+    """The temperature with the smallest accuracy, where the frames have several."""
+    found = [
+        (row[quantity], row["temperature"], quantity)
+        for row in accuracy.per_temperature
+        for quantity in ("force", "energy", "stress")
+        if row["temperature"] is not None and row[quantity] is not None
+    ]
+    if not found:
+        return []
+    value, temperature, quantity = min(found)
+    return [f"Worst temperature: {temperature:.0f} K, {quantity} {format_percent(value)}."]
+
+
 def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None) -> str:
     if noise is None:
         return "Noise floor: not measured, because the teacher was not run."
@@ -199,8 +221,9 @@ def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None) -> str:
 def _judge_speed(headline: SpeedRatio | None, provenance: Provenance) -> str:
     if headline is None:
         return "Speed: not compared with the teacher in this run."
+    number, word = describe_ratio(headline.ratio)
     return (
-        f"Speed: {format_ratio(headline.ratio)} faster than the teacher at {headline.n_atoms} atoms "
+        f"Speed: {number} {word} than the teacher at {headline.n_atoms} atoms "
         f"({format_seconds(headline.student_seconds)} against {format_seconds(headline.teacher_seconds)} per ASE call, "
         f"{provenance.machine})."
     )
