@@ -25,7 +25,8 @@ VOIGT: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0
 """Matrix index of each Voigt component in ASE's order: xx, yy, zz, yz, xz, xy."""
 
 
-def show_percent(value: float, digits: int = 1) -> str:
-    """``0.9634`` as ``96.3 %``; rounded down, so that 94.96 % never reads as 95 %."""
+def show_percent(value: float, digits: int = 1, *, up: bool = False) -> str:
+    """``0.9634`` as ``96.3 %``; rounded down, so that 94.96 % never reads as 95 %, or ``up``, as upper ends are."""
     scale = 10**digits
-    return f"{int(value * 100 * scale // 1) / scale:.{digits}f} %"
+    steps = -int(-value * 100 * scale // 1) if up else int(value * 100 * scale // 1)
+    return f"{steps / scale:.{digits}f} %"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import replace
 
 import ase.io
+import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 from producers import edit, seal
 from typer.testing import CliRunner
 
-from fastff.checkpoint import save_model
+from fastff.checkpoint import load_model, save_model
 from fastff.cli import app
 from fastff.distill.content import hash_structure
 from fastff.distill.export import write_labels
@@ -126,7 +128,7 @@ def test_run_measures_both_sides(record):
         record.find_curve("teacher", "ase-call").find(500).median
         / record.find_curve("student", "ase-call").find(500).median
     )
-    assert len(record.verdict.lines) == 5
+    assert len(record.verdict.lines) == 6
     assert record.verdict.passed is None
     assert record.teacher_noise.rotation_force < 1e-9
     assert record.provenance.command == "fastff bench cu.safetensors"
@@ -258,7 +260,7 @@ def test_labels_are_judged_without_a_teacher(result, model, tmp_path, monkeypatc
     assert judged.speed == ()
     assert judged.headline is None
     assert "not verified" in " ".join(judged.main.frames.notes)
-    assert "not compared" in judged.verdict.lines[3]
+    assert "not compared" in judged.verdict.lines[4]
     assert "Not measured" in render_report(judged)
 
 
@@ -317,6 +319,43 @@ def test_required_accuracy_is_judged(model, teacher, result, tmp_path):
     judged = run_bench(model, labels=path, plan=plan).record
     assert judged.verdict.passed is False
     assert "NOT MET" in judged.verdict.lines[0]
+
+
+def test_small_displacements_are_judged(model, tmp_path):
+    """Their forces are far smaller than those that the student was trained on."""
+    path, frames = tmp_path / "labels.xyz", []
+    curve = [{"step": k, "force_accuracy": 0.5, "force_mae": 0.4, "accuracy": 0.1} for k in (1, 2)]
+    trained = tmp_path / "cu.safetensors"
+    student = load_model(model, device="cpu")
+    save_model(trained, student, {"training": {"learning_curve": curve}})
+    random = np.random.default_rng(0)
+    for k in range(4):
+        labels = Labels(1e-4 * k, 1e-4 * random.normal(size=(4, 3)), 1e-4 * random.normal(size=6))
+        atoms = bulk("Cu", cubic=True)
+        atoms.rattle(1e-4, seed=k)
+        frames.append(Frame(atoms, labels, "file", k, 0.0, 0))
+    write_labels(path, frames, {"name": "displaced"})
+    assert run_bench(trained, labels=path).record.main.read_accuracy().force_rms < 1e-3
+
+
+def test_what_was_measured_is_kept_if_it_is_refused(model, result, tmp_path, monkeypatch):
+    def refuse(record):
+        raise DataError("planted.")
+
+    monkeypatch.setattr("fastff.report.record.verify_conclusions", refuse)
+    path, folder = tmp_path / "labels.xyz", tmp_path / "out"
+    write_labels(path, result.frames, result.record.teacher)
+    run = CliRunner().invoke(app, ["bench", str(model), "--labels", str(path), "-o", str(folder)])
+    assert isinstance(run.exception, DataError)
+    kept = folder / "bench.rejected.json"
+    assert str(run.exception) == f"planted. What was measured is kept in {kept}."
+    assert [entry.name for entry in folder.iterdir()] == [kept.name]
+    content = json.loads(kept.read_text())
+    assert content["rejected"] == "planted."
+    n_frames = content["comparisons"][0]["accuracy"]["n_frames"]
+    assert n_frames == result.record.main.frames.n_frames
+    with pytest.raises(DataError):
+        read_record(kept)
 
 
 def test_neither_labels_nor_teacher_is_a_usage_error(model):

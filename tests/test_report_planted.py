@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from ase.build import bulk
+from planting import (
+    accuracy,
+    all_points,
+    bins,
+    calibration,
+    coverage,
+    density,
+    drop_stamp,
+    elements,
+    exchange,
+    find_curves,
+    intervals,
+    learning,
+    magnify_noise,
+    move_frames,
+    multiply,
+    noise,
+    parity,
+    put,
+    put_intervals,
+    replace_rows,
+    rows,
+    scale,
+    scale_each,
+    scale_times,
+    stretch_some_steps,
+    stretch_steps,
+    student_curve,
+    swap_comparisons,
+    swap_labels,
+    swap_memory,
+    swap_noise,
+    swap_noise_numbers,
+)
 from producers import edit
 
 from fastff.errors import DataError
@@ -28,167 +61,6 @@ def test_the_record_itself_is_accepted(whole_record, tmp_path):
 
 
 # Planted errors ------------------------------------------------------------------------------------------------------
-
-
-def scale(place, *keys, by):
-    """Multiply the entries ``keys`` of the part that ``place`` finds."""
-
-    def change(content):
-        part = place(content)
-        for key in keys:
-            part[key] = multiply(part[key], by)
-
-    return change
-
-
-def multiply(value, by):
-    if isinstance(value, list):
-        return [multiply(entry, by) for entry in value]
-    return value if value is None or isinstance(value, str) else value * by
-
-
-def replace_rows(place, key, function):
-    """Replace every row of a table by ``function`` of it."""
-
-    def change(content):
-        part = place(content)
-        part[key] = [function(*row) for row in part[key]]
-
-    return change
-
-
-def scale_each(place, key, by):
-    """Multiply ``key`` of every entry of the list that ``place`` finds."""
-
-    def change(content):
-        for entry in place(content):
-            entry[key] = multiply(entry[key], by)
-
-    return change
-
-
-def put(place, **values):
-    return lambda content: place(content).update(values)
-
-
-def accuracy(content):
-    return content["comparisons"][0]["accuracy"]
-
-
-def parity(content):
-    return content["comparisons"][0]["parity"]
-
-
-def density(content):
-    return parity(content)["force"]
-
-
-def bins(content):
-    return parity(content)["force_bins"]
-
-
-def coverage(content):
-    return content["comparisons"][0]["coverage"]
-
-
-def elements(content):
-    return accuracy(content)["per_element"].values()
-
-
-def noise(content):
-    return content["teacher_noise"]
-
-
-def calibration(content):
-    return content["calibration"]
-
-
-def learning(content):
-    return content["model"]["training"]["learning_curve"]
-
-
-def find_curves(content, mode="ase-call"):
-    curves = [c for c in content["speed"] if c["mode"] == mode]
-    return [next(c for c in curves if c["role"] == role) for role in ("student", "teacher")]
-
-
-def student_curve(content):
-    return find_curves(content)[0]
-
-
-def all_points(content):
-    return [point for curve in content["speed"] for point in curve["points"]]
-
-
-def swap_noise(content):
-    content["teacher_noise"], content["student_noise"] = (
-        content["student_noise"],
-        content["teacher_noise"],
-    )
-
-
-def swap_noise_numbers(content):
-    """The identities stay where they belong."""
-    swap_noise(content)
-    first, second = content["teacher_noise"], content["student_noise"]
-    first["identity"], second["identity"] = second["identity"], first["identity"]
-
-
-def swap_memory(content):
-    first, second = find_curves(content)
-    for a, b in zip(first["points"], second["points"], strict=True):
-        a["peak_memory"], b["peak_memory"] = b["peak_memory"], a["peak_memory"]
-
-
-def swap_labels(content):
-    first, second = find_curves(content)
-    first["label"], second["label"] = second["label"], first["label"]
-
-
-def swap_comparisons(content):
-    """The frames of one comparison under the name of another."""
-    first, second = content["comparisons"][:2]
-    first["name"], second["name"] = second["name"], first["name"]
-
-
-def stretch_steps(content):
-    for curve in content["speed"]:
-        curve["time_step"] = multiply(curve["time_step"], 10)
-
-
-def stretch_some_steps(content):
-    for curve in find_curves(content, "ase-md"):
-        curve["time_step"] *= 2
-
-
-def drop_stamp(content):
-    content["teacher_noise"]["stamp"] = None
-
-
-def swap_sides(content, kind, whole):
-    """Exchange teacher and student in everything that an item says, with the identity or without."""
-
-    def swap(part):
-        if isinstance(part, dict):
-            for key in [k for k in part if k.startswith("teacher")]:
-                other = key.replace("teacher", "student")
-                part[key], part[other] = part[other], part[key]
-        for entry in part.values() if isinstance(part, dict) else part:
-            if isinstance(entry, dict | list):
-                swap(entry)
-
-    item = next(i for i in content["physics"]["items"] if i["kind"] == kind)
-    identity = json.loads(json.dumps(item["identity"]))
-    swap(item)
-    if not whole:
-        item["identity"] = identity
-    for quantity in item["quantities"]:
-        if quantity["teacher"] is not None and quantity["student"] is None:
-            quantity["teacher"], quantity["student"] = None, quantity["teacher"]
-
-
-def exchange(kind, *, whole):
-    return lambda content: swap_sides(content, kind, whole)
 
 
 GPA = EV_PER_A3_TO_GPA
@@ -218,6 +90,33 @@ PLANTED = [
     ("formulas", put(lambda c: c["comparisons"][0]["frames"], formulas=["Cu"]), "measured", "compositions"),
     ("comparisons swapped", swap_comparisons, "assembled", "not about the frames"),
     ("limiting", put(accuracy, limiting="planted"), "measured", "'limiting'"),
+    ("intervals in percent", put_intervals(lambda low, high: [100.0 * low, 100.0 * high]), "measured",
+     "interval"),
+    ("intervals elsewhere", put_intervals(lambda low, high: [0.97, 0.99]), "measured", "interval"),
+    ("intervals reversed", put_intervals(lambda low, high: [high, low]), "measured", "interval"),
+    ("interval above one", put_intervals(lambda low, high: [low, 1.01]), "measured", "interval"),
+    ("overall interval", put(intervals, overall=[-1e9, 1.0]), "measured", "overall interval"),
+    # rows by temperature
+    ("row in percent", scale_each(rows, "force", 100.0), "measured", "by temperature"),
+    ("row accuracy", scale_each(rows, "energy", 1.01), "measured", "by temperature"),
+    ("row frames", lambda c: [r.update(n_frames=999) for r in rows(c)], "measured", "frames instead of"),
+    ("row frames moved", move_frames, "measured", "add up"),
+    ("rows in °C", lambda c: [r.update(temperature=r["temperature"] - 273.15) for r in rows(c)], "measured",
+     "the frames have"),
+    ("row RMSE and RMS in meV", lambda c: [scale_each(rows, k, 1e3)(c) for k in ("force_rmse", "force_rms")],
+     "measured", "add up"),
+    ("row stresses in GPa", lambda c: [scale_each(rows, k, GPA)(c) for k in ("stress_rmse", "stress_rms")],
+     "measured", "add up"),
+    ("row energies in meV", lambda c: [scale_each(rows, k, 1e3)(c) for k in ("energy_rmse", "energy_std")],
+     "measured", "add up"),
+    ("row lost", lambda c: rows(c).pop(), "measured", "frames instead of"),
+    # ranges
+    ("temperatures of frames", put(lambda c: c["comparisons"][0]["frames"], temperatures=[0.1, 9999.0]),
+     "measured", "temperatures of|the frames have"),
+    ("temperatures of frames outside", put(lambda c: c["comparisons"][1]["frames"], temperatures=[0.1, 9999.0]),
+     "measured", "temperatures of"),
+    ("cut-off in nm", scale(lambda c: c["model"], "cutoff", by=0.1), "measured", "cut-off"),
+    ("cut-off in pm", scale(lambda c: c["model"], "cutoff", by=100), "measured", "cut-off"),
     # parity plots
     ("parity energy in meV", replace_rows(parity, "energy", lambda g, r, p: [g, 1e3 * r, 1e3 * p]), "measured",
      "plotted energies"),
@@ -254,12 +153,16 @@ PLANTED = [
     # noise
     ("noise swapped", swap_noise, "measured", "swapped"),
     ("noise numbers swapped", swap_noise_numbers, "assembled", "not those that were measured"),
-    ("noise in percent", scale(noise, "rotation_force", "jitter_force", "batch_force", by=100), "assembled",
+    ("noise in percent", magnify_noise, "assembled",
      "not those that were measured"),
-    ("noise in the verdict", scale(noise, "rotation_force", "jitter_force", "batch_force", by=100), "written",
+    ("noise in the verdict", magnify_noise, "written",
      "the verdict says"),
     ("noise energy in meV", lambda c: noise(c).update(rotation_energy=0.3), "assembled",
-     "not those that were measured"),
+     "does not follow from its rows"),
+    ("noise energy in meV, rows not", scale(noise, "rotation_energy", "batch_energy", by=1e3), "measured",
+     "does not follow from its rows"),
+    ("jitter in percent", scale(noise, "jitter_force", by=100), "measured", "does not follow from its rows"),
+    ("noise rows lost", lambda c: noise(c)["rows"].pop(), "measured", "rows of"),
     ("noise beyond reason", put(noise, jitter_force=50.0), "measured", "no share"),
     ("noise of nobody", put(noise, identity=None), "measured", "swapped"),
     ("stamp dropped", drop_stamp, "assembled", "not those that were measured"),
@@ -272,6 +175,8 @@ PLANTED = [
     ("no time step", lambda c: find_curves(c, "ase-md")[0].update(time_step=None), "measured", "time step None"),
     ("times in ms", lambda c: [p.update(seconds=multiply(p["seconds"], 1e3)) for p in student_curve(c)["points"]],
      "measured", "median"),
+    *((f"times of the {role} in ms, all of them", scale_times(role, 1e3), "measured", "s of timing")
+      for role in ("student", "teacher")),
     ("sizes", scale_each(lambda c: student_curve(c)["points"], "n_atoms", 10), "measured", "does not follow"),
     ("label of the other", swap_labels, "measured", "swapped"),
     ("device", put(student_curve, device="cuda"), "measured", "no GPU|several devices|come with"),

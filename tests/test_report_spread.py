@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase.build import bulk
 
+from fastff.cli.bench_view import print_results
 from fastff.labels import Frame, Labels
+from fastff.report.comparison import compare_frames
 from fastff.report.heldout import plan_heldout, share_budget, stretch_plan
+from fastff.report.html import render_report
+from fastff.report.markdown import describe_intervals, write_tables
 from fastff.report.metrics import measure_accuracy
 from fastff.report.spread import find_intervals, split_by_temperature
+from fastff.report.verdict import _judge_accuracy, describe_method, format_interval
+
+COPPER = bulk("Cu", cubic=True)
 
 
 def make_frames(n_trajectories, n_frames, *, correlated=False, seed=0):
@@ -62,8 +71,95 @@ def test_frames_of_one_trajectory_are_not_counted_as_independent():
     assert whole[1] - whole[0] > 2.0 * (each[1] - each[0])
 
 
+@pytest.mark.parametrize("n_trajectories", [4, 6, 12])
+def test_intervals_cover_what_they_say(n_trajectories):
+    """Each trajectory has its own level of force errors and a common energy error, as from dynamics."""
+    random = np.random.default_rng(0)
+
+    def draw(count):
+        levels = 0.03 * np.exp(0.3 * random.normal(size=count))
+        frames, prediction = [], []
+        for trajectory, level in enumerate(levels):
+            shift = 1e-3 * random.normal()
+            for step in range(6):
+                forces, energy = random.normal(size=(4, 3)), 0.08 * random.normal()
+                error = 4.0 * (shift + 2e-4 * random.normal())
+                labels = Labels(energy, forces, None)
+                frames.append(Frame(COPPER, labels, "md", trajectory, 300.0, step))
+                noise = level * random.normal(size=(4, 3))
+                prediction.append(Labels(energy + error, forces + noise, None))
+        return frames, prediction
+
+    frames, prediction = draw(500)
+    truth = measure_accuracy([f.labels for f in frames], prediction, [f.atoms for f in frames])
+    found = [find_intervals(*draw(n_trajectories)) for _ in range(150)]
+    for name in ("force", "energy"):
+        covered = [f[name][0] <= getattr(truth, name) <= f[name][1] for f in found]
+        assert 0.9 <= np.mean(covered) <= 0.99, f"{name}: {np.mean(covered):.2f}"
+
+
+def test_intervals_stay_below_one_and_hold_the_smallest_accuracy():
+    for seed in range(20):
+        frames, prediction = make_frames(4, 2, correlated=True, seed=seed)
+        accuracy = measure_accuracy(
+            [f.labels for f in frames], prediction, [f.atoms for f in frames]
+        )
+        low, high = find_intervals(frames, prediction)["overall"]
+        assert low <= accuracy.overall <= high <= 1.0
+
+
+def test_no_interval_from_a_perfect_student_or_all_error_in_one_trajectory():
+    frames, prediction = make_frames(5, 2)
+    same = [f.labels for f in frames]
+    assert find_intervals(frames, same) == {}
+    assert find_intervals(frames, [*prediction[:2], *same[2:]]) == {}
+
+
 def test_few_trajectories_have_no_interval():
     assert find_intervals(*make_frames(3, 4)) == {}
+
+
+def make_comparison(frames, prediction):
+    labels = [Labels(p.energy, p.forces, p.stress) for p in prediction]
+    return compare_frames("frames", frames, lambda _: labels, "labels", "made")
+
+
+def test_intervals_are_named_and_rounded_outwards():
+    comparison = make_comparison(*make_frames(8, 4))
+    accuracy = comparison.read_accuracy()
+    assert describe_method(accuracy, 8) == "95 % interval, jackknife over 8 trajectories"
+    rough = replace(accuracy, intervals={"force": (0.94991, 0.97001), "energy": (-0.1232, 1.0)})
+    assert format_interval(rough, "force") == "(94.9 to 97.1 %)"
+    assert format_interval(rough, "energy") == "(-12.4 to 100.0 %)"
+    few = make_comparison(*make_frames(3, 4)).read_accuracy()
+    assert describe_method(few, 3) == "no interval: 3 trajectories"
+
+
+def test_a_required_accuracy_within_the_interval_is_said_to_be():
+    comparison = make_comparison(*make_frames(8, 4))
+    accuracy = comparison.read_accuracy()
+    low, high = accuracy.intervals["overall"]
+    for required, words in (
+        (low - 0.01, "met on"),
+        (0.5 * (low + accuracy.overall), "met, but the interval holds the required value"),
+        (0.5 * (high + accuracy.overall), "NOT MET, but the interval holds the required value"),
+    ):
+        passed = accuracy.overall >= required
+        line = _judge_accuracy(accuracy, comparison, required, passed)
+        assert words.removesuffix(" on") in line
+        assert ("but the interval" in line) == ("but" in words)
+
+
+def test_tables_say_where_there_is_no_interval(whole_record, capsys):
+    words = describe_intervals(whole_record)
+    for comparison in whole_record.comparisons:
+        known = bool(comparison.read_accuracy().intervals)
+        count = comparison.frames.n_trajectories
+        assert known == (count >= 4)
+        assert (f"{comparison.name.lower()}: no interval: {count} traj" in words.lower()) != known
+    print_results(whole_record)
+    for shown in (render_report(whole_record), write_tables(whole_record), capsys.readouterr().out):
+        assert words in shown
 
 
 def test_accuracy_by_temperature():

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 
 import pytest
+from producers import edit
 
-from fastff.report.html import render_report
+from fastff.report.html import _list_tiles, render_report
 from fastff.report.markdown import DYNAMICS, tabulate_accuracy, tabulate_dynamics, tabulate_speed
+from fastff.report.record import verify_record
+from fastff.report.schema import compute_digest
+from fastff.report.spread import QUANTITIES
 from fastff.report.tables import PATHS, tabulate_baselines, tabulate_paths, tabulate_physics
+from fastff.report.verdict import format_percent
 from fastff.units import EV_PER_A3_TO_GPA
 
 
@@ -144,3 +149,35 @@ def test_tables_of_the_page_alone(whole_record):
         assert float(mae) == close(1e3 * entry.mae)
         assert float(rmse) == close(1e3 * entry.rmse)
         assert float(accuracy.split()[0]) == pytest.approx(100.0 * entry.accuracy, abs=0.1)
+
+
+def test_the_verdict_names_the_worst_temperature(whole_record):
+    rows = whole_record.main.read_accuracy().per_temperature
+    worst = min((row[q], row["temperature"], q) for row in rows for q in QUANTITIES)
+    line = f"Worst temperature: {worst[1]:.0f} K, {worst[2]} {format_percent(worst[0])}."
+    assert line in whole_record.verdict.lines
+
+
+def test_a_slower_student_is_called_slower(whole_record):
+    def slow(content):
+        curve = next(
+            c for c in content["speed"] if c["mode"] == "ase-call" and c["role"] == "student"
+        )
+        teacher = next(
+            c for c in content["speed"] if c["mode"] == "ase-call" and c["role"] == "teacher"
+        )
+        for mine, other in zip(curve["points"], teacher["points"], strict=True):
+            for key in ("median", "mean", "q10", "q90"):
+                mine[key] = other[key] / 0.92
+            mine["seconds"] = [s / 0.92 for s in other["seconds"]]
+            mine["atom_steps_per_second"] = 0.92 * other["atom_steps_per_second"]
+
+    record = edit(whole_record, slow, "measured")
+    verify_record(record)
+    (line,) = (text for text in record.verdict.lines if text.startswith("Speed"))
+    assert line.startswith("Speed: 1.1× slower than the teacher")
+    tile = next(tile for tile in _list_tiles(record) if tile[1] in ("faster", "slower"))
+    assert tile[:2] == ("1.1×", "slower")
+    # a later wording is held to its figures alone
+    later = record.model_copy(update={"verdict": record.verdict.model_copy(update={"wording": 99})})
+    verify_record(later.model_copy(update={"digest": compute_digest(later)}))

@@ -245,6 +245,7 @@ def run(
     from fastff.checkpoint import read_header
     from fastff.report.baselines import load_baseline
     from fastff.report.bench import run_bench, write_results
+    from fastff.report.record import RejectedRecordError, write_rejected
     from fastff.structures import read_structures
 
     header = read_header(model)
@@ -253,19 +254,23 @@ def run(
     others = [load_baseline(spec, plan.device) for spec in baselines]
     source = load(header, teacher, teacher_weights, plan.device) if compare_teacher else None
     print_plan(model, header, labels, seeds, source, limits, plan, others)
-    with show_progress() as progress:
-        result = run_bench(
-            model,
-            labels=labels,
-            structures=seeds,
-            teacher=source,
-            temperature=limits,
-            plan=plan,
-            baselines=others,
-            gpumd=gpumd,
-            command=["fastff", *sys.argv[1:]],
-            progress=progress,
-        )
+    try:
+        with show_progress() as progress:
+            result = run_bench(
+                model,
+                labels=labels,
+                structures=seeds,
+                teacher=source,
+                temperature=limits,
+                plan=plan,
+                baselines=others,
+                gpumd=gpumd,
+                command=["fastff", *sys.argv[1:]],
+                progress=progress,
+            )
+    except RejectedRecordError as error:
+        path = write_rejected(error, folder)
+        raise DataError(f"{error} What was measured is kept in {path}.") from error
     paths = write_results(result, folder)
     print_results(result.record)
     console = make_console()

@@ -69,6 +69,7 @@ def print_plan(
 def print_results(record: BenchRecord) -> None:
     """Accuracy, speed and dynamics as tables, then the verdict."""
     from fastff.report.markdown import (
+        describe_intervals,
         describe_teacher,
         tabulate_accuracy,
         tabulate_dynamics,
@@ -79,6 +80,7 @@ def print_results(record: BenchRecord) -> None:
     console = make_console()
     console.print()
     print_table(tabulate_accuracy(record))
+    console.print(describe_intervals(record), style="dim", markup=False, soft_wrap=True)
     if record.baselines:
         console.print()
         print_table(tabulate_baselines(record))

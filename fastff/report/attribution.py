@@ -20,6 +20,7 @@ from fastff.report.physics.run import verify_physics
 from fastff.report.schema import SCHEMA, BaselinePart, BenchRecord
 from fastff.report.speed import SpeedCurve, SpeedPoint, summarize
 from fastff.report.stamps import Stamped, check_stamp
+from fastff.teachers.noise import combine_rows
 
 STEPPED = ("ase-md", "md-loop", "program")
 """Modes that have a time step."""
@@ -145,6 +146,18 @@ def _verify_noise(role: str, noise: NoiseFloor | None, record: BenchRecord) -> N
         value = getattr(noise, name)
         if value < 0.0 or (role == "teacher" and value > MOST_NOISE):
             raise DataError(f"{where}: {name} {value:.4g} is no share of the RMS force.")
+    if not noise.rows:
+        return  # of an older record
+    if len(noise.rows) != noise.n_frames:
+        raise DataError(f"{where}: {len(noise.rows)} rows of {noise.n_frames} frames.")
+    found = combine_rows(noise.rows)
+    for name, value in found.items():
+        expected = value / found["force_rms"] if name.endswith("_force") else value
+        stored = getattr(noise, name, expected)
+        if not is_same(stored, expected, absolute=0.0):
+            raise DataError(
+                f"{where}: {name} {stored:.4g} does not follow from its rows, which give {expected:.4g}."
+            )
 
 
 def _verify_curve(curve: SpeedCurve, record: BenchRecord) -> None:

@@ -49,7 +49,7 @@ from fastff.report.plan import (
 from fastff.report.plausibility import check_identity
 from fastff.report.provenance import collect_provenance, count_cores, find_load
 from fastff.report.race import find_headline_size, race
-from fastff.report.record import seal_record, write_record
+from fastff.report.record import REJECTED, seal_record, write_record
 from fastff.report.schema import BaselinePart, BenchRecord, compute_ratios
 from fastff.report.speed import SpeedCurve
 from fastff.report.stamps import stamp_part
@@ -112,6 +112,8 @@ def run_bench(
         Neither labels nor teacher.
     DataError
         Unusable frames or labels; labels in a wrong unit; a calculator that does not reproduce the labels.
+    RejectedRecordError
+        What was measured contradicts itself; the error holds it.
     """
     from fastff.checkpoint import load_model
 
@@ -174,6 +176,7 @@ def write_results(result: BenchResult, folder: Path) -> dict[str, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in ("bench.json", "report.html", "bench.md")}
+    (folder / REJECTED).unlink(missing_ok=True)  # of an earlier run
     write_record(result.record, paths["bench.json"])
     paths["report.html"].write_text(render_report(result.record), encoding="utf-8")
     paths["bench.md"].write_text(write_tables(result.record), encoding="utf-8")

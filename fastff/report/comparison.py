@@ -22,7 +22,7 @@ from fastff.report.metrics import measure_accuracy, reduce_formula
 from fastff.report.plausibility import check_units
 from fastff.report.plotdata import compute_coverage, compute_parity
 from fastff.report.schema import Comparison, FramesPart, ModelPart
-from fastff.report.spread import find_intervals, split_by_temperature
+from fastff.report.spread import METHOD, find_intervals, split_by_temperature
 from fastff.report.stamps import stamp_part
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def compare_frames(
     accuracy = replace(
         measure_accuracy(reference, prediction, images),
         intervals=find_intervals(frames, prediction),
+        intervals_by=METHOD,
         per_temperature=split_by_temperature(frames, prediction),
     )
     temperatures = [f.temperature for f in frames if np.isfinite(f.temperature)]

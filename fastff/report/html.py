@@ -21,6 +21,7 @@ from fastff.errors import DataError
 from fastff.report import figures, speed_figures, trust_figures
 from fastff.report.markdown import (
     describe_contest,
+    describe_intervals,
     describe_range,
     describe_teacher,
     sentence,
@@ -36,9 +37,9 @@ from fastff.report.speed import SpeedCurve
 from fastff.report.tables import STATUS_WORDS, tabulate_baselines, tabulate_paths, tabulate_physics
 from fastff.report.verdict import (
     UNDEFINED,
+    describe_ratio,
     format_bytes,
     format_percent,
-    format_ratio,
     format_share,
 )
 
@@ -80,6 +81,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         title=describe_contest(record),
         tiles=_list_tiles(record),
         accuracy_table=tabulate_accuracy(record),
+        intervals=describe_intervals(record),
         speed_table=tabulate_speed(record),
         teacher_settings=describe_teacher(record),
         dynamics_table=tabulate_dynamics(record),
@@ -129,11 +131,10 @@ def _list_tiles(record: BenchRecord) -> list[tuple[str, str, str]]:
         (f"{accuracy.force_mae * 1e3:.3g}", "meV/Å force MAE", f"of {accuracy.force_rms * 1e3:.3g} meV/Å RMS"),
     ]  # fmt: skip
     if record.headline is not None:
-        tiles.append(
-            (format_ratio(record.headline.ratio), "faster",
-             f"one ASE call, {record.headline.n_atoms} atoms; {describe_range(record, record.headline.n_atoms)} "
-             "from 10 to 90 % of the calls")
-        )  # fmt: skip
+        number, word = describe_ratio(record.headline.ratio)
+        spread = describe_range(record, record.headline.n_atoms, slower=word == "slower")
+        of = f"one ASE call, {record.headline.n_atoms} atoms; {spread} from 10 to 90 % of the calls"
+        tiles.append((number, word, of))
     if record.teacher_noise is not None:
         floor = format_share(record.teacher_noise.force)
         tiles.append((floor, "noise floor", "teacher against itself, of RMS force"))

@@ -18,6 +18,7 @@ from fastff.report.tables import (
 )
 from fastff.report.verdict import (
     UNDEFINED,
+    describe_method,
     format_bytes,
     format_count,
     format_error,
@@ -59,10 +60,22 @@ def tabulate_accuracy(record: BenchRecord) -> Table:
     return ["frames", "quantity", "accuracy", "error"], rows
 
 
+def describe_intervals(record: BenchRecord) -> str:
+    """What the intervals beside the accuracies are, for each comparison."""
+    said = [
+        f"{c.name}: {describe_method(c.read_accuracy(), c.frames.n_trajectories)}"
+        for c in record.comparisons
+    ]
+    return f"{sentence('; '.join(said))}."
+
+
 def tabulate_temperatures(record: BenchRecord) -> Table:
     """One row for each temperature of the frames that decide, relative to the frames of that temperature."""
     rows = [
-        [f"{row['temperature']:.0f}", str(row["n_frames"])]
+        [
+            "unknown" if row["temperature"] is None else f"{row['temperature']:.0f}",
+            str(row["n_frames"]),
+        ]
         + [format_percent(row[quantity]) for quantity in ("force", "energy", "stress")]
         for row in record.main.read_accuracy().per_temperature
     ]
@@ -104,13 +117,15 @@ def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
     return headings, rows
 
 
-def describe_range(record: BenchRecord, n_atoms: int) -> str:
-    """Spread of the ratio of ASE calls at a size where both sides were measured."""
+def describe_range(record: BenchRecord, n_atoms: int, *, slower: bool = False) -> str:
+    """Spread of the ratio of ASE calls at a size where both sides were measured; its inverse if ``slower``."""
     sides = [record.find_curve(role, "ase-call") for role in ("teacher", "student")]
-    slower, faster = (curve.find(n_atoms) if curve is not None else None for curve in sides)
-    if slower is None or faster is None:
+    teacher, student = (curve.find(n_atoms) if curve is not None else None for curve in sides)
+    if teacher is None or student is None:
         return UNDEFINED
-    low, high = find_ratio_range(slower, faster)
+    low, high = find_ratio_range(teacher, student)
+    if slower:
+        low, high = 1.0 / high, 1.0 / low
     return f"{format_ratio(low)} to {format_ratio(high)}"
 
 
@@ -187,6 +202,7 @@ def write_tables(record: BenchRecord) -> str:
         f"## {describe_contest(record)}",
         "\n".join(f"- {_escape(line)}" for line in record.verdict.lines),
         format_markdown(tabulate_accuracy(record)),
+        _escape(describe_intervals(record)),
     ]
     if record.baselines:
         parts.append("Beside other models:")

@@ -74,8 +74,10 @@ class Accuracy:
         Frames and atoms compared, frames that count in A_E, frames that count in A_S.
     intervals : dict
         Quantity or ``"overall"`` -> 95 % interval, see :mod:`fastff.report.spread`; empty where not estimated.
+    intervals_by : str
+        What the intervals come from: ``"jackknife"``; ``"bootstrap"`` in older records, whose intervals are too narrow.
     per_temperature : tuple of dict
-        Temperature in K, frames and accuracies of these, where the frames carry temperatures.
+        Temperature in K, frames, accuracies of these and what they come from, where the frames carry temperatures.
     notes : tuple of str
         Why a quantity is None or covers fewer frames than were given.
     """
@@ -103,6 +105,7 @@ class Accuracy:
     n_stresses: int
     notes: tuple[str, ...] = ()
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    intervals_by: str = "bootstrap"
     per_temperature: tuple[dict[str, Any], ...] = ()
 
     @property

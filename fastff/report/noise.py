@@ -38,6 +38,8 @@ class NoiseFloor(Stamped):
     difference : {"second", "fourth"}
         Order of the difference of forces along the displacement. Records that do not name it hold the second, which
         counts the curvature of a smooth surface as noise.
+    rows : tuple of dict
+        Of each frame, forces in eV/Å, see :class:`~fastff.teachers.noise.Disagreement`; empty in older records.
     identity : dict or None
         Whose it is: name and version of a teacher, SHA-256 of a student's tensors.
     """
@@ -50,6 +52,7 @@ class NoiseFloor(Stamped):
     jitter: float
     n_frames: int
     difference: Literal["second", "fourth"] = "second"
+    rows: tuple[dict[str, float], ...] = ()
     identity: dict[str, Any] | None = None
 
     @model_serializer(mode="wrap")
@@ -58,6 +61,8 @@ class NoiseFloor(Stamped):
         content: dict[str, Any] = handler(self)
         if self.difference == "second":
             content.pop("difference", None)
+        if not self.rows:
+            content.pop("rows", None)
         return content
 
     @property
@@ -94,4 +99,5 @@ def measure_noise(label: Labeller, structures: Sequence[ase.Atoms], *, seed: int
         jitter=JITTER,
         n_frames=found.n_structures,
         difference="fourth",
+        rows=found.rows,
     )

@@ -1,7 +1,8 @@
 """Bench records as files: writing, reading, and recomputing every derived figure of one.
 
 Here: :func:`read_record`, :func:`write_record`, :func:`seal_record` and :func:`verify_record`, which refuses a record
-that contradicts itself or its model file. Not here: what is checked (:mod:`fastff.report.consistency`,
+that contradicts itself or its model file; :func:`write_rejected`, which keeps such a one. Not here: what is checked
+(:mod:`fastff.report.consistency`, :mod:`fastff.report.limits`,
 :mod:`fastff.report.conclusions`, :mod:`fastff.report.attribution`), the schema (:mod:`fastff.report.schema`), rendering
 (:mod:`fastff.report.html`, :mod:`fastff.report.markdown`).
 """
@@ -17,14 +18,44 @@ from fastff.errors import DataError
 from fastff.report.attribution import verify_attribution, verify_stamps
 from fastff.report.conclusions import verify_conclusions
 from fastff.report.consistency import verify_comparison
+from fastff.report.limits import verify_limits
 from fastff.report.schema import ADDED, READABLE, BenchRecord, compute_digest
+
+REJECTED = "bench.rejected.json"
+"""Name of the file for what was measured but does not hold together."""
+
+
+class RejectedRecordError(DataError):
+    """What was measured does not hold together; ``record`` is all of it, without a digest."""
+
+    def __init__(self, message: str, record: BenchRecord) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 def seal_record(record: BenchRecord) -> BenchRecord:
-    """Return the record with its digest filled in, after verifying everything else."""
-    sealed = record.model_copy(update={"digest": compute_digest(record)})
-    verify_record(sealed)
+    """Return the record with its digest filled in, after verifying everything else.
+
+    Raises
+    ------
+    RejectedRecordError
+        It does not hold together.
+    """
+    try:
+        sealed = record.model_copy(update={"digest": compute_digest(record)})
+        verify_record(sealed)
+    except ValueError as error:  # a DataError, or a number that JSON does not have
+        raise RejectedRecordError(str(error), record) from error
     return sealed
+
+
+def write_rejected(error: RejectedRecordError, folder: Path) -> Path:
+    """Write what was measured to ``bench.rejected.json``, which no other command takes for a record."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / REJECTED
+    content = error.record.model_dump(mode="json") | {"rejected": str(error)}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
 
 
 def write_record(record: BenchRecord, path: Path) -> None:
@@ -94,5 +125,6 @@ def verify_record(record: BenchRecord, *, model_sha256: str | None = None) -> No
     for comparison in record.comparisons:
         verify_comparison(comparison)
     verify_attribution(record)
+    verify_limits(record)
     verify_conclusions(record)
     verify_stamps(record)

@@ -6,6 +6,7 @@ Here: one log-log plot of the time of both sides in every mode they have, one of
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,9 @@ from matplotlib.ticker import NullFormatter
 from fastff.report.figures import GREY, OTHERS, ROLE_COLORS, Drawing, styled
 from fastff.report.speed import Mode, SpeedCurve
 from fastff.report.tables import PATHS
+
+LONGEST_NAME, LONGEST_LINE = 22, 48
+"""Characters that half of the width and the whole of it hold beside a legend's mark."""
 
 MARKS: dict[Mode, str] = {
     "model": "o:",
@@ -55,7 +59,15 @@ def draw_speed(curves: Sequence[SpeedCurve]) -> str:
     colors = choose_colors(curves)
     labels = {curve.role: curve.label for curve in shown}
     modes = [mode for mode in MARKS if any(curve.mode == mode for curve in shown)]
-    rows = (len(labels) + 1) // 2 + (len(modes) + 1) // 2
+    entries = [Line2D([], [], color=colors[role], lw=3.0) for role in labels]
+    names = [wrap_name(label) for label in labels.values()]
+    marks = [_make_mark(mode) for mode in modes]
+    words = [PATHS[mode] for mode in modes]
+    columns = count_columns(names)
+    if len(entries) % columns:  # sides above modes
+        entries, names = [*entries, Line2D([], [], lw=0.0)], [*names, ""]
+    half = len(entries) // columns, -(-len(modes) // columns)
+    rows = sum(half) + sum(name.count("\n") for name in names)
     drawing = Drawing("speed", "Time per call or step against number of atoms", 3.0 + 0.17 * rows)
     axes = drawing.axes
     for curve in shown:
@@ -70,19 +82,22 @@ def draw_speed(curves: Sequence[SpeedCurve]) -> str:
     _mark_missing(axes, [curve for curve in curves if curve.mode == "ase-call"])
     axes.set_xlabel("atoms")
     axes.set_ylabel("time (ms)")
-    entries = [Line2D([], [], color=colors[role], lw=3.0) for role in labels]
-    names = list(labels.values())
-    if len(entries) % 2 == 1:  # sides above modes, in two columns
-        entries, names = [*entries, Line2D([], [], lw=0.0)], [*names, ""]
-    half = len(entries) // 2, (len(modes) + 1) // 2
-    marks = [_make_mark(mode) for mode in modes]
-    words = [PATHS[mode] for mode in modes]
     drawing.figure.legend(
         [*entries[: half[0]], *marks[: half[1]], *entries[half[0] :], *marks[half[1] :]],
         [*names[: half[0]], *words[: half[1]], *names[half[0] :], *words[half[1] :]],
-        loc="outside lower center", ncols=2,
+        loc="outside lower center", ncols=columns,
     )  # fmt: skip
     return drawing.render()
+
+
+def wrap_name(name: str) -> str:
+    """A name of a calculator on as many lines as it takes in a legend of one column."""
+    return "\n".join(textwrap.wrap(name, LONGEST_LINE)) or name
+
+
+def count_columns(names: Sequence[str]) -> int:
+    """Two columns in the legend unless a name is too long for half of the width."""
+    return 1 if any(len(name) > LONGEST_NAME for name in names) else 2
 
 
 def _make_mark(mode: Mode) -> Line2D:
@@ -94,20 +109,23 @@ def _make_mark(mode: Mode) -> Line2D:
 @styled
 def draw_memory(curves: Sequence[SpeedCurve]) -> str:
     """Peak memory of one ASE call against the number of atoms."""
-    drawing = Drawing("memory", "Peak memory against number of atoms", height=3.3)
+    shown = [curve for curve in curves if any(p.peak_memory for p in curve.points)]
+    names = [wrap_name(curve.label) for curve in shown]
+    columns = count_columns(names)
+    rows = -(-len(names) // columns) + sum(name.count("\n") for name in names)
+    drawing = Drawing("memory", "Peak memory against number of atoms", 3.0 + 0.17 * rows)
     axes = drawing.axes
-    for curve in curves:
+    for curve, name in zip(shown, names, strict=True):
         pairs = [(p.n_atoms, p.peak_memory / 2**20) for p in curve.points if p.peak_memory]
-        if pairs:
-            sizes, values = zip(*pairs, strict=True)
-            color = choose_colors(curves)[curve.role]
-            axes.plot(sizes, values, "s-", ms=3.2, lw=1.3, color=color, label=curve.label)
+        sizes, values = zip(*pairs, strict=True)
+        color = choose_colors(curves)[curve.role]
+        axes.plot(sizes, values, "s-", ms=3.2, lw=1.3, color=color, label=name)
     scale_sizes(axes, curves)
     axes.set_yscale("log")
     _mark_missing(axes, curves)
     axes.set_xlabel("atoms")
     axes.set_ylabel("peak memory (MiB)")
-    drawing.figure.legend(loc="outside lower center", ncols=2)
+    drawing.figure.legend(loc="outside lower center", ncols=columns)
     return drawing.render()
 
 

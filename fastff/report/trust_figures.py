@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fastff.report.calibration import CalibrationData
 from fastff.report.figures import (
@@ -90,6 +90,10 @@ def draw_calibration(data: CalibrationData) -> str:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
+    if reach[1] < 100.0 * reach[0]:  # there may be less than two powers of ten to label
+        narrow = reach[1] < 10.0 * reach[0]
+        axes.xaxis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("predicted standard deviation (meV/atom)")
     axes.set_ylabel("|energy error| (meV/atom)")
     axes.legend(loc="best", fontsize=7)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastff.report.metrics import Accuracy
 from fastff.report.physics.derive import compare_quantity
+from fastff.report.spread import LEAST_TRAJECTORIES
 from fastff.units import EV_PER_A3_TO_GPA, show_percent
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from fastff.report.schema import Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 1
+WORDING = 2
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
@@ -36,11 +37,21 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 
 
 def format_interval(accuracy: Accuracy, quantity: str) -> str:
-    """95 % interval of a quantity or of ``"overall"`` in parentheses, empty where there is none."""
+    """95 % interval of a quantity or of ``"overall"`` in parentheses, rounded outwards; empty where there is none."""
     if quantity not in accuracy.intervals:
         return ""
     low, high = accuracy.intervals[quantity]
-    return f"({100.0 * low:.1f} to {100.0 * high:.1f} %)"
+    return f"({show_percent(low).removesuffix(' %')} to {show_percent(high, up=True)})"
+
+
+def describe_method(accuracy: Accuracy, n_trajectories: int) -> str:
+    """What the intervals of a comparison come from, or that there are none."""
+    if not accuracy.intervals and n_trajectories >= LEAST_TRAJECTORIES:
+        return "no interval was estimated"
+    if not accuracy.intervals:
+        return f"no interval: {n_trajectories} {'trajectory' if n_trajectories == 1 else 'trajectories'}"
+    method = "too narrow, " if accuracy.intervals_by == "bootstrap" else ""
+    return f"95 % interval, {method}{accuracy.intervals_by} over {n_trajectories} trajectories"
 
 
 def format_share(value: float | None) -> str:
@@ -60,6 +71,13 @@ def format_ratio(value: float | None) -> str:
     if value is None:
         return UNDEFINED
     return f"{value:.0f}×" if value >= 10.0 else f"{value:.2g}×"
+
+
+def describe_ratio(ratio: float) -> tuple[str, str]:
+    """How many times faster or slower, and which: ``0.92`` as ``("1.1×", "slower")``."""
+    return (
+        (format_ratio(ratio), "faster") if ratio >= 1.0 else (format_ratio(1.0 / ratio), "slower")
+    )
 
 
 def format_count(value: float | None) -> str:
@@ -113,7 +131,7 @@ def write_verdict(
     model_path: str,
     physics: PhysicsPart | None = None,
 ) -> Verdict:
-    """Lines on accuracy, errors, noise floor, speed, limits and physics; and the command to run next."""
+    """Lines on accuracy, errors, temperatures, noise floor, speed, limits and physics; and the command to run next."""
     from fastff.report.schema import Verdict
 
     main = comparisons[0]
@@ -123,6 +141,7 @@ def write_verdict(
         _judge_accuracy(accuracy, main, required, passed),
         f"Errors: force {format_error(accuracy, 'force')} of {accuracy.force_rms * 1e3:.3g} meV/Å RMS; energy "
         f"{format_error(accuracy, 'energy')}; stress {format_error(accuracy, 'stress')}.",
+        *_judge_temperatures(accuracy),
         _judge_noise(accuracy, noise),
         _judge_speed(headline, provenance),
         _judge_limits(model, comparisons),
@@ -153,17 +172,33 @@ def _judge_accuracy(
             ("stress", accuracy.stress),
         )
     )
-    interval = ""
+    interval = describe_method(accuracy, main.frames.n_trajectories)
     if "overall" in accuracy.intervals:
-        shown = format_interval(accuracy, "overall").strip("()")
-        interval = f"; {shown} with 95 % confidence over {main.frames.n_trajectories} trajectories"
+        interval = f"{format_interval(accuracy, 'overall').strip('()')}, {interval}"
     bar = ""
     if required is not None:
         bar = f"; required {format_percent(required)}: {'met' if passed else 'NOT MET'}"
+        low, high = accuracy.intervals.get("overall", (accuracy.overall, accuracy.overall))
+        if low < required < high:
+            bar += ", but the interval holds the required value"
     return (
-        f"Accuracy: {format_percent(accuracy.overall)} ({parts}{interval}) on {main.frames.n_frames} {main.name} of "
+        f"Accuracy: {format_percent(accuracy.overall)} ({parts}; {interval}) on {main.frames.n_frames} {main.name} of "
         f"{', '.join(main.frames.formulas)}{bar}."
     )
+
+
+def _judge_temperatures(accuracy: Accuracy) -> list[str]:
+    """The temperature with the smallest accuracy, where the frames have several."""
+    found = [
+        (row[quantity], row["temperature"], quantity)
+        for row in accuracy.per_temperature
+        for quantity in ("force", "energy", "stress")
+        if row["temperature"] is not None and row[quantity] is not None
+    ]
+    if not found:
+        return []
+    value, temperature, quantity = min(found)
+    return [f"Worst temperature: {temperature:.0f} K, {quantity} {format_percent(value)}."]
 
 
 def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None) -> str:
@@ -186,8 +221,9 @@ def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None) -> str:
 def _judge_speed(headline: SpeedRatio | None, provenance: Provenance) -> str:
     if headline is None:
         return "Speed: not compared with the teacher in this run."
+    number, word = describe_ratio(headline.ratio)
     return (
-        f"Speed: {format_ratio(headline.ratio)} faster than the teacher at {headline.n_atoms} atoms "
+        f"Speed: {number} {word} than the teacher at {headline.n_atoms} atoms "
         f"({format_seconds(headline.student_seconds)} against {format_seconds(headline.teacher_seconds)} per ASE call, "
         f"{provenance.machine})."
     )

@@ -38,6 +38,8 @@ class Disagreement:
     force_rms : float
         Of the forces themselves.
     n_structures : int
+    rows : tuple of dict
+        The entries above for each structure alone, and ``n_atoms``.
     """
 
     rotation_force: float
@@ -47,6 +49,7 @@ class Disagreement:
     batch_energy: float
     force_rms: float
     n_structures: int
+    rows: tuple[dict[str, float], ...] = ()
 
     @property
     def force(self) -> float:
@@ -83,19 +86,39 @@ def measure_disagreement(
     alone = [label([atoms])[0] for atoms in moved[2 * count : 3 * count]]
     batch = label([*turned, *moved])
     rotated, *beside = (batch[k * count : (k + 1) * count] for k in range(6))
-    same = beside[2]
-    turned_back = np.concatenate(
-        [labels.forces @ matrix for labels, matrix in zip(rotated, rotations, strict=True)]
+    rows = tuple(
+        _compare(matrix, turned_one, [side[k] for side in beside], alone[k])
+        for k, (matrix, turned_one) in enumerate(zip(rotations, rotated, strict=True))
     )
-    return Disagreement(
-        rotation_force=_rms(turned_back - _join(same)),
-        rotation_energy=_compare_energies(rotated, same),
-        jitter_force=_rms(find_roughness([_join(labels) for labels in beside])),
-        batch_force=_rms(_join(same) - _join(alone)),
-        batch_energy=_compare_energies(same, alone),
-        force_rms=_rms(_join(alone)),
-        n_structures=count,
-    )
+    return Disagreement(**combine_rows(rows), n_structures=count, rows=rows)
+
+
+def _compare(
+    matrix: np.ndarray, rotated: Labels, beside: Sequence[Labels], alone: Labels
+) -> dict[str, float]:
+    """One structure's row: forces as RMS over components in eV/Å, energies in eV/atom."""
+    same, count = beside[2], len(alone.forces)
+    return {
+        "n_atoms": count,
+        "rotation_force": _rms(rotated.forces @ matrix - same.forces),
+        "rotation_energy": abs(rotated.energy - same.energy) / count,
+        "jitter_force": _rms(find_roughness([labels.forces for labels in beside])),
+        "batch_force": _rms(same.forces - alone.forces),
+        "batch_energy": abs(same.energy - alone.energy) / count,
+        "force_rms": _rms(alone.forces),
+    }
+
+
+def combine_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Entries of all structures from their rows: forces over components, energies over structures."""
+    atoms = np.array([row["n_atoms"] for row in rows])
+    combined = {}
+    for name in rows[0]:
+        if name != "n_atoms":
+            weights = np.ones(len(rows)) if name.endswith("energy") else atoms
+            squares = np.square([row[name] for row in rows])
+            combined[name] = float(np.sqrt(weights @ squares / weights.sum()))
+    return combined
 
 
 def find_roughness(forces: Sequence[np.ndarray]) -> np.ndarray:
@@ -130,17 +153,5 @@ def displace_structure(atoms: Atoms, step: np.ndarray) -> Atoms:
     return image
 
 
-def _join(labels: Sequence[Labels]) -> np.ndarray:
-    return np.concatenate([entry.forces for entry in labels])
-
-
 def _rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
-
-
-def _compare_energies(first: Sequence[Labels], second: Sequence[Labels]) -> float:
-    return _rms(
-        np.array(
-            [(a.energy - b.energy) / len(a.forces) for a, b in zip(first, second, strict=True)]
-        )
-    )
