@@ -7,8 +7,6 @@ Here: whole evaluations, neighbor lists, the skin check, the calculator with its
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -22,12 +20,13 @@ from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.op import convert_weights
 from fastff.kernels.moment_potential.reference import evaluate_reference
-from fastff.kernels.moment_potential.workspace import Options, Workspace
+from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.neighbor_list.plan import make_frame
 from fastff.kernels.skin_check import check_skin, take_snapshot
 from fastff.models import Student
 
 from .lists import NASTY, draw_structure, list_by_op
+from .poison import poison
 
 INTERPRETED = dispatch.is_interpreted()
 pytestmark = [
@@ -35,16 +34,6 @@ pytestmark = [
     pytest.mark.skipif(not (torch.cuda.is_available() or INTERPRETED), reason="no CUDA device"),
 ]
 DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else "cuda")
-
-
-def poison(space: Workspace) -> None:
-    """NaN, or the largest integer, everywhere but in partial sums, whose unused columns stay zero."""
-    for part in dataclasses.fields(space):
-        value = getattr(space, part.name)
-        for tensor in value if isinstance(value, list) else [value]:
-            if part.name != "partials":
-                floating = tensor.is_floating_point()
-                tensor.fill_(float("nan") if floating else torch.iinfo(tensor.dtype).max)
 
 
 @pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
