@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fastff.cli.bench_view import print_results
 from fastff.report import figures, speed_figures, trust_figures
 from fastff.report.calibration import CalibrationData
 from fastff.report.speed import SpeedCurve, summarize
@@ -73,3 +74,11 @@ def test_uncertainties_within_a_decade_have_ticks(look, deviations):
     assert len(shown) >= 2
     for tick in shown:
         assert float(tick.get_text()) == pytest.approx(tick.get_position()[0])
+
+
+def test_brackets_of_a_verdict_are_printed(whole_record, capsys):
+    """As in ``fastff[phonons]``: they are no markup."""
+    lines = (*whole_record.verdict.lines, "left out: pip install 'fastff[phonons]'")
+    verdict = whole_record.verdict.model_copy(update={"lines": lines})
+    print_results(whole_record.model_copy(update={"verdict": verdict}))
+    assert "fastff[phonons]" in capsys.readouterr().out

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from fastff.cli.terminal import make_console, print_warning
 
 if TYPE_CHECKING:
@@ -103,13 +105,13 @@ def print_results(record: BenchRecord) -> None:
         print_table((headings, [row for row in rows if row[1] != "call, fresh list"]))
     for comparison in record.comparisons:
         for note in (*comparison.frames.notes, *comparison.accuracy["notes"]):
-            console.print(f"{comparison.name}: {note}", style="dim", soft_wrap=True)
+            console.print(escape(f"{comparison.name}: {note}"), style="dim", soft_wrap=True)
     for note in record.notes:
         print_warning(note)
     color = {None: "cyan", True: "green", False: "red"}[record.verdict.passed]
     console.print()
     for line in record.verdict.lines:
-        console.print(f"[{color}]▌[/{color}] {line}", soft_wrap=True)
+        console.print(f"[{color}]▌[/{color}] {escape(line)}", soft_wrap=True)
     console.print()
 
 
@@ -122,7 +124,7 @@ def print_table(table: Table, highlight: str | None = None) -> None:
     for number, heading in enumerate(headings):
         grid.add_column(heading, justify="left" if number == 0 else "right")
     for row in rows:
-        grid.add_row(*row, style="bold" if row[0] == highlight else None)
+        grid.add_row(*map(escape, row), style="bold" if row[0] == highlight else None)
     make_console().print(grid)
 
 
