@@ -36,6 +36,7 @@ from ase.build import bulk  # noqa: E402
 from ase.md.langevin import Langevin  # noqa: E402
 from ase.md.nose_hoover_chain import IsotropicMTKNPT  # noqa: E402
 from ase.md.velocitydistribution import Stationary  # noqa: E402
+from md_gpu import run_to  # noqa: E402
 from scipy import stats  # noqa: E402
 from study_systems import build_water  # noqa: E402
 
@@ -92,17 +93,6 @@ MATERIALS = {
 }
 
 
-def advance(engine: Engine, target: int) -> np.ndarray:
-    """Rows up to a step."""
-    rows = []
-    while engine.step < target:
-        progress = engine.advance(target)
-        if progress.failed:
-            raise RuntimeError(f"unstable after step {progress.step}")
-        rows.append(progress.rows)
-    return np.concatenate(rows)
-
-
 def make_engine(student: Student, atoms: Atoms, settings: MDSettings) -> Engine:
     settings = settle_skin(student, atoms, settings)
     potential = make_potential(student, settings.skin)
@@ -118,7 +108,7 @@ def equilibrate(student: Student, material: Material, repeats: int, picoseconds:
             max(1, int(1000 * picoseconds)), 1.0, temperature=kelvin, velocities=drawn, interval=1000,
         )  # fmt: skip
         engine = make_engine(student, atoms, settings)
-        advance(engine, settings.n_steps)
+        run_to(engine, settings.n_steps)
         state = engine.state
         arrays = (state.positions, state.velocities, state.cell)
         atoms = make_atoms(atoms, *(one.cpu().numpy() for one in arrays))
@@ -133,7 +123,7 @@ def measure_drift(student: Student, atoms: Atoms, picoseconds: float) -> Row:
     )
     begun = time.perf_counter()
     engine = make_engine(student, atoms, settings)
-    rows = np.concatenate([engine.observe().rows, advance(engine, settings.n_steps)])
+    rows = np.concatenate([engine.observe().rows, run_to(engine, settings.n_steps)])
     column = {name: rows[:, k] for k, name in enumerate(COLUMNS)}
     conserved = (column["conserved_eV"] - column["conserved_eV"][0]) * 1e3 / len(atoms)
     return {
@@ -160,7 +150,7 @@ def sample(
         velocities="file", interval=every, pressure_relaxation=500.0, **changes,
     )  # fmt: skip
     engine = make_engine(student, atoms, settings)
-    rows = advance(engine, settings.n_steps)
+    rows = run_to(engine, settings.n_steps)
     rows = rows[len(rows) // 5 :]
     return {name: rows[:, k] for k, name in enumerate(COLUMNS)}, engine.state.n_free
 
