@@ -16,6 +16,7 @@ from torch import Tensor
 from fastff import kernels
 from fastff.kernels import contract
 from fastff.kernels.tuning import find_relative_error
+from fastff.report.kernel_work import count_bytes, list_tensors, to_double
 
 GENERIC = ("edge_features", "segment_sum", "segment_gather", "fused_mlp")
 SUITES = [
@@ -24,19 +25,6 @@ SUITES = [
     if one.function.__name__ in GENERIC and one.differentiated is None
 ]
 VARIANTS = ("triton", "eager", "compiled")
-
-
-def list_tensors(values: Any) -> list[Tensor]:
-    """Floating tensors of nested arguments or results."""
-    if isinstance(values, Tensor):
-        return [values] if values.is_floating_point() else []
-    if isinstance(values, tuple | list):
-        return [tensor for value in values for tensor in list_tensors(value)]
-    return []
-
-
-def count_bytes(*values: Any) -> int:
-    return sum(one.numel() * one.element_size() for one in list_tensors(values))
 
 
 def choose_function(suite: contract.Suite, variant: str) -> Callable[..., Any]:
@@ -48,14 +36,6 @@ def choose_function(suite: contract.Suite, variant: str) -> Callable[..., Any]:
 def build_arguments(suite: contract.Suite, device: torch.device, dtype: torch.dtype) -> tuple:
     case = next(case for case in suite.cases if case.production)
     return case.build(device, dtype)
-
-
-def to_double(values: Any) -> Any:
-    if isinstance(values, Tensor):
-        return values.double() if values.is_floating_point() else values
-    if isinstance(values, tuple | list):
-        return type(values)(to_double(value) for value in values)
-    return values
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +57,7 @@ def test_forward(suite, variant, device, bandwidth, time_call, benchmark):
         output = function(*arguments)
         error = find_relative_error(output, suite.reference(*to_double(arguments)))
         assert error < 1e-5
-        n_bytes = count_bytes(arguments, output)
+        n_bytes = count_bytes((arguments, output))
         del output
         time_call(lambda: function(*arguments), n_bytes=n_bytes, bandwidth=bandwidth, error=error)
 
@@ -102,7 +82,7 @@ def test_input_gradient(suite, variant, device, bandwidth, time_call, benchmark)
     exact = evaluate(suite.reference, first.double(), to_double(rest), seeds)
     error = find_relative_error(grad, exact)
     assert error < 1e-5
-    n_bytes = count_bytes(first, first, grad, seeds, seeds)
+    n_bytes = count_bytes((first, first, grad, seeds, seeds))
     del grad, exact
     time_call(
         lambda: evaluate(function, first, rest, seeds),

@@ -107,7 +107,7 @@ def make_generic(suite: contract.Suite, device: torch.device) -> Iterator[Work]:
 
 def prepare(suite: contract.Suite, arguments: tuple[Any, ...], *, gradient: bool) -> Work:
     """Bind arguments, cotangents and the float64 result."""
-    doubled = _to_double(arguments)
+    doubled = to_double(arguments)
     first, *rest = arguments
     n_bytes, products = count_bytes(arguments), count_products(suite, arguments)
     if gradient:
@@ -335,9 +335,10 @@ def count_bytes(values: Any) -> int:
     return sum(one.numel() * one.element_size() for one in list_tensors(values))
 
 
-def _to_double(values: Any) -> Any:
+def to_double(values: Any) -> Any:
+    """The same nested arguments with floating tensors in float64."""
     if isinstance(values, Tensor):
         return values.double() if values.is_floating_point() else values
     if isinstance(values, tuple | list):
-        return type(values)(_to_double(value) for value in values)
+        return type(values)(to_double(value) for value in values)
     return values
