@@ -460,6 +460,8 @@ def test_a_wrong_kernel_has_no_time():
         ),
         (["m.safetensors", "--labels", "x.xyz", "--against", "y.json"], "--compare-teacher"),
         (["m.safetensors", "--compare-teacher", "--physics", "some"], "not one of auto"),
+        (["m.safetensors", "--compare-teacher", "--physics", "-3"], "number of seconds above 0"),
+        (["m.safetensors", "--compare-teacher", "--physics", "nan"], "number of seconds above 0"),
     ],
 )
 def test_command_refuses_what_it_cannot_honour(arguments, words, tmp_path):

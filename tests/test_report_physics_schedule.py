@@ -13,7 +13,7 @@ from fastff.labels import Labels
 from fastff.report.physics.derive import TooShortError
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import DimerItem
-from fastff.report.physics.run import plan_runs
+from fastff.report.physics.run import count_replicas, plan_runs
 from fastff.report.physics.schedule import Laboratory, Task
 from fastff.report.physics.side import OutOfTimeError, Side, relax_cell
 from fastff.report.physics_figures import draw_item
@@ -107,6 +107,53 @@ def test_a_property_beyond_the_budget_is_left_out_with_both_numbers(copper):
     lab.work([make_task("dear", 1.0, 50.0)])
     assert lab.items == []
     assert "takes about 50 s, 10 s of the budget of 10 s are left" in lab.left_out[0].reason
+
+
+def test_a_property_that_crashes_costs_no_other(copper):
+    def crash(seconds):
+        raise ImportError("no such extension\nat all")
+
+    lab = make_laboratory(copper, 10.0)
+    lab.work([Task("broken", 1.0, crash, lambda: 0.1, str), make_task("sound", 1.0, 0.1)])
+    assert [item.title for item in lab.items] == ["sound"]
+    assert [entry.reason for entry in lab.left_out] == [
+        "it failed with ImportError: no such extension (please report this)"
+    ]
+
+
+def test_a_longer_run_that_crashes_is_left_out_with_the_reason(copper):
+    def crash_later(seconds):
+        if seconds > 9.0:
+            raise RuntimeError("out of luck")
+        return DimerItem(title="run", description="", curves=())
+
+    lab = make_laboratory(copper, 10.0)
+    run = Task("run", 1.0, crash_later, lambda: 0.1, str, incomplete=lambda item: True)
+    lab.work([run, make_task("other", 4.0, 0.1)])
+    assert [item.title for item in lab.items] == ["other"]
+    assert "RuntimeError: out of luck" in lab.left_out[0].reason
+
+
+@pytest.mark.parametrize(
+    ("single", "each", "seconds", "expected"),
+    [
+        (0.05, 0.002, 100.0, 8),  # a batch of eight takes 1.3 times one
+        (0.05, 0.012, 100.0, 4),  # and here 2.7 times
+        (0.05, 0.05, 100.0, 2),
+        (0.05, 0.002, 10.5, 2),  # no time for four
+        (0.05, 0.002, 2.0, 1),  # to try a batch takes too much of it
+    ],
+)
+def test_replicas_run_where_a_batch_costs_little_more_than_one(
+    single, each, seconds, expected, copper, monkeypatch
+):
+    monkeypatch.setattr(
+        Side,
+        "estimate",
+        lambda side, atoms, copies=1: 0.5 * (single + each * (copies - 1)),
+    )
+    lab = make_laboratory(copper, 200.0)
+    assert count_replicas(lab, bulk("Cu", cubic=True), 200, seconds) == expected
 
 
 def test_a_relaxation_is_stopped_at_the_deadline(copper):

@@ -116,7 +116,7 @@ def bench(
         typer.Option(
             "--physics",
             help="Equation of state, phonons, pair distributions and so on beside the teacher's: auto (what fits the "
-            "structure and a few minutes), none, or full.",
+            "structure and a few minutes), none, full, or so many seconds as are given here.",
         ),
     ] = "auto",
     quick: Annotated[

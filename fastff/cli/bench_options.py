@@ -5,6 +5,7 @@ Here: parsing, the plan they add up to, checks that need no work. Not here: the 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +39,10 @@ def make_plan(
 
     from fastff.report.plan import FULL_PLAN, QUICK_PLAN
 
-    if physics not in PHYSICS:
-        raise UsageError(f"--physics {physics!r} is not one of {', '.join(PHYSICS)}")
+    mode, seconds = parse_physics(physics)
     chosen: dict[str, Any] = {
-        "physics": physics,
+        "physics": mode,
+        "physics_budget": seconds,
         "n_frames": frames,
         "n_equilibrate": steps,
         "dynamics_budget": None if steps is None else 0.0,  # as long as asked for
@@ -55,6 +56,27 @@ def make_plan(
         device=device,
         **given,
     )
+
+
+def parse_physics(text: str) -> tuple[str, float | None]:
+    """``"auto"``, ``"none"`` or ``"full"`` as it is, and a number as ``("auto", seconds)``.
+
+    Raises
+    ------
+    UsageError
+        Something else.
+    """
+    if text in PHYSICS:
+        return text, None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 < seconds < math.inf:
+        raise UsageError(
+            f"--physics {text!r} is not one of {', '.join(PHYSICS)} or a number of seconds above 0"
+        )
+    return "auto", seconds
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

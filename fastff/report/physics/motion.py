@@ -48,45 +48,59 @@ INTERVAL = 5
 
 @dataclass(frozen=True)
 class Run:
-    """Frames of one side after equilibration, with time step in fs."""
+    """Frames of one side after equilibration, a list for each replica, with time step in fs."""
 
-    frames: list[Frame]
+    replicas: list[list[Frame]]
     time_step: float
 
     @property
     def length(self) -> float:
-        """ps."""
-        return len(self.frames) * INTERVAL * self.time_step * 1e-3
+        """Of each replica, ps."""
+        return len(self.replicas[0]) * INTERVAL * self.time_step * 1e-3
 
     @property
-    def last(self) -> ase.Atoms:
-        """The last structure, with momenta."""
-        return self.frames[-1].atoms.copy()
+    def first(self) -> ase.Atoms:
+        """The first structure."""
+        return self.replicas[0][0].atoms
 
 
 def run_side(
-    side: Side, start: ase.Atoms, temperature: float, time_step: float, n_steps: int, seed: int
+    side: Side,
+    start: ase.Atoms,
+    temperature: float,
+    time_step: float,
+    n_steps: int,
+    seed: int,
+    n_replicas: int = 1,
 ) -> Run:
-    """Langevin dynamics of one side; the first quarter is left out.
+    """Langevin dynamics of one side, replicas with velocities of their own; the first quarter is left out.
 
     Raises
     ------
     PropertyError
-        The run broke.
+        A run broke.
     """
     n_equilibrate = n_steps // 4 // INTERVAL * INTERVAL
-    replica = Replica(start.copy(), temperature, 0)
-    # Twice the temperature: half of it goes into the potential energy of what starts at rest.
-    replica.atoms.set_momenta(draw_momenta(replica.atoms, 2.0 * temperature, seed, 0))
-    frames: list[Frame] = []
+    replicas = [Replica(start.copy(), temperature, number) for number in range(n_replicas)]
+    for replica in replicas:
+        # Twice the temperature: half of it goes into the potential energy of what starts at rest.
+        momenta = draw_momenta(replica.atoms, 2.0 * temperature, seed, replica.trajectory)
+        replica.atoms.set_momenta(momenta)
+    frames: list[list[Frame]] = [[] for _ in replicas]
+
+    def keep(found: list[Frame]) -> None:
+        for frame in found:
+            frames[frame.trajectory].append(frame)
+
     settings = LangevinSettings(
         n_steps=n_equilibrate + (n_steps - n_equilibrate) // INTERVAL * INTERVAL,
         timestep=time_step, friction=FRICTION, stride=INTERVAL, first_kept=n_equilibrate, seed=seed,
         min_distance=0.0,  # a force above the limit stops what collapses
     )  # fmt: skip
-    run_langevin([replica], side.label, settings, source="bench", on_frames=frames.extend)
-    if replica.stopped:
-        raise PropertyError(f"the run of the {side.role} broke: {replica.stopped}")
+    run_langevin(replicas, side.label, settings, source="bench", on_frames=keep)
+    for replica in replicas:
+        if replica.stopped:
+            raise PropertyError(f"the run of the {side.role} broke: {replica.stopped}")
     return Run(frames, time_step)
 
 
@@ -95,11 +109,13 @@ def count_steps(length: float, time_step: float) -> int:
     return INTERVAL * math.ceil(round(4.0 / 3.0 * length * 1e3 / time_step / INTERVAL, 6))
 
 
-def measure_step(side: Side, start: ase.Atoms, temperature: float, time_step: float) -> float:
+def measure_step(
+    side: Side, start: ase.Atoms, temperature: float, time_step: float, n_replicas: int
+) -> float:
     """Seconds of one step of :func:`run_side`."""
     n_steps = 2 * INTERVAL
     began = time.perf_counter()
-    run_side(side, start, temperature, time_step, n_steps, seed=20)
+    run_side(side, start, temperature, time_step, n_steps, seed=20, n_replicas=n_replicas)
     return (time.perf_counter() - began) / n_steps
 
 
@@ -110,7 +126,7 @@ def compare_distributions(
     temperature: float,
     absence: str = "",
 ) -> RdfItem:
-    """g(r) of every pair of elements, with standard errors over blocks of each run; ``absence`` says why no teacher.
+    """g(r) of every pair of elements, with standard errors over blocks of all replicas; ``absence``: why no teacher.
 
     Raises
     ------
@@ -132,16 +148,17 @@ def compare_distributions(
         values: dict[str, Any] = {"teacher": None, "teacher_error": None}
         for role, blocks in sides.items():
             values[role] = tuple(blocks[:, number].mean(axis=0).tolist())
-            error = blocks[:, number].std(axis=0, ddof=1) / np.sqrt(n_blocks)
+            error = blocks[:, number].std(axis=0, ddof=1) / np.sqrt(len(blocks))
             values[f"{role}_error"] = tuple(error.tolist())
         curves.append(RdfCurve(pair="-".join(pair), radii=radii, **values))
     return RdfItem(
         title="Pair distributions",
-        description=f"{len(student.last)} atoms at {temperature:.0f} K under the same Langevin thermostat "
-        f"({FRICTION:g}/fs), {shortest:.3g} ps of each side after equilibration; standard errors over "
-        f"{n_blocks} blocks of {shortest / n_blocks:.2g} ps{_describe_absence(absence)}",
+        description=f"{len(student.first)} atoms at {temperature:.0f} K under the same Langevin thermostat "
+        f"({FRICTION:g}/fs), {_count_replicas(student)}{shortest:.3g} ps of each side after equilibration; standard "
+        f"errors over {n_blocks * len(student.replicas)} blocks of {shortest / n_blocks:.2g} ps"
+        f"{_describe_absence(absence)}",
         temperature=temperature,
-        n_blocks=n_blocks,
+        n_blocks=n_blocks * len(student.replicas),
         curves=tuple(curves),
         peak="first",
     )
@@ -151,15 +168,19 @@ def _describe_absence(absence: str) -> str:
     return f"; the teacher was not run: {absence}" if absence else ""
 
 
+def _count_replicas(run: Run) -> str:
+    """``8 replicas of``, or nothing for one."""
+    return f"{len(run.replicas)} replicas of " if len(run.replicas) > 1 else ""
+
+
 def _count_pairs(run: Run, pairs: list[tuple[str, str]], n_blocks: int) -> np.ndarray:
-    """g(r) of each block, (n_blocks, n_pairs, n_bins)."""
-    blocks = np.array_split(np.arange(len(run.frames)), n_blocks)
-    result = np.zeros((n_blocks, len(pairs), N_BINS))
-    for number, block in enumerate(blocks):
-        for index in block:
-            result[number] += count_pairs(run.frames[index].atoms, pairs)
-        result[number] /= max(len(block), 1)
-    return result
+    """g(r) of ``n_blocks`` blocks of each replica, (n_replicas * n_blocks, n_pairs, n_bins)."""
+    result = []
+    for frames in run.replicas:
+        for block in np.array_split(np.arange(len(frames)), n_blocks):
+            counts = [count_pairs(frames[index].atoms, pairs) for index in block]
+            result.append(np.mean(counts, axis=0))
+    return np.array(result)
 
 
 def count_pairs(atoms: ase.Atoms, pairs: list[tuple[str, str]]) -> np.ndarray:
@@ -182,7 +203,7 @@ def count_pairs(atoms: ase.Atoms, pairs: list[tuple[str, str]]) -> np.ndarray:
 def compare_diffusion(
     teacher: Run | None, student: Run, temperature: float, absence: str = ""
 ) -> DiffusionItem:
-    """Mean square displacements over time origins, and diffusion coefficients of three blocks of each run.
+    """Mean square displacements over time origins, and diffusion coefficients of three blocks of each replica.
 
     Raises
     ------
@@ -196,21 +217,22 @@ def compare_diffusion(
         raise TooShortError(
             f"runs of {shortest:.2g} ps after equilibration are too short, {LEAST_DIFFUSION:g} ps are needed"
         )
-    symbols = np.array(student.last.get_chemical_symbols())
+    symbols = np.array(student.first.get_chemical_symbols())
+    followed = {role: [_follow(frames) for frames in run.replicas] for role, run in runs.items()}
     curves, faults = [], []
     for element in sorted(set(symbols)):
         values: dict[str, Any] = {"teacher": None, "teacher_blocks": None}
         moved, slopes = 0.0, []
         for role, run in runs.items():
-            paths = _follow(run)[:, symbols == element]
+            paths = [path[:, symbols == element] for path in followed[role]]
             step = INTERVAL * run.time_step * 1e-3
-            msd = measure_msd(paths)
+            msd = np.mean([measure_msd(path) for path in paths], axis=0)
             moved = max(moved, float(msd[-1]))
             if msd[-1] >= LEAST_MOVED:
                 slopes.append((fit_exponent(msd), role))
             values["times"] = tuple((step * np.arange(len(msd))).tolist())
             values[role] = tuple(msd.tolist())
-            thirds = np.array_split(paths, 3)
+            thirds = [block for path in paths for block in np.array_split(path, 3)]
             values[f"{role}_blocks"] = tuple(fit_diffusion(measure_msd(b), step) for b in thirds)
         wrong = [
             f"that of the {role} grows as time to the power {slope:.2f}"
@@ -231,17 +253,18 @@ def compare_diffusion(
     return DiffusionItem(
         title="Diffusion",
         description="Slope of the mean square displacement over the second half of its times, in the runs of the pair "
-        f"distributions (thermostat {FRICTION:g}/fs, which slows diffusion on both sides); standard errors over three "
-        f"blocks, no correction for the size of the cell{missing}{_describe_absence(absence)}",
+        f"distributions (thermostat {FRICTION:g}/fs, which slows diffusion on both sides); standard errors over "
+        f"{3 * len(student.replicas)} blocks, no correction for the size of the cell{missing}"
+        f"{_describe_absence(absence)}",
         temperature=temperature,
         curves=tuple(curves),
     )
 
 
-def _follow(run: Run) -> np.ndarray:
+def _follow(frames: list[Frame]) -> np.ndarray:
     """Unwrapped positions less the centre of mass, (n_frames, n_atoms, 3)."""
-    masses = run.last.get_masses()[:, None]
-    paths = np.array([frame.atoms.positions for frame in run.frames])
+    masses = frames[0].atoms.get_masses()[:, None]
+    paths = np.array([frame.atoms.positions for frame in frames])
     drift = (paths * masses).sum(axis=1, keepdims=True) / masses.sum()
     result: np.ndarray = paths - drift
     return result

@@ -39,6 +39,9 @@ MOST_STEPS = {"auto": 2000, "full": 20_000}
 ENGINE_STEPS = {"auto": 1000, "full": 20_000}
 """Steps of the student's own loop, more only where stability would say nothing."""
 
+REPLICAS = (2, 4, 8)
+BATCH_COST = 2.0
+
 PHONOPY_SECONDS = 2.5
 """phonopy's own work for both sides: symmetry, force constants, bands."""
 
@@ -273,12 +276,16 @@ def _run_sides(
     temperature: float,
     seconds: float,
 ) -> None:
-    """Both sides in the largest box in which there is time for the teacher, else the student alone."""
+    """Both sides in the largest box in which there is time for the teacher, else the student alone.
+
+    Replicas run side by side where a batch of them costs little more than one.
+    """
     least, time_step = _count_least(material), choose_time_step(material.box.numbers)
-    box, roles = boxes[-1], ["student"]
+    box, roles, n_replicas = boxes[-1], ["student"], 1
     for candidate in boxes:
         if 0.9 * seconds * (1.0 + 1e-9) >= least * lab.estimate(candidate):
             box, roles = candidate, ["student", "teacher"]
+            n_replicas = count_replicas(lab, box, least, 0.9 * seconds)
             break
     if len(roles) == 1:
         takes = least * lab.teacher.estimate(boxes[-1])
@@ -286,7 +293,9 @@ def _run_sides(
     start = box.copy()
     start.rattle(0.02, seed=7)
     sides = [lab.teacher if role == "teacher" else lab.student for role in roles]
-    cost = sum(motion.measure_step(side, start, temperature, time_step) for side in sides)
+    cost = sum(
+        motion.measure_step(side, start, temperature, time_step, n_replicas) for side in sides
+    )
     # the student alone is no comparison: it leaves time for other properties
     part = 0.8 if len(roles) == 2 else 0.2
     most = MOST_STEPS[lab.mode]
@@ -296,8 +305,28 @@ def _run_sides(
     n_steps = int(max(least, min(most, steps) if math.isfinite(steps) else most))
     found: dict[str, motion.Run] = {}
     for side in sides:
-        found[side.role] = motion.run_side(side, start, temperature, time_step, n_steps, seed=20)
+        found[side.role] = motion.run_side(
+            side, start, temperature, time_step, n_steps, seed=20, n_replicas=n_replicas
+        )
     runs.sides.update(found)
+
+
+def count_replicas(lab: Laboratory, box: ase.Atoms, least: int, seconds: float) -> int:
+    """Replicas of ``least`` steps for which there is time and whose batch costs at most :data:`BATCH_COST` times one.
+
+    To find out takes three calls of each batch: none is tried whose calls, one after the other, take a tenth of the
+    seconds.
+    """
+    single = lab.estimate(box)
+    n_replicas = 1
+    for count in REPLICAS:
+        if 3 * count * single > 0.1 * seconds:
+            break
+        cost = lab.estimate(box, count)
+        if cost > BATCH_COST * single or least * cost > seconds:
+            break
+        n_replicas = count
+    return n_replicas
 
 
 def verify_physics(part: PhysicsPart) -> list[str]:

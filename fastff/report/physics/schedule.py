@@ -129,8 +129,8 @@ class Laboratory:
                 takes = f"takes about {expected:.0f} s, " if expected < math.inf else ""
                 self._leave(
                     task,
-                    f"{takes}{self.remaining:.0f} s of the budget of {self.budget:.0f} s are left; --physics full has "
-                    "no limit",
+                    f"{takes}{self.remaining:.0f} s of the budget of {self.budget:.0f} s are left; --physics takes "
+                    "more seconds, or full",
                 )
         self._lengthen(tasks)
 
@@ -148,9 +148,9 @@ class Laboratory:
                 self.items[place] = self._measure(task, seconds)
             except (OutOfTimeError, TooShortError):
                 continue
-            except FastFFError as error:  # a longer run found a fault
+            except Exception as error:  # a longer run found a fault
                 del self.items[place]
-                self._leave(task, str(error))
+                self._leave(task, explain(error))
             finally:
                 self.limit(math.inf)
 
@@ -181,8 +181,8 @@ class Laboratory:
             if not last:
                 return 2.0 * min(seconds, self.remaining)
             self._leave(task, str(error))
-        except FastFFError as error:
-            self._leave(task, str(error))
+        except Exception as error:  # also one of a package or of fastff: the rest is kept
+            self._leave(task, explain(error))
         finally:
             self.limit(math.inf)
         return None
@@ -200,3 +200,11 @@ class Laboratory:
 
     def _leave(self, task: Task, reason: str) -> None:
         self.left_out.append(LeftOut(title=task.title, reason=reason))
+
+
+def explain(error: Exception) -> str:
+    """Why a property was not measured, in one line; says so where the fault is that of a program."""
+    if isinstance(error, FastFFError):
+        return str(error)
+    lines = str(error).strip().splitlines() or [""]
+    return f"it failed with {type(error).__name__}: {lines[0][:300]} (please report this)"

@@ -127,7 +127,7 @@ class LabelCalculator(Calculator):
             self.results["stress"] = labels.stress
 
 
-def relax_positions(atoms: ase.Atoms, *, fmax: float = 0.01, steps: int = 60) -> None:
+def relax_positions(atoms: ase.Atoms, *, fmax: float = 0.01, steps: int = 200) -> None:
     """Relax positions in place at constant cell, to forces of ``fmax`` eV/Å.
 
     Raises
@@ -144,7 +144,7 @@ def relax_positions(atoms: ase.Atoms, *, fmax: float = 0.01, steps: int = 60) ->
         )
 
 
-def relax_cell(atoms: ase.Atoms, *, fmax: float = 0.005, steps: int = 80) -> None:
+def relax_cell(atoms: ase.Atoms, *, fmax: float = 0.005, steps: int = 250) -> None:
     """Relax cell and positions in place.
 
     Raises
@@ -176,7 +176,7 @@ def relax_bare(side: Side, atoms: ase.Atoms) -> ase.Atoms | None:
     """A copy without calculator, cell and positions relaxed by ``side``; None where that fails."""
     image = side.attach(atoms)
     try:
-        relax_cell(image, steps=250)
+        relax_cell(image)
     except FastFFError:
         return None
     return ase.Atoms(image.numbers, image.positions, cell=image.cell, pbc=image.pbc)
