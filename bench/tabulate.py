@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # last: this folder has namesakes of packages
 
+from tabulate_reports import tabulate_reports
 from tabulate_speed import (
     RESULTS,
     ROOT,
@@ -128,6 +129,7 @@ def render() -> str:
     """The block of README between the markers."""
     blocks = (
         tabulate_students(),
+        tabulate_reports(),
         tabulate_study(),
         tabulate_kernels(),
         tabulate_ops(),
@@ -135,7 +137,7 @@ def render() -> str:
         tabulate_gpumd(),
         tabulate_race(),
     )
-    return "\n\n".join("\n".join(block) for block in blocks)
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
 
 def list_records() -> list[Path]:

@@ -55,9 +55,22 @@ def tabulate_kernels() -> list[str]:
     lines += [
         "",
         "M/s is million atom-steps per second. Against float64, forces of about 1 eV/Å are off by at most "
-        f"{worst[1]:.0e} (`m1`) and {worst[2]:.0e} eV/Å (`m2`) RMS over the checked crystals.",
+        f"{worst[1]:.0e} (`m1`) and {worst[2]:.0e} eV/Å (`m2`) RMS over the checked crystals; {describe_errors()}",
     ]
     return lines
+
+
+def describe_errors() -> str:
+    """Force errors of trained students against float64."""
+    record = read_result("kernels", "student-errors-h100.json")
+    rows = record["rows"]
+    worst = max(rows, key=lambda row: row["tf32x3"]["rms"])
+    fast = worst["tf32"]["rms"]
+    return (
+        f"those of {len(rows)} trained students of five materials by at most {worst['tf32x3']['rms']:.1e} eV/Å "
+        f"({worst['model']}, forces of {worst['force_rms']:.1f} eV/Å RMS; {fast:.2g} eV/Å with the opt-in "
+        f'`precision="tf32"`; commit {record["provenance"]["commit"]}).'
+    )
 
 
 def tabulate_dynamics() -> list[str]:
@@ -86,7 +99,20 @@ def tabulate_dynamics() -> list[str]:
             for row in (found[n] for n in sizes)
         ]
         lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
-    return [*lines, "", describe_long_runs()]
+    return [*lines, "", describe_calls(), "", describe_long_runs()]
+
+
+def describe_calls() -> str:
+    """One call through ASE."""
+    record = read_result("engine", "engine-h100.json")
+    found = {name: record[f"get_forces {name}"] for name in ("m1", "m2")}
+    calls = ", ".join(
+        f"{row['get_forces']['median_ms']:.2f} ms (`{name}`)" for name, row in found.items()
+    )
+    return (
+        f"`get_forces()` through `FastFFCalculator` on {found['m1']['atoms']:,} moved atoms: {calls}; commit "
+        f"{record['provenance']['commit']}."
+    )
 
 
 def format_rate(value: float) -> str:

@@ -1,0 +1,85 @@
+"""README's table of shipped students on a GPU, from reports of `fastff bench NAME --compare-teacher`.
+
+Here: one row a report. Not here: other tables, and where they go (``tabulate.py``).
+"""
+
+from __future__ import annotations
+
+from tabulate_speed import RESULTS
+
+from fastff.report.record import read_record
+from fastff.report.schema import BenchRecord
+from fastff.report.speed import Mode
+from fastff.report.verdict import format_percent
+
+PATTERN = "*-h100.json"
+"""Records of ``bench/results`` that are reports of shipped students on this GPU."""
+
+PAIRS: dict[Mode, Mode] = {"ase-call": "ase-call", "md-loop": "ase-call"}
+"""What is timed of the student, and of the teacher beside it: its dynamics takes a call a step at least."""
+
+
+def tabulate_reports() -> list[str]:
+    """Accuracy on fresh teacher dynamics, and speed at the smallest size above 400 atoms and at the largest of both."""
+    records = [read_record(path) for path in sorted(RESULTS.glob(PATTERN))]
+    if not records:
+        return []
+    where = records[0].provenance
+    lines = [
+        "Shipped students in reports of `fastff bench NAME --compare-teacher`, on dynamics that the teacher made for "
+        f"them, beside the teacher at its fastest settings, {where.gpu}, torch {where.packages['torch']}; records "
+        "`bench/results/*-h100.json` (`python bench/tabulate.py --write` makes their pages):",
+        "",
+        "| student | forces | energy | stress | 1.5 times the highest temperature | ±5 % strain | atoms "
+        "| ASE call of the teacher | of the student | step of `fastff md` | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for record in records:
+        main, *others = record.comparisons
+        accuracy = main.read_accuracy()
+        beyond = {
+            key: next((c.read_accuracy() for c in others if key in c.name), None)
+            for key in ("highest temperature", "strained")
+        }
+        start = [
+            f"`{record.model.name}` (`{record.model.architecture}`, {record.model.cutoff:g} Å)",
+            *map(format_percent, (accuracy.force, accuracy.energy, accuracy.stress)),
+            *(
+                "–" if found is None else f"{format_percent(found.overall)}"
+                for found in beyond.values()
+            ),
+        ]
+        sizes = find_sizes(record)
+        for number, n_atoms in enumerate(sizes):
+            teacher = read_time(record, "teacher", "ase-call", n_atoms)
+            cells = [f"{n_atoms:,}", f"{1e3 * teacher:.3g} ms"]
+            for mode in PAIRS:
+                own = read_time(record, "student", mode, n_atoms)
+                cells.append(f"{1e3 * own:.3g} ms ({teacher / own:.0f} times)")
+            cells.append((record.provenance.commit or "?")[:7])
+            lines.append(f"| {' | '.join([*(start if number == 0 else [''] * 6), *cells])} |")
+    return lines
+
+
+def find_sizes(record: BenchRecord) -> list[int]:
+    """The size of the headline, and the largest at which both sides were timed."""
+    both = [ratio.n_atoms for ratio in record.ratios if ratio.mode == "ase-call"]
+    headline = record.headline_size
+    return sorted({*([headline] if headline in both else []), max(both)})
+
+
+def read_time(record: BenchRecord, role: str, mode: Mode, n_atoms: int) -> float:
+    """Seconds of a call (median) or of a step of dynamics.
+
+    Raises
+    ------
+    LookupError
+        It was not measured.
+    """
+    for curve in record.speed:
+        point = curve.find(n_atoms)
+        if (curve.role, curve.mode) == (role, mode) and point is not None:
+            seconds = point.per_step if mode == "md-loop" else point.median
+            if seconds is not None:
+                return seconds
+    raise LookupError(f"{record.model.name} has no {mode} of the {role} at {n_atoms} atoms")
