@@ -130,7 +130,7 @@ def run_job(
 
     from fastff.distill.module import measure_frames
     from fastff.distill.train import TrainSettings, train_student
-    from fastff.predict import predict
+    from fastff.inference import predict
     from fastff.report.hessian import measure_hessian_vectors
 
     n_frames, n_targets = divide(arm, arguments.budget)
@@ -206,7 +206,7 @@ def tabulate(records: Sequence[dict[str, Any]]) -> str:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Pool, all trainings, and the record of them."""
     from fastff.checkpoint import write_atomically
-    from fastff.predict import split_chunks
+    from fastff.inference import split_chunks
     from fastff.report.provenance import collect_provenance
 
     teacher, plan, pool, test = make_pool(arguments, arguments.out / "pool")

@@ -78,7 +78,7 @@ def train_once(
     from fastff.distill.data import choose_batch_size
     from fastff.distill.module import measure_frames
     from fastff.distill.train import TrainProgress, TrainSettings, train_student
-    from fastff.predict import predict
+    from fastff.inference import predict
 
     settings = TrainSettings(
         architecture=arguments.student,

@@ -121,7 +121,7 @@ def add(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     from bench import zoo_measures as measures
     from fastff.checkpoint import load_model, read_header, stamp_header
-    from fastff.predict import predict
+    from fastff.inference import predict
     from fastff.report.metrics import measure_accuracy
     from fastff.report.provenance import collect_provenance
     from fastff.zoo.names import SUFFIX, find_folder

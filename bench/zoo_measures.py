@@ -229,7 +229,7 @@ def compute_reference(path: Path) -> dict[str, Any]:
     import torch
 
     from fastff.checkpoint import load_model
-    from fastff.predict import predict
+    from fastff.inference import predict
     from fastff.report.comparison import read_header_structures
 
     student = load_model(path, dtype=torch.float64)

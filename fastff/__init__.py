@@ -14,7 +14,7 @@ _PUBLIC = {
     "FastFFCalculator": "fastff.calculator",
     "load_model": "fastff.checkpoint",
     "load_teacher": "fastff.teachers",
-    "predict": "fastff.predict",
+    "predict": "fastff.inference",
     "read_header": "fastff.checkpoint",
     "save_model": "fastff.checkpoint",
 }

@@ -1,7 +1,7 @@
 """Many structures together, again and again: lists with a skin per structure, fused kernels or torch.
 
 Here: :class:`BatchEvaluator`, tensors in and tensors out. Not here: one evaluation (:mod:`fastff.packed`), one
-structure after another (:mod:`fastff.evaluator`), ASE structures and chunks (:mod:`fastff.predict`).
+structure after another (:mod:`fastff.evaluator`), ASE structures and chunks (:mod:`fastff.inference`).
 """
 
 from __future__ import annotations

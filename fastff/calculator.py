@@ -1,13 +1,12 @@
 """``FastFFCalculator``: a student behind ASE's calculator interface.
 
 Here: the life cycle of one calculator, argument compatibility, what ASE must be told. Not here: models, neighbor lists
-and the choice of kernels (:mod:`fastff.evaluator`), how many structures are batched (:mod:`fastff.predict`), dynamics.
+and the choice of kernels (:mod:`fastff.evaluator`), batches (:mod:`fastff.inference`), dynamics.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,15 +23,16 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastff.checkpoint import load_model
 from fastff.coverage import list_unseen_pairs
+from fastff.electronic import check_electronic, read_electronic, read_number
 from fastff.errors import DataError, UsageError
 from fastff.evaluator import Choice, Evaluator, Outcome
+from fastff.inference import predict
 from fastff.labels import Labels
 from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
 from fastff.neighbors import VerletCache, check_skin_length
 from fastff.placement import choose_device, place_student, read_compatibility
 from fastff.precision import DEFAULT, describe_precision
-from fastff.predict import predict
 from fastff.structures import (
     CLOSEST_DISTANCE,
     CloseContacts,
@@ -139,7 +139,7 @@ class FastFFCalculator(Calculator):
             self.model_path = str(model)
         for name, value in (("charge", charge), ("spin", spin)):
             if value is not None:
-                _read_number(name, value)
+                read_number(name, value)
         self.charge, self.spin, self.skin = charge, spin, check_skin_length(skin)
         self.close_contacts: CloseContacts = close_contacts
         self.extras: dict[str, Any] = {}
@@ -206,7 +206,7 @@ class FastFFCalculator(Calculator):
         if unknown:
             raise PropertyNotImplementedError(f"{self.name} does not give {sorted(unknown)}")
         electronic = self._read_electronic(atoms)
-        self._check_electronic(electronic)
+        check_electronic(electronic)
         rank, volume = self._check_atoms(atoms)
         outcome = self.evaluator.evaluate(
             atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
@@ -237,7 +237,7 @@ class FastFFCalculator(Calculator):
         structures : ase.Atoms or iterable of ase.Atoms
             Of any sizes. Neither they nor ``results`` and ``extras`` are changed.
         batch_atoms : int
-            Most atoms evaluated together, see :func:`fastff.predict.predict`.
+            Most atoms evaluated together, see :func:`fastff.inference.predict`.
 
         Returns
         -------
@@ -258,12 +258,12 @@ class FastFFCalculator(Calculator):
             )
         chosen = [structures] if isinstance(structures, Atoms) else list(structures)
         for number, atoms in enumerate(chosen):
-            try:
-                self._check_electronic(self._read_electronic(atoms))
-            except UsageError as error:
-                raise UsageError(f"structure {number}: {error}") from None
+            if not isinstance(atoms, Atoms):
+                raise UsageError(f"structure {number} is no ase.Atoms but a {type(atoms).__name__}")
+            check_electronic(self._read_electronic(atoms), f"structure {number}")
         found = predict(
-            self.student, chosen, batch_atoms=batch_atoms, precision=self.precision, close_contacts=self.close_contacts
+            self.student, chosen, batch_atoms=batch_atoms, precision=self.precision,
+            close_contacts=self.close_contacts, charges="ignore",
         )  # fmt: skip
         for atoms in chosen:
             self._warn_of_pairs(list_unseen_pairs(self.student.header, atoms))
@@ -352,38 +352,9 @@ class FastFFCalculator(Calculator):
             warnings.warn(remark, UserWarning, stacklevel=4)
 
     def _read_electronic(self, atoms: Atoms) -> tuple[float, float]:
-        """Total charge and spin multiplicity: constructor, ``info``, initial charges, neutral singlet."""
-        charge = self.charge if self.charge is not None else atoms.info.get("charge")
-        if charge is None:
-            charge = atoms.get_initial_charges().sum()
-        spin = self.spin if self.spin is not None else atoms.info.get("spin")
-        return _read_number("charge", charge), _read_number("spin", 1 if spin is None else spin)
-
-    @staticmethod
-    def _check_electronic(electronic: tuple[float, float]) -> None:
-        charge, spin = electronic
-        if abs(charge) > 1e-6:
-            raise UsageError(
-                f"total charge {charge:g} requested but this student was distilled for neutral systems; "
-                "set the charge to 0 or train on charged structures"
-            )
-        if spin not in (0.0, 1.0):
-            raise UsageError(
-                f"spin multiplicity {spin:g} requested but this student knows no spin; leave it at 1"
-            )
+        """Total charge and spin multiplicity, those of the constructor first."""
+        return read_electronic(atoms, self.charge, self.spin)
 
     def todict(self, skip_default: bool = True) -> dict[str, Any]:
         """JSON-able provenance, as ASE databases store it."""
         return dict(self.parameters)
-
-
-def _read_number(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UsageError(
-            f"{name} {value!r} is not a number; correct the argument or atoms.info[{name!r}]"
-        )
-    return number

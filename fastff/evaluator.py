@@ -1,7 +1,7 @@
 """One structure after another, quickly: the choice between fused kernels and torch, and what is kept between calls.
 
 Here: :class:`Evaluator`, arrays in and arrays out. Not here: ASE calculators, checks of structures, many structures at
-once (:mod:`fastff.predict`), what stays on the device (:mod:`fastff.resident`).
+once (:mod:`fastff.inference`), what stays on the device (:mod:`fastff.resident`).
 """
 
 from __future__ import annotations

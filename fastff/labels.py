@@ -1,7 +1,7 @@
 """What a teacher or a student says about structures, and where those structures came from.
 
 Here: the records :class:`Labels`, :class:`HessianVector` and :class:`Frame`. Not here: computing labels
-(:mod:`fastff.teachers`, :mod:`fastff.predict`), storing them (:mod:`fastff.distill.store`), or comparing them
+(:mod:`fastff.teachers`, :mod:`fastff.inference`), storing them (:mod:`fastff.distill.store`), or comparing them
 (:mod:`fastff.report.metrics`).
 """
 

@@ -1,7 +1,7 @@
 """Running out of memory: how it shows, and what to tell the user; memory that the C library should keep.
 
 Here: recognition and the one line, :func:`release_memory`, :func:`keep_freed_memory`. Not here: retries
-(:mod:`fastff.evaluator`, :mod:`fastff.predict`).
+(:mod:`fastff.evaluator`, :mod:`fastff.inference`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One evaluation of a batch: what it gives, and how the fused kernels read structures of different cells at once.
 
 Here: :class:`BatchOutcome`, :class:`PackedBatch` and the functions that make them. Not here: lists and what is kept
-between evaluations (:mod:`fastff.batches`), chunks (:mod:`fastff.predict`).
+between evaluations (:mod:`fastff.batches`), chunks (:mod:`fastff.inference`).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 from ase import Atoms
 
 from fastff.calculator import FastFFCalculator
-from fastff.predict import predict
+from fastff.inference import predict
 
 
 def expect(calculator: FastFFCalculator, atoms: Atoms) -> None:

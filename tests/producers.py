@@ -12,9 +12,9 @@ from ase.build import bulk
 from untrained import make_student
 
 from fastff.checkpoint import save_model
+from fastff.inference import predict
 from fastff.models.uncertainty import fit_uncertainty
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import predict
 from fastff.report.baselines import load_baseline
 from fastff.report.bench import run_bench
 from fastff.report.physics.derive import derive_quantities

@@ -14,10 +14,10 @@ from fastff import batches
 from fastff.batches import BatchEvaluator, Systems, list_on_device, list_on_host
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.graph import batch_graphs
+from fastff.inference import predict
 from fastff.models import Student
 from fastff.neighbors import atoms_to_graph
 from fastff.packed import pack_batch
-from fastff.predict import predict
 
 ELEMENTS = (1, 8, 29)
 

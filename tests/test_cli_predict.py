@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.io import read, write
 
 from fastff.checkpoint import load_model
-from fastff.predict import predict
+from fastff.inference import predict
 from fastff.units import EV_PER_A3_TO_GPA
 
 Run = Callable[..., tuple[int, str, str]]

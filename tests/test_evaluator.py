@@ -14,10 +14,10 @@ from fastff import kernels
 from fastff.errors import UsageError
 from fastff.evaluator import Contact, Evaluator, choose_path, find_contact, find_student_obstacle
 from fastff.graph import Graph
+from fastff.inference import predict
 from fastff.kernels import dispatch
 from fastff.memory import DeviceMemoryError
 from fastff.models import Prediction, Student
-from fastff.predict import predict
 
 
 def evaluate(evaluator: Evaluator, atoms: Atoms):

@@ -38,11 +38,11 @@ from fastff.distill.harvest import (
 )
 from fastff.distill.select import choose_spread, describe_structures, weigh_uncertainty
 from fastff.errors import DataError, UsageError
+from fastff.inference import predict
 from fastff.labels import Frame, Labels
 from fastff.models import Student
 from fastff.models.uncertainty import fit_uncertainty
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import predict
 
 from untrained import make_student  # isort: skip
 

@@ -33,9 +33,9 @@ from fastff.distill.split import Split
 from fastff.distill.store import LabelStore
 from fastff.distill.train import TrainSettings, prepare_student, train_student
 from fastff.errors import DataError, UsageError
+from fastff.inference import predict
 from fastff.labels import Frame, HessianVector, Labels
 from fastff.models import Student
-from fastff.predict import predict
 from fastff.report.hessian import compare_products, measure_hessian_vectors
 from fastff.teachers import load_teacher
 

@@ -51,6 +51,36 @@ def make_engine(student: Student, atoms: Atoms, settings: MDSettings) -> Engine:
     return Engine(potential, build_state(atoms, settings), settings)
 
 
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        {"ensemble": "nvt", "thermostat": "langevin"},
+        {"ensemble": "nvt", "thermostat": "rescale"},
+        {"ensemble": "npt"},
+    ],
+)
+def test_compiled_steps_keep_the_same_accounts(
+    student: Student, crystal: Atoms, ensemble: dict[str, str]
+) -> None:
+    found = []
+    for compiled in (False, True):
+        settings = MDSettings(
+            n_steps=20,
+            timestep=1.0,
+            temperature=300,
+            interval=5,
+            compile_steps=compiled,
+            **ensemble,
+        )  # type: ignore[arg-type]
+        engine = make_engine(student, crystal, settings)
+        found.append((advance(engine, 20), float(engine.state.heat), float(engine.state.work)))
+    (rows, heat, work), (other, same_heat, same_work) = found
+    assert heat != 0.0
+    assert same_heat == pytest.approx(heat, rel=1e-6)
+    assert same_work == pytest.approx(work, rel=1e-6)
+    np.testing.assert_allclose(other, rows, rtol=1e-6, atol=1e-9)
+
+
 def test_energy_error_falls_with_the_square_of_the_step(student: Student, crystal: Atoms) -> None:
     errors = []
     for timestep in (1.0, 0.5):

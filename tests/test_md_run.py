@@ -21,6 +21,7 @@ from md_models import make_copper, write_copper
 
 from fastff.checkpoint import save_model
 from fastff.errors import DataError, SimulationUnstableError, UsageError
+from fastff.inference import predict
 from fastff.md.restart import read_restart
 from fastff.md.run import RunResult, simulate
 from fastff.md.settings import MDSettings
@@ -29,7 +30,6 @@ from fastff.md.torch_potential import StudentPotential
 from fastff.models import Student
 from fastff.models.uncertainty import fit_uncertainty
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import predict
 from fastff.units import FEMTOSECOND
 
 Run = Callable[..., tuple[int, str, str]]

@@ -12,6 +12,7 @@ from untrained import make_student
 
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.inference import predict
 from fastff.kernels.couplings import CUBIC_TRIPLES
 from fastff.kernels.node_block.reference import bound_inputs
 from fastff.kernels.rows import pick_rows
@@ -19,7 +20,6 @@ from fastff.models import ARCHITECTURES, Student, StudentConfig, build_student, 
 from fastff.models.dense import lay_out_edges
 from fastff.models.moment import MomentStudent
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import predict
 from fastff.testing import make_structures, measure_forces
 
 ELEMENTS = (8, 29)

@@ -14,9 +14,9 @@ from ase.build import bulk, fcc111, molecule
 import fastff
 from fastff.checkpoint import load_model
 from fastff.errors import DataError
+from fastff.inference import predict
 from fastff.labels import Frame, Labels
 from fastff.models import build_student, configure_student
-from fastff.predict import predict
 from fastff.report.physics import crystal as crystals
 from fastff.report.physics import endurance, motion
 from fastff.report.physics.derive import (

@@ -37,8 +37,8 @@ from fastff.distill.train import (
     train_student,
 )
 from fastff.errors import DataError
+from fastff.inference import predict
 from fastff.labels import Frame, Labels
-from fastff.predict import predict
 
 SETTINGS = TrainSettings(cutoff=4.0, n_steps=24, batch_atoms=16, n_validations=3, device="cpu")
 

@@ -251,6 +251,8 @@ def parse_temperature(text: str) -> tuple[float, float | None]:
         values = [float(part) for part in parts]
     except ValueError:
         values = []
+        if parts[0] == "":
+            raise UsageError(f"--temperature {text!r} must not be negative") from None
     if len(values) not in (1, 2):
         raise UsageError(f"--temperature {text!r} is not one; write 300, or 300-900 for a ramp")
     return values[0], values[1] if len(values) == 2 else None

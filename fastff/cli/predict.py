@@ -1,6 +1,6 @@
 """``fastff predict``: energies, forces and stress of the structures in a file.
 
-Here: the command, its table and its output file. Not here: the evaluation (:mod:`fastff.predict`).
+Here: the command, its table and its output file. Not here: the evaluation (:mod:`fastff.inference`).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def predict(
         check_output(out, force=force)
 
     from fastff.checkpoint import load_model
+    from fastff.inference import predict as evaluate
     from fastff.memory import keep_freed_memory
-    from fastff.predict import predict as evaluate
     from fastff.structures import read_structures
 
     frames = read_structures(structures)

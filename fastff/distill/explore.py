@@ -22,10 +22,10 @@ from fastff.batches import BatchEvaluator, Systems
 from fastff.distill.dynamics import draw_momenta
 from fastff.errors import UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.inference import split_chunks
 from fastff.models import Student
 from fastff.models.uncertainty import predict_with_uncertainty
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import split_chunks
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
 
 Use = Literal["train", "validation", "test"]

@@ -19,11 +19,11 @@ from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.request import DistillRequest
 from fastff.distill.split import PHYSICAL_SOURCES, Split
 from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
+from fastff.inference import predict
 from fastff.labels import Frame
 from fastff.models import Student
 from fastff.models.uncertainty import UncertaintyParameters, fit_uncertainty
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import predict
 from fastff.report.metrics import Accuracy
 
 LEAST_FOR_UNCERTAINTY, MOST_FOR_UNCERTAINTY = 4, 300
@@ -164,7 +164,8 @@ def pick_torch_device(device: str) -> torch.device:
 
 def measure_student(student: Student, frames: Sequence[Frame]) -> Accuracy:
     """Accuracy of a student against labelled frames."""
-    return measure_frames(list(frames), predict(student, [frame.atoms for frame in frames]))
+    images = [frame.atoms for frame in frames]
+    return measure_frames(list(frames), predict(student, images, charges="ignore"))
 
 
 def choose_fitted(frames: Sequence[Frame]) -> list[Frame]:

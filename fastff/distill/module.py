@@ -27,10 +27,10 @@ from fastff.distill.ranks import count_ranks, find_rank, gather_from_ranks, sum_
 from fastff.distill.soap import Soap
 from fastff.errors import DataError
 from fastff.graph import Graph, batch_graphs
+from fastff.inference import split_chunks, split_prediction
 from fastff.labels import Frame, Labels
 from fastff.models import Student
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import split_chunks, split_prediction
 from fastff.report.metrics import Accuracy, measure_accuracy
 
 CHECK_INTERVAL = 50
@@ -155,7 +155,7 @@ class DistillationModule(pl.LightningModule):
         )
 
     def _predict_validation(self) -> list[Labels]:
-        """As :func:`fastff.predict.predict`, with neighbors found once and kept; each rank predicts its part."""
+        """As :func:`fastff.inference.predict`, with neighbors found once and kept; each rank predicts its part."""
         rank, n_ranks = find_rank(), count_ranks()
         if not self._validation_graphs:
             structures = [frame.atoms for frame in self.validation_frames[rank::n_ranks]]

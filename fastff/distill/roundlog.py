@@ -20,11 +20,11 @@ import torch
 
 from fastff.checkpoint import write_atomically
 from fastff.graph import batch_graphs
+from fastff.inference import split_chunks
 from fastff.labels import Frame
 from fastff.models import Student
 from fastff.models.uncertainty import predict_with_uncertainty
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import split_chunks
 from fastff.report.metrics import Accuracy
 
 JSON_NAME, CSV_NAME = "rounds.json", "rounds.csv"

@@ -47,9 +47,9 @@ from fastff.distill.roundplan import RoundsPlan
 from fastff.distill.sampling import BATCH_ATOMS, LabelsStructures
 from fastff.distill.split import PHYSICAL_SOURCES, Split
 from fastff.distill.store import LabelStore
+from fastff.inference import split_chunks
 from fastff.labels import Frame
 from fastff.models import Student
-from fastff.predict import split_chunks
 from fastff.report.metrics import Accuracy
 
 ALLOWANCE = 0.03

@@ -54,7 +54,7 @@ from fastff.distill.store import LabelStore
 from fastff.distill.train import TrainProgress, TrainResult, TrainSettings
 from fastff.distill.validate import validate_frames
 from fastff.errors import DataError, UsageError
-from fastff.predict import predict
+from fastff.inference import predict
 from fastff.report.hessian import HessianAccuracy, measure_hessian_vectors
 from fastff.report.metrics import Accuracy
 from fastff.structures import read_structures
@@ -278,7 +278,7 @@ def finish(
         request, labelled, seeds, split, trained.result,
         {"validation": validation, "test": test, **sources}, [row.to_dict() for row in rows],
     )  # fmt: skip
-    hessian = measure_hessian_vectors(split.test, partial(predict, student))
+    hessian = measure_hessian_vectors(split.test, partial(predict, student, charges="ignore"))
     header["hessian_vectors"] = hessian.to_dict() if hessian else None
     if is_first_process():
         save_model(out / MODEL_NAME, student, header)

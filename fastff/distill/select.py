@@ -14,9 +14,9 @@ import torch
 
 from fastff.errors import UsageError
 from fastff.graph import batch_graphs
+from fastff.inference import split_chunks
 from fastff.models import Student
 from fastff.neighbors import atoms_to_graph
-from fastff.predict import split_chunks
 
 DESCRIBE_ATOMS = 4096
 """Most atoms described together."""

@@ -163,13 +163,24 @@ def explain(device: torch.device | str | None = None) -> list[Row]:
     list of Row
         ``op, backend, reason, last_call``. Under ``use("triton")`` on a machine without it the reason is the text of
         the error a call would raise.
+
+    Raises
+    ------
+    UsageError
+        ``device`` names no device, or CUDA where there is none.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device {device!r} is none; give cpu, cuda or cuda:N") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {str(place)!r}: there is no CUDA device here; give cpu")
     rows = []
     for op in list_ops():
         try:
-            backend, reason = decide(op, torch.device(device))
+            backend, reason = decide(op, place)
         except BackendError as error:
             backend, reason = "triton", f"error: {error}"
         last = _last_calls.get(op.name)

@@ -390,6 +390,7 @@ class Engine:
 def _commit(go: Tensor, old: Tensor, new: Tensor) -> None:
     """Replace ``old`` by ``new`` in place where ``go``; a NaN that is not taken does no harm."""
     if torch.compiler.is_compiling():
-        old.copy_(torch.where(go, new, old))
+        # as vectors: torch 2.13 drops a copy into a float64 scalar that it compiles for a CPU
+        old.view(-1).copy_(torch.where(go, new, old).view(-1))
     else:
         torch.where(go, new, old, out=old)

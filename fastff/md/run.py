@@ -19,6 +19,7 @@ import ase
 import numpy as np
 import torch
 
+from fastff.electronic import check_electronic, read_electronic
 from fastff.errors import SimulationUnstableError
 from fastff.md.contacts import describe_contact
 from fastff.md.engine import Engine, Progress
@@ -122,6 +123,7 @@ def simulate(
         If the request makes no sense, or files cannot be continued.
     """
     check_structure(atoms)
+    check_electronic(read_electronic(atoms))
     folder = Path(out)
     path = Path(trajectory) if trajectory is not None else None
     files = plan_files(folder, path, len(atoms), restart=restart)

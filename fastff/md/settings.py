@@ -123,6 +123,8 @@ class MDSettings:
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise UsageError(f"{name} {value} must be positive")
+        if self.max_temperature is not None and not self.max_temperature > 0.0:
+            raise UsageError(f"max_temperature {self.max_temperature} K must be positive")
         if self.n_steps < 0:
             raise UsageError(f"n_steps {self.n_steps} must not be negative")
         if not (math.isfinite(self.pressure) and self.min_distance >= 0.0):

@@ -124,7 +124,7 @@ def _name_model(path: Path) -> str:
 def _load_model(path: Path, device: str) -> Baseline:
     from fastff.calculator import FastFFCalculator
     from fastff.checkpoint import load_model
-    from fastff.predict import predict
+    from fastff.inference import predict
 
     student = load_model(path, device=device)
     sha = student.header["sha256"]
@@ -133,7 +133,7 @@ def _load_model(path: Path, device: str) -> Baseline:
         kind="model",
         identity={"sha256": sha, "architecture": student.config.architecture},
         elements=tuple(student.elements),
-        label=partial(predict, student),
+        label=partial(predict, student, charges="ignore"),
         factory=partial(FastFFCalculator, str(path), device=device),
         model=student,
     )

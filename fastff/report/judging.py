@@ -67,9 +67,9 @@ class Run:
 
     def label(self, structures: Sequence[ase.Atoms]) -> list[Labels]:
         """What the student says."""
-        from fastff.predict import predict
+        from fastff.inference import predict
 
-        return predict(self.student, structures)
+        return predict(self.student, structures, charges="ignore")
 
 
 def judge_labels(run: Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any]]:

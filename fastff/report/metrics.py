@@ -1,7 +1,7 @@
 """The one definition of accuracy that training, bench, report and README use.
 
 Here: :class:`Accuracy` and :func:`measure_accuracy`, which compare what a student says of structures with what its
-teacher says of them. Not here: computing either side's labels (:mod:`fastff.predict`, :mod:`fastff.teachers`),
+teacher says of them. Not here: computing either side's labels (:mod:`fastff.inference`, :mod:`fastff.teachers`),
 choosing frames (:mod:`fastff.report.heldout`), recognising wrong units (:mod:`fastff.report.plausibility`), or showing
 the result.
 

@@ -20,6 +20,7 @@ from fastff.batches import BatchEvaluator, Systems
 from fastff.calculator import FastFFCalculator
 from fastff.errors import DataError, UnsupportedElementError
 from fastff.evaluator import Evaluator, Outcome, choose_path
+from fastff.inference import predict
 from fastff.kernels import contract, dispatch
 from fastff.kernels.neighbor_list import build_neighbors
 from fastff.kernels.neighbor_list import op as list_op
@@ -29,7 +30,6 @@ from fastff.md.potentials import make_potential
 from fastff.md.protocol import DevicePotential
 from fastff.models import Student
 from fastff.neighbors import VerletCache
-from fastff.predict import predict
 
 from .lists import NASTY, draw_structure, list_by_op
 

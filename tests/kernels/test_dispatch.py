@@ -47,6 +47,13 @@ def test_default_is_auto_and_cpu_takes_torch():
     assert rows["edge_features"].last_call is None
 
 
+@pytest.mark.parametrize(("device", "words"), [("bogus", "is none"), ("cuda:0", "no CUDA device")])
+def test_explain_refuses_devices_that_are_not_there(device, words, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=words):
+        kernels.explain(device)
+
+
 def test_explain_lists_every_op():
     assert {"edge_features", "segment_sum"} <= {row.op for row in kernels.explain()}
 

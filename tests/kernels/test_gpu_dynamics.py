@@ -12,13 +12,13 @@ from untrained import make_student
 
 from fastff import kernels
 from fastff.batches import BatchEvaluator, Systems
+from fastff.inference import predict
 from fastff.kernels.neighbor_list import build_neighbors
 from fastff.md.engine import Engine
 from fastff.md.settings import MDSettings
 from fastff.md.snapshot import take_restart
 from fastff.md.state import State, build_state
 from fastff.models import Student
-from fastff.predict import predict
 from fastff.resident import ResidentPotential
 
 pytestmark = [

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from untrained import make_student
 
-from fastff.errors import DataError, UnsupportedElementError
+import fastff
+from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.graph import Graph
+from fastff.inference import predict, split_chunks
 from fastff.memory import DeviceMemoryError
 from fastff.models import Prediction, Student
-from fastff.predict import predict, split_chunks
 from fastff.testing import make_structures
 
 ELEMENTS = (1, 8, 29)
@@ -136,6 +137,43 @@ def test_the_structure_at_fault_is_named(
 ) -> None:
     with pytest.raises(kind, match=message):
         predict(student, [water, water, bad, water], batch_atoms=batch_atoms)
+
+
+def test_the_function_has_its_public_name() -> None:
+    assert fastff.predict is predict
+    namespace: dict[str, object] = {}
+    exec("from fastff import predict", namespace)
+    assert namespace["predict"] is predict
+
+
+@pytest.mark.parametrize(
+    ("info", "charges", "message"),
+    [
+        ({"charge": 1}, [0.0, 0.0, 0.0], "structure 1: total charge 1 requested"),
+        ({}, [0.5, 0.25, 0.25], "structure 1: total charge 1 requested"),
+        ({"spin": 3}, [0.0, 0.0, 0.0], "structure 1: spin multiplicity 3 requested"),
+        ({"charge": "x"}, [0.0, 0.0, 0.0], "charge 'x' is not a number"),
+    ],
+)
+def test_charges_and_spins_are_not_ignored(
+    student: Student, info: dict[str, object], charges: list[float], message: str
+) -> None:
+    atoms = molecule("H2O")
+    neutral = predict(student, atoms)[0]
+    other = atoms.copy()
+    other.info.update(info)
+    other.set_initial_charges(charges)
+    with pytest.raises(UsageError, match=message):
+        predict(student, [atoms, other])
+    found = predict(student, [atoms, other], charges="ignore")
+    assert found[1].energy == pytest.approx(neutral.energy)
+
+
+def test_what_is_no_structure_is_named(student: Student) -> None:
+    with pytest.raises(UsageError, match=r"structure 1 is no ase\.Atoms but a int"):
+        predict(student, [Atoms("Cu"), 3])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="batch_atoms 0 must be at least 1"):
+        predict(student, Atoms("Cu"), batch_atoms=0)
 
 
 def test_single_precision_is_close(structures: list[Atoms], student: Student) -> None:

@@ -14,7 +14,8 @@ import torch
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from fastff.errors import DataError, UnsupportedElementError
+from fastff.electronic import Charges, check_electronic, read_electronic
+from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.evaluator import find_student_obstacle
 from fastff.graph import Graph, batch_graphs
 from fastff.kernels import dispatch
@@ -51,6 +52,7 @@ def predict(
     batch_atoms: int = 4096,
     precision: str = Options().precision,
     close_contacts: CloseContacts = "raise",
+    charges: Charges = "raise",
 ) -> list[Labels]:
     """Evaluate a student on one structure, or on many of any sizes.
 
@@ -66,6 +68,8 @@ def predict(
         Of matrix products of the fused kernels.
     close_contacts : {"raise", "warn", "ignore"}
         What to do about atoms that coincide; see :func:`fastff.structures.check_structure`.
+    charges : {"raise", "ignore"}
+        What to do about a total charge or spin of a structure, which no student knows.
 
     Returns
     -------
@@ -77,6 +81,8 @@ def predict(
     ------
     DataError
         If a structure cannot be used, with its place in the list.
+    UsageError
+        If a structure is charged or has a spin, or ``batch_atoms`` is not positive.
     UnsupportedElementError
         If a structure holds an element that the student does not know, likewise.
     DeviceMemoryError
@@ -89,7 +95,12 @@ def predict(
     Takes the fused kernels where :func:`fastff.evaluator.choose_path` would, else torch. Keeps nothing between calls:
     several threads may call it at once.
     """
+    if batch_atoms < 1:
+        raise UsageError(f"batch_atoms {batch_atoms} must be at least 1")
     structures = [structures] if isinstance(structures, Atoms) else list(structures)
+    for number, atoms in enumerate(structures):
+        if not isinstance(atoms, Atoms):
+            raise UsageError(f"structure {number} is no ase.Atoms but a {type(atoms).__name__}")
     results: list[Labels] = []
     session = _Session(model, Options(precision=precision))
     for chunk in split_chunks(structures, batch_atoms):
@@ -97,6 +108,8 @@ def predict(
         for number, atoms in enumerate(chunk, start=len(results)):
             name = f"structure {number}" if len(structures) > 1 else "structure"
             check_structure(atoms, name=name, close_contacts=close_contacts)
+            if charges == "raise":
+                check_electronic(read_electronic(atoms), name)
             _check_elements(atoms, model, name)
             graphs.append(_list_neighbors(atoms, model.cutoff, name))
         results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
