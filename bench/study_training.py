@@ -38,6 +38,13 @@ def split_trajectories(frames: list[Any]) -> tuple[list[Any], list[Any], list[An
     return parts
 
 
+def thin_trajectories(frames: list[Any], share: float) -> list[Any]:
+    """Frames of a share of their trajectories, spread evenly over the order of these."""
+    trajectories = sorted({frame.trajectory for frame in frames})
+    kept = {t for k, t in enumerate(trajectories) if int((k + 1) * share) > int(k * share)}
+    return [frame for frame in frames if frame.trajectory in kept]
+
+
 class Clock:
     """Notes when steps ended."""
 
@@ -103,7 +110,8 @@ def run_job(name: str, path: Path, variant: Variant, arguments: argparse.Namespa
     from fastff.report.provenance import collect_provenance
 
     labelled = read_labels(path)
-    split = Split(*split_trajectories(labelled.frames))
+    training, *held_out = split_trajectories(labelled.frames)
+    split = Split(thin_trajectories(training, variant.share), *held_out)
     start, clock = time.perf_counter(), Clock(settings.n_steps)
     work = arguments.out / "work" / name
     result = train_student(
@@ -111,7 +119,9 @@ def run_job(name: str, path: Path, variant: Variant, arguments: argparse.Namespa
     )
     seconds = time.perf_counter() - start
     student = result.student
-    student.config = replace(student.config, architecture=variant.architecture)
+    student.config = replace(
+        student.config, architecture=variant.architecture, n_hops=variant.sizes.get("n_hops")
+    )
     student.to(pick_torch_device(arguments.device))
     with kernels.use("torch"):
         accuracy = {

@@ -19,6 +19,8 @@ class Variant:
     optimizer: str = "soap"
     batch: float = 1.0
     """Atoms of a batch relative to ``--batch-atoms``."""
+    share: float = 1.0
+    """Of the trajectories for training, how many are trained on."""
 
 
 def vary(
@@ -28,9 +30,10 @@ def vary(
     rate: float = 1.0,
     optimizer: str = "soap",
     batch: float = 1.0,
+    share: float = 1.0,
     **sizes: Any,
 ) -> Variant:
-    return Variant(f"{base}-{label}", base, sizes, cutoff, rate, optimizer, batch)
+    return Variant(f"{base}-{label}", base, sizes, cutoff, rate, optimizer, batch, share)
 
 
 STUDENTS = [Variant(name, name, {}) for name in ("m1", "m2", "m2-l", "painn")]
@@ -52,6 +55,14 @@ ABLATIONS = [
     vary("m2-l", "rc6-h128", cutoff=6.0, hidden=(128, 128)),
     vary("m2-l", "rc6-c48-h128", cutoff=6.0, n_channels=48, n_mixed=48, hidden=(128, 128)),
     vary("m2-l", "c48-h128", n_channels=48, n_mixed=48, hidden=(128, 128)),
+    vary("m2", "hop3", n_hops=3),
+    vary("m2", "rc6-hop3", cutoff=6.0, n_hops=3),
+    vary("m2-l", "hop3", n_hops=3),
+    vary("m2-l", "rc6-hop3", cutoff=6.0, n_hops=3),
+    vary("m2-l", "rc7", cutoff=7.0),
+    vary("m2-l", "rc6-k12", cutoff=6.0, n_radial=12),
+    vary("m2-l", "rc6-b4", cutoff=6.0, batch=4.0),
+    *(vary("m2-l", f"rc6-share{s:g}", cutoff=6.0, share=s) for s in (0.25, 0.5)),
     vary("m1", "q32", n_mixed=32),
     vary("m1", "q32-h128", n_mixed=32, hidden=(128, 128)),
     vary("m1", "rc6-q32-h128", cutoff=6.0, n_mixed=32, hidden=(128, 128)),

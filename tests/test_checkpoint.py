@@ -63,7 +63,7 @@ def refuse(path: Path) -> str:
     return message
 
 
-@pytest.mark.parametrize("architecture", ["m1", "m2", "m2-l"])
+@pytest.mark.parametrize("architecture", ["m1", "m2", "m2-l", "m2-hop3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_same_bits_back(architecture: str, dtype: torch.dtype, tmp_path: Path) -> None:
     student = make_student(architecture, ELEMENTS).to(dtype)

@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
-from untrained import make_student
+from untrained import KINDS, make_student
 
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
@@ -31,7 +32,7 @@ def make_batch(student: Student) -> tuple[Graph, Tensor]:
     return graph, edge_vectors(graph)
 
 
-@pytest.fixture(params=ARCHITECTURES)
+@pytest.fixture(params=KINDS)
 def student(request: pytest.FixtureRequest) -> Student:
     return make_student(request.param, ELEMENTS, n_channels=6, n_mixed=5, hidden=(9, 7)).double()
 
@@ -227,6 +228,8 @@ def test_construction_under_another_default_dtype() -> None:
         ({"hidden": (4,)}, "two hidden layers"),
         ({"n_channels": 0}, "positive"),
         ({"l_max": 4}, "l_max"),
+        ({"n_hops": 0}, "n_hops"),
+        ({"n_hops": 4}, "n_hops 4 must be 1 to 3"),
         ({"body_order": 1}, "body_order"),
     ],
 )
@@ -260,9 +263,35 @@ def test_ablations_use_fewer_invariants(sizes: dict, n_used: int) -> None:
 def test_configuration_goes_through_json() -> None:
     import json
 
-    config = configure_student("m2-l", (29, 8, 8), cutoff=4.5)
-    assert config.elements == (8, 29)
-    assert StudentConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    for sizes in ({}, {"n_hops": 3}):
+        config = configure_student("m2-l", (29, 8, 8), cutoff=4.5, **sizes)
+        assert config.elements == (8, 29)
+        assert ("n_hops" in config.to_dict()) == ("n_hops" in sizes)
+        assert StudentConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("architecture", ["m1", "m2", "painn"])
+def test_hops_of_a_configuration_are_those_of_the_student(architecture: str) -> None:
+    """Each hop reaches one cut-off further along a chain of atoms, and None leaves it to the architecture."""
+    for n_hops in (1, 2, 3):
+        student = make_student(architecture, (29,), n_hops=n_hops, cutoff=4.0).double()
+        forces = []
+        for place in (0.0, 0.3):
+            chain = Atoms("Cu8", [[3.0 * k, 0.1 * k * k, 0.0] for k in range(8)])
+            chain.positions[-1, 1] += place
+            graph = atoms_to_graph(chain, student.cutoff)
+            species = student.find_species(graph.numbers)
+            forces.append(student.evaluate_edges(edge_vectors(graph), graph.edge_index, species)[0])
+        felt = (forces[1] != forces[0]).nonzero().flatten().tolist()
+        assert felt == list(range(7 - n_hops, 8))
+    plain = make_student(architecture, (29,))
+    assert plain.config.n_hops is None
+    assert len(plain.state_dict()) == len(
+        make_student(architecture, (29,), n_hops=ARCHITECTURES[architecture]["n_hops"]).state_dict()
+    )
+    if architecture != "painn":
+        with pytest.raises(ValueError, match="n_hops 4 must be 1 to 3"):
+            MomentStudent(plain.config, n_hops=4)
 
 
 def test_picked_rows_are_indexed_rows_with_the_same_gradient() -> None:

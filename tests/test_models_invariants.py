@@ -10,11 +10,11 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
-from untrained import make_student
+from untrained import KINDS, make_student
 
 from fastff.errors import UnsupportedElementError
 from fastff.graph import batch_graphs
-from fastff.models import ARCHITECTURES, Student
+from fastff.models import Student
 from fastff.models.zbl import ScreenedCore
 from fastff.neighbors import atoms_to_graph
 from fastff.testing import (
@@ -33,7 +33,7 @@ STATIC = {
 """The gate without dynamics, in which untrained students fall into their own cores."""
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=KINDS)
 def student(request: pytest.FixtureRequest) -> Student:
     return make_student(request.param, ELEMENTS).double()
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from programs import load_program
 
-from fastff.models import ARCHITECTURES, configure_student
+from fastff.models import configure_student
 
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "study.py"
 
@@ -48,12 +48,12 @@ def test_every_variant_is_a_student_of_its_own(study: ModuleType) -> None:
     variants = study.STUDENTS + study.ABLATIONS
     assert len({variant.name for variant in variants}) == len(variants)
     for variant in variants:
-        base = {k: v for k, v in ARCHITECTURES[variant.architecture].items() if k != "n_hops"}
-        sizes = {**base, **variant.sizes}
-        config = configure_student(variant.architecture, (14,), cutoff=variant.cutoff, **sizes)
+        config = configure_student(
+            variant.architecture, (14,), cutoff=variant.cutoff, **variant.sizes
+        )
         plain = configure_student(variant.architecture, (14,))
-        training = (variant.rate, variant.optimizer, variant.batch)
-        same = config == plain and training == (1.0, "soap", 1.0)
+        training = (variant.rate, variant.optimizer, variant.batch, variant.share)
+        same = config == plain and training == (1.0, "soap", 1.0, 1.0)
         assert same == (variant in study.STUDENTS), variant.name
 
 
@@ -68,6 +68,16 @@ def test_whole_trajectories_are_held_out(training: ModuleType) -> None:
     assert sets[2] == {30, 110}
     with pytest.raises(SystemExit, match="at least eight"):
         training.split_trajectories(frames[:12])
+
+
+def test_a_share_of_the_trajectories_is_spread_over_all(training: ModuleType) -> None:
+    frames = [SimpleNamespace(trajectory=10 * k, step=s) for k in range(12) for s in range(3)]
+    assert training.thin_trajectories(frames, 1.0) == frames
+    half = training.thin_trajectories(frames, 0.5)
+    assert sorted({frame.trajectory for frame in half}) == [10, 30, 50, 70, 90, 110]
+    assert len(half) == 18
+    quarter = training.thin_trajectories(frames, 0.25)
+    assert {frame.trajectory for frame in quarter} == {30, 70, 110}
 
 
 def make_record(system: str, variant: Any, force: float | None) -> dict[str, Any]:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
-from untrained import make_student
+from untrained import KINDS, make_student
 
 from fastff.calculator import FastFFCalculator
 from fastff.checkpoint import load_model, read_header, save_model
 from fastff.errors import DataError, ModelFileError, UsageError
 from fastff.graph import Graph, batch_graphs
-from fastff.models import ARCHITECTURES, Student
+from fastff.models import Student
 from fastff.models.moment import MomentStudent
 from fastff.models.uncertainty import (
     Uncertainty,
@@ -31,7 +31,7 @@ from fastff.testing import evaluate, make_structures
 ELEMENTS = (8, 29)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=KINDS)
 def student(request: pytest.FixtureRequest) -> Student:
     return make_student(request.param, ELEMENTS).double()
 

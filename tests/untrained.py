@@ -8,16 +8,27 @@ from typing import Any
 import torch
 
 from fastff.graph import batch_graphs, edge_vectors
-from fastff.models import Student, build_student, configure_student
+from fastff.models import ARCHITECTURES, Student, build_student, configure_student
 from fastff.models.dense import lay_out_edges
 from fastff.neighbors import atoms_to_graph
 from fastff.testing import make_structures
 
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in ARCHITECTURES},
+    "m2-hop3": ("m2", {"n_hops": 3}),
+}
+"""What tests of every student run over: each architecture, and a third hop."""
+
 
 def make_student(
-    architecture: str, elements: Sequence[int], *, energy_scale: float = 0.05, **sizes: Any
+    kind: str, elements: Sequence[int], *, energy_scale: float = 0.05, **sizes: Any
 ) -> Student:
-    """A student calibrated on small structures, float32, with composition energies of thousands of eV."""
+    """A student calibrated on small structures, float32, with composition energies of thousands of eV.
+
+    ``kind``: one of :data:`KINDS`, changed by ``sizes``.
+    """
+    architecture, own = KINDS[kind]
+    sizes = {**own, **sizes}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = build_student(configure_student(architecture, tuple(elements), **sizes)).float()

@@ -152,8 +152,8 @@ def compile_jobs(start: int, stride: int) -> None:
 
 def list_buffers(space: Workspace) -> list[torch.Tensor]:
     """Everything but the partial sums, whose unused columns stay zero."""
-    tensors = [space.sites, *space.moments, *space.mixed, *space.invariants, space.messages]
-    tensors += [space.message_gradients, space.node_energies, space.terms, space.accumulators]
+    tensors = [space.sites, *space.moments, *space.mixed, *space.invariants, *space.messages]
+    tensors += [*space.message_gradients, space.node_energies, space.terms, space.accumulators]
     return [*tensors, space.edges, space.forces, space.energies, space.totals]
 
 

@@ -42,4 +42,5 @@ def build_student(config: StudentConfig) -> Student:
             f"choose one of {', '.join(ARCHITECTURES)}"
         )
     family = PainnStudent if config.architecture.startswith("painn") else MomentStudent
-    return family(replace(config), n_hops=ARCHITECTURES[config.architecture]["n_hops"])
+    n_hops = config.n_hops or ARCHITECTURES[config.architecture]["n_hops"]
+    return family(replace(config), n_hops=n_hops)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from fastff.models.uncertainty import UncertaintyParameters
 
 
+MAX_HOPS = 3
+"""Most hops that are tested, and that kernels are compiled for."""
+
+
 @dataclass(frozen=True)
 class StudentConfig:
     """Everything needed to build a student before its parameters are known.
@@ -51,6 +55,8 @@ class StudentConfig:
         bulk of the sample that it was calibrated on (the central 90 % of each species), or None: unbounded, as were
         students of model files before format 3. See :func:`fastff.kernels.node_block.reference.bound_inputs`. Of no
         meaning to ``painn``.
+    n_hops : int or None
+        1 to :data:`MAX_HOPS`, or None: as many as the architecture has. Not in the file of a model where None.
     """
 
     architecture: str
@@ -64,6 +70,7 @@ class StudentConfig:
     l_max: int = 3
     body_order: int = 4
     input_limit: float | None = None
+    n_hops: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "elements", tuple(sorted({int(z) for z in self.elements})))
@@ -83,10 +90,17 @@ class StudentConfig:
             raise DataError(
                 f"input_limit {self.input_limit} must be positive and finite, or None for unbounded"
             )
+        if self.n_hops is not None and self.n_hops not in range(1, MAX_HOPS + 1):
+            raise DataError(
+                f"n_hops {self.n_hops} must be 1 to {MAX_HOPS}, or None for the architecture's"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; ``StudentConfig(**d)`` gives the configuration back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.n_hops is None:
+            del found["n_hops"]  # unknown to readers of earlier files
+        return found
 
 
 @dataclass(frozen=True)

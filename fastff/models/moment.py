@@ -5,8 +5,9 @@ Here: parameters, the order of the computation, and its adjoint across hops. Not
 composition energies (:mod:`fastff.models.base`).
 
 Hop 1 sums radial functions times a species-pair factor times spherical harmonics into moments, couples them to
-invariants up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Hop 2 does the same
-with the neighbor's messages as factors. Cost does not grow with the number of elements.
+invariants up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Each further hop does
+the same with the neighbor's messages as factors; ``StudentConfig.n_hops`` may ask for a third. Cost does not grow with
+the number of elements.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from fastff.kernels.node_block.reference import (
     mix_channels,
 )
 from fastff.kernels.rows import pick_rows
-from fastff.models.base import Features, Student, StudentConfig
+from fastff.models.base import MAX_HOPS, Features, Student, StudentConfig
 
 
 class NodeBlock(nn.Module):
@@ -144,7 +145,7 @@ def mask_invariants(config: StudentConfig, n_extra: int) -> Tensor:
 
 
 class MomentStudent(Student):
-    """One- or two-hop moment model with an analytic adjoint. See the module docstring."""
+    """Moment model of one to three hops with an analytic adjoint. See the module docstring."""
 
     moment_scale: Tensor
 
@@ -152,8 +153,8 @@ class MomentStudent(Student):
 
     def __init__(self, config: StudentConfig, n_hops: int) -> None:
         super().__init__(config)
-        if n_hops not in (1, 2):
-            raise ValueError(f"n_hops {n_hops} must be 1 or 2")
+        if not 1 <= n_hops <= MAX_HOPS:
+            raise ValueError(f"n_hops {n_hops} must be 1 to {MAX_HOPS}")
         self.n_hops = n_hops
         n_species, n_channels = len(config.elements), config.n_channels
         shape = (n_hops, n_species, config.n_radial, n_channels)

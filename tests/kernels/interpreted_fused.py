@@ -35,6 +35,7 @@ from .poison import poison
 REACH = 4.4
 SCALE = 2.0**32
 TOLERANCE = 3e-6
+SCATTERS = ("fixed", "store", "float")
 
 
 def make_system(name: str = "NaCl", n_species: int = 2, n_atoms: int = 0) -> System:
@@ -95,37 +96,40 @@ def test_place(n_atoms):
     assert (space.accumulators == 0).all()
 
 
-@pytest.mark.parametrize("hop", [0, 1])
+@pytest.mark.parametrize("hop", [0, 1, 2])
 @pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32)])
 def test_moments(hop, n_atoms, width):
     sizes = {"n_channels": width, "n_mixed": width}
     system, potential, space = prepare(hop + 1, n_atoms, **sizes)
+    messages = draw(n_atoms, width)
     if hop:
-        space.messages.copy_(draw(n_atoms, width))
+        space.messages[hop - 1].copy_(messages)
     potential.launch_moments(space, system.matrix, hop)
     expected = definitions.define_moments(
-        space.sites, system.matrix, potential.packed, hop, space.messages
+        space.sites, system.matrix, potential.packed, hop, messages
     )
     check(space.moments[hop], expected)
 
 
-@pytest.mark.parametrize("hop", [0, 1])
+@pytest.mark.parametrize("hop", [0, 1, 2])
 @pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32)])
 def test_moments_adjoint(hop, n_atoms, width):
     system, potential, space = prepare(hop + 1, n_atoms, n_channels=width, n_mixed=width)
-    space.messages.copy_(draw(*space.messages.shape))
-    space.message_gradients.zero_()
+    messages = draw(n_atoms, width)
+    if hop:
+        space.messages[hop - 1].copy_(messages)
+        space.message_gradients[hop - 1].zero_()
     gradients = draw(n_atoms, 16, width)
     space.moments[hop].copy_(gradients)
     potential.launch_adjoint(space, system.matrix, hop)
     expected = definitions.define_adjoint(
-        space.sites, system.matrix, potential.packed, hop, space.messages, gradients
+        space.sites, system.matrix, potential.packed, hop, messages, gradients
     )
     if hop == 0 and potential.n_hops == 1:
         check(space.terms[:, :7], expected.terms)
     else:
         check(space.terms[:, :6], expected.terms[:, :6])
-        check(space.message_gradients / SCALE, expected.message_gradients)
+        check(space.message_gradients[hop - 1] / SCALE, expected.message_gradients)
     check(space.accumulators[:, :3] / SCALE, expected.forces)
 
 
@@ -164,21 +168,47 @@ def test_perceptron(n_atoms, scatter):
     potential.launch_perceptron(space, 0, adjoint=False)
     energies, messages, _ = definitions.define_perceptron(inputs, None, None, species, first)
     check(space.node_energies[0, :n_atoms], energies)
-    check(space.messages, messages)
-    own = space.messages.clone()
+    check(space.messages[0], messages)
+    own = space.messages[0].clone()
     potential.launch_perceptron(space, 1, adjoint=True)
     energies, _, pull = definitions.define_perceptron(inputs, own, None, species, last)
     check(space.node_energies[1, :n_atoms], energies)
     check(space.invariants[1], pull[:, :128])
-    check(space.message_gradients / scale, pull[:, 128:])
-    back = space.message_gradients / scale
+    check(space.message_gradients[0] / scale, pull[:, 128:])
+    back = space.message_gradients[0] / scale
     potential.launch_perceptron(space, 0, adjoint=True)
     pull = definitions.define_perceptron(inputs, None, back, species, first)[2]
     check(space.invariants[0], pull)
 
 
+@pytest.mark.parametrize(("n_atoms", "scatter"), [(1, "fixed"), (37, "fixed"), (37, "float")])
+def test_perceptron_between_two_hops(n_atoms, scatter):
+    """It takes a message and sends one, and on the way back takes a gradient and sends one."""
+    potential = FusedPotential(make_weights(3), "cpu", Options(scatter=scatter))
+    space = potential.allocate(n_atoms, 1)
+    scale = SCALE if scatter == "fixed" else 1.0
+    poison(space)
+    species = torch.arange(n_atoms) % 2
+    space.sites[:, 3] = species
+    inputs, own, back = draw(n_atoms, 128), draw(n_atoms, 16), draw(n_atoms, 16).flip(1)
+    space.invariants[1].copy_(inputs)
+    space.messages[0].copy_(own)
+    middle = potential.packed.blocks[1]
+    potential.launch_perceptron(space, 1, adjoint=False)
+    energies, messages, _ = definitions.define_perceptron(inputs, own, None, species, middle)
+    check(space.node_energies[1, :n_atoms], energies)
+    check(space.messages[1], messages)
+    space.message_gradients[1].copy_(back * scale)
+    potential.launch_perceptron(space, 1, adjoint=True)
+    pull = definitions.define_perceptron(inputs, own, back, species, middle)[2]
+    check(space.invariants[1], pull[:, :128])
+    check(space.message_gradients[0] / scale, pull[:, 128:])
+    assert torch.equal(space.messages[0], own)
+
+
 @pytest.mark.parametrize(
-    ("scatter", "n_hops", "n_species"), [("fixed", 2, 1), ("store", 1, 3), ("float", 1, 2)]
+    ("scatter", "n_hops", "n_species"),
+    [("fixed", 2, 1), ("store", 1, 3), ("float", 1, 2), *((s, 3, 2) for s in SCATTERS)],
 )
 def test_evaluation(scatter, n_hops, n_species):
     n_atoms = 4
@@ -188,7 +218,7 @@ def test_evaluation(scatter, n_hops, n_species):
     compare(system, matrix, draw_weights(n_hops, n_species, system), Options(scatter=scatter))
 
 
-@pytest.mark.parametrize(("n_hops", "n_atoms"), [(2, 1), (2, 3), (1, 5)])
+@pytest.mark.parametrize(("n_hops", "n_atoms"), [(2, 1), (2, 3), (1, 5), (3, 1), (3, 3)])
 def test_clusters(n_hops, n_atoms):
     """One atom has no neighbors but images of others, which are left out; rows have different lengths."""
     system = make_system(n_atoms=n_atoms)

@@ -39,7 +39,13 @@ DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else
 @pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
 @pytest.mark.parametrize(
     ("name", "n_hops", "n_species", "width"),
-    [("Cu", 1, 1, 16), ("NaCl", 2, 3, 16), ("Si", 2, 1, 32), ("NaCl", 1, 2, 32)],
+    [
+        ("Cu", 1, 1, 16),
+        ("NaCl", 2, 3, 16),
+        ("Si", 2, 1, 32),
+        ("NaCl", 1, 2, 32),
+        ("NaCl", 3, 3, 32),
+    ],
 )
 def test_evaluation(name, n_hops, n_species, width, precision):
     """Forces of about 1 eV/Å off by less than 1e-5 RMS, energies and virial; two poisoned runs of the same bits."""

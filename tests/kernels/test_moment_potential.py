@@ -42,9 +42,11 @@ def make_atoms(n_atoms: int, elements: tuple[int, ...], seed: int = 0) -> Atoms:
     )
 
 
-def evaluate_both(architecture: str, elements: tuple[int, ...], atoms: Atoms):
+def evaluate_both(
+    architecture: str, elements: tuple[int, ...], atoms: Atoms, n_hops: int | None = None
+):
     torch.manual_seed(1)
-    student = build_student(configure_student(architecture, elements)).double()
+    student = build_student(configure_student(architecture, elements, n_hops=n_hops)).double()
     student.energy_scale.fill_(0.3)
     student.composition_energies.copy_(torch.arange(1.0, len(elements) + 1) * 100.0)
     graph = atoms_to_graph(atoms, student.cutoff)
@@ -61,12 +63,13 @@ def evaluate_both(architecture: str, elements: tuple[int, ...], atoms: Atoms):
     return student(graph), found, abs(np.linalg.det(atoms.cell.array))
 
 
-@pytest.mark.parametrize("architecture", ["m1", "m2"])
+@pytest.mark.parametrize(("architecture", "n_hops"), [("m1", None), ("m2", None), ("m2", 3)])
 @pytest.mark.parametrize(
     ("elements", "n_atoms"), [((29,), 5), ((11, 17, 29), 7), ((29,), 1), ((3, 55), 2)]
 )
-def test_definition_equals_student(architecture, elements, n_atoms):
-    expected, found, volume = evaluate_both(architecture, elements, make_atoms(n_atoms, elements))
+def test_definition_equals_student(architecture, n_hops, elements, n_atoms):
+    atoms = make_atoms(n_atoms, elements)
+    expected, found, volume = evaluate_both(architecture, elements, atoms, n_hops)
     scale = float(expected.forces.detach().abs().max()) + 1.0
     torch.testing.assert_close(found.energies, expected.energies, rtol=1e-12, atol=1e-9)
     torch.testing.assert_close(found.energy, expected.energy[0], rtol=1e-12, atol=1e-9)

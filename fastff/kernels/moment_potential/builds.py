@@ -1,7 +1,7 @@
 """What every fused kernel is compiled with ahead of time, for the widths of production.
 
-Here: the types and constants of each launch of ``evaluate.py``, by students m1 (one hop), m2 (two) and m2-l (wider).
-Not here: compiling (:mod:`fastff.kernels.aot`), bounds on the result (``tests/kernels``).
+Here: the types and constants of each launch of ``evaluate.py``, by students m1 (one hop), m2 (two) and m2-l (wider),
+also of three hops. Not here: compiling (:mod:`fastff.kernels.aot`), bounds on the result (``tests/kernels``).
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def _list_sums(channels: int, suffix: str, hops: tuple[int, ...]) -> Iterator[Bu
 
 
 def _list_nodes(
-    channels: int, mixed: int, hidden: int, suffix: str, *, few: bool = False
+    channels: int, mixed: int, hidden: int, suffix: str, *, few: bool = False, middle: bool = False
 ) -> Iterator[Build]:
     """Kernels of the node block: invariants and back, and the perceptron as each hop launches it.
 
-    ``few``: as they are launched over few atoms.
+    ``few``: as they are launched over few atoms. ``middle``: a hop between two others, too.
     """
     from fastff.kernels.node_block import kernels
 
@@ -94,14 +94,18 @@ def _list_nodes(
         (kernels.PULLBACK_SPACE, kernels.pullback_kernel),
     ):
         yield _make(f"{space.kernel} {suffix}", kernel, sizes, pick(space, mixed=mixed))
-    for name, last, adjoint in (
-        ("send", False, False),
-        ("pull", False, True),
-        ("last", True, True),
+    for name, extra, last, adjoint in (
+        ("send", False, False, False),
+        ("pull", False, False, True),
+        ("pass", True, False, False),
+        ("back", True, False, True),
+        ("last", True, True, True),
     ):
+        if extra and not last and not middle:
+            continue
         constants = {
             "C": channels, "INPUTS": 8 * mixed, "H1": hidden, "H2": hidden,
-            "HAS_EXTRA": last, "WITH_ENERGY": last or not adjoint, "FIXED": True,
+            "HAS_EXTRA": extra, "WITH_ENERGY": last or not adjoint, "FIXED": True,
             "WITH_MESSAGES": not last and not adjoint, "WITH_ADJOINT": adjoint,
             "PULL_MESSAGES": adjoint and not last,
         }  # fmt: skip
@@ -124,10 +128,11 @@ def list_builds() -> Iterator[Build]:
     yield _make("place", kernels.place_kernel, {"CLEAR": True, "BLOCK": 128}, types=integers)
     flags = {"HOPS": 2, "HAS_CORE": True, "WITH_VIRIAL": True, "FIXED": True, "BLOCK": 256}
     yield _make("finish", kernels.finish_kernel, flags)
+    yield _make("finish 3 hops", kernels.finish_kernel, {**flags, "HOPS": 3})
     yield _make("total", kernels.total_kernel, {"BLOCK": 1024})
     yield _make("gather_forces", gather_kernel, {"ACCUMULATE": False}, GATHER_SPACE.default)
     yield from _list_sums(16, "C=16", (0, 1))
     yield from _list_nodes(16, 16, 64, "C=16")
     yield from _list_nodes(16, 16, 64, "C=16 few", few=True)
     yield from _list_sums(32, "C=32", (0, 1))
-    yield from _list_nodes(32, 32, 64, "C=32")
+    yield from _list_nodes(32, 32, 64, "C=32", middle=True)

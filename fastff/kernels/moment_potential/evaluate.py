@@ -84,7 +84,7 @@ class FusedPotential:
 
     @property
     def n_hops(self) -> int:
-        """One or two."""
+        """One to three."""
         return len(self.packed.blocks)
 
     @property
@@ -126,13 +126,11 @@ class FusedPotential:
             return Evaluation(zero[6], space.forces, zero[:6], space.energies)
         with dispatch.on_device(self.device):
             self.launch_place(space, positions, species)
-            self.launch_moments(space, matrix, 0)
-            last = self.n_hops - 1
-            self.launch_invariants(space, 0)
-            if last:
-                self.launch_perceptron(space, 0, adjoint=False)
-                self.launch_moments(space, matrix, 1)
-                self.launch_invariants(space, 1)
+            for hop in range(self.n_hops):
+                if hop > 0:
+                    self.launch_perceptron(space, hop - 1, adjoint=False)
+                self.launch_moments(space, matrix, hop)
+                self.launch_invariants(space, hop)
             for hop in reversed(range(self.n_hops)):
                 self.launch_perceptron(space, hop, adjoint=True)
                 self.launch_pullback(space, hop)
@@ -200,7 +198,7 @@ class FusedPotential:
             matrix.entries,
             matrix.counts,
             self.packed.radial[hop],
-            space.messages if hop else self.packed.pair_factors,
+            space.messages[hop - 1] if hop else self.packed.pair_factors,
             space.moments[hop],
             matrix.n_atoms,
             matrix.n_slots,
@@ -239,6 +237,7 @@ class FusedPotential:
 
         block = self.packed.blocks[hop]
         last = hop == self.n_hops - 1
+        own, sent = max(hop - 1, 0), hop - last * (hop > 0)
         hidden = block.weight2.shape
         n_atoms, n_inputs = space.invariants[hop].shape
         arguments = self._configure_node(
@@ -247,7 +246,7 @@ class FusedPotential:
         perceptron_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.sites,
             space.invariants[hop],
-            space.messages,
+            space.messages[own],
             block.shift,
             block.curb,
             block.weight1,
@@ -259,10 +258,10 @@ class FusedPotential:
             block.message,
             block.message_bias,
             space.node_energies[hop],
-            space.messages,
-            space.message_gradients,
+            space.messages[sent],
+            space.message_gradients[sent],
             space.invariants[hop] if gradients is None else gradients,
-            space.message_gradients,
+            space.message_gradients[own],
             n_atoms,
             C=self.n_channels,
             INPUTS=n_inputs,
@@ -297,7 +296,7 @@ class FusedPotential:
         )
 
     def launch_adjoint(self, space: Workspace, matrix: NeighborMatrix, hop: int) -> None:
-        """Forces, virial and (in a second hop) message gradients from the gradients in the moments."""
+        """Forces, virial and (in later hops) message gradients from the gradients in the moments."""
         from fastff.kernels.moments_adjoint.kernels import (
             ADJOINT_SPACE,
             GATHER_SPACE,
@@ -314,13 +313,13 @@ class FusedPotential:
             matrix.entries,
             matrix.counts,
             self.packed.radial[hop],
-            space.messages if hop else self.packed.pair_factors,
+            space.messages[hop - 1] if hop else self.packed.pair_factors,
             space.moments[hop],
             self.packed.pair_factors if core is None else core,
             space.accumulators,
             space.terms,
             space.edges,
-            space.message_gradients,
+            space.message_gradients[max(hop - 1, 0)],
             matrix.n_atoms,
             matrix.n_slots,
             self.packed.pair_factors.shape[0],

@@ -54,7 +54,7 @@ def list_workloads(
     matrix, sites = system.matrix, space.sites
     with torch.no_grad():
         potential.launch_place(space, system.positions, system.species)
-        moments = definitions.define_moments(sites, matrix, packed, 0, space.messages).float()
+        moments = definitions.define_moments(sites, matrix, packed, 0, space.messages[0]).float()
         mixed_moments, invariants = (
             part.float() for part in definitions.define_invariants(moments, block.mixing)
         )
@@ -91,7 +91,9 @@ def list_workloads(
         return space.accumulators[:, :3], space.terms[:, :7]
 
     def define_moments(dtype: torch.dtype) -> Define:
-        return lambda: definitions.define_moments(sites, matrix, packed, 0, space.messages, dtype)
+        return lambda: definitions.define_moments(
+            sites, matrix, packed, 0, space.messages[0], dtype
+        )
 
     def define_invariants(dtype: torch.dtype) -> Define:
         table = build_cubic_table(dtype, device)
@@ -109,7 +111,7 @@ def list_workloads(
     def define_adjoint(dtype: torch.dtype) -> Define:
         def define() -> tuple[Tensor, Tensor]:
             found = definitions.define_adjoint(
-                sites, matrix, packed, 0, space.messages, gradients, dtype
+                sites, matrix, packed, 0, space.messages[0], gradients, dtype
             )
             return found.forces * 2.0**FIXED_BITS, found.terms
 

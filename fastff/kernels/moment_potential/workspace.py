@@ -52,15 +52,16 @@ class Workspace:
     """Buffers of one size; every kernel writes what it owns completely, so none is ever cleared.
 
     Per hop: ``moments`` (n_atoms, 16, C), later their gradients; ``mixed`` (n_atoms, 16, Q), the same memory where
-    C equals Q; ``invariants`` (n_atoms, 8 Q), later their gradients.
+    C equals Q; ``invariants`` (n_atoms, 8 Q), later their gradients. Per hop but the last, or a single empty one:
+    ``messages`` (n_atoms, C) that it sends, which the hops after it read again on the way back, and their gradients.
     """
 
     sites: Tensor
     moments: list[Tensor]
     mixed: list[Tensor]
     invariants: list[Tensor]
-    messages: Tensor
-    message_gradients: Tensor
+    messages: list[Tensor]
+    message_gradients: list[Tensor]
     node_energies: Tensor
     terms: Tensor
     accumulators: Tensor
@@ -81,7 +82,8 @@ def build_workspace(
 
     scatter, channels = options.scatter, packed.pair_factors.shape[2]
     n_hops = len(packed.blocks)
-    two = n_hops > 1
+    senders = range(max(n_hops - 1, 1))
+    n_senders = n_atoms if n_hops > 1 else 0
     wide = torch.float32 if scatter == "float" else torch.int64
     n_blocks = -(-n_atoms // FINISH_BLOCK)
     n_mixed = int(packed.blocks[0].mixing.shape[2])
@@ -94,8 +96,8 @@ def build_workspace(
         moments=moments,
         mixed=mixed,
         invariants=[make(n_atoms, N_INVARIANT_KINDS * n_mixed) for _ in range(n_hops)],
-        messages=make(n_atoms, channels) if two else make(0),
-        message_gradients=make(n_atoms, channels, dtype=wide) if two else make(0, dtype=wide),
+        messages=[make(n_senders, channels) for _ in senders],
+        message_gradients=[make(n_senders, channels, dtype=wide) for _ in senders],
         node_energies=make(n_hops, -(-n_atoms // 32) * 32),
         terms=make(n_atoms, 8),
         accumulators=make(n_atoms, 4, dtype=torch.int64 if scatter == "fixed" else torch.float32),
