@@ -7,8 +7,6 @@ structures; and the same pairs by bins, for timings at sizes that brute force do
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -88,27 +86,45 @@ def find_pairs_by_bins(
     flags = torch.tensor(frame.periodic, device=device)
     rows = torch.from_numpy(frame.rows).to(device)
     place = keys[:, None] // steps % counts
-    base = 2 * images + 1
-    found: list[Tensor] = []
-    for offset in itertools.product(*(range(-span, span + 1) for span in bins.spans)):
-        target = place + torch.tensor(offset, device=device)
-        turns = target.div(counts, rounding_mode="floor")
-        allowed = (turns.eq(0) | flags).all(dim=1)
-        bin_of = ((target - turns * counts) * steps).sum(dim=1)
-        first = starts[bin_of]
-        number = torch.where(allowed, starts[bin_of + 1] - first, 0)
-        centers = torch.arange(len(points), device=device).repeat_interleave(number)
-        begin = first - (number.cumsum(0) - number)
-        others = torch.arange(len(centers), device=device) + begin[centers]
-        moved = points - transform(turns.double(), rows)
-        inside = (points[others] - moved[centers]).square().sum(dim=1) < reach * reach
-        inside &= (centers != others) | turns.ne(0).any(dim=1)[centers]
-        i, j = centers[inside], others[inside]
-        x, y, z = (turns + images).unbind(1)
-        codes = ((x * base + y) * base + z)[i]
-        found.append(torch.stack([order[i], order[j], codes], dim=1))
+    spans = [torch.arange(-span, span + 1, device=device) for span in bins.spans]
+    found = [
+        _sweep(place + offset, points, starts, steps, counts, flags, rows, reach, images)
+        for offset in torch.cartesian_prod(*spans)
+    ]
     table = torch.cat(found)
-    return table[:, 0], table[:, 1], table[:, 2], bins.wraps, images
+    return order[table[:, 0]], order[table[:, 1]], table[:, 2], bins.wraps, images
+
+
+def _sweep(
+    target: Tensor,
+    points: Tensor,
+    starts: Tensor,
+    steps: Tensor,
+    counts: Tensor,
+    flags: Tensor,
+    rows: Tensor,
+    reach: float,
+    images: int,
+) -> Tensor:
+    """Pairs (n_pairs, 3) of sorted atoms, center, other and code, with others from one bin ``target`` (n_atoms, 3)."""
+    device = points.device
+    turns = target.div(counts, rounding_mode="floor")
+    allowed = (turns.eq(0) | flags).all(dim=1)
+    bin_of = ((target - turns * counts) * steps).sum(dim=1)
+    first = starts[bin_of]
+    number = torch.where(allowed, starts[bin_of + 1] - first, 0)
+    atoms = torch.arange(len(points), device=device)
+    centers = atoms.repeat_interleave(number)
+    begin = first - (number.cumsum(0) - number)
+    others = torch.arange(len(centers), device=device) + begin[centers]
+    moved = points - transform(turns.double(), rows)
+    inside = (points[others] - moved[centers]).square().sum(dim=1) < reach * reach
+    inside &= (centers != others) | turns.ne(0).any(dim=1)[centers]
+    i, j = centers[inside], others[inside]
+    x, y, z = (turns + images).unbind(1)
+    base = 2 * images + 1
+    codes = (x * base + y) * base + z
+    return torch.stack([i, j, codes[i]], dim=1)
 
 
 def fill_rows(receivers: Tensor, values: Tensor, entries: Tensor, counts: Tensor) -> None:
