@@ -1,7 +1,8 @@
 """What ``fastff bench --kernels`` runs: every op at production size, with its definition and its least work.
 
 Here: :class:`Work` and where its entries come from: ops with a case of production size, the kernels of the fused
-evaluation, the whole evaluation, the skin check, the neighbor list. Not here: timing, records.
+evaluation, the whole evaluation, the skin check, the neighbor list. Not here: what runs around an evaluation at its
+size (:mod:`fastff.report.kernel_steps`), timing, records.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from fastff.kernels import contract, dispatch
 from fastff.kernels.moments.reference import build_gradient_table
 from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.tuning import find_relative_error
+
+if TYPE_CHECKING:
+    from fastff.kernels.moment_potential.cases import System
 
 Direction = Literal["forward", "forward and gradient"]
 Variant = Literal["triton", "compiled", "eager"]
@@ -162,7 +166,7 @@ def make_fused(device: torch.device) -> Iterator[Work]:
             exact = workload.reference()
         yield Work(
             name, "forward", n_atoms, exact, cost.n_bytes * n_atoms, cost.flop * n_atoms,
-            workload.launch, _compile_all(define), restore=workload.restore,
+            workload.launch, compile_all(define), restore=workload.restore,
         )  # fmt: skip
         del exact, workload
         gc.collect()
@@ -202,7 +206,7 @@ def make_evaluations(device: torch.device) -> Iterator[Work]:
         ]
         yield Work(
             f"evaluation, {n_hops} hop{'s' * (n_hops > 1)}", "forward", n_atoms, exact, cost[2], cost[0],
-            run, _compile_all(define),
+            run, compile_all(define),
         )  # fmt: skip
         del exact, potential
         gc.collect()
@@ -212,7 +216,6 @@ def make_evaluations(device: torch.device) -> Iterator[Work]:
 def make_lists(device: torch.device) -> Iterator[Work]:
     """The skin check, and the neighbor list at the size its definition allows."""
     from fastff.kernels.moment_potential.cases import build_lattice
-    from fastff.kernels.neighbor_list import NeighborList, build_neighbors
     from fastff.kernels.neighbor_list.plan import make_frame
     from fastff.kernels.neighbor_list.reference import find_pairs
     from fastff.kernels.skin_check import Snapshot, reference, take_snapshot
@@ -241,18 +244,27 @@ def make_lists(device: torch.device) -> Iterator[Work]:
 
         yield Work(
             name, "forward", len(system.positions), define_check().double(),
-            2.0 * count_bytes(system.positions), 0.0, check, _compile_all(define_check),
+            2.0 * count_bytes(system.positions), 0.0, check, compile_all(define_check),
             restore=stale.zero_,
         )  # fmt: skip
     small = build_lattice("Cu", CELLS_QUADRATIC, 5.4, device, rattle=0.1)
-    frame = make_frame(small.cell.cpu().numpy(), (True, True, True))
-    reach = cutoff + skin
+    yield compare_lists("neighbor_list", small, cutoff + skin, find_pairs)
+
+
+def compare_lists(
+    name: str, system: System, reach: float, find: Callable[..., tuple[Any, ...]]
+) -> Work:
+    """The search for all neighbors in a periodic system beside pairs that ``find`` returns, which are exact."""
+    from fastff.kernels.neighbor_list import NeighborList, build_neighbors
+    from fastff.kernels.neighbor_list.plan import make_frame
+
+    frame = make_frame(system.cell.cpu().numpy(), (True, True, True))
 
     def search() -> NeighborList:
-        return build_neighbors(small.positions, small.cell, (True, True, True), reach)
+        return build_neighbors(system.positions, system.cell, (True, True, True), reach)
 
     def define_search() -> tuple[Any, ...]:
-        return find_pairs(small.positions, frame, reach)
+        return find(system.positions, frame, reach)
 
     expected = sort_pairs(define_search())
 
@@ -261,10 +273,10 @@ def make_lists(device: torch.device) -> Iterator[Work]:
         same = pairs.shape == expected.shape and bool((pairs == expected).all())
         return torch.tensor(float(same))
 
-    n_bytes = count_bytes(small.positions) + 4.0 * len(expected)
-    yield Work(
-        "neighbor_list", "forward", len(small.positions), torch.tensor(1.0), n_bytes, 0.0, search,
-        _compile_all(define_search), read=read,
+    n_bytes = count_bytes(system.positions) + 4.0 * len(expected)
+    return Work(
+        name, "forward", len(system.positions), torch.tensor(1.0), n_bytes, 0.0, search,
+        compile_all(define_search), read=read,
     )  # fmt: skip
 
 
@@ -290,7 +302,9 @@ def sort_pairs(found: Any) -> Tensor:
     return table
 
 
-def _compile_all(define: Callable[[], Any]) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
+def compile_all(define: Callable[[], Any]) -> Callable[[Callable[..., Any]], Callable[[], Any]]:
+    """What :class:`Work` wants as its definition, of a function without arguments."""
+
     def choose(compiler: Callable[..., Any]) -> Callable[[], Any]:
         for table in (
             build_cubic_table,

@@ -1,7 +1,7 @@
 """Every op at production size: Triton beside torch.compile and eager torch, and beside what the device could do.
 
-Here: :func:`measure_kernels` and the record it returns. Not here: what is run (:mod:`fastff.report.kernel_work`),
-comparing with an earlier record (:mod:`fastff.report.regression`), the command.
+Here: :func:`measure_kernels` and the record it returns. Not here: what is run (:mod:`fastff.report.kernel_work`,
+:mod:`fastff.report.kernel_steps`), comparing with an earlier record (:mod:`fastff.report.regression`), the command.
 
 Every variant is first compared with the float64 definition; one that is wrong has no time. The floor of an op is the
 time that its least traffic (arguments read once, results written once) takes at the measured copy bandwidth, or its
@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastff import kernels
 from fastff.errors import DataError
+from fastff.report import kernel_steps
 from fastff.report.inner import is_shortage, synchronize
 from fastff.report.kernel_work import Direction, Variant, Work, list_makers
 from fastff.report.provenance import Provenance, collect_provenance
@@ -89,7 +90,7 @@ def measure_kernels(
         Receives (what was done, done, total).
     """
     bandwidth, rate = measure_ceilings(device)
-    makers = list_makers(device)
+    makers = [*list_makers(device), *kernel_steps.list_makers(device)]
     rows: list[KernelRow] = []
     total = sum(count for _, count in makers) * len(VARIANTS)
     for make, _ in makers:

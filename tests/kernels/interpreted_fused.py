@@ -28,7 +28,7 @@ from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.reference import evaluate_reference
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.products import multiply
-from fastff.report import kernel_work
+from fastff.report import kernel_steps, kernel_work
 
 from .poison import poison
 
@@ -332,7 +332,10 @@ def test_work_of_the_kernel_table(cpu, monkeypatch):
     """What ``fastff bench --kernels`` times on a GPU is right: kernels and definitions agree with float64."""
     monkeypatch.setattr(kernel_work, "CELLS", 2)
     monkeypatch.setattr(kernel_work, "CELLS_QUADRATIC", 2)
-    makers = (kernel_work.make_fused, kernel_work.make_evaluations, kernel_work.make_lists)
+    makers = (
+        kernel_work.make_fused, kernel_work.make_evaluations, kernel_work.make_lists,
+        kernel_steps.make_steps, kernel_steps.make_staging, kernel_steps.make_large_list,
+    )  # fmt: skip
     names = []
     for work in (work for make in makers for work in make(cpu)):
         names.append(work.op)
@@ -346,6 +349,8 @@ def test_work_of_the_kernel_table(cpu, monkeypatch):
     assert names == [
         "moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint",
         "evaluation, 1 hop", "evaluation, 2 hops", "skin_check", "skin_check, stale", "neighbor_list",
+        "md_step, NVT", "staging, positions", "staging, contacts", "staging, results",
+        "neighbor_list, bins",
     ]  # fmt: skip
 
 
@@ -359,6 +364,19 @@ def test_wrong_lists_are_told_from_right_ones(cpu, monkeypatch):
     right = search.triton()
     right.matrix.entries[3, 0] = right.matrix.entries[3, 1]
     assert search.compare(right) == 1.0
+
+
+def test_wrong_steps_are_told_from_right_ones(cpu, monkeypatch):
+    """Noise of another step, and an atom that did not move."""
+    monkeypatch.setattr(kernel_work, "CELLS", 2)
+    (work,) = kernel_steps.make_steps(cpu)
+    work.restore()
+    assert work.compare(work.triton()) < 1e-12
+    assert work.compare(work.triton()) > 0.1
+    work.restore()
+    positions, velocities, heat = (part.clone() for part in work.triton())
+    positions[3] = work.definition(lambda function: function)()[0][4]
+    assert work.compare((positions, velocities, heat)) > 0.1
 
 
 def test_op_takes_the_kernels_and_the_definition():

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastff.errors import DataError
-from fastff.kernels.moment_potential.layout import unpack_neighbors
-from fastff.kernels.neighbor_list import build_neighbors
+from fastff.kernels.moment_potential.layout import list_shifts, unpack_neighbors
+from fastff.kernels.neighbor_list import build_neighbors, reference
 from fastff.kernels.neighbor_list import op as list_op
 from fastff.kernels.neighbor_list.plan import assign_bins, make_frame
 from fastff.neighbors import build_edges, complete_cell
@@ -46,6 +46,33 @@ def test_random_cells(seed, flags, sort_atoms):
     positions, cell, pbc, reach = draw_structure(seed, flags)
     found = list_by_op(positions, cell, pbc, reach, sort_atoms=sort_atoms, n_slots=2)
     assert found == expect(positions, cell, pbc, reach)
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_bins_in_torch_give_the_pairs_of_the_definition(name):
+    positions, cell, flags = NASTY[name]
+    check_bins(positions, cell, flags, 0.5 if name == "skewed" else 4.0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), flags=st.tuples(*[st.booleans()] * 3))
+def test_bins_in_torch_in_random_cells(seed, flags):
+    check_bins(*draw_structure(seed, flags))
+
+
+def check_bins(positions, cell, pbc, reach):
+    frame = make_frame(np.asarray(cell, dtype=float), tuple(bool(p) for p in pbc))
+    spans = assign_bins(torch.tensor(positions), frame, reach).spans
+    if np.prod([2 * span + 1 for span in spans]) > 1000:
+        return  # one sweep each
+    found = []
+    for search in (reference.find_pairs, reference.find_pairs_by_bins):
+        receivers, senders, codes, wraps, images = search(torch.tensor(positions), frame, reach)
+        shifts = list_shifts(images)[codes]
+        rows = torch.cat([receivers[:, None], senders[:, None], shifts], dim=1).tolist()
+        assert len(rows) == len({tuple(row) for row in rows})
+        found.append((sorted(rows), wraps.tolist()))
+    assert found[0] == found[1]
 
 
 def test_rows_are_unwrapped_by_their_wraps():
