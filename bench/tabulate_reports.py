@@ -12,27 +12,27 @@ from fastff.report.schema import BenchRecord
 from fastff.report.speed import Mode
 from fastff.report.verdict import format_percent
 
-PATTERN = "*-h100.json"
-"""Records of ``bench/results`` that are reports of shipped students on this GPU."""
+PATTERN = "*-7net-0-*.json"
+"""Records of ``bench/results`` that are reports of shipped students, named after student and GPU."""
 
 PAIRS: dict[Mode, Mode] = {"ase-call": "ase-call", "md-loop": "ase-call"}
 """What is timed of the student, and of the teacher beside it: its dynamics takes a call a step at least."""
 
 
 def tabulate_reports() -> list[str]:
-    """Accuracy on fresh teacher dynamics, and speed at the smallest size above 400 atoms and at the largest of both."""
+    """Accuracy on fresh teacher dynamics, and speed at the sizes of :func:`find_sizes`."""
     records = [read_record(path) for path in sorted(RESULTS.glob(PATTERN))]
     if not records:
         return []
     where = records[0].provenance
     lines = [
         "Shipped students in reports of `fastff bench NAME --compare-teacher`, on dynamics that the teacher made for "
-        f"them, beside the teacher at its fastest settings, {where.gpu}, torch {where.packages['torch']}; records "
-        "`bench/results/*-h100.json` (`python bench/tabulate.py --write` makes their pages):",
+        f"them, beside the teacher at its fastest settings, torch {where.packages['torch']}; records "
+        "`bench/results/*-7net-0-*.json` (`python bench/tabulate.py --write` makes their pages):",
         "",
-        "| student | forces | energy | stress | 1.5 times the highest temperature | ±5 % strain | atoms "
-        "| ASE call of the teacher | of the student | step of `fastff md` | commit |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| student | forces | energy | stress | 1.5 times the highest temperature | ±5 % strain "
+        "| GPU, load of the host | atoms | ASE call of the teacher | of the student | step of `fastff md` | commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
         main, *others = record.comparisons
@@ -48,7 +48,9 @@ def tabulate_reports() -> list[str]:
                 "–" if found is None else f"{format_percent(found.overall)}"
                 for found in beyond.values()
             ),
+            describe_machine(record),
         ]
+        [""] * len(start)
         sizes = find_sizes(record)
         for number, n_atoms in enumerate(sizes):
             teacher = read_time(record, "teacher", "ase-call", n_atoms)
@@ -57,15 +59,30 @@ def tabulate_reports() -> list[str]:
                 own = read_time(record, "student", mode, n_atoms)
                 cells.append(f"{1e3 * own:.3g} ms ({teacher / own:.0f} times)")
             cells.append((record.provenance.commit or "?")[:7])
-            lines.append(f"| {' | '.join([*(start if number == 0 else [''] * 6), *cells])} |")
+            lines.append(
+                f"| {' | '.join([*(start if number == 0 else [''] * len(start)), *cells])} |"
+            )
     return lines
 
 
+def describe_machine(record: BenchRecord) -> str:
+    """The GPU, and how busy others kept the cores: calls of few atoms are bound by the CPU."""
+    where = record.provenance
+    name = (where.gpu or "?").removeprefix("NVIDIA ").split()[0]
+    return name if where.load is None else f"{name}, {where.load:.0f} of {where.cores}"
+
+
 def find_sizes(record: BenchRecord) -> list[int]:
-    """The size of the headline, and the largest at which both sides were timed."""
+    """The size of the headline, and the largest at which both sides were timed if the teacher was at its best there.
+
+    Records of before 26 November 2026 chose among several settings of the teacher at the size of the headline alone.
+    """
+    calls = next(c for c in record.speed if (c.role, c.mode) == ("teacher", "ase-call"))
     both = [ratio.n_atoms for ratio in record.ratios if ratio.mode == "ase-call"]
-    headline = record.headline_size
-    return sorted({*([headline] if headline in both else []), max(both)})
+    sizes = {record.headline_size} & set(both)
+    if len(calls.identity["tried"]) < 2 or "settings_large" in calls.identity:
+        sizes.add(max(both))
+    return sorted(size for size in sizes if size is not None)
 
 
 def read_time(record: BenchRecord, role: str, mode: Mode, n_atoms: int) -> float:

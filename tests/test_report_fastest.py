@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.report.fastest import choose_fastest, describe_settings
 from fastff.report.inner import ModelClock
+from fastff.report.race import join_curves
 from fastff.report.timing import Timed, TimingPlan, time_calculators
 from fastff.teachers import load_teacher
 from fastff.teachers.base import Setting, Teacher, TeacherInfo
@@ -70,7 +72,7 @@ def make_atoms():
 def choose(*settings, missing=()):
     atoms = make_atoms()
     teacher = ManyWays([Setting(values, make) for values, make in settings], missing)
-    return choose_fastest(teacher, atoms, label(atoms), atoms, device="cpu", budget=0.5)
+    return choose_fastest(teacher, atoms, label(atoms), atoms, device="cpu", budget=0.5).small
 
 
 def test_the_fastest_setting_that_says_the_same_is_timed():
@@ -135,6 +137,46 @@ def test_one_setting_is_not_tried_but_checked():
         choose(({}, lambda: SlowMorse(scale=1.2)))
 
 
+class Growing(SlowMorse):
+    """Takes a fixed time, and more for each atom."""
+
+    def __init__(self, fixed, each):
+        super().__init__()
+        self.fixed, self.each = fixed, each
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        self.nap = self.fixed + self.each * len(atoms)
+        super().calculate(atoms, properties, system_changes)
+
+
+def test_many_atoms_have_a_setting_of_their_own():
+    atoms = make_atoms()
+    larger = [atoms.repeat((n, 1, 1)) for n in (1, 2, 8, 500)]
+    ways = [({"way": "lean"}, 0.0, 2e-3), ({"way": "rich"}, 0.03, 0.0)]
+    teacher = ManyWays([Setting(values, partial(Growing, a, b)) for values, a, b in ways])
+    best = choose_fastest(
+        teacher, atoms, label(atoms), atoms, device="cpu", budget=0.5, larger=larger
+    )
+    assert best.small.identity is best.large.identity
+    identity = best.small.identity
+    assert (identity["settings"], identity["settings_large"]) == ({"way": "lean"}, {"way": "rich"})
+    # 2,000 atoms would take too long, 8 are too few to differ
+    assert {one["n_atoms"] for one in identity["tried_large"]} == {32}
+    assert identity["large_from"] == round((4 * 32) ** 0.5)
+    parts = best.split(larger[:3])
+    assert [[len(cell) for cell in part] for _, part in parts] == [[4, 8], [32]]
+    assert [entry.factory().fixed for entry, _ in parts] == [0.0, 0.03]
+    text = describe_settings(identity)
+    assert "timed with way lean: the fastest of 2 settings, one ASE call at 4 atoms" in text
+    assert (
+        "From 11 atoms on with way rich: the fastest of 2 settings, one ASE call at 32 atoms"
+        in text
+    )
+    assert "one size" not in text
+    curves = join_curves([c for entry, part in parts for c in time_calculators([entry], part)])
+    assert [[p.n_atoms for p in c.points] for c in curves] == [[4, 8, 32]]
+
+
 def test_where_no_setting_can_be_tried_none_is_called_the_fastest():
     one = {"settings": {"compile": False}, "n_atoms": 500, "seconds": None, "reason": "MemoryError"}
     identity = {"settings": {"compile": False}, "tried": [one, one], "unavailable": []}
@@ -188,7 +230,7 @@ def test_sevennet_names_the_accelerators_that_are_not_here(monkeypatch):
     atoms = make_atoms()
     timed = choose_fastest(
         teacher, atoms, teacher.label([atoms])[0], atoms, device="cpu", budget=0.1
-    )
+    ).small
     assert timed.identity["settings"] == {"dtype": "float32", "accelerator": "none"}
     assert timed.identity["tried"][1]["seconds"] is None
     assert "FlashTP is requested" in timed.identity["tried"][1]["reason"]

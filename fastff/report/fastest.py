@@ -5,13 +5,13 @@ here: the settings themselves (:meth:`fastff.teachers.base.Teacher.list_settings
 (:mod:`fastff.report.race`).
 
 A setting may change how long a call takes and nothing else: each must give the labels that were compared, or it is left
-out and said to be.
+out and said to be. What is fastest for few atoms need not be for many: settings are tried at two sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ase
@@ -33,6 +33,30 @@ SAME = 1e-3
 """Largest RMS difference of forces, relative to their RMS, between a setting and the labels that were compared."""
 
 
+APART = 4.0
+"""How many times larger than the first size of trial the second one must be."""
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """The teacher with the fastest of its settings for few atoms and for many; both have the same identity.
+
+    ``limit`` is the number of atoms from which ``large`` is taken.
+    """
+
+    small: Timed
+    large: Timed
+    limit: float
+
+    def split(self, cells: Sequence[ase.Atoms]) -> list[tuple[Timed, list[ase.Atoms]]]:
+        """Structures with what they are to be timed with, in their order."""
+        if self.large is self.small:
+            return [(self.small, list(cells))]
+        few = [cell for cell in cells if len(cell) < self.limit]
+        many = [cell for cell in cells if len(cell) >= self.limit]
+        return [(entry, part) for entry, part in ((self.small, few), (self.large, many)) if part]
+
+
 def choose_fastest(
     teacher: Teacher,
     image: ase.Atoms,
@@ -41,8 +65,9 @@ def choose_fastest(
     *,
     device: str,
     budget: float,
+    larger: Sequence[ase.Atoms] = (),
     progress: Callable[[str], None] = lambda message: None,
-) -> Timed:
+) -> Fastest:
     """The teacher with the fastest of its settings, to be timed.
 
     Parameters
@@ -57,14 +82,17 @@ def choose_fastest(
     device : str
     budget : float
         Seconds of trial for each setting, compiling not included.
+    larger : sequence of ase.Atoms
+        Structures for a second trial: the largest that is :data:`APART` times ``atoms`` and that there is time for.
     progress : callable
         Receives one short line per setting.
 
     Returns
     -------
-    Timed
+    Fastest
         Its identity holds ``name`` and ``version`` of the teacher, ``settings`` that were chosen, ``tried`` with the
-        time or fault of each and how far its forces are from the labels, and ``unavailable``.
+        time or fault of each and how far its forces are from the labels, and ``unavailable``; after a second trial
+        also ``settings_large``, ``tried_large`` and ``large_from``.
 
     Raises
     ------
@@ -85,11 +113,31 @@ def choose_fastest(
     tried: list[dict[str, Any]] = []
     if len(settings) > 1:
         best, tried = _try_all(settings, entry, image, labels, relabel, atoms, budget, progress)
-    return replace(
-        entry,
-        factory=best.make,
-        identity={**identity, "settings": best.values, "tried": tried, "unavailable": missing},
-    )
+    identity |= {"settings": best.values, "tried": tried, "unavailable": missing}
+    sound = [s for s, one in zip(settings, tried, strict=True) if one["seconds"]] if tried else []
+    second = _find_second(atoms, larger, tried, budget) if len(sound) > 1 else None
+    if second is None:
+        only = replace(entry, factory=best.make, identity=identity)
+        return Fastest(only, only, float("inf"))
+    other, tried = _try_all(sound, entry, image, labels, relabel, second, budget, progress)
+    limit = (len(atoms) * len(second)) ** 0.5
+    identity |= {"settings_large": other.values, "tried_large": tried, "large_from": round(limit)}
+    small, large = (replace(entry, factory=s.make, identity=identity) for s in (best, other))
+    return Fastest(small, small if other is best else large, limit)
+
+
+def _find_second(
+    atoms: ase.Atoms, larger: Sequence[ase.Atoms], tried: list[dict[str, Any]], budget: float
+) -> ase.Atoms | None:
+    """The structure for a second trial, None where there is no time for one."""
+    shortest = min(one["seconds"] for one in tried if one["seconds"])
+    fitting = [
+        cell
+        for cell in larger
+        if len(cell) >= APART * len(atoms)
+        and shortest * len(cell) / len(atoms) * TRIAL.min_repeats <= budget
+    ]
+    return max(fitting, key=len, default=None)
 
 
 def _try_all(
@@ -152,6 +200,20 @@ def _describe_difference(one: Mapping[str, Any]) -> str:
     return "" if difference is None else f", forces within {difference:.1e} of their RMS"
 
 
+def _describe_trial(tried: Sequence[Mapping[str, Any]]) -> str:
+    count, n_atoms = len(tried), tried[0]["n_atoms"]
+    results = "; ".join(
+        f"{describe_values(one['settings'])}: "
+        f"{one['reason'] if one['seconds'] is None else format_seconds(one['seconds'])}"
+        f"{_describe_difference(one)}"
+        for one in tried
+    )
+    found = any(one["seconds"] is not None for one in tried)
+    rank = f"the fastest of {count}" if found else f"none of {count}"
+    rest = "settings" if found else "settings could be tried"
+    return f"{rank} {rest}, one ASE call at {n_atoms:,} atoms each ({results})"
+
+
 def describe_settings(identity: Mapping[str, Any]) -> str:
     """In whole sentences: how the teacher was set up when it was timed, what else was tried, what was not there."""
     if "settings" not in identity:
@@ -166,23 +228,16 @@ def describe_settings(identity: Mapping[str, Any]) -> str:
             f"The teacher was timed with {shown}: there is no other setting on this machine."
         ]
     else:
-        count, n_atoms = len(identity["tried"]), identity["tried"][0]["n_atoms"]
-        results = "; ".join(
-            f"{describe_values(one['settings'])}: "
-            f"{one['reason'] if one['seconds'] is None else format_seconds(one['seconds'])}"
-            f"{_describe_difference(one)}"
-            for one in identity["tried"]
-        )
-        found = any(one["seconds"] is not None for one in identity["tried"])
-        rank = (
-            f"the fastest of {count} settings"
-            if found
-            else f"none of {count} settings could be tried"
-        )
-        sentences = [
-            f"The teacher was timed with {shown}: {rank}, one ASE call at {n_atoms} atoms each ({results}).",
-            "Settings were chosen at this one size, that of the headline; at other sizes another may be faster.",
-        ]
+        sentences = [f"The teacher was timed with {shown}: {_describe_trial(identity['tried'])}."]
+        if "settings_large" in identity:
+            sentences.append(
+                f"From {identity['large_from']:,} atoms on with {describe_values(identity['settings_large'])}: "
+                f"{_describe_trial(identity['tried_large'])}."
+            )
+        else:
+            sentences.append(
+                "Settings were chosen at this one size, that of the headline; at other sizes another may be faster."
+            )
     if identity["unavailable"]:
         sentences.append(f"Not available on this machine: {'; '.join(identity['unavailable'])}.")
     return " ".join(sentences)

@@ -113,9 +113,10 @@ def race(
     counts = [len(cell) for cell in cells]
     best = choose_fastest(
         teacher, complete(frame.atoms), frame.labels, cells[counts.index(find_headline(counts))],
-        device=student.device, budget=budget, progress=lambda message: progress(f"timing: {message}", 0, 0),
+        device=student.device, budget=budget, larger=cells,
+        progress=lambda message: progress(f"timing: {message}", 0, 0),
     )  # fmt: skip
-    entries = [student, best]
+    entries = [student, best.small]
     for baseline in baselines:
         entries.append(
             Timed(
@@ -140,7 +141,12 @@ def race(
         progress(f"timing: {message}", done, total)
 
     plan = TimingPlan(budget=budget, required=(counts[0], find_headline(counts)))
-    curves = time_calculators(entries, cells, plan, report)
+    curves = []
+    for entry in entries:
+        parts = best.split(cells) if entry is best.small else [(entry, cells)]
+        curves += join_curves(
+            [c for one, part in parts for c in time_calculators([one], part, plan, report)]
+        )
     # of students the model alone is timed on its own, not inside the ASE call
     own = {entry.role for entry, _ in timed}
     curves = [c for c in curves if c.mode != "model" or c.role not in own]
@@ -154,13 +160,30 @@ def race(
     wanted = choose_dynamics_sizes(list(calls.values()), always, budget)
     chosen = [cell for cell in cells if len(cell) in wanted]
     for entry in entries:
-        curve = time_dynamics(
-            entry, chosen, temperature=temperature, time_step=time_step, budget=budget,
-            calls=calls[entry.role], required=(always,),
-        )  # fmt: skip
-        curves.append(curve)
+        parts = best.split(chosen) if entry is best.small else [(entry, chosen)]
+        found = [
+            time_dynamics(
+                one, part, temperature=temperature, time_step=time_step, budget=budget,
+                calls=calls[entry.role], required=(always,),
+            )
+            for one, part in parts
+        ]  # fmt: skip
+        curves += join_curves(found)
         report(f"{entry.label}, dynamics through ASE")
     return tuple(stamp_part(add_conditions(curve, cells, temperature)) for curve in curves)
+
+
+def join_curves(curves: Sequence[SpeedCurve]) -> list[SpeedCurve]:
+    """One curve of each mode, of the points of all."""
+    joined: dict[str, SpeedCurve] = {}
+    for curve in curves:
+        first = joined.get(curve.mode)
+        if first is not None:
+            remarks = first.includes + curve.includes.removeprefix(first.includes.split(";")[0])
+            update = {"points": (*first.points, *curve.points), "includes": remarks}
+            curve = first.model_copy(update=update)
+        joined[curve.mode] = curve
+    return list(joined.values())
 
 
 def add_conditions(curve: SpeedCurve, cells: Sequence[ase.Atoms], temperature: float) -> SpeedCurve:
