@@ -180,12 +180,13 @@ def _tabulate_noise(record: BenchRecord) -> tuple[list[str], list[list[str]]]:
 
 def _list_skipped(record: BenchRecord) -> list[str]:
     """Why points are missing, one line each."""
-    return [
+    lines = [
         f"{curve.label}, {point.n_atoms} atoms, {STATUS_WORDS[point.status]}: {point.reason}"
         for curve in record.speed
         for point in curve.points
         if point.status != "measured"
     ]
+    return list(dict.fromkeys(lines))  # calls and steps are left out for the same reason
 
 
 def _draw_accuracy(record: BenchRecord) -> list[Figure]:
