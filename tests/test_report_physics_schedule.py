@@ -6,10 +6,12 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 
 from fastff.labels import Labels
+from fastff.models import build_student, configure_student
 from fastff.report.physics.derive import TooShortError
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import DimerItem
@@ -145,15 +147,13 @@ def test_a_longer_run_that_crashes_is_left_out_with_the_reason(copper):
     ],
 )
 def test_replicas_run_where_a_batch_costs_little_more_than_one(
-    single, each, seconds, expected, copper, monkeypatch
+    single, each, seconds, expected, copper
 ):
-    monkeypatch.setattr(
-        Side,
-        "estimate",
-        lambda side, atoms, copies=1: 0.5 * (single + each * (copies - 1)),
-    )
-    lab = make_laboratory(copper, 200.0)
-    assert count_replicas(lab, bulk("Cu", cubic=True), 200, seconds) == expected
+    def estimate(side, atoms, copies):
+        return single + each * (copies - 1)
+
+    teacher = Side("teacher", copper.label, {})
+    assert count_replicas(teacher, bulk("Cu", cubic=True), estimate, 200, seconds) == expected
 
 
 def test_a_relaxation_is_stopped_at_the_deadline(copper):
@@ -209,7 +209,9 @@ def test_a_slow_teacher_is_absent_from_runs_and_the_reason_is_given():
 
     sides = [Side("teacher", slow, {}), Side("student", glide, {})]
     lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
-    lab.work(plan_runs(lab, describe_material(bulk("Cu")), (300.0, 300.0)))
+    torch.manual_seed(0)
+    model = build_student(configure_student("m1", (29,), cutoff=4.0))
+    lab.work(plan_runs(lab, describe_material(bulk("Cu")), model, (300.0, 300.0)))
     assert [item.kind for item in lab.items] == ["rdf"], lab.left_out
     item = lab.items[0]
     assert item.curves[0].teacher is None

@@ -1,7 +1,7 @@
-"""Stability and conservation of energy, in the student's own device-resident loop.
+"""Dynamics of the student in its own device-resident loop: stability, energy, runs beside those of the teacher.
 
-Here: the runs, their least lengths and the curves they leave. Not here: dynamics of both sides under the same
-thermostat (:mod:`fastff.report.physics.motion`).
+Here: the runs, the least lengths of the first two and the curves these leave. Not here: dynamics of the teacher, and
+what is compared of both (:mod:`fastff.report.physics.motion`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from fastff.distill.dynamics import LangevinSettings, Replica, run_langevin
 from fastff.labels import Frame
 from fastff.neighbors import build_edges, complete_cell
 from fastff.report.physics.derive import PropertyError, TooShortError
+from fastff.report.physics.motion import FRICTION, INTERVAL, Run, heat_start
 from fastff.report.physics.record import EnergyTrace, NveItem, StabilityItem, StabilityRun
-from fastff.report.physics.side import Side
+from fastff.report.physics.side import OutOfTimeError, Side
 
 if TYPE_CHECKING:
+    from fastff.md.engine import Engine
+    from fastff.md.settings import MDSettings
     from fastff.models import Student
 
 CHUNK = 20
@@ -142,21 +145,15 @@ def run_engine(
 
     After ``seconds`` the run ends, soundly, and its number of steps is that of those done.
     """
-    from fastff.md.engine import Engine
     from fastff.md.observe import COLUMNS
-    from fastff.md.potentials import make_potential
     from fastff.md.settings import MDSettings
-    from fastff.md.skin import settle_skin
-    from fastff.md.state import build_state
 
     settings = MDSettings(
         n_steps=n_steps, timestep=time_step, ensemble=ensemble, temperature=temperature,
         velocities="file" if start.has("momenta") else "draw", interval=10,
     )  # fmt: skip
-    settings = settle_skin(student, start, settings)
-    potential = make_potential(student, settings.skin)
-    state = build_state(start, settings, potential.device)
-    engine = Engine(potential, state, settings)
+    engine = make_engine(student, start, settings)
+    settings, state = engine.settings, engine.state
     rows = [engine.observe().rows]
     reason = ""
     began = time.perf_counter()
@@ -181,6 +178,78 @@ def run_engine(
         temperature=temperature, n_steps=n_steps, done=min(engine.step, n_steps), reason=reason
     )
     return run, np.concatenate(rows)
+
+
+def make_engine(student: Student, start: ase.Atoms, settings: MDSettings) -> Engine:
+    """fastff's own loop, with the skin that suits the structure."""
+    from fastff.md.engine import Engine
+    from fastff.md.potentials import make_potential
+    from fastff.md.skin import settle_skin
+    from fastff.md.state import build_state
+
+    settings = settle_skin(student, start, settings)
+    potential = make_potential(student, settings.skin)
+    return Engine(potential, build_state(start, settings, potential.device), settings)
+
+
+def run_own(
+    student: Student,
+    start: ase.Atoms,
+    temperature: float,
+    time_step: float,
+    n_steps: int,
+    seed: int,
+    n_replicas: int = 1,
+    deadline: float = math.inf,
+) -> Run:
+    """What :func:`fastff.report.physics.motion.run_side` does, in the student's own loop, replicas one by one.
+
+    Raises
+    ------
+    PropertyError
+        A run broke.
+    OutOfTimeError
+        ``deadline``, a reading of ``time.perf_counter``, has passed.
+    """
+    from fastff.md.settings import MDSettings
+
+    n_equilibrate = n_steps // 4 // INTERVAL * INTERVAL
+    replicas = []
+    for number in range(n_replicas):
+        settings = MDSettings(
+            n_steps=n_steps, timestep=time_step, ensemble="nvt", temperature=temperature,
+            relaxation=1.0 / FRICTION, velocities="file", seed=seed + number,
+        )  # fmt: skip
+        engine = make_engine(student, heat_start(start, temperature, seed, number), settings)
+        images: list[ase.Atoms] = []
+        for step in range(INTERVAL, n_steps + 1, INTERVAL):
+            while engine.step < step:
+                if time.perf_counter() > deadline:
+                    raise OutOfTimeError(
+                        "the student was stopped when the share of the budget was used up"
+                    )
+                if engine.advance(step).failed:
+                    raise PropertyError(
+                        f"the run of the student broke: an energy is not finite or an atom moved too far in step "
+                        f"{engine.step + 1}"
+                    )
+            if step >= n_equilibrate:
+                image = start.copy()
+                image.positions = engine.state.positions.cpu().numpy()
+                images.append(image)
+        replicas.append(images)
+    return Run(replicas, time_step)
+
+
+def measure_own_step(
+    student: Student, start: ase.Atoms, temperature: float, time_step: float
+) -> float:
+    """Seconds of one step of :func:`run_own`, after a first run that may compile."""
+    n_steps = 10 * INTERVAL
+    for _ in range(2):
+        began = time.perf_counter()
+        run_own(student, start, temperature, time_step, n_steps, seed=20)
+    return (time.perf_counter() - began) / n_steps
 
 
 def _find_contact(positions: np.ndarray, start: ase.Atoms, cell: np.ndarray, settings: Any) -> str:

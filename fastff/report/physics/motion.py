@@ -1,6 +1,6 @@
 """Properties from dynamics of both sides under the same thermostat: pair distributions, diffusion.
 
-Here: the runs, their least lengths and the curves they leave. Not here: the student's own loop
+Here: the teacher's runs, least lengths and the curves that runs leave. Not here: the student's own loop
 (:mod:`fastff.report.physics.endurance`), the numbers derived from curves (:mod:`fastff.report.physics.derive`), how
 long there is time to run (:mod:`fastff.report.physics.run`).
 """
@@ -8,7 +8,6 @@ long there is time to run (:mod:`fastff.report.physics.run`).
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +47,9 @@ INTERVAL = 5
 
 @dataclass(frozen=True)
 class Run:
-    """Frames of one side after equilibration, a list for each replica, with time step in fs."""
+    """Structures of one side after equilibration, a list for each replica, with time step in fs."""
 
-    replicas: list[list[Frame]]
+    replicas: list[list[ase.Atoms]]
     time_step: float
 
     @property
@@ -61,7 +60,7 @@ class Run:
     @property
     def first(self) -> ase.Atoms:
         """The first structure."""
-        return self.replicas[0][0].atoms
+        return self.replicas[0][0]
 
 
 def run_side(
@@ -81,16 +80,15 @@ def run_side(
         A run broke.
     """
     n_equilibrate = n_steps // 4 // INTERVAL * INTERVAL
-    replicas = [Replica(start.copy(), temperature, number) for number in range(n_replicas)]
-    for replica in replicas:
-        # Twice the temperature: half of it goes into the potential energy of what starts at rest.
-        momenta = draw_momenta(replica.atoms, 2.0 * temperature, seed, replica.trajectory)
-        replica.atoms.set_momenta(momenta)
-    frames: list[list[Frame]] = [[] for _ in replicas]
+    replicas = [
+        Replica(heat_start(start, temperature, seed, number), temperature, number)
+        for number in range(n_replicas)
+    ]
+    images: list[list[ase.Atoms]] = [[] for _ in replicas]
 
     def keep(found: list[Frame]) -> None:
         for frame in found:
-            frames[frame.trajectory].append(frame)
+            images[frame.trajectory].append(frame.atoms)
 
     settings = LangevinSettings(
         n_steps=n_equilibrate + (n_steps - n_equilibrate) // INTERVAL * INTERVAL,
@@ -101,22 +99,22 @@ def run_side(
     for replica in replicas:
         if replica.stopped:
             raise PropertyError(f"the run of the {side.role} broke: {replica.stopped}")
-    return Run(frames, time_step)
+    return Run(images, time_step)
+
+
+def heat_start(start: ase.Atoms, temperature: float, seed: int, number: int) -> ase.Atoms:
+    """A copy with velocities of replica ``number``.
+
+    Of twice the temperature: half of it goes into the potential energy of what starts at rest.
+    """
+    atoms = start.copy()
+    atoms.set_momenta(draw_momenta(atoms, 2.0 * temperature, seed, number))
+    return atoms
 
 
 def count_steps(length: float, time_step: float) -> int:
     """Steps of :func:`run_side` that leave ``length`` ps after equilibration, ``time_step`` in fs."""
     return INTERVAL * math.ceil(round(4.0 / 3.0 * length * 1e3 / time_step / INTERVAL, 6))
-
-
-def measure_step(
-    side: Side, start: ase.Atoms, temperature: float, time_step: float, n_replicas: int
-) -> float:
-    """Seconds of one step of :func:`run_side`."""
-    n_steps = 2 * INTERVAL
-    began = time.perf_counter()
-    run_side(side, start, temperature, time_step, n_steps, seed=20, n_replicas=n_replicas)
-    return (time.perf_counter() - began) / n_steps
 
 
 def compare_distributions(
@@ -176,9 +174,9 @@ def _count_replicas(run: Run) -> str:
 def _count_pairs(run: Run, pairs: list[tuple[str, str]], n_blocks: int) -> np.ndarray:
     """g(r) of ``n_blocks`` blocks of each replica, (n_replicas * n_blocks, n_pairs, n_bins)."""
     result = []
-    for frames in run.replicas:
-        for block in np.array_split(np.arange(len(frames)), n_blocks):
-            counts = [count_pairs(frames[index].atoms, pairs) for index in block]
+    for images in run.replicas:
+        for block in np.array_split(np.arange(len(images)), n_blocks):
+            counts = [count_pairs(images[index], pairs) for index in block]
             result.append(np.mean(counts, axis=0))
     return np.array(result)
 
@@ -218,7 +216,7 @@ def compare_diffusion(
             f"runs of {shortest:.2g} ps after equilibration are too short, {LEAST_DIFFUSION:g} ps are needed"
         )
     symbols = np.array(student.first.get_chemical_symbols())
-    followed = {role: [_follow(frames) for frames in run.replicas] for role, run in runs.items()}
+    followed = {role: [_follow(images) for images in run.replicas] for role, run in runs.items()}
     curves, faults = [], []
     for element in sorted(set(symbols)):
         values: dict[str, Any] = {"teacher": None, "teacher_blocks": None}
@@ -261,10 +259,10 @@ def compare_diffusion(
     )
 
 
-def _follow(frames: list[Frame]) -> np.ndarray:
-    """Unwrapped positions less the centre of mass, (n_frames, n_atoms, 3)."""
-    masses = frames[0].atoms.get_masses()[:, None]
-    paths = np.array([frame.atoms.positions for frame in frames])
+def _follow(images: list[ase.Atoms]) -> np.ndarray:
+    """Unwrapped positions less the centre of mass, (n_images, n_atoms, 3)."""
+    masses = images[0].get_masses()[:, None]
+    paths = np.array([atoms.positions for atoms in images])
     drift = (paths * masses).sum(axis=1, keepdims=True) / masses.sum()
     result: np.ndarray = paths - drift
     return result

@@ -41,6 +41,10 @@ ENGINE_STEPS = {"auto": 1000, "full": 20_000}
 
 REPLICAS = (2, 4, 8)
 BATCH_COST = 2.0
+"""How many times a step of one replica a step of several may cost."""
+
+LARGEST_ORDERED = 24
+"""Atoms of a unit cell; a larger one is disordered, as a rule, and relaxes slowly."""
 
 PHONOPY_SECONDS = 2.5
 """phonopy's own work for both sides: symmetry, force constants, bands."""
@@ -85,7 +89,7 @@ def measure_physics(
         [
             _plan_dimers(lab, material, float(model.cutoff)),
             *_plan_crystal(lab, material),
-            *plan_runs(lab, material, temperatures),
+            *plan_runs(lab, material, model, temperatures),
             *plan_student(lab, material, model, temperatures),
         ]
     )
@@ -167,11 +171,14 @@ def _plan_crystal(lab: Laboratory, material: Material) -> list[Task]:
     many = ""
     if sum(material.formula.values()) > 6 or len(material.formula) > 3:
         many = "the formula unit is too large for a set of vacancies"
-    # calls: relaxations of a cell take about twenty steps, strained cells with free positions about five
-    free = 1 if len(unit) == 1 else 5
+    # calls: relaxations of a cell take about twenty steps, strained cells with free positions about five; those of a
+    # disordered cell of 108 atoms took 93 and 25
+    ordered = len(unit) <= LARGEST_ORDERED
+    free = 1 if len(unit) == 1 else 5 if ordered else 25
 
     def estimate_units(n_calls: int) -> float:
-        return (n_calls + (0 if crystal.relaxed else 20)) * lab.estimate(unit)
+        relaxation = 0 if crystal.relaxed else 20 if ordered else 90
+        return (n_calls + relaxation) * lab.estimate(unit)
 
     def estimate_phonons() -> float:
         crystals.import_phonopy()
@@ -216,13 +223,32 @@ def _plan_crystal(lab: Laboratory, material: Material) -> list[Task]:
 class _Runs:
     """Dynamics of both sides that pair distributions and diffusion share, the teacher's only if there was time."""
 
+    model: Student
+    temperature: float
+    time_step: float
     sides: dict[str, motion.Run] = field(default_factory=dict)
     absence: str = ""
+    _own: dict[int, float] = field(default_factory=dict)
+
+    def estimate_own(self, box: ase.Atoms) -> float:
+        """Seconds of a step of the student, measured once at each size."""
+        if len(box) not in self._own:
+            self._own[len(box)] = endurance.measure_own_step(
+                self.model, box, self.temperature, self.time_step
+            )
+        return self._own[len(box)]
+
+    def estimate(self, teacher: Side, box: ase.Atoms, n_replicas: int = 1) -> float:
+        """Seconds of a step of both sides."""
+        return teacher.estimate(box, n_replicas) + n_replicas * self.estimate_own(box)
 
 
-def plan_runs(lab: Laboratory, material: Material, temperatures: tuple[float, float]) -> list[Task]:
+def plan_runs(
+    lab: Laboratory, material: Material, model: Student, temperatures: tuple[float, float]
+) -> list[Task]:
     """Pair distributions and diffusion, from the same runs."""
-    runs, middle = _Runs(), 0.5 * sum(temperatures)
+    middle = 0.5 * sum(temperatures)
+    runs = _Runs(model, middle, choose_time_step(material.box.numbers))
     periodic = material.kind in ("crystal", "disordered")
     fits = "" if periodic else f"the structure is {WORDS[material.kind]}, without a density"
     still = "" if material.kind == "disordered" else f"the structure is {WORDS[material.kind]}"
@@ -232,7 +258,7 @@ def plan_runs(lab: Laboratory, material: Material, temperatures: tuple[float, fl
     least = _count_least(material)
 
     def measure_distributions(seconds: float) -> Any:
-        _run_sides(lab, material, boxes, runs, middle, seconds)
+        _run_sides(lab, material, boxes, runs, seconds)
         return motion.compare_distributions(
             runs.sides.get("teacher"), runs.sides["student"], material.pairs, middle, runs.absence
         )
@@ -248,9 +274,9 @@ def plan_runs(lab: Laboratory, material: Material, temperatures: tuple[float, fl
         Task(
             "Pair distributions", 6.0 if still else 12.0,
             measure=measure_distributions,
-            cost=lambda: least * lab.estimate(boxes[-1]) / 0.9,
+            cost=lambda: least * runs.estimate(lab.teacher, boxes[-1]) / 0.9,
             against=lambda: fits,
-            cost_alone=lambda: least * lab.student.estimate(boxes[-1]),
+            cost_alone=lambda: least * runs.estimate_own(boxes[-1]),
         ),
         Task(
             "Diffusion", 0.0,
@@ -269,60 +295,56 @@ def _count_least(material: Material) -> int:
 
 
 def _run_sides(
-    lab: Laboratory,
-    material: Material,
-    boxes: list[ase.Atoms],
-    runs: _Runs,
-    temperature: float,
-    seconds: float,
+    lab: Laboratory, material: Material, boxes: list[ase.Atoms], runs: _Runs, seconds: float
 ) -> None:
     """Both sides in the largest box in which there is time for the teacher, else the student alone.
 
-    Replicas run side by side where a batch of them costs little more than one.
+    Replicas of the teacher run side by side where a batch of them costs little more than one.
     """
-    least, time_step = _count_least(material), choose_time_step(material.box.numbers)
-    box, roles, n_replicas = boxes[-1], ["student"], 1
+    least, box, n_replicas, with_teacher = _count_least(material), boxes[-1], 1, False
     for candidate in boxes:
-        if 0.9 * seconds * (1.0 + 1e-9) >= least * lab.estimate(candidate):
-            box, roles = candidate, ["student", "teacher"]
-            n_replicas = count_replicas(lab, box, least, 0.9 * seconds)
+        if 0.9 * seconds * (1.0 + 1e-9) >= least * runs.estimate(lab.teacher, candidate):
+            box, with_teacher = candidate, True
+            n_replicas = count_replicas(lab.teacher, box, runs.estimate, least, 0.9 * seconds)
             break
-    if len(roles) == 1:
-        takes = least * lab.teacher.estimate(boxes[-1])
+    if not with_teacher:
+        takes = least * lab.teacher.estimate(box)
         runs.absence = f"{least} steps of it take about {takes:.0f} s, {seconds:.0f} s were left"
     start = box.copy()
     start.rattle(0.02, seed=7)
-    sides = [lab.teacher if role == "teacher" else lab.student for role in roles]
-    cost = sum(
-        motion.measure_step(side, start, temperature, time_step, n_replicas) for side in sides
-    )
+    cost = runs.estimate(lab.teacher, box, n_replicas) if with_teacher else runs.estimate_own(box)
     # the student alone is no comparison: it leaves time for other properties
-    part = 0.8 if len(roles) == 2 else 0.2
+    part = 0.8 if with_teacher else 0.2
     most = MOST_STEPS[lab.mode]
     if material.kind == "disordered":
-        most = max(most, motion.count_steps(motion.LEAST_DIFFUSION, time_step))
+        most = max(most, motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step))
     steps = part * seconds / cost
     n_steps = int(max(least, min(most, steps) if math.isfinite(steps) else most))
-    found: dict[str, motion.Run] = {}
-    for side in sides:
-        found[side.role] = motion.run_side(
-            side, start, temperature, time_step, n_steps, seed=20, n_replicas=n_replicas
-        )
+    conditions = (start, runs.temperature, runs.time_step, n_steps, 20, n_replicas)
+    found = {"student": endurance.run_own(runs.model, *conditions, deadline=lab.student.deadline)}
+    if with_teacher:
+        found["teacher"] = motion.run_side(lab.teacher, *conditions)
     runs.sides.update(found)
 
 
-def count_replicas(lab: Laboratory, box: ase.Atoms, least: int, seconds: float) -> int:
+def count_replicas(
+    teacher: Side,
+    box: ase.Atoms,
+    estimate: Callable[[Side, ase.Atoms, int], float],
+    least: int,
+    seconds: float,
+) -> int:
     """Replicas of ``least`` steps for which there is time and whose batch costs at most :data:`BATCH_COST` times one.
 
     To find out takes three calls of each batch: none is tried whose calls, one after the other, take a tenth of the
     seconds.
     """
-    single = lab.estimate(box)
+    single = estimate(teacher, box, 1)
     n_replicas = 1
     for count in REPLICAS:
         if 3 * count * single > 0.1 * seconds:
             break
-        cost = lab.estimate(box, count)
+        cost = estimate(teacher, box, count)
         if cost > BATCH_COST * single or least * cost > seconds:
             break
         n_replicas = count
