@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from typing import get_args
 
 import numpy as np
 import torch
@@ -95,6 +96,8 @@ def predict(
     Takes the fused kernels where :func:`fastff.evaluator.choose_path` would, else torch. Keeps nothing between calls:
     several threads may call it at once.
     """
+    if charges not in get_args(Charges):
+        raise UsageError(f"charges {charges!r} is not one of {', '.join(get_args(Charges))}")
     if batch_atoms < 1:
         raise UsageError(f"batch_atoms {batch_atoms} must be at least 1")
     structures = [structures] if isinstance(structures, Atoms) else list(structures)

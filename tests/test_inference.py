@@ -172,6 +172,8 @@ def test_charges_and_spins_are_not_ignored(
 def test_what_is_no_structure_is_named(student: Student) -> None:
     with pytest.raises(UsageError, match=r"structure 1 is no ase\.Atoms but a int"):
         predict(student, [Atoms("Cu"), 3])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="charges 'bogus' is not one of raise, ignore"):
+        predict(student, Atoms("Cu"), charges="bogus")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="batch_atoms 0 must be at least 1"):
         predict(student, Atoms("Cu"), batch_atoms=0)
 

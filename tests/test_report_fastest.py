@@ -162,19 +162,52 @@ def test_many_atoms_have_a_setting_of_their_own():
     assert (identity["settings"], identity["settings_large"]) == ({"way": "lean"}, {"way": "rich"})
     # 2,000 atoms would take too long, 8 are too few to differ
     assert {one["n_atoms"] for one in identity["tried_large"]} == {32}
-    assert identity["large_from"] == round((4 * 32) ** 0.5)
+    assert identity["large_from"] == 12
     parts = best.split(larger[:3])
     assert [[len(cell) for cell in part] for _, part in parts] == [[4, 8], [32]]
     assert [entry.factory().fixed for entry, _ in parts] == [0.0, 0.03]
     text = describe_settings(identity)
     assert "timed with way lean: the fastest of 2 settings, one ASE call at 4 atoms" in text
     assert (
-        "From 11 atoms on with way rich: the fastest of 2 settings, one ASE call at 32 atoms"
+        "From 12 atoms on with way rich: the fastest of 2 settings, one ASE call at 32 atoms"
         in text
     )
     assert "one size" not in text
     curves = join_curves([c for entry, part in parts for c in time_calculators([entry], part)])
     assert [[p.n_atoms for p in c.points] for c in curves] == [[4, 8, 32]]
+
+
+class Small(SlowMorse):
+    """Has no room for more than ``most`` atoms."""
+
+    def __init__(self, seconds, most):
+        super().__init__(seconds)
+        self.most = most
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if len(atoms) > self.most:
+            raise MemoryError("out of memory")
+        super().calculate(atoms, properties, system_changes)
+
+
+@pytest.mark.parametrize(("most", "size"), [(32, 32), (16, 16), (8, None)])
+def test_sizes_without_room_for_every_setting_are_no_trial(most, size):
+    atoms = make_atoms()
+    larger = [atoms.repeat((n, 1, 1)) for n in (1, 2, 4, 8)]
+    settings = [
+        Setting({"way": "slow"}, partial(Small, 0.03, most)),
+        Setting({"way": "fast"}, partial(Small, 0.003, 64)),
+    ]
+    best = choose_fastest(
+        ManyWays(settings), atoms, label(atoms), atoms, device="cpu", budget=2.0, larger=larger
+    )
+    identity = best.large.identity
+    assert identity["settings"] == {"way": "fast"}
+    assert identity.get("settings_large") == (None if size is None else {"way": "fast"})
+    assert {one["n_atoms"] for one in identity.get("tried_large", [])} == (
+        {size} if size else set()
+    )
+    assert best.large is best.small
 
 
 def test_where_no_setting_can_be_tried_none_is_called_the_fastest():

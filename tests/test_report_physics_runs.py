@@ -24,7 +24,7 @@ from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import (
     EnergyTrace,
 )
-from fastff.report.physics.run import plan_student
+from fastff.report.physics.run import make_runs, plan_student
 from fastff.report.physics.schedule import Laboratory
 from fastff.report.physics.side import OutOfTimeError, Side
 from fastff.teachers import load_teacher
@@ -75,7 +75,9 @@ def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper, monke
     model = build_student(configure_student("m1", (29,), cutoff=4.0))
     sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
     lab = Laboratory(*sides, "auto", 6.0, lambda message, done, total: None)
-    lab.work(plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[1:])
+    material = describe_material(bulk("Cu"))
+    runs = make_runs(lab, material, model, (300.0, 400.0))
+    lab.work(plan_student(lab, material, runs, 400.0)[1:])
     (item,) = lab.items
     assert [run.temperature for run in item.runs] == [400.0, 600.0]
     assert (
@@ -91,7 +93,10 @@ def test_the_teacher_is_in_runs_that_just_fit(copper, monkeypatch):
     model = build_student(configure_student("m1", (29,), cutoff=4.0))
     sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
     lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
-    task = plan_student(lab, describe_material(bulk("Cu")), model, (300.0, 400.0))[0]
+    material = describe_material(bulk("Cu"))
+    runs = make_runs(lab, material, model, (300.0, 400.0))
+    monkeypatch.setattr(runs, "estimate_own", lambda box: 0.01)
+    task = plan_student(lab, material, runs, 400.0)[0]
     item = task.measure(task.cost() * (1.0 - 1e-12))
     assert item.teacher is not None
     assert item.teacher.times[-1] == pytest.approx(0.02)
@@ -141,7 +146,7 @@ def test_replicas_are_blocks_of_their_own():
     assert "over 6 blocks" in item.description
 
 
-def test_the_student_runs_in_its_own_loop_like_the_teacher(monkeypatch):
+def test_the_student_runs_in_its_own_loop_like_the_teacher():
     """The same model on both ways: as many structures of the same kind of motion, and the same refusals."""
     model = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8)).double()
     conditions = (bulk("Cu", cubic=True).repeat(2), 300.0, 2.0, 400, 3, 2)

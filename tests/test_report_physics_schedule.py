@@ -12,10 +12,10 @@ from ase.build import bulk
 
 from fastff.labels import Labels
 from fastff.models import build_student, configure_student
-from fastff.report.physics.derive import TooShortError
+from fastff.report.physics.derive import PropertyError, TooShortError
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import DimerItem
-from fastff.report.physics.run import count_replicas, plan_runs
+from fastff.report.physics.run import count_replicas, make_runs, plan_runs
 from fastff.report.physics.schedule import Laboratory, Task
 from fastff.report.physics.side import OutOfTimeError, Side, relax_cell
 from fastff.report.physics_figures import draw_item
@@ -123,17 +123,19 @@ def test_a_property_that_crashes_costs_no_other(copper):
     ]
 
 
-def test_a_longer_run_that_crashes_is_left_out_with_the_reason(copper):
+@pytest.mark.parametrize("fault", [RuntimeError("out of luck"), PropertyError("it broke")])
+def test_a_longer_run_finds_faults_but_its_crash_costs_nothing(copper, fault):
     def crash_later(seconds):
         if seconds > 9.0:
-            raise RuntimeError("out of luck")
+            raise fault
         return DimerItem(title="run", description="", curves=())
 
     lab = make_laboratory(copper, 10.0)
     run = Task("run", 1.0, crash_later, lambda: 0.1, str, incomplete=lambda item: True)
     lab.work([run, make_task("other", 4.0, 0.1)])
-    assert [item.title for item in lab.items] == ["other"]
-    assert "RuntimeError: out of luck" in lab.left_out[0].reason
+    kept = [] if isinstance(fault, PropertyError) else ["run"]
+    assert [item.title for item in lab.items] == [*kept, "other"]
+    assert [entry.reason for entry in lab.left_out] == ([] if kept else ["it broke"])
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,8 @@ def test_a_slow_teacher_is_absent_from_runs_and_the_reason_is_given():
     lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
     torch.manual_seed(0)
     model = build_student(configure_student("m1", (29,), cutoff=4.0))
-    lab.work(plan_runs(lab, describe_material(bulk("Cu")), model, (300.0, 300.0)))
+    material = describe_material(bulk("Cu"))
+    lab.work(plan_runs(lab, material, make_runs(lab, material, model, (300.0, 300.0))))
     assert [item.kind for item in lab.items] == ["rdf"], lab.left_out
     item = lab.items[0]
     assert item.curves[0].teacher is None

@@ -90,7 +90,9 @@ class StudentConfig:
             raise DataError(
                 f"input_limit {self.input_limit} must be positive and finite, or None for unbounded"
             )
-        if self.n_hops is not None and self.n_hops not in range(1, MAX_HOPS + 1):
+        if self.n_hops is not None and not (
+            type(self.n_hops) is int and 1 <= self.n_hops <= MAX_HOPS
+        ):
             raise DataError(
                 f"n_hops {self.n_hops} must be 1 to {MAX_HOPS}, or None for the architecture's"
             )

@@ -10,6 +10,7 @@ out and said to be. What is fastest for few atoms need not be for many: settings
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -115,21 +116,29 @@ def choose_fastest(
         best, tried = _try_all(settings, entry, image, labels, relabel, atoms, budget, progress)
     identity |= {"settings": best.values, "tried": tried, "unavailable": missing}
     sound = [s for s, one in zip(settings, tried, strict=True) if one["seconds"]] if tried else []
-    second = _find_second(atoms, larger, tried, budget) if len(sound) > 1 else None
-    if second is None:
-        only = replace(entry, factory=best.make, identity=identity)
-        return Fastest(only, only, float("inf"))
-    other, tried = _try_all(sound, entry, image, labels, relabel, second, budget, progress)
-    limit = (len(atoms) * len(second)) ** 0.5
-    identity |= {"settings_large": other.values, "tried_large": tried, "large_from": round(limit)}
+    only = replace(entry, factory=best.make, identity=identity)
+    if len(sound) < 2:
+        return Fastest(only, only, math.inf)
+    for second in _list_seconds(atoms, larger, tried, budget):
+        other, tried = _try_all(sound, entry, image, labels, relabel, second, budget, progress)
+        done = [one["status"] for one in tried]
+        if "measured" in done and set(done) <= {"measured", "too-slow"}:
+            break
+    else:
+        return Fastest(only, only, math.inf)
+    limit = math.ceil(math.sqrt(len(atoms) * len(second)))
+    identity |= {"settings_large": other.values, "tried_large": tried, "large_from": limit}
     small, large = (replace(entry, factory=s.make, identity=identity) for s in (best, other))
     return Fastest(small, small if other is best else large, limit)
 
 
-def _find_second(
+def _list_seconds(
     atoms: ase.Atoms, larger: Sequence[ase.Atoms], tried: list[dict[str, Any]], budget: float
-) -> ase.Atoms | None:
-    """The structure for a second trial, None where there is no time for one."""
+) -> list[ase.Atoms]:
+    """Structures for a second trial that there is time for, the largest first.
+
+    One at which any setting fails, as it may for want of memory, is no comparison: the next smaller one follows.
+    """
     shortest = min(one["seconds"] for one in tried if one["seconds"])
     fitting = [
         cell
@@ -137,7 +146,7 @@ def _find_second(
         if len(cell) >= APART * len(atoms)
         and shortest * len(cell) / len(atoms) * TRIAL.min_repeats <= budget
     ]
-    return max(fitting, key=len, default=None)
+    return sorted(fitting, key=len, reverse=True)
 
 
 def _try_all(
@@ -157,7 +166,7 @@ def _try_all(
     for setting in settings:
         shown = describe_values(setting.values)
         progress(f"{entry.label}, trying {shown}")
-        seconds, reason, difference = None, "", None
+        seconds, reason, difference, status = None, "", None, "failed"
         try:
             tolerance = {} if setting is settings[0] else {"tolerance": SAME}
             difference = check_identity(
@@ -166,7 +175,7 @@ def _try_all(
             point = time_calculators([replace(entry, factory=setting.make)], [atoms], plan)[
                 0
             ].points[0]
-            seconds, reason = point.median, point.reason
+            seconds, reason, status = point.median, point.reason, point.status
         except DataError:
             reason = "does not give the teacher's labels"
         except Exception as error:  # whatever a compiler or an accelerator raises
@@ -178,6 +187,7 @@ def _try_all(
                 "n_atoms": len(atoms),
                 "seconds": seconds,
                 "reason": reason,
+                "status": status,
                 "difference": difference,
             }
         )

@@ -21,6 +21,7 @@ from fastff.errors import DataError
 from fastff.report import figures, speed_figures, trust_figures
 from fastff.report.markdown import (
     describe_contest,
+    describe_doubt,
     describe_intervals,
     describe_range,
     describe_teacher,
@@ -84,6 +85,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         intervals=describe_intervals(record),
         speed_table=tabulate_speed(record),
         teacher_settings=describe_teacher(record),
+        teacher_doubt=describe_doubt(record),
         dynamics_table=tabulate_dynamics(record),
         element_table=_tabulate_elements(record),
         temperature_table=tabulate_temperatures(record),

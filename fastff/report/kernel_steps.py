@@ -88,7 +88,7 @@ def make_steps(device: torch.device) -> Iterator[Work]:
         return found[0] - start, *found[1:]
 
     # first half: reads four arrays and writes two; second half: reads three and writes one
-    n_bytes = 3.0 * count_bytes(start) + 4.0 * count_bytes(speeds) + 2.0 * count_bytes(inverse)
+    n_bytes = 2.0 * count_bytes(start) + 4.0 * count_bytes(speeds) + 2.0 * count_bytes(inverse)
     n_bytes += 2.0 * count_bytes(forces)
     exact = read(define())
     yield Work(

@@ -43,6 +43,15 @@ def describe_teacher(record: BenchRecord) -> str:
     return "" if curve is None else describe_settings(curve.identity)
 
 
+def describe_doubt(record: BenchRecord) -> str:
+    """What limits ratios where settings of the teacher were compared at one size alone; empty where they were not."""
+    curve = record.find_curve("teacher", "ase-call")
+    tried = [] if curve is None else curve.identity.get("tried", [])
+    if curve is None or len(tried) < 2 or "settings_large" in curve.identity:
+        return ""
+    return f", with the settings that were fastest at {tried[0]['n_atoms']:,} atoms"
+
+
 def tabulate_accuracy(record: BenchRecord) -> Table:
     """One row for each comparison and quantity that is defined, with 95 % intervals, then the teacher's noise floor."""
     rows = []
@@ -163,7 +172,7 @@ DYNAMICS: dict[Mode, str] = {
 def tabulate_dynamics(record: BenchRecord) -> Table:
     """Simulated time a day by size: of whole steps, and of ASE calls with a fresh neighbor list.
 
-    The last column is over the teacher's best at that size, of steps or calls: none of its modes is passed over.
+    The last column is over the faster of the teacher's steps and calls at that size.
     """
     time_step = next((c.time_step for c in record.speed if c.time_step is not None), None)
     if time_step is None:
@@ -227,7 +236,10 @@ def write_tables(record: BenchRecord) -> str:
         parts.append("Where the time goes, medians:")
         parts.append(format_markdown(tabulate_paths(record)))
     if dynamics[1]:
-        parts.append("Simulated time a day, and how many times the teacher's best at that size:")
+        parts.append(
+            "Simulated time a day, and how many times the faster of the teacher's calls and steps at that size"
+            f"{describe_doubt(record)}:"
+        )
         parts.append(format_markdown(dynamics))
     parts.append(
         f"{provenance.machine}; {', '.join(f'{k} {v}' for k, v in provenance.packages.items())}; "

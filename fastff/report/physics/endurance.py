@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 CHUNK = 20
 """Steps of fastff's own loop between looks at the clock."""
 
+MOST_TRIAL = 1.0
+"""Seconds after which a trial of the student's own steps is long enough."""
+
 LEAST_STABILITY = 1.0
 """ps at each temperature; shorter runs that do not break say nothing."""
 
@@ -211,28 +214,13 @@ def run_own(
     OutOfTimeError
         ``deadline``, a reading of ``time.perf_counter``, has passed.
     """
-    from fastff.md.settings import MDSettings
-
     n_equilibrate = n_steps // 4 // INTERVAL * INTERVAL
     replicas = []
     for number in range(n_replicas):
-        settings = MDSettings(
-            n_steps=n_steps, timestep=time_step, ensemble="nvt", temperature=temperature,
-            relaxation=1.0 / FRICTION, velocities="file", seed=seed + number,
-        )  # fmt: skip
-        engine = make_engine(student, heat_start(start, temperature, seed, number), settings)
+        engine = _heat_engine(student, start, temperature, time_step, n_steps, seed, number)
         images: list[ase.Atoms] = []
         for step in range(INTERVAL, n_steps + 1, INTERVAL):
-            while engine.step < step:
-                if time.perf_counter() > deadline:
-                    raise OutOfTimeError(
-                        "the student was stopped when the share of the budget was used up"
-                    )
-                if engine.advance(step).failed:
-                    raise PropertyError(
-                        f"the run of the student broke: an energy is not finite or an atom moved too far in step "
-                        f"{engine.step + 1}"
-                    )
+            _advance(engine, step, deadline)
             if step >= n_equilibrate:
                 image = start.copy()
                 image.positions = engine.state.positions.cpu().numpy()
@@ -241,15 +229,57 @@ def run_own(
     return Run(replicas, time_step)
 
 
+def _heat_engine(
+    student: Student,
+    start: ase.Atoms,
+    temperature: float,
+    time_step: float,
+    n_steps: int,
+    seed: int,
+    number: int,
+) -> Engine:
+    """The loop of replica ``number``, with the thermostat of the teacher's runs."""
+    from fastff.md.settings import MDSettings
+
+    settings = MDSettings(
+        n_steps=n_steps, timestep=time_step, ensemble="nvt", temperature=temperature,
+        relaxation=1.0 / FRICTION, velocities="file", seed=seed + number,
+    )  # fmt: skip
+    return make_engine(student, heat_start(start, temperature, seed, number), settings)
+
+
+def _advance(engine: Engine, step: int, deadline: float) -> None:
+    """Run to ``step``, with a look at the clock after every chunk."""
+    from fastff.md.observe import COLUMNS
+
+    while engine.step < step:
+        if time.perf_counter() > deadline:
+            raise OutOfTimeError("the student was stopped when the share of the budget was used up")
+        progress = engine.advance(step)
+        if progress.failed:
+            raise PropertyError(
+                "the run of the student broke: an energy is not finite or an atom moved too far in step "
+                f"{engine.step + 1}"
+            )
+        hottest = progress.rows[:, COLUMNS.index("temperature_K")].max(initial=0.0)
+        if not hottest <= engine.settings.temperature_limit:
+            raise PropertyError(f"the run of the student broke: a temperature of {hottest:.0f} K")
+
+
 def measure_own_step(
-    student: Student, start: ase.Atoms, temperature: float, time_step: float
+    student: Student,
+    start: ase.Atoms,
+    temperature: float,
+    time_step: float,
+    deadline: float = math.inf,
 ) -> float:
-    """Seconds of one step of :func:`run_own`, after a first run that may compile."""
-    n_steps = 10 * INTERVAL
-    for _ in range(2):
-        began = time.perf_counter()
-        run_own(student, start, temperature, time_step, n_steps, seed=20)
-    return (time.perf_counter() - began) / n_steps
+    """Seconds of one step of :func:`run_own`, once it is warm."""
+    engine = _heat_engine(student, start, temperature, time_step, 15 * INTERVAL, 20, 0)
+    _advance(engine, 2 * INTERVAL, deadline)
+    began = time.perf_counter()
+    while engine.step < 15 * INTERVAL and time.perf_counter() - began < MOST_TRIAL:
+        _advance(engine, engine.step + INTERVAL, deadline)
+    return (time.perf_counter() - began) / (engine.step - 2 * INTERVAL)
 
 
 def _find_contact(positions: np.ndarray, start: ase.Atoms, cell: np.ndarray, settings: Any) -> str:

@@ -85,12 +85,13 @@ def measure_physics(
     lab = Laboratory(teacher, student, mode, budget, progress)
     lab.limit(RECOGNITION * lab.remaining)
     material = describe_material(structure, partial(relax_bare, student))
+    runs = make_runs(lab, material, model, temperatures)
     lab.work(
         [
             _plan_dimers(lab, material, float(model.cutoff)),
             *_plan_crystal(lab, material),
-            *plan_runs(lab, material, model, temperatures),
-            *plan_student(lab, material, model, temperatures),
+            *plan_runs(lab, material, runs),
+            *plan_student(lab, material, runs, temperatures[1]),
         ]
     )
     return PhysicsPart(
@@ -101,6 +102,39 @@ def measure_physics(
         items=tuple(lab.items),
         left_out=tuple(lab.left_out),
     )
+
+
+@dataclass
+class Runs:
+    """Dynamics of both sides that pair distributions and diffusion share, the teacher's only if there was time."""
+
+    model: Student
+    student: Side
+    temperature: float
+    time_step: float
+    sides: dict[str, motion.Run] = field(default_factory=dict)
+    absence: str = ""
+    _own: dict[int, float] = field(default_factory=dict)
+
+    def estimate_own(self, box: ase.Atoms) -> float:
+        """Seconds of a step of the student, measured once at each size."""
+        if len(box) not in self._own:
+            self._own[len(box)] = endurance.measure_own_step(
+                self.model, box, self.temperature, self.time_step, self.student.deadline
+            )
+        return self._own[len(box)]
+
+    def estimate(self, teacher: Side, box: ase.Atoms, n_replicas: int = 1) -> float:
+        """Seconds of a step of both sides."""
+        return teacher.estimate(box, n_replicas) + n_replicas * self.estimate_own(box)
+
+
+def make_runs(
+    lab: Laboratory, material: Material, model: Student, temperatures: tuple[float, float]
+) -> Runs:
+    """No run yet, at the middle of a range of temperatures in K."""
+    middle, time_step = 0.5 * sum(temperatures), choose_time_step(material.box.numbers)
+    return Runs(model, lab.student, middle, time_step)
 
 
 def _plan_dimers(lab: Laboratory, material: Material, cutoff: float) -> Task:
@@ -118,12 +152,9 @@ def _plan_dimers(lab: Laboratory, material: Material, cutoff: float) -> Task:
     )  # fmt: skip
 
 
-def plan_student(
-    lab: Laboratory, material: Material, model: Student, temperatures: tuple[float, float]
-) -> list[Task]:
-    """Conservation of energy and stability, in the student's own loop."""
-    box, time_step = material.box, choose_time_step(material.box.numbers)
-    highest, middle = temperatures[1], 0.5 * sum(temperatures)
+def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float) -> list[Task]:
+    """Conservation of energy and stability up to ``highest`` and beyond, in the student's own loop."""
+    box, model, time_step, middle = material.box, runs.model, runs.time_step, runs.temperature
     least_nve, least_stability = (
         math.ceil(round(least * 1e3 / time_step, 6))
         for least in (endurance.LEAST_NVE, endurance.LEAST_STABILITY)
@@ -133,7 +164,7 @@ def plan_student(
 
     def measure_nve(seconds: float) -> Any:
         takes = lab.teacher.estimate(box)
-        spare = 0.9 * seconds - least_nve * lab.student.estimate(box)
+        spare = 0.9 * seconds - least_nve * runs.estimate_own(box)
         n_teacher = int(max(0.0, min(spare / takes + 1e-6, 2000, n_steps)))
         n_teacher = n_teacher if n_teacher >= least_nve else 0
         start = box.copy()
@@ -148,9 +179,9 @@ def plan_student(
         Task(
             "Conservation of energy", 3.0,
             measure=measure_nve,
-            cost=lambda: least_nve * lab.estimate(box) / 0.9,
+            cost=lambda: least_nve * runs.estimate(lab.teacher, box) / 0.9,
             against=str,
-            cost_alone=lambda: least_nve * lab.student.estimate(box),
+            cost_alone=lambda: least_nve * runs.estimate_own(box),
             incomplete=lambda item: item.student.times[-1] < complete,
         ),
         Task(
@@ -158,7 +189,7 @@ def plan_student(
             measure=lambda seconds: endurance.measure_stability(
                 model, box, highest, time_step, n_steps, seconds
             ),
-            cost=lambda: 2 * least_stability * lab.student.estimate(box),
+            cost=lambda: 2 * least_stability * runs.estimate_own(box),
             against=str,
             incomplete=lambda item: any(run.n_steps < n_steps and not run.reason for run in item.runs),
         ),
@@ -189,7 +220,8 @@ def _plan_crystal(lab: Laboratory, material: Material) -> list[Task]:
 
     def estimate_vacancies() -> float:
         hole = crystals.build_vacancy_cell(unit)
-        return 16 * len(material.formula) * lab.estimate(hole) + estimate_units(0)
+        steps = 16 if ordered else 40
+        return steps * len(material.formula) * lab.estimate(hole) + estimate_units(0)
 
     return [
         Task(
@@ -219,36 +251,9 @@ def _plan_crystal(lab: Laboratory, material: Material) -> list[Task]:
     ]  # fmt: skip
 
 
-@dataclass
-class _Runs:
-    """Dynamics of both sides that pair distributions and diffusion share, the teacher's only if there was time."""
-
-    model: Student
-    temperature: float
-    time_step: float
-    sides: dict[str, motion.Run] = field(default_factory=dict)
-    absence: str = ""
-    _own: dict[int, float] = field(default_factory=dict)
-
-    def estimate_own(self, box: ase.Atoms) -> float:
-        """Seconds of a step of the student, measured once at each size."""
-        if len(box) not in self._own:
-            self._own[len(box)] = endurance.measure_own_step(
-                self.model, box, self.temperature, self.time_step
-            )
-        return self._own[len(box)]
-
-    def estimate(self, teacher: Side, box: ase.Atoms, n_replicas: int = 1) -> float:
-        """Seconds of a step of both sides."""
-        return teacher.estimate(box, n_replicas) + n_replicas * self.estimate_own(box)
-
-
-def plan_runs(
-    lab: Laboratory, material: Material, model: Student, temperatures: tuple[float, float]
-) -> list[Task]:
+def plan_runs(lab: Laboratory, material: Material, runs: Runs) -> list[Task]:
     """Pair distributions and diffusion, from the same runs."""
-    middle = 0.5 * sum(temperatures)
-    runs = _Runs(model, middle, choose_time_step(material.box.numbers))
+    middle = runs.temperature
     periodic = material.kind in ("crystal", "disordered")
     fits = "" if periodic else f"the structure is {WORDS[material.kind]}, without a density"
     still = "" if material.kind == "disordered" else f"the structure is {WORDS[material.kind]}"
@@ -295,7 +300,7 @@ def _count_least(material: Material) -> int:
 
 
 def _run_sides(
-    lab: Laboratory, material: Material, boxes: list[ase.Atoms], runs: _Runs, seconds: float
+    lab: Laboratory, material: Material, boxes: list[ase.Atoms], runs: Runs, seconds: float
 ) -> None:
     """Both sides in the largest box in which there is time for the teacher, else the student alone.
 

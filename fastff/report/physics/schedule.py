@@ -148,9 +148,11 @@ class Laboratory:
                 self.items[place] = self._measure(task, seconds)
             except (OutOfTimeError, TooShortError):
                 continue
-            except Exception as error:  # a longer run found a fault
+            except FastFFError as error:  # a longer run found a fault
                 del self.items[place]
-                self._leave(task, explain(error))
+                self._leave(task, str(error))
+            except Exception:  # of a package or of memory: the shorter run stands
+                continue
             finally:
                 self.limit(math.inf)
 
