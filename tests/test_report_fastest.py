@@ -155,7 +155,7 @@ def test_many_atoms_have_a_setting_of_their_own():
     ways = [({"way": "lean"}, 0.0, 2e-3), ({"way": "rich"}, 0.03, 0.0)]
     teacher = ManyWays([Setting(values, partial(Growing, a, b)) for values, a, b in ways])
     best = choose_fastest(
-        teacher, atoms, label(atoms), atoms, device="cpu", budget=0.5, larger=larger
+        teacher, atoms, label(atoms), atoms, device="cpu", budget=2.0, larger=larger
     )
     assert best.small.identity is best.large.identity
     identity = best.small.identity
