@@ -151,6 +151,82 @@ def test_ensemble_is_the_mean_and_has_a_spread() -> None:
     assert ensemble.info.weights_sha256 != make_teacher().info.weights_sha256
 
 
+def test_pairs_are_those_of_another_list() -> None:
+    from vesin import NeighborList
+
+    rng = np.random.default_rng(5)
+    cells = np.array(
+        [[[3.0, 0, 0], [1.2, 4, 0], [-0.7, 0.5, 9]], [[7, 0, 0], [0, 7, 0], [3, 3, 7]]]
+    )
+    counts = np.array([5, 9])
+    positions = rng.uniform(-9, 9, size=(counts.sum(), 3))  # outside of their cells, too
+    inputs = {
+        "species": np.ones(16, np.int32),
+        "coordinates": np.concatenate([positions, np.zeros((2, 3))]),
+        "natoms": np.array([*counts, 0]),
+        "cells": np.concatenate([cells, 1000 * np.eye(3)[None]]),
+    }
+    for periodic in (True, False):
+        if not periodic:
+            del inputs["cells"]
+        first, second, shifts, squares = module.fennol_worker.find_pairs(inputs, 5.2)
+        assert (shifts is None) == (not periodic)
+        found = set()
+        for k in range(len(first)):
+            shift = (0, 0, 0) if shifts is None else tuple(map(int, shifts[k]))
+            found.add((int(first[k]), int(second[k]), shift))
+            moved = positions[second[k]] - positions[first[k]]
+            if periodic:
+                moved = moved + np.array(shift) @ cells[int(first[k] >= 5)]
+            assert squares[k] == pytest.approx((moved**2).sum(), abs=1e-9)
+        expected = set()
+        for cell, start, count in zip(cells, (0, 5), counts, strict=True):
+            found_pairs = NeighborList(cutoff=5.2, full_list=True).compute(
+                positions[start : start + count], cell, periodic, "ijS"
+            )
+            for i, j, shift in zip(*found_pairs, strict=True):
+                if i <= j:
+                    expected.add((int(i) + start, int(j) + start, tuple(map(int, shift))))
+        assert len(first) == len(found)
+        assert found == expected
+
+
+def test_other_sizes_need_no_other_programs() -> None:
+    make_teacher()
+    teacher = load_teacher(f"fennol:{MODELS / 'ani1x_model[01].fnx'}", device="cpu")
+    assert isinstance(teacher, FeNNolTeacher)
+    methanol, ethanol = molecule("CH3OH"), molecule("CH3CH2OH")
+    teacher.label([ethanol] * 10)
+    assert teacher.n_compiled == 1
+    for structures in ([methanol] * 11, [ethanol] * 8 + [methanol] * 2, [ethanol] * 9):
+        teacher.label(structures)
+    assert teacher.n_compiled == 1
+    teacher.label([methanol])
+    assert teacher.n_compiled == 2
+
+
+def test_sizes_come_from_coarse_grids() -> None:
+    worker = module.fennol_worker
+    sizes = {worker.round_up(number) for number in range(1, 10_000)}
+    assert len(sizes) < 45
+    assert all(worker.round_up(number) >= number for number in range(1, 10_000))
+    shapes = set()
+    for n_atoms in range(1, 1025):
+        arrays = {
+            "species": np.ones(n_atoms),
+            "positions": np.zeros((n_atoms, 3)),
+            "natoms": np.ones(n_atoms, int),
+            "charges": np.zeros(n_atoms),
+        }
+        padded = worker.pad_systems(arrays, np.float64)
+        shapes.add((len(padded["species"]), len(padded["natoms"])))
+        assert len(padded["species"]) % 2 == 0
+        assert len(padded["natoms"]) % 2 == 1
+        assert len(padded["natoms"]) > n_atoms
+        assert n_atoms <= len(padded["species"]) <= max(16, (2 if n_atoms < 128 else 1.5) * n_atoms)
+    assert len(shapes) < 24
+
+
 def test_single_precision_agrees() -> None:
     atoms = make_structures()[0]
     exact, rough = make_teacher(), make_teacher(precision="float32")

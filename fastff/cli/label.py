@@ -35,7 +35,8 @@ def label(
     structures: Annotated[
         list[Path],
         typer.Argument(
-            help="Files in any format of ASE: extxyz, CIF, POSCAR, traj, db. All frames."
+            help="Files in any format of ASE: extxyz, CIF, POSCAR, traj, db; or label files (.h5), whose frames are "
+            "labelled anew and keep their marks. All frames."
         ),
     ],
     teacher: Annotated[
@@ -139,6 +140,13 @@ def label(
         raise UsageError(
             "--sample runs in one process without Hessian-vector targets; for several jobs give each its own --seed "
             "and --out, and join them with `fastff merge`"
+        )
+    if sample and (
+        stored := [path for path in structures if path.suffix.lower() in (".h5", ".hdf5")]
+    ):
+        raise UsageError(
+            f"--sample makes samples of structures, and {stored[0]} is a label file; leave --sample out to label its "
+            "frames anew"
         )
     if many and shard:
         raise UsageError(

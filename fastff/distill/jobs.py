@@ -1,4 +1,4 @@
-"""What is to be labelled: the frames of the user's files, and the part of them that one process takes.
+"""What is to be labelled: the frames of the user's files, label files too, and the part that one process takes.
 
 Here: :class:`LabelJob`, reading, sharding and batching. Not here: labelling (:mod:`fastff.distill.labelling`).
 """
@@ -10,6 +10,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,8 @@ class LabelJob:
         As in :class:`fastff.labels.Frame`.
     temperature : float
         K, nan if the file does not say.
+    held_out : bool
+        Whether the trajectory is for testing only.
     """
 
     atoms: ase.Atoms
@@ -45,25 +48,39 @@ class LabelJob:
     trajectory: int
     step: int
     temperature: float
+    held_out: bool = False
 
 
 def read_jobs(paths: Sequence[Path]) -> list[LabelJob]:
     """Read every frame of every file.
 
-    Trajectory numbers are unique to a file's content, and the same for every shard of it. Frames of a file that names
-    no trajectories get one number each, ascending; readers of labels then form blocks of consecutive frames.
+    Frames of a label file keep source, trajectory, step, temperature and the mark of those held out; frames that it has
+    set aside are left out. Trajectory numbers of other files are unique to a file's content, and the same for every
+    shard of it. Frames of a file that names no trajectories get one number each, ascending; readers of labels then form
+    blocks of consecutive frames.
 
     Raises
     ------
     DataError
-        A file that is missing or unreadable, or holds a structure for which no energy can be computed.
+        A file that is missing or unreadable, or holds a structure for which no energy can be computed; or a trajectory
+        is held out in one label file and not in another.
     """
     jobs: list[LabelJob] = []
+    stored = [path for path in paths if path.suffix.lower() in (".h5", ".hdf5")]
+    relabelled = dict(zip(stored, read_stored_jobs(stored), strict=True))
     for path in paths:
+        if path in relabelled:
+            jobs += relabelled[path]
+            continue
         structures = read_structures(path, close_contacts="warn")
         content = hashlib.sha256(b"".join(hash_structure(atoms) for atoms in structures)).digest()
         base = (int.from_bytes(content[:4], "big") >> 1) << 20
         numbers, named = number_trajectories(structures)
+        held_out = {
+            number
+            for atoms, number in zip(structures, numbers, strict=True)
+            if atoms.info.get("held_out")
+        }
         counts: dict[int, int] = defaultdict(int)
         for atoms, number in zip(structures, numbers, strict=True):
             step = counts[number] if named else -1
@@ -77,9 +94,34 @@ def read_jobs(paths: Sequence[Path]) -> list[LabelJob]:
                     trajectory=base + number,
                     step=int(atoms.info.get("step", step)),
                     temperature=float(atoms.info.get("temperature", math.nan)),
+                    held_out=number in held_out,
                 )
             )
     return jobs
+
+
+def read_stored_jobs(paths: Sequence[Path]) -> list[list[LabelJob]]:
+    """The frames of each label file, to be labelled anew by whichever teacher."""
+    from fastff.distill.merging import find_held_out
+    from fastff.distill.store import LabelStore
+
+    with ExitStack() as stack:
+        stores = [stack.enter_context(LabelStore(path)) for path in paths]
+        held_out = find_held_out(stores)
+        return [
+            [
+                LabelJob(
+                    strip_structure(frame.atoms),
+                    frame.source,
+                    frame.trajectory,
+                    frame.step,
+                    frame.temperature,
+                    frame.trajectory in held_out,
+                )
+                for frame in store.read()
+            ]
+            for store in stores
+        ]
 
 
 def number_trajectories(structures: Sequence[ase.Atoms]) -> tuple[list[int], bool]:

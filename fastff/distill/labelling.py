@@ -142,7 +142,7 @@ class Labeller:
         self._n_done = 0
         self._cold = 0, 0.0  # atoms and seconds of the first batches
         self._n_batches = 0
-        self._unstored: list[Frame] = []
+        self._unstored: list[tuple[Frame, bool]] = []  # with whether it is held out
         self._stored_at = time.perf_counter()
 
     def _make_plan(self, n_frames: int, pending: Sequence[LabelJob]) -> LabelPlan:
@@ -198,7 +198,8 @@ class Labeller:
         called in the end, also where a batch has failed.
         """
         start = time.perf_counter()
-        self._unstored += label_jobs(self.teacher, jobs, self.settings.hessian_step)
+        frames = label_jobs(self.teacher, jobs, self.settings.hessian_step)
+        self._unstored += zip(frames, (job.held_out for job in jobs), strict=True)
         if time.perf_counter() - self._stored_at >= STORE_EVERY:
             self._write()
         copies = 1 if self.settings.hessian_step is None else 3
@@ -220,11 +221,15 @@ class Labeller:
         self.report.seconds += time.perf_counter() - start
 
     def _write(self) -> None:
-        frames, self._unstored = self._unstored, []
-        if frames:
-            outcome = self.store.append(frames, force_limit=self.settings.force_limit)
-            self.report.n_labelled += outcome.added
-            self.report.set_aside += outcome.quarantined
+        labelled, self._unstored = self._unstored, []
+        for flag in (False, True):
+            frames = [frame for frame, held_out in labelled if held_out == flag]
+            if frames:
+                outcome = self.store.append(
+                    frames, held_out=flag, force_limit=self.settings.force_limit
+                )
+                self.report.n_labelled += outcome.added
+                self.report.set_aside += outcome.quarantined
         self._stored_at = time.perf_counter()
 
 

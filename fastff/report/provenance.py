@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -100,8 +101,8 @@ def collect_provenance(command: Sequence[str] | None = None) -> Provenance:
 
 
 def strip_folder(word: str) -> str:
-    """``word`` without the folder if it is an absolute path."""
-    return Path(word).name if Path(word).is_absolute() else word
+    """``word`` without folders of absolute paths, also where they follow ``:``, ``=`` or ``,``."""
+    return re.sub(r"(?:(?<=[:=,])|^)/(?!/)(?:[^/,]*/)*(?=[^/])", "", word)
 
 
 def _read_versions() -> dict[str, str]:

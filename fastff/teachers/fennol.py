@@ -109,6 +109,7 @@ class FeNNolTeacher(Teacher):
         self.padding = max(float(found["cutoff"]), 5.0)
         self._takes_charge: bool | None = None  # found out when a charge is first met
         self.n_members = len(paths)
+        self.n_compiled = 0  # programs that JAX has compiled for labelling
         licence, citation = read_licence_and_paper(paths[0])
         self.info = TeacherInfo(
             name=f"fennol:{variant or weights}",
@@ -131,55 +132,56 @@ class FeNNolTeacher(Teacher):
         """Labels as from :meth:`label`, with the standard deviation over the members (zero for one member)."""
         labels = self.label(structures)
         completed = [complete_structure(atoms, self.padding) for atoms in structures]
-        spreads = [spread for _, spread in self._evaluate(completed)] if completed else []
+        spreads = [spread for _, spread in self._evaluate(completed, spread=True)]
         return list(zip(labels, spreads, strict=True))
 
-    def _evaluate(self, structures: list[Atoms]) -> list[tuple[Labels, Spread]]:
+    def _evaluate(
+        self, structures: list[Atoms], *, spread: bool = False
+    ) -> list[tuple[Labels, Spread]]:
         """Label in batches that are periodic throughout, or not at all, as FeNNol wants them."""
         results: dict[int, tuple[Labels, Spread]] = {}
         for periodic in (True, False):
             chosen = [k for k, atoms in enumerate(structures) if bool(atoms.pbc.any()) == periodic]
             group = [structures[k] for k in chosen]
             for part in split_by_atoms(group, self._batch_atoms):
-                found = self._label_batch([group[k] for k in part], periodic)
+                found = self._label_batch([group[k] for k in part], periodic, spread)
                 results.update(zip((chosen[k] for k in part), found, strict=True))
         return [results[k] for k in range(len(structures))]
 
-    def _label_batch(self, structures: list[Atoms], periodic: bool) -> list[tuple[Labels, Spread]]:
-        """One request to the worker."""
-        sent = list(structures)
-        if sum(map(len, sent)) == len(sent):
-            # FeNNol's padding takes arrays by their length: never as many atoms as systems
-            sent.append(_make_companion(structures[0]))
+    def _label_batch(
+        self, structures: list[Atoms], periodic: bool, spread: bool
+    ) -> list[tuple[Labels, Spread]]:
+        """One request to the worker; the spread of forces is zero unless asked for."""
         arrays = {
-            "species": np.concatenate([atoms.numbers for atoms in sent]),
-            "positions": np.concatenate([atoms.positions for atoms in sent]),
-            "natoms": np.array([len(atoms) for atoms in sent]),
-            "charges": np.array([self._read_charge(atoms) for atoms in sent]),
+            "species": np.concatenate([atoms.numbers for atoms in structures]),
+            "positions": np.concatenate([atoms.positions for atoms in structures]),
+            "natoms": np.array([len(atoms) for atoms in structures]),
+            "charges": np.array([self._read_charge(atoms) for atoms in structures]),
         }
         if periodic:
-            arrays["cells"] = np.stack([atoms.cell.array for atoms in sent])
-        self._check_charges(arrays, ", ".join(atoms.get_chemical_formula() for atoms in sent[:3]))
-        _, found = self._worker.ask({"task": "label"}, **arrays)
+            arrays["cells"] = np.stack([atoms.cell.array for atoms in structures])
+        self._check_charges(
+            arrays, ", ".join(atoms.get_chemical_formula() for atoms in structures[:3])
+        )
+        answer, found = self._worker.ask({"task": "label", "spread": spread}, **arrays)
+        self.n_compiled = int(answer["compiled"])
         ends = np.cumsum(arrays["natoms"])
         results = []
-        for k, (end, atoms) in enumerate(zip(ends, structures, strict=False)):
+        for k, (end, atoms) in enumerate(zip(ends, structures, strict=True)):
             part = slice(end - len(atoms), end)
             stress = None
             if periodic:
-                virial = found["virials"][:, k].mean(axis=0)
+                virial = found["virials"][k]
                 stress = full_3x3_to_voigt_6_stress(0.5 * (virial + virial.T)) / atoms.get_volume()
-            energies = found["atomic"][:, part].mean(axis=0) if "atomic" in found else None
+            energies = found["atomic"][part] if "atomic" in found else None
             labels = Labels(
                 float(found["energies"][:, k].mean()),
-                found["forces"][:, part].mean(axis=0),
+                found["forces"][part],
                 stress,
                 energies,
             )
-            spread = Spread(
-                float(found["energies"][:, k].std()), found["forces"][:, part].std(axis=0)
-            )
-            results.append((labels, spread))
+            forces = found["force_spread"][part] if spread else np.zeros((len(atoms), 3))
+            results.append((labels, Spread(float(found["energies"][:, k].std()), forces)))
         return results
 
     def _read_charge(self, atoms: Atoms) -> int:
@@ -388,14 +390,3 @@ def _make_notes(n_members: int, precision: str) -> list[str]:
     if n_members > 1:
         notes.append(f"Mean of {n_members} models.")
     return notes
-
-
-def _make_companion(atoms: Atoms) -> Atoms:
-    """Two atoms of a known element in the same kind of cell, to make up the numbers; its labels are dropped."""
-    number = int(atoms.numbers[0])
-    return Atoms(
-        numbers=[number, number],
-        positions=[[0, 0, 0], [0, 0, 1.5]],
-        cell=[30, 30, 30],
-        pbc=atoms.pbc.any(),
-    )
