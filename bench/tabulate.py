@@ -43,6 +43,7 @@ STUDENTS = {
     "silicon-demo": "Si, 300-600 K (`make demo`)",
     "mgo-sevennet": "MgO, 300-900 K (POSCAR, no options)",
     "cu3au-sevennet": "Cu3Au, 300-900 K (extxyz, no options)",
+    "organics-ani1x": "46 organic molecules, 300-500 K (all eight models of ANI-1x)",
 }
 """Records in ``results/NAME.json`` and what README calls them."""
 
