@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -54,7 +55,8 @@ def test_a_broken_run_is_left_out_not_a_crash(copper):
 
     with pytest.raises(PropertyError, match="the run of the student broke"):
         motion.run_side(
-            Side("student", explode, {}), bulk("Cu", cubic=True), 300.0, 2.0, 40, seed=0
+            Side("student", explode, {}),
+            motion.Dynamics(bulk("Cu", cubic=True), 300.0, 2.0, 40, seed=0),
         )
 
 
@@ -69,14 +71,19 @@ def test_stability_of_a_wild_student_is_reported():
     assert len(rows) >= 1
 
 
-def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper, monkeypatch):
-    monkeypatch.setattr(endurance, "LEAST_STABILITY", 0.04)
+def open_laboratory(copper, budget):
+    """EMT's copper as teacher beside an untrained student, and their runs of 300 to 400 K."""
     torch.manual_seed(0)
     model = build_student(configure_student("m1", (29,), cutoff=4.0))
     sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
-    lab = Laboratory(*sides, "auto", 6.0, lambda message, done, total: None)
+    lab = Laboratory(*sides, "auto", budget, lambda message, done, total: None)
     material = describe_material(bulk("Cu"))
-    runs = make_runs(lab, material, model, (300.0, 400.0))
+    return lab, material, make_runs(lab, material, model, (300.0, 400.0))
+
+
+def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper, monkeypatch):
+    monkeypatch.setattr(endurance, "LEAST_STABILITY", 0.04)
+    lab, material, runs = open_laboratory(copper, 6.0)
     lab.work(plan_student(lab, material, runs, 400.0)[1:])
     (item,) = lab.items
     assert [run.temperature for run in item.runs] == [400.0, 600.0]
@@ -89,12 +96,7 @@ def test_the_teacher_is_in_runs_that_just_fit(copper, monkeypatch):
     """The seconds that a task says it needs are enough for both sides, also where rounding is against it."""
     monkeypatch.setattr(endurance, "LEAST_NVE", 0.02)
     monkeypatch.setattr(Side, "estimate", lambda side, atoms, copies=1: 0.07)
-    torch.manual_seed(0)
-    model = build_student(configure_student("m1", (29,), cutoff=4.0))
-    sides = [Side("teacher", copper.label, {}), Side("student", partial(predict, model), {})]
-    lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
-    material = describe_material(bulk("Cu"))
-    runs = make_runs(lab, material, model, (300.0, 400.0))
+    lab, material, runs = open_laboratory(copper, 10.0)
     monkeypatch.setattr(runs, "estimate_own", lambda box: 0.01)
     task = plan_student(lab, material, runs, 400.0)[0]
     item = task.measure(task.cost() * (1.0 - 1e-12))
@@ -149,9 +151,9 @@ def test_replicas_are_blocks_of_their_own():
 def test_the_student_runs_in_its_own_loop_like_the_teacher():
     """The same model on both ways: as many structures of the same kind of motion, and the same refusals."""
     model = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8)).double()
-    conditions = (bulk("Cu", cubic=True).repeat(2), 300.0, 2.0, 400, 3, 2)
-    own = endurance.run_own(model, *conditions)
-    other = motion.run_side(Side("teacher", partial(predict, model), {}), *conditions)
+    dynamics = motion.Dynamics(bulk("Cu", cubic=True).repeat(2), 300.0, 2.0, 400, 3, 2)
+    own = endurance.run_own(model, dynamics)
+    other = motion.run_side(Side("teacher", partial(predict, model), {}), dynamics)
     assert [len(images) for images in own.replicas] == [len(images) for images in other.replicas]
     assert own.length == other.length == pytest.approx(0.61)
     spread = [
@@ -162,19 +164,19 @@ def test_the_student_runs_in_its_own_loop_like_the_teacher():
     first, second = own.replicas
     assert not np.allclose(first[0].positions, second[0].positions)
     with pytest.raises(OutOfTimeError, match="the student was stopped"):
-        endurance.run_own(model, *conditions, deadline=0.0)
-    hot = (conditions[0], 1e6, *conditions[2:])
+        endurance.run_own(model, dynamics, deadline=0.0)
     with pytest.raises(PropertyError, match="the run of the student broke"):
-        endurance.run_own(model, *hot)
+        endurance.run_own(model, replace(dynamics, temperature=1e6))
 
 
 def test_replicas_have_velocities_of_their_own(copper):
     side = Side("teacher", copper.label, {})
-    run = motion.run_side(side, bulk("Cu", cubic=True), 300.0, 2.0, 20, seed=0, n_replicas=2)
+    dynamics = motion.Dynamics(bulk("Cu", cubic=True), 300.0, 2.0, 20, seed=0, n_replicas=2)
+    run = motion.run_side(side, dynamics)
     first, second = run.replicas
     assert len(first) == len(second) == 4
     assert not np.allclose(first[0].positions, second[0].positions)
-    alone = motion.run_side(side, bulk("Cu", cubic=True), 300.0, 2.0, 20, seed=0)
+    alone = motion.run_side(side, replace(dynamics, n_replicas=1))
     np.testing.assert_allclose(alone.first.positions, first[0].positions, atol=1e-9)
 
 

@@ -17,7 +17,7 @@ from fastff.distill.dynamics import LangevinSettings, Replica, run_langevin
 from fastff.labels import Frame
 from fastff.neighbors import build_edges, complete_cell
 from fastff.report.physics.derive import PropertyError, TooShortError
-from fastff.report.physics.motion import FRICTION, INTERVAL, Run, heat_start
+from fastff.report.physics.motion import FRICTION, INTERVAL, Dynamics, Run
 from fastff.report.physics.record import EnergyTrace, NveItem, StabilityItem, StabilityRun
 from fastff.report.physics.side import OutOfTimeError, Side
 
@@ -195,16 +195,7 @@ def make_engine(student: Student, start: ase.Atoms, settings: MDSettings) -> Eng
     return Engine(potential, build_state(start, settings, potential.device), settings)
 
 
-def run_own(
-    student: Student,
-    start: ase.Atoms,
-    temperature: float,
-    time_step: float,
-    n_steps: int,
-    seed: int,
-    n_replicas: int = 1,
-    deadline: float = math.inf,
-) -> Run:
+def run_own(student: Student, dynamics: Dynamics, deadline: float = math.inf) -> Run:
     """What :func:`fastff.report.physics.motion.run_side` does, in the student's own loop, replicas one by one.
 
     Raises
@@ -214,38 +205,30 @@ def run_own(
     OutOfTimeError
         ``deadline``, a reading of ``time.perf_counter``, has passed.
     """
-    n_equilibrate = n_steps // 4 // INTERVAL * INTERVAL
     replicas = []
-    for number in range(n_replicas):
-        engine = _heat_engine(student, start, temperature, time_step, n_steps, seed, number)
+    for number in range(dynamics.n_replicas):
+        engine = _heat_engine(student, dynamics, number)
         images: list[ase.Atoms] = []
-        for step in range(INTERVAL, n_steps + 1, INTERVAL):
+        for step in range(INTERVAL, dynamics.n_steps + 1, INTERVAL):
             _advance(engine, step, deadline)
-            if step >= n_equilibrate:
-                image = start.copy()
+            if step >= dynamics.n_equilibrate:
+                image = dynamics.start.copy()
                 image.positions = engine.state.positions.cpu().numpy()
                 images.append(image)
         replicas.append(images)
-    return Run(replicas, time_step)
+    return Run(replicas, dynamics.time_step)
 
 
-def _heat_engine(
-    student: Student,
-    start: ase.Atoms,
-    temperature: float,
-    time_step: float,
-    n_steps: int,
-    seed: int,
-    number: int,
-) -> Engine:
+def _heat_engine(student: Student, dynamics: Dynamics, number: int) -> Engine:
     """The loop of replica ``number``, with the thermostat of the teacher's runs."""
     from fastff.md.settings import MDSettings
 
     settings = MDSettings(
-        n_steps=n_steps, timestep=time_step, ensemble="nvt", temperature=temperature,
-        relaxation=1.0 / FRICTION, velocities="file", seed=seed + number,
+        n_steps=dynamics.n_steps, timestep=dynamics.time_step, ensemble="nvt",
+        temperature=dynamics.temperature, relaxation=1.0 / FRICTION, velocities="file",
+        seed=dynamics.seed + number,
     )  # fmt: skip
-    return make_engine(student, heat_start(start, temperature, seed, number), settings)
+    return make_engine(student, dynamics.heat(number), settings)
 
 
 def _advance(engine: Engine, step: int, deadline: float) -> None:
@@ -274,10 +257,11 @@ def measure_own_step(
     deadline: float = math.inf,
 ) -> float:
     """Seconds of one step of :func:`run_own`, once it is warm."""
-    engine = _heat_engine(student, start, temperature, time_step, 15 * INTERVAL, 20, 0)
+    dynamics = Dynamics(start, temperature, time_step, 15 * INTERVAL)
+    engine = _heat_engine(student, dynamics, 0)
     _advance(engine, 2 * INTERVAL, deadline)
     began = time.perf_counter()
-    while engine.step < 15 * INTERVAL and time.perf_counter() - began < MOST_TRIAL:
+    while engine.step < dynamics.n_steps and time.perf_counter() - began < MOST_TRIAL:
         _advance(engine, engine.step + INTERVAL, deadline)
     return (time.perf_counter() - began) / (engine.step - 2 * INTERVAL)
 

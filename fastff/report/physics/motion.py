@@ -63,26 +63,47 @@ class Run:
         return self.replicas[0][0]
 
 
-def run_side(
-    side: Side,
-    start: ase.Atoms,
-    temperature: float,
-    time_step: float,
-    n_steps: int,
-    seed: int,
-    n_replicas: int = 1,
-) -> Run:
-    """Langevin dynamics of one side, replicas with velocities of their own; the first quarter is left out.
+@dataclass(frozen=True)
+class Dynamics:
+    """Runs that both sides do: from ``start`` at ``temperature`` in K with ``time_step`` in fs.
+
+    Replicas differ in their velocities and noise; the first quarter of the steps is left out.
+    """
+
+    start: ase.Atoms
+    temperature: float
+    time_step: float
+    n_steps: int
+    seed: int = 20
+    n_replicas: int = 1
+
+    @property
+    def n_equilibrate(self) -> int:
+        """Step of the first structure that is kept."""
+        return self.n_steps // 4 // INTERVAL * INTERVAL
+
+    def heat(self, number: int) -> ase.Atoms:
+        """Where replica ``number`` starts.
+
+        Velocities are of twice the temperature: half of it goes into the potential energy of what starts at rest.
+        """
+        atoms = self.start.copy()
+        atoms.set_momenta(draw_momenta(atoms, 2.0 * self.temperature, self.seed, number))
+        return atoms
+
+
+def run_side(side: Side, dynamics: Dynamics) -> Run:
+    """Langevin dynamics of one side, all replicas together.
 
     Raises
     ------
     PropertyError
         A run broke.
     """
-    n_equilibrate = n_steps // 4 // INTERVAL * INTERVAL
+    first = dynamics.n_equilibrate
     replicas = [
-        Replica(heat_start(start, temperature, seed, number), temperature, number)
-        for number in range(n_replicas)
+        Replica(dynamics.heat(number), dynamics.temperature, number)
+        for number in range(dynamics.n_replicas)
     ]
     images: list[list[ase.Atoms]] = [[] for _ in replicas]
 
@@ -91,25 +112,15 @@ def run_side(
             images[frame.trajectory].append(frame.atoms)
 
     settings = LangevinSettings(
-        n_steps=n_equilibrate + (n_steps - n_equilibrate) // INTERVAL * INTERVAL,
-        timestep=time_step, friction=FRICTION, stride=INTERVAL, first_kept=n_equilibrate, seed=seed,
+        n_steps=dynamics.n_steps // INTERVAL * INTERVAL, timestep=dynamics.time_step,
+        friction=FRICTION, stride=INTERVAL, first_kept=first, seed=dynamics.seed,
         min_distance=0.0,  # a force above the limit stops what collapses
     )  # fmt: skip
     run_langevin(replicas, side.label, settings, source="bench", on_frames=keep)
     for replica in replicas:
         if replica.stopped:
             raise PropertyError(f"the run of the {side.role} broke: {replica.stopped}")
-    return Run(images, time_step)
-
-
-def heat_start(start: ase.Atoms, temperature: float, seed: int, number: int) -> ase.Atoms:
-    """A copy with velocities of replica ``number``.
-
-    Of twice the temperature: half of it goes into the potential energy of what starts at rest.
-    """
-    atoms = start.copy()
-    atoms.set_momenta(draw_momenta(atoms, 2.0 * temperature, seed, number))
-    return atoms
+    return Run(images, dynamics.time_step)
 
 
 def count_steps(length: float, time_step: float) -> int:

@@ -325,10 +325,12 @@ def _run_sides(
         most = max(most, motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step))
     steps = part * seconds / cost
     n_steps = int(max(least, min(most, steps) if math.isfinite(steps) else most))
-    conditions = (start, runs.temperature, runs.time_step, n_steps, 20, n_replicas)
-    found = {"student": endurance.run_own(runs.model, *conditions, deadline=lab.student.deadline)}
+    dynamics = motion.Dynamics(
+        start, runs.temperature, runs.time_step, n_steps, n_replicas=n_replicas
+    )
+    found = {"student": endurance.run_own(runs.model, dynamics, lab.student.deadline)}
     if with_teacher:
-        found["teacher"] = motion.run_side(lab.teacher, *conditions)
+        found["teacher"] = motion.run_side(lab.teacher, dynamics)
     runs.sides.update(found)
 
 
