@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from tabulate_speed import RESULTS
 
+from fastff.report.fastest import find_only_trial
 from fastff.report.record import read_record
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import Mode
@@ -80,10 +81,11 @@ def find_sizes(record: BenchRecord) -> list[int]:
 
     Records of before 26 November 2026 chose among several settings of the teacher at the size of the headline alone.
     """
-    calls = next(c for c in record.speed if (c.role, c.mode) == ("teacher", "ase-call"))
+    calls = record.find_curve("teacher", "ase-call")
+    assert calls is not None
     both = [ratio.n_atoms for ratio in record.ratios if ratio.mode == "ase-call"]
     sizes = {record.headline_size} & set(both)
-    if len(calls.identity.get("tried", ())) < 2 or "settings_large" in calls.identity:
+    if find_only_trial(calls.identity) is None:
         sizes.add(max(both))
     return sorted(size for size in sizes if size is not None)
 

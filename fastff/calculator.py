@@ -26,7 +26,7 @@ from fastff.coverage import list_unseen_pairs
 from fastff.electronic import check_electronic, read_electronic, read_number
 from fastff.errors import DataError, UsageError
 from fastff.evaluator import Choice, Evaluator, Outcome
-from fastff.inference import predict
+from fastff.inference import list_structures, predict
 from fastff.labels import Labels
 from fastff.models import Student
 from fastff.models.uncertainty import Policy, apply_extrapolation_policy
@@ -256,10 +256,8 @@ class FastFFCalculator(Calculator):
                 f"predict measures no uncertainty, and on_extrapolation is {self.on_extrapolation!r}; "
                 "use on_extrapolation='ignore', or evaluate one structure after another"
             )
-        chosen = [structures] if isinstance(structures, Atoms) else list(structures)
+        chosen = list_structures(structures)
         for number, atoms in enumerate(chosen):
-            if not isinstance(atoms, Atoms):
-                raise UsageError(f"structure {number} is no ase.Atoms but a {type(atoms).__name__}")
             check_electronic(self._read_electronic(atoms), f"structure {number}")
         found = predict(
             self.student, chosen, batch_atoms=batch_atoms, precision=self.precision,

@@ -100,10 +100,7 @@ def predict(
         raise UsageError(f"charges {charges!r} is not one of {', '.join(get_args(Charges))}")
     if batch_atoms < 1:
         raise UsageError(f"batch_atoms {batch_atoms} must be at least 1")
-    structures = [structures] if isinstance(structures, Atoms) else list(structures)
-    for number, atoms in enumerate(structures):
-        if not isinstance(atoms, Atoms):
-            raise UsageError(f"structure {number} is no ase.Atoms but a {type(atoms).__name__}")
+    structures = list_structures(structures)
     results: list[Labels] = []
     session = _Session(model, Options(precision=precision))
     for chunk in split_chunks(structures, batch_atoms):
@@ -117,6 +114,21 @@ def predict(
             graphs.append(_list_neighbors(atoms, model.cutoff, name))
         results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
     return results
+
+
+def list_structures(structures: Atoms | Iterable[Atoms]) -> list[Atoms]:
+    """One structure or many, as a list.
+
+    Raises
+    ------
+    UsageError
+        Something is no structure.
+    """
+    found = [structures] if isinstance(structures, Atoms) else list(structures)
+    for number, atoms in enumerate(found):
+        if not isinstance(atoms, Atoms):
+            raise UsageError(f"structure {number} is no ase.Atoms but a {type(atoms).__name__}")
+    return found
 
 
 class _Session:

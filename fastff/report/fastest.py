@@ -224,6 +224,14 @@ def _describe_trial(tried: Sequence[Mapping[str, Any]]) -> str:
     return f"{rank} {rest}, one ASE call at {n_atoms:,} atoms each ({results})"
 
 
+def find_only_trial(identity: Mapping[str, Any]) -> int | None:
+    """Atoms of the one size at which settings were compared, None where there was no choice or a second size."""
+    tried = identity.get("tried", ())
+    if len(tried) < 2 or "settings_large" in identity:
+        return None
+    return int(tried[0]["n_atoms"])
+
+
 def describe_settings(identity: Mapping[str, Any]) -> str:
     """In whole sentences: how the teacher was set up when it was timed, what else was tried, what was not there."""
     if "settings" not in identity:

@@ -6,7 +6,7 @@ Here: :func:`write_tables`, and the rows that terminal and page show too. Not he
 
 from __future__ import annotations
 
-from fastff.report.fastest import describe_settings
+from fastff.report.fastest import describe_settings, find_only_trial
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import Mode, SpeedPoint, convert_to_ns_per_day, find_ratio_range
 from fastff.report.tables import (
@@ -46,10 +46,8 @@ def describe_teacher(record: BenchRecord) -> str:
 def describe_doubt(record: BenchRecord) -> str:
     """What limits ratios where settings of the teacher were compared at one size alone; empty where they were not."""
     curve = record.find_curve("teacher", "ase-call")
-    tried = [] if curve is None else curve.identity.get("tried", [])
-    if curve is None or len(tried) < 2 or "settings_large" in curve.identity:
-        return ""
-    return f", with the settings that were fastest at {tried[0]['n_atoms']:,} atoms"
+    n_atoms = None if curve is None else find_only_trial(curve.identity)
+    return "" if n_atoms is None else f", with the settings that were fastest at {n_atoms:,} atoms"
 
 
 def tabulate_accuracy(record: BenchRecord) -> Table:

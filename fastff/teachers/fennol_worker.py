@@ -275,14 +275,10 @@ def pad_systems(arrays: dict[str, np.ndarray], dtype: Any) -> dict[str, Any]:
     n_atoms, n_systems = len(arrays["species"]), len(arrays["natoms"])
     all_atoms = 16
     while all_atoms < n_atoms:  # 16, 32, 64, 128, 192, 256, 384, 512 ...
-        power = all_atoms & (all_atoms - 1) == 0
-        all_atoms = (
-            all_atoms * 4 // 3
-            if not power
-            else all_atoms * 2
-            if all_atoms < 128
-            else all_atoms * 3 // 2
-        )
+        if all_atoms & (all_atoms - 1):  # between two powers of two
+            all_atoms = all_atoms * 4 // 3
+        else:
+            all_atoms = all_atoms * 2 if all_atoms < 128 else all_atoms * 3 // 2
     all_systems = 1 + 4 ** math.ceil(math.log(max(n_systems, 2), 4) - 1e-9)
     more_atoms, more_systems = all_atoms - n_atoms, all_systems - n_systems
     batch_index = np.repeat(np.arange(n_systems), arrays["natoms"])
