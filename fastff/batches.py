@@ -1,7 +1,8 @@
 """Many structures together, again and again: lists with a skin per structure, fused kernels or torch.
 
-Here: :class:`BatchEvaluator`, tensors in and tensors out. Not here: one evaluation (:mod:`fastff.packed`), one
-structure after another (:mod:`fastff.evaluator`), ASE structures and chunks (:mod:`fastff.inference`).
+Here: :class:`BatchEvaluator`, tensors in and tensors out. Not here: the lists (:mod:`fastff.batch_lists`), one
+evaluation (:mod:`fastff.packed`), one structure after another (:mod:`fastff.evaluator`), ASE structures and chunks
+(:mod:`fastff.inference`).
 """
 
 from __future__ import annotations
@@ -9,33 +10,32 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from fastff.batch_lists import DeviceLists, HostLists
 from fastff.errors import DataError
 from fastff.evaluator import Choice, choose_path, find_student_obstacle
 from fastff.graph import Graph, edge_vectors
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.evaluate import FusedPotential
-from fastff.kernels.moment_potential.layout import list_shifts, unpack_neighbors
+from fastff.kernels.moment_potential.layout import NeighborMatrix
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
-from fastff.kernels.neighbor_list import build_neighbors
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
-from fastff.neighbors import build_edges, check_skin_length, complete_cell
+from fastff.neighbors import check_skin_length
 from fastff.packed import (
     BatchOutcome,
     PackedBatch,
     convert_prediction,
     evaluate_packed,
-    pack_batch,
+    place_codes,
 )
 
-LIST_ON_DEVICE_FROM = 1000
-"""Atoms of a structure from which its list is built on a CUDA device; smaller ones are quicker on the host."""
+RENEW_FROM = 0.6
+"""Share of its skin that a structure has used when its list is renewed with that of another one, which needs it."""
 
 
 class Systems(NamedTuple):
@@ -57,6 +57,20 @@ class Systems(NamedTuple):
         return int(self.cells.shape[0])
 
 
+class CellMotion(NamedTuple):
+    """What cells and their change since the lists say, per atom unless noted.
+
+    base (n_atoms, 3) Å, positions of the lists strained with their cells; inverses (n_atoms, 3, 3), zero where not
+    periodic; cells (n_atoms, 3, 3) Å; loss (n_systems,) Å, by how much pairs at the reach may have come closer through
+    the strain.
+    """
+
+    base: Tensor
+    inverses: Tensor
+    cells: Tensor
+    loss: Tensor
+
+
 class BatchEvaluator:
     """Energies, forces and virials of batches that resemble their predecessors.
 
@@ -68,32 +82,51 @@ class BatchEvaluator:
         By how much neighbor lists reach beyond the cut-off; 0 builds all lists at every call.
     precision : {"tf32x3", "tf32", "ieee"}
         Of matrix products of the fused kernels.
+    lists : type, optional
+        Of :mod:`fastff.batch_lists`; by default those of the student's device.
+
+    Attributes
+    ----------
+    n_builds : int
+        Lists of a structure that were built.
+    n_renewals : int
+        Evaluations that built any.
 
     Notes
     -----
-    Each structure has a list of its own, which is built anew when its atoms or its cell have moved too far. A batch of
-    other atoms than the last one begins anew. Copies and pickles carry no lists. Not for several threads at once.
+    Each structure has a list of its own, which is built anew when its atoms or its cell have moved too far; on a CUDA
+    device, with those that soon will have. A batch of other atoms than the last one begins anew. An evaluation waits
+    for the device once where no list is built, to learn so. Copies and pickles carry no lists. Not for several threads
+    at once.
     """
 
-    def __init__(self, student: Student, *, skin: float = 1.0, precision: str = "tf32x3") -> None:
+    def __init__(
+        self,
+        student: Student,
+        *,
+        skin: float = 1.0,
+        precision: str = "tf32x3",
+        lists: type[HostLists | DeviceLists] | None = None,
+    ) -> None:
         self.student, self.skin = student, check_skin_length(skin)
         self.options = Options(precision=precision)
-        self.n_builds = 0
+        self.n_builds = self.n_renewals = 0
+        self._lists_type = lists
         self._obstacle = find_student_obstacle(student)
         self.forget()
 
     def forget(self) -> None:
         """Drop lists and buffers."""
         self._reference: Systems | None = None
-        self._edges: list[Tensor] = []
-        self._shifts: list[Tensor] = []
-        self._graph: Graph | None = None
-        self._packed: PackedBatch | None = None
+        self._last: Systems | None = None
+        self._lists: HostLists | DeviceLists | None = None
+        self._motion: CellMotion | None = None
+        self._placed: tuple[PackedBatch, NeighborMatrix] | None = None
         self._fused: FusedPotential | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but lists and buffers."""
-        kept = ("student", "skin", "options", "n_builds", "_obstacle")
+        kept = ("student", "skin", "options", "n_builds", "n_renewals", "_lists_type", "_obstacle")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -106,8 +139,14 @@ class BatchEvaluator:
         return choose_path(self.student, self._obstacle)
 
     @torch.no_grad()
-    def evaluate(self, systems: Systems) -> BatchOutcome:
+    def evaluate(self, systems: Systems, *, only_moved: bool = False) -> BatchOutcome:
         """Evaluate a batch.
+
+        Parameters
+        ----------
+        systems : Systems
+        only_moved : bool
+            Promises that nothing but positions differs from the last batch, which is not checked then.
 
         Raises
         ------
@@ -119,82 +158,111 @@ class BatchEvaluator:
             If Triton is forced and cannot run.
         """
         device = self.student.device
-        systems = Systems(
-            systems.positions.detach().to(device, torch.float64),
-            systems.numbers.to(device, torch.int64),
-            systems.cells.detach().to(device, torch.float64),
-            systems.pbc.to(device, torch.bool),
-            systems.batch.to(device, torch.int64),
-        )
-        positions = self._refresh(systems)
+        positions = systems.positions.detach().to(device, torch.float64)
+        fixed = only_moved and self._last is not None
+        if only_moved and self._last is not None:
+            systems = self._last._replace(positions=positions)
+        else:
+            systems = Systems(
+                positions,
+                systems.numbers.to(device, torch.int64),
+                systems.cells.detach().to(device, torch.float64),
+                systems.pbc.to(device, torch.bool),
+                systems.batch.to(device, torch.int64),
+            )
+        positions = self._refresh(systems, fixed)
         assert self._reference is not None
-        cells = torch.where(systems.pbc[:, :, None], systems.cells, self._reference.cells)
-        return dispatch.run(
-            OP,
-            device,
-            lambda: self._evaluate_fused(positions, cells),
-            lambda: self._evaluate_torch(positions, cells),
-            self._obstacle,
-        )
+        if not fixed:
+            cells = torch.where(systems.pbc[:, :, None], systems.cells, self._reference.cells)
+            own = Systems(positions, self._reference.numbers, cells, *self._reference[3:])
+            self._last, self._placed = own, None
+        else:
+            assert self._last is not None
+            self._last = self._last._replace(positions=positions)
+        return dispatch.run(OP, device, self._evaluate_fused, self._evaluate_torch, self._obstacle)
 
-    def _evaluate_fused(self, positions: Tensor, cells: Tensor) -> BatchOutcome:
+    def _evaluate_fused(self) -> BatchOutcome:
         assert isinstance(self.student, MomentStudent)
-        assert self._graph is not None
-        graph = self._graph
+        assert self._lists is not None
+        assert self._last is not None
         if self._fused is None:
             self._fused = FusedPotential(
                 collect_weights(self.student), self.student.device, self.options
             )
-        if self._packed is None:
-            self._packed = pack_batch(graph.edge_index, graph.shifts, graph.batch, len(cells))
-        return evaluate_packed(self._fused, self._packed, positions, cells, self._species)
+        packed, cells = self._lists.pack(), self._last.cells
+        if self._placed is None or self._placed[0] is not packed:
+            self._placed = packed, place_codes(packed, cells)
+        return evaluate_packed(
+            self._fused, packed, self._last.positions, cells, self._species, self._placed[1]
+        )
 
-    def _evaluate_torch(self, positions: Tensor, cells: Tensor) -> BatchOutcome:
-        assert self._graph is not None
-        graph = replace(self._graph, positions=positions, cell=cells)
-        near = edge_vectors(graph).square().sum(dim=1) < self.student.cutoff**2
-        graph = replace(graph, edge_index=graph.edge_index[:, near], shifts=graph.shifts[near])
+    def _evaluate_torch(self) -> BatchOutcome:
+        graph = self.make_graph()
         return convert_prediction(self.student(graph), graph.cell)
 
-    def _refresh(self, systems: Systems) -> Tensor:
+    @torch.no_grad()
+    def make_graph(self) -> Graph:
+        """The last batch as a graph of the pairs within the cut-off, from the lists there are.
+
+        Positions are those of other images than were given, where atoms have left their cell.
+
+        Raises
+        ------
+        DataError
+            If nothing was evaluated before.
+        """
+        last, lists = self._last, self._lists
+        if last is None or lists is None:
+            raise DataError("no batch was evaluated yet, so that there is no graph of it")
+        edges, shifts = lists.join_edges()
+        graph = Graph(
+            positions=last.positions, numbers=last.numbers, cell=last.cells, pbc=last.pbc,
+            batch=last.batch, edge_index=edges, shifts=shifts,
+        )  # fmt: skip
+        near = edge_vectors(graph).square().sum(dim=1) < self.student.cutoff**2
+        return replace(graph, edge_index=edges[:, near], shifts=shifts[near])
+
+    def _refresh(self, systems: Systems, fixed: bool) -> Tensor:
         """Bring lists up to date; positions in the images that the lists are for."""
-        old, stale = self._reference, list(range(systems.n_systems))
+        old, n_systems = self._reference, systems.n_systems
         if (
             old is not None
             and len(old.numbers) == len(systems.numbers)
-            and len(old.cells) == len(stale)
+            and len(old.cells) == n_systems
         ):
-            same = (systems.numbers == old.numbers).all() & (systems.batch == old.batch).all()
-            same = same & (systems.pbc == old.pbc).all()
-            positions, outdated = self._find_stale(systems, old)
-            flags = torch.cat([same[None], outdated]).tolist()
-            if flags[0]:
-                stale = [k for k, flag in enumerate(flags[1:]) if flag]
-                if stale:
-                    self._rebuild(systems, stale)
-                    fresh = outdated[systems.batch][:, None]
-                    positions = torch.where(fresh, systems.positions, positions)
-                return positions
+            positions, wear = self._measure_wear(systems, old, fixed)
+            same = torch.ones_like(wear[:1])
+            if not fixed:
+                equal = (systems.numbers == old.numbers).all() & (systems.batch == old.batch).all()
+                same = (equal & (systems.pbc == old.pbc).all())[None].to(wear.dtype)
+            is_same, *used = torch.cat([same, wear]).tolist()
+            if is_same:
+                stale = [k for k, share in enumerate(used) if not share < 1.0]
+                if not stale:
+                    return positions
+                assert self._lists is not None
+                if self._lists.shares_work:
+                    stale = [k for k, share in enumerate(used) if not share < RENEW_FROM]
+                return self._renew(systems, positions, stale)
         self.forget()
         if len(systems.numbers) == 0:
             raise DataError("no atoms: the batch is empty")
         self._species = self.student.find_species(systems.numbers)
-        self._edges = [systems.batch] * len(stale)
-        self._shifts = [systems.batch] * len(stale)
         self._reference = Systems(
             systems.positions.clone(), systems.numbers.clone(), systems.cells.clone(),
             systems.pbc.clone(), systems.batch.clone(),
         )  # fmt: skip
-        self._bounds = torch.bincount(systems.batch, minlength=len(stale)).cumsum(0).tolist()
-        try:
-            self._rebuild(systems, stale)
-        except BaseException:
-            self.forget()
-            raise
-        return systems.positions
+        sizes = torch.bincount(systems.batch, minlength=n_systems).tolist()
+        kind = self._lists_type
+        if kind is None:
+            kind = DeviceLists if self.student.device.type == "cuda" else HostLists
+        self._lists = kind(
+            sizes, systems.pbc.cpu().numpy(), self._reference.batch, self.student.cutoff + self.skin
+        )
+        return self._renew(systems, systems.positions, list(range(n_systems)))
 
-    def _find_stale(self, systems: Systems, old: Systems) -> tuple[Tensor, Tensor]:
-        """Positions without whole cell vectors since the build; whether a pair absent from a list could be in reach.
+    def _measure_wear(self, systems: Systems, old: Systems, fixed: bool) -> tuple[Tensor, Tensor]:
+        """Positions without whole cell vectors since the build, and how much of the skin has been used.
 
         As :meth:`fastff.neighbors.VerletCache.needs_rebuild`, with the bound ``1 - |F - 1|`` (Frobenius) for the
         smallest singular value of the deformation F. Atoms that were wrapped in between count as not moved.
@@ -202,95 +270,48 @@ class BatchEvaluator:
         Returns
         -------
         positions : (n_atoms, 3) float64 tensor, Å
-        stale : (n_systems,) bool tensor
+        wear : (n_systems,) float64 tensor
+            Unless it is below one, a pair absent from the list could be in reach.
         """
+        if self._motion is None or not fixed:
+            self._motion = self._describe_cells(systems, old)
+        base, inverses, cells, loss = self._motion
+        moved = systems.positions - base
+        jumps = (moved[:, None, :] @ inverses)[:, 0].round()
+        jumps = torch.where(jumps.isfinite(), jumps, 0.0)
+        whole = (jumps[:, None, :] @ cells)[:, 0]
+        lengths = (moved - whole).norm(dim=1)
+        largest = lengths.new_zeros(systems.n_systems)
+        largest = largest.scatter_reduce(0, systems.batch, lengths, "amax")
+        return systems.positions - whole, (loss + 2.0 * largest) / self.skin
+
+    def _describe_cells(self, systems: Systems, old: Systems) -> CellMotion:
+        batch = systems.batch
         current = torch.where(systems.pbc[:, :, None], systems.cells, old.cells)
         change = self._inverses @ (current - old.cells)
-        moved = systems.positions - old.positions
-        moved = moved - (old.positions[:, None, :] @ change[systems.batch])[:, 0]
+        base = old.positions + (old.positions[:, None, :] @ change[batch])[:, 0]
         inverses = torch.linalg.inv_ex(current)[0]
-        jumps = (moved[:, None, :] @ inverses[systems.batch])[:, 0].round() * systems.pbc[
-            systems.batch
-        ]
-        jumps = torch.where(jumps.isfinite(), jumps, 0.0)
-        whole = (jumps[:, None, :] @ current[systems.batch])[:, 0]
-        moved = moved - whole
-        squared = moved.square().sum(dim=1)
-        largest = squared.new_zeros(systems.n_systems)
-        largest = largest.scatter_reduce(0, systems.batch, squared, "amax").sqrt()
-        sigma = 1.0 - change.square().sum(dim=(1, 2)).sqrt()
-        cutoff = self.student.cutoff
-        return systems.positions - whole, ~(sigma * (cutoff + self.skin) - 2.0 * largest > cutoff)
+        inverses = torch.where(systems.pbc[:, None, :], inverses, 0.0)
+        loss = change.square().sum(dim=(1, 2)).sqrt() * (self.student.cutoff + self.skin)
+        return CellMotion(base, inverses[batch], current[batch], loss)
 
-    def _rebuild(self, systems: Systems, stale: list[int]) -> None:
-        """Build the lists of some structures and join those of all."""
+    def _renew(self, systems: Systems, positions: Tensor, stale: list[int]) -> Tensor:
+        """Build the lists of some structures; positions in the images that all lists are for."""
         assert self._reference is not None
-        reach = self.student.cutoff + self.skin
-        device = self.student.device
-        cells, pbc = systems.cells.cpu().numpy(), systems.pbc.cpu().numpy()
-        on_host = systems.positions.cpu() if self._lists_on_host(stale) else None
-        completed = torch.empty(len(stale), 3, 3, dtype=torch.float64)
-        for place, k in enumerate(stale):
-            start, stop = self._bounds[k - 1] if k else 0, self._bounds[k]
-            try:
-                if device.type == "cuda" and stop - start >= LIST_ON_DEVICE_FROM:
-                    found = list_on_device(systems.positions[start:stop], cells[k], pbc[k], reach)
-                else:
-                    assert on_host is not None
-                    found = list_on_host(on_host[start:stop].numpy(), cells[k], pbc[k], reach)
-            except DataError as error:
-                raise DataError(f"structure {k}: {error}") from error
-            self._edges[k], self._shifts[k] = (part.to(device) for part in found[:2])
-            completed[place] = torch.from_numpy(found[2])
-            self._reference.positions[start:stop] = systems.positions[start:stop]
-        self._reference.cells[stale] = completed.to(device)
-        self._inverses = torch.linalg.inv(self._reference.cells)
-        self.n_builds += len(stale)
-        starts = [0, *self._bounds[:-1]]
-        self._packed = None
-        self._graph = Graph(
-            positions=systems.positions, numbers=systems.numbers, cell=systems.cells, pbc=systems.pbc,
-            batch=self._reference.batch,
-            edge_index=torch.cat([e + s for e, s in zip(self._edges, starts, strict=True)], dim=1),
-            shifts=torch.cat(self._shifts),
-        )  # fmt: skip
-
-    def _lists_on_host(self, stale: list[int]) -> bool:
-        """Whether the list of any of some structures is built on the host."""
-        if self.student.device.type != "cuda":
-            return True
-        bounds = [0, *self._bounds]
-        return any(bounds[k + 1] - bounds[k] < LIST_ON_DEVICE_FROM for k in stale)
-
-
-def list_on_host(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Edges, shifts and completed cell of one structure, through vesin."""
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}; "
-            "the structure or the dynamics is broken"
-        )
-    if not np.isfinite(cell[pbc]).all():
-        raise DataError(
-            f"cell {cell.tolist()} is not finite; the structure or the dynamics is broken"
-        )
-    completed = complete_cell(positions, cell, pbc, reach)
-    edges, shifts = build_edges(positions, completed, pbc, reach)
-    return torch.from_numpy(edges), torch.from_numpy(shifts), completed
-
-
-def list_on_device(
-    positions: Tensor, cell: np.ndarray, pbc: np.ndarray, reach: float
-) -> tuple[Tensor, Tensor, np.ndarray]:
-    """As :func:`list_on_host` with our own kernel; edges of an atom are in the order of the search."""
-    flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
-    found = build_neighbors(positions, cell, flags, reach)
-    senders, codes, filled = unpack_neighbors(found.matrix)
-    receivers = torch.arange(len(positions), device=positions.device)[:, None].expand_as(senders)
-    i, j = receivers[filled], senders[filled]
-    shifts = list_shifts(found.images).to(positions.device)[codes[filled]]
-    shifts = shifts + found.wraps[i].long() - found.wraps[j].long()
-    return torch.stack([i, j]), shifts, np.asarray(found.frame.rows)
+        assert self._lists is not None
+        try:
+            renewed, completed, wrapped = self._lists.renew(systems.positions, systems.cells, stale)
+        except BaseException:
+            self.forget()
+            raise
+        chosen = torch.tensor(renewed, device=positions.device)
+        fresh = torch.zeros(systems.n_systems, dtype=torch.bool, device=positions.device)
+        fresh[chosen] = True
+        fresh = fresh[systems.batch][:, None]
+        self._reference.positions.copy_(torch.where(fresh, wrapped, self._reference.positions))
+        self._reference.cells[chosen] = completed
+        self._inverses = torch.linalg.inv_ex(self._reference.cells)[0]
+        self._motion = None
+        self.n_builds += len(renewed)
+        self.n_renewals += 1
+        return torch.where(fresh, wrapped, positions)

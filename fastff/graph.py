@@ -106,3 +106,22 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
         ),
         shifts=torch.cat([g.shifts for g in graphs]),
     )
+
+
+def select_structures(graph: Graph, chosen: Sequence[int]) -> Graph:
+    """The graph of some structures of a batch, by ascending number."""
+    if list(chosen) == list(range(graph.n_systems)):
+        return graph
+    kept = torch.zeros(graph.n_systems, dtype=torch.bool, device=graph.batch.device)
+    kept[torch.tensor(list(chosen), dtype=torch.int64, device=kept.device)] = True
+    atoms = kept[graph.batch]
+    edges = atoms[graph.edge_index[0]]
+    return Graph(
+        positions=graph.positions[atoms],
+        numbers=graph.numbers[atoms],
+        cell=graph.cell[kept],
+        pbc=graph.pbc[kept],
+        batch=(kept.cumsum(0) - 1)[graph.batch[atoms]],
+        edge_index=(atoms.cumsum(0) - 1)[graph.edge_index[:, edges]],
+        shifts=graph.shifts[edges],
+    )

@@ -119,7 +119,7 @@ def build_edges(
     positions = np.asarray(positions, dtype=np.float64)
     pbc = np.asarray(pbc, dtype=bool)
     reach = max(cutoff * (1.0 + 1e-9), _SHORTEST_REACH)
-    _check_density(len(positions), cell, pbc, reach)
+    check_density(len(positions), cell, pbc, reach)
     near, box = _close_gaps(positions, cell, pbc, reach)
     _check_extent(box, reach)
     finder = NeighborList(cutoff=reach, full_list=True, sorted=False)
@@ -192,7 +192,7 @@ def _check_extent(box: Array, reach: float) -> None:
         )
 
 
-def _check_density(n_atoms: int, cell: Array, pbc: NDArray[np.bool_], reach: float) -> None:
+def check_density(n_atoms: int, cell: Array, pbc: NDArray[np.bool_], reach: float) -> None:
     """Refuse cells whose images would fill the memory, by the rule of the list on the device."""
     flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
     count_images(make_frame(cell, flags), reach)

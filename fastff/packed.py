@@ -18,6 +18,15 @@ from fastff.kernels.segment_sum import segment_sum
 from fastff.models.base import Prediction
 from fastff.units import VOIGT
 
+_FULL = [
+    k
+    for a in range(3)
+    for b in range(3)
+    for k, pair in enumerate(VOIGT)
+    if pair in ((a, b), (b, a))
+]
+"""Place in Voigt's order of each of the nine components."""
+
 
 @dataclass(frozen=True)
 class BatchOutcome:
@@ -95,8 +104,22 @@ def pack_batch(edge_index: Tensor, shifts: Tensor, batch: Tensor, n_systems: int
     return PackedBatch(matrix, steps, known, pointers)
 
 
+def place_codes(packed: PackedBatch, cells: Tensor) -> NeighborMatrix:
+    """The matrix with the translations of its codes in cells (n_systems, 3, 3), in Å."""
+    if not len(packed.shifts):
+        return packed.matrix
+    vectors = (packed.shifts[:, None, :] @ cells[packed.owners])[:, 0]
+    grid = torch.nn.functional.pad(quantize_coordinates(vectors), (0, 1)).contiguous()
+    return replace(packed.matrix, translations=grid)
+
+
 def evaluate_packed(
-    fused: FusedPotential, packed: PackedBatch, positions: Tensor, cells: Tensor, species: Tensor
+    fused: FusedPotential,
+    packed: PackedBatch,
+    positions: Tensor,
+    cells: Tensor,
+    species: Tensor,
+    matrix: NeighborMatrix | None = None,
 ) -> BatchOutcome:
     """Evaluate a packed batch with the fused kernels, without waiting for the device.
 
@@ -107,19 +130,14 @@ def evaluate_packed(
     positions : (n_atoms, 3) float64 tensor, Å
     cells : (n_systems, 3, 3) float64 tensor, Å
     species : (n_atoms,) integer tensor
+    matrix : NeighborMatrix, optional
+        What :func:`place_codes` gave for these cells.
     """
-    matrix = packed.matrix
-    if len(packed.shifts):
-        vectors = (packed.shifts[:, None, :] @ cells[packed.owners])[:, 0]
-        grid = torch.nn.functional.pad(quantize_coordinates(vectors), (0, 1)).contiguous()
-        matrix = replace(matrix, translations=grid)
+    matrix = place_codes(packed, cells) if matrix is None else matrix
     found = fused.evaluate(positions.contiguous(), species.to(torch.int32).contiguous(), matrix)
     terms = fused.allocate(matrix.n_atoms, matrix.n_slots).terms[:, :6].double()
     sums = segment_sum(torch.cat([found.energies[:, None], terms], dim=1), packed.pointers)
-    virial = sums.new_empty(len(cells), 3, 3)
-    for k, (a, b) in enumerate(VOIGT):
-        virial[:, a, b] = sums[:, 1 + k]
-        virial[:, b, a] = sums[:, 1 + k]
+    virial = torch.stack([sums[:, 1 + k] for k in _FULL], dim=1).view(-1, 3, 3)
     return BatchOutcome(sums[:, 0].clone(), found.forces.double(), virial, found.energies.clone())
 
 

@@ -10,11 +10,12 @@ import torch
 from ase import Atoms
 from untrained import make_student
 
-from fastff import batches
-from fastff.batches import BatchEvaluator, Systems, list_on_device, list_on_host
+from fastff.batch_lists import list_on_device, list_on_host
+from fastff.batches import BatchEvaluator, Systems
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.graph import batch_graphs
 from fastff.inference import predict
+from fastff.kernels.moment_potential.layout import unpack_neighbors
 from fastff.models import Student
 from fastff.neighbors import atoms_to_graph
 from fastff.packed import pack_batch
@@ -103,8 +104,8 @@ def test_a_stale_list_would_show(student: Student, copper: Atoms) -> None:
     """The criterion is needed: with it out of order the same moves give other forces."""
     evaluator = BatchEvaluator(student, skin=0.5)
     expect(evaluator, [copper])
-    never = torch.zeros(1, dtype=torch.bool)
-    evaluator._find_stale = lambda systems, old: (systems.positions, never)  # type: ignore[method-assign]
+    never = torch.zeros(1, dtype=torch.float64)
+    evaluator._measure_wear = lambda systems, old, fixed: (systems.positions, never)  # type: ignore[method-assign]
     copper.set_cell(copper.cell.array * 0.8, scale_atoms=True)
     with pytest.raises(AssertionError):
         expect(evaluator, [copper])
@@ -172,7 +173,7 @@ def test_packed_batches_hold_every_edge(structures: list[Atoms]) -> None:
     graph = batch_graphs([atoms_to_graph(atoms, 4.0) for atoms in structures])
     packed = pack_batch(graph.edge_index, graph.shifts, graph.batch, graph.n_systems)
     assert packed.pointers.tolist() == [0, *np.cumsum([len(atoms) for atoms in structures])]
-    senders, codes, filled = batches.unpack_neighbors(packed.matrix)
+    senders, codes, filled = unpack_neighbors(packed.matrix)
     assert torch.equal(senders[filled], graph.edge_index[1])
     assert torch.equal(packed.shifts[codes[filled]].long(), graph.shifts)
     assert torch.equal(packed.owners[codes[filled]], graph.batch[graph.edge_index[0]])

@@ -38,6 +38,7 @@ from fastff.distill.harvest import (
 )
 from fastff.distill.select import choose_spread, describe_structures, weigh_uncertainty
 from fastff.errors import DataError, UsageError
+from fastff.graph import Graph
 from fastff.inference import predict
 from fastff.labels import Frame, Labels
 from fastff.models import Student
@@ -118,8 +119,8 @@ def test_a_blow_up_ends_one_walker_and_keeps_what_was_before(
     calls: list[int] = []
     honest = BatchEvaluator.evaluate
 
-    def explode(self: BatchEvaluator, systems: Any) -> BatchOutcome:
-        outcome = honest(self, systems)
+    def explode(self: BatchEvaluator, systems: Any, **options: Any) -> BatchOutcome:
+        outcome = honest(self, systems, **options)
         calls.append(1)
         if len(calls) >= 14:  # the start, then step 13
             outcome.forces[systems.batch == 1] *= torch.nan
@@ -149,7 +150,9 @@ def test_a_jump_is_a_blow_up_and_is_not_taken(student: Student) -> None:
 def test_walkers_end_where_they_go_too_far(
     student: Student, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    def look(model: Student, structures: list[Atoms]) -> list[tuple[float, float, float]]:
+    def look(
+        model: Student, structures: list[Atoms], graph: Graph
+    ) -> list[tuple[float, float, float]]:
         looks.append(len(structures))
         grade = 9.0 if kind == "extrapolation" and len(looks) == 4 else 0.5
         contact = 0.3 if kind == "contact" and len(looks) == 4 else 1.0
@@ -195,7 +198,9 @@ def test_a_walker_that_starts_far_out_may_go_further(
 ) -> None:
     grades = iter([[0.5, 5.0], [2.0, 2.0], [3.5, 14.0], [16.0]])
 
-    def look(model: Student, structures: list[Atoms]) -> list[tuple[float, float, float]]:
+    def look(
+        model: Student, structures: list[Atoms], graph: Graph
+    ) -> list[tuple[float, float, float]]:
         return [(1.0, grade, 0.01) for grade in next(grades)]
 
     monkeypatch.setattr(explore_module, "look_at", look)

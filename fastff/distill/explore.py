@@ -21,7 +21,7 @@ from torch import Tensor
 from fastff.batches import BatchEvaluator, Systems
 from fastff.distill.dynamics import draw_momenta
 from fastff.errors import UsageError
-from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.graph import Graph, batch_graphs, edge_vectors, select_structures
 from fastff.inference import split_chunks
 from fastff.models import Student
 from fastff.models.uncertainty import predict_with_uncertainty
@@ -161,6 +161,10 @@ def explore(
     settings : ExploreSettings
     on_step : callable, optional
         Told of the steps done and planned, at every check.
+
+    Notes
+    -----
+    The same seed gives the same noise on devices of the same kind, not on a CPU and a GPU.
     """
     run = _Run(student, walkers, settings)
     for step in range(1, settings.n_steps + 1):
@@ -205,12 +209,12 @@ class _Run:
         )
         self.running = torch.ones(len(walkers), dtype=torch.bool, device=self.device)
         self.ended = torch.zeros(len(walkers), dtype=torch.int64, device=self.device)
-        self.random = torch.Generator().manual_seed(settings.seed)
+        self.random = torch.Generator(self.device).manual_seed(settings.seed)
         self.forces = self.evaluator.evaluate(self.systems).forces
         self.endings: dict[int, Ending] = {}
         self.recent: list[list[Snapshot]] = [[] for _ in walkers]
         self.kept: list[dict[int, Snapshot]] = [{} for _ in walkers]
-        starts = look_at(student, [walker.atoms for walker in walkers])
+        starts = look_at(student, [walker.atoms for walker in walkers], self.evaluator.make_graph())
         self.limits = [settings.stop_grade * max(1.0, grade) for _, grade, _ in starts]
 
     def _put(self, values: np.ndarray) -> Tensor:
@@ -230,13 +234,15 @@ class _Run:
         momenta = self.momenta + half * self.forces
         new = old + half * momenta / self.masses
         decay = math.exp(-settings.friction * settings.timestep)
-        noise = torch.randn(momenta.shape, generator=self.random, dtype=torch.float64)
-        momenta = decay * momenta + math.sqrt(1 - decay**2) * self.thermal * noise.to(self.device)
+        noise = torch.randn(
+            momenta.shape, generator=self.random, dtype=torch.float64, device=self.device
+        )
+        momenta = decay * momenta + math.sqrt(1 - decay**2) * self.thermal * noise
         new = new + half * momenta / self.masses
         going = self.running & (self._find_largest(new - old) <= settings.max_move)  # False for nan
         moving = going[batch][:, None]
         self.systems = self.systems._replace(positions=torch.where(moving, new, old))
-        outcome = self.evaluator.evaluate(self.systems)
+        outcome = self.evaluator.evaluate(self.systems, only_moved=True)
         sound = self._find_largest(outcome.forces) <= settings.max_force
         sound &= outcome.energy.isfinite()
         self.forces = torch.where(moving, outcome.forces, self.forces)
@@ -247,7 +253,7 @@ class _Run:
 
     def look(self, step: int) -> None:
         """Measure uncertainty and distances of those that are running; end those that have gone too far."""
-        running, ended = self.running.tolist(), self.ended.tolist()
+        running, ended = torch.stack([self.running.long(), self.ended]).tolist()
         positions = self.systems.positions.cpu().numpy()
         alive: list[int] = []
         structures: list[ase.Atoms] = []
@@ -262,7 +268,10 @@ class _Run:
             atoms.positions = positions[self.bounds[k] : self.bounds[k + 1]]
             alive.append(k)
             structures.append(atoms)
-        looks = look_at(self.student, structures)
+        if not alive:
+            return
+        graph = select_structures(self.evaluator.make_graph(), alive)
+        looks = look_at(self.student, structures, graph)
         for k, atoms, (contact, grade, spread) in zip(alive, structures, looks, strict=True):
             if contact < self.settings.min_contact:
                 self._end(k, step, "blow-up")
@@ -293,32 +302,46 @@ class _Run:
         return Exploration(tuple(snapshots), tuple(endings))
 
 
-def look_at(student: Student, structures: Sequence[ase.Atoms]) -> list[tuple[float, float, float]]:
+def look_at(
+    student: Student, structures: Sequence[ase.Atoms], graph: Graph | None = None
+) -> list[tuple[float, float, float]]:
     """For each structure: closest contact, largest extrapolation grade, spread of the energy in eV/atom.
 
     The contact is the smallest distance over the sum of the covalent radii, infinite for atoms that see no other;
     grade and spread are nan if the student has no uncertainty.
+
+    Parameters
+    ----------
+    student : Student
+    structures : sequence of ase.Atoms
+    graph : Graph, optional
+        Of these structures, with the student's cut-off and on its device; made from them by default.
     """
     found: list[tuple[float, float, float]] = []
     for chunk in split_chunks(structures, CHECK_ATOMS):
-        graphs = [atoms_to_graph(atoms, student.cutoff) for atoms in chunk]
-        contacts = [_measure_contact(graph) for graph in graphs]
+        if graph is None:
+            part = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in chunk])
+            part = part.to(student.device)
+        else:
+            part = select_structures(graph, range(len(found), len(found) + len(chunk)))
+        contacts = _measure_contacts(part)
         if student.uncertainty is None:
-            found += [(contact, math.nan, math.nan) for contact in contacts]
+            found += [(contact, math.nan, math.nan) for contact in contacts.tolist()]
             continue
-        batch = batch_graphs(graphs).to(student.device)
-        _, uncertainty = predict_with_uncertainty(student, batch)
-        spreads = uncertainty.energy.cpu().tolist()
-        grades = uncertainty.grades.cpu().split([len(atoms) for atoms in chunk])
-        for atoms, contact, grade, spread in zip(chunk, contacts, grades, spreads, strict=True):
-            found.append((contact, float(grade.max()), spread / len(atoms)))
+        _, uncertainty = predict_with_uncertainty(student, part)
+        grades = torch.full_like(contacts, -math.inf)
+        grades = grades.scatter_reduce(0, part.batch, uncertainty.grades.double(), "amax")
+        spreads = uncertainty.energy / torch.bincount(part.batch)
+        table = torch.stack([contacts, grades, spreads.double()], dim=1)
+        found += [(contact, grade, spread) for contact, grade, spread in table.tolist()]
     return found
 
 
-def _measure_contact(graph: Graph) -> float:
-    if graph.n_edges == 0:
-        return math.inf
-    radii = torch.as_tensor(covalent_radii)[graph.numbers]
+def _measure_contacts(graph: Graph) -> Tensor:
+    """Smallest distance over the sum of the covalent radii in each structure, (n_systems,) float64."""
+    radii = torch.as_tensor(covalent_radii, dtype=torch.float64, device=graph.numbers.device)
+    radii = radii[graph.numbers]
     receivers, senders = graph.edge_index
-    distances = edge_vectors(graph).norm(dim=1)
-    return float((distances / (radii[receivers] + radii[senders])).min())
+    ratios = edge_vectors(graph).norm(dim=1) / (radii[receivers] + radii[senders])
+    closest = torch.full((graph.n_systems,), math.inf, dtype=torch.float64, device=radii.device)
+    return closest.scatter_reduce(0, graph.batch[receivers], ratios.double(), "amin")

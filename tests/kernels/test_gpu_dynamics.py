@@ -11,7 +11,9 @@ from md_models import make_copper
 from untrained import make_student
 
 from fastff import kernels
+from fastff.batch_lists import DeviceLists, HostLists
 from fastff.batches import BatchEvaluator, Systems
+from fastff.distill.explore import ExploreSettings, Walker, explore
 from fastff.inference import predict
 from fastff.kernels.neighbor_list import build_neighbors
 from fastff.md.engine import Engine
@@ -20,6 +22,8 @@ from fastff.md.snapshot import take_restart
 from fastff.md.state import State, build_state
 from fastff.models import Student
 from fastff.resident import ResidentPotential
+
+from .lists import draw_structure
 
 pytestmark = [
     pytest.mark.gpu,
@@ -181,3 +185,55 @@ def test_batches(architecture):
             np.testing.assert_allclose(one, other, rtol=0, atol=5e-5 * scale)
         structures[2].wrap()
         structures[1].set_cell(structures[1].cell.array * (1.0 - 0.04 * turn), scale_atoms=True)
+
+
+def test_lists_of_many_cells():
+    """The launch over all structures against torch, here and on the host."""
+    drawn = [draw_structure(k, (bool(k & 1), bool(k & 2), bool(k & 4)))[:3] for k in range(24)]
+    sizes = [len(positions) for positions, _, _ in drawn]
+    pbc = np.array([flags for _, _, flags in drawn], dtype=bool)
+    found = []
+    for device, backend in (("cuda", "triton"), ("cuda", "torch"), ("cpu", "torch")):
+        batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(device)
+        positions = torch.tensor(np.concatenate([p for p, _, _ in drawn])).to(device)
+        cells = torch.tensor(np.array([c for _, c, _ in drawn])).to(device)
+        lists = DeviceLists(sizes, pbc, batch, 2.5)
+        with kernels.use(backend):
+            lists.renew(positions, cells, range(len(sizes)))
+            lists.renew(positions + 0.3 * torch.sin(5.0 * positions), cells, [1, 7, 20])
+        rows = torch.cat([lists.join_edges()[0].T, lists.join_edges()[1]], dim=1).tolist()
+        found.append(sorted(map(tuple, rows)))
+    assert len(found[0]) > 1000
+    assert found[0] == found[1] == found[2]
+
+
+def test_fast_walkers():
+    """Lists of a GPU are never stale at 4500 K, those of the host give the same path, and runs repeat."""
+    student = make_copper("m1", force=0.05).cuda()
+    walkers = [
+        Walker(bulk("Cu", cubic=True).repeat((n, 2, 2)), t, k, "test")
+        for k, (n, t) in enumerate([(1, 300.0), (2, 4500.0), (3, 4500.0), (2, 1e7)])
+    ]
+    settings = ExploreSettings(60, 2.0, 10, 10, min_contact=0.1)
+    first, again = explore(student, walkers, settings), explore(student, walkers, settings)
+    assert [ending.reason for ending in first.endings] == ["", "", "", "blow-up"]
+    for one, other in zip(first.snapshots, again.snapshots, strict=True):
+        assert np.array_equal(one.atoms.positions, other.atoms.positions)
+    evaluators = [
+        BatchEvaluator(student, skin=skin, lists=kind)
+        for skin, kind in ((1.0, DeviceLists), (0.0, HostLists))
+    ]
+    for step in range(10, 61, 10):
+        atoms = [s.atoms for s in first.snapshots if s.step == step]
+        counts = torch.tensor([len(one) for one in atoms])
+        systems = Systems(
+            torch.tensor(np.concatenate([one.positions for one in atoms])),
+            torch.tensor(np.concatenate([one.numbers for one in atoms])),
+            torch.tensor(np.stack([one.cell.array for one in atoms])),
+            torch.tensor(np.stack([one.pbc for one in atoms])),
+            torch.arange(len(atoms)).repeat_interleave(counts),
+        )
+        found, expected = (one.evaluate(systems, only_moved=step > 10) for one in evaluators)
+        scale = 1.0 + float(expected.forces.abs().max())
+        torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=5e-5 * scale)
+        torch.testing.assert_close(found.energies, expected.energies, rtol=0, atol=1e-4 * scale)

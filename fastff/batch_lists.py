@@ -1,0 +1,339 @@
+"""Neighbor lists of the structures of a batch, some of which are renewed at a time: on the host, or on the device.
+
+Here: :class:`HostLists` and :class:`DeviceLists`. Not here: when a list must be renewed and what is computed with it
+(:mod:`fastff.batches`), one structure (:mod:`fastff.neighbors`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastff.errors import DataError
+from fastff.kernels.moment_potential.layout import NeighborMatrix, list_shifts, unpack_neighbors
+from fastff.kernels.neighbor_list import build_neighbors
+from fastff.kernels.neighbor_list.many import CellTable, search_cells
+from fastff.kernels.neighbor_list.op import round_slots
+from fastff.kernels.neighbor_list.plan import count_images, make_frame
+from fastff.neighbors import build_edges, check_density, complete_cell
+from fastff.packed import PackedBatch, pack_batch
+
+BINS_FROM = 1000
+"""Atoms of a structure from which its list is built by itself, with bins; smaller ones are searched all at once."""
+_INT32 = 2**31
+
+
+class HostLists:
+    """Lists through vesin, one structure after another.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Atoms of each structure.
+    pbc : (n_systems, 3) bool array
+    batch : (n_atoms,) int64 tensor
+    reach : float, Å
+        Cut-off plus skin.
+    """
+
+    shares_work = False
+    """Whether to renew many structures costs hardly more than to renew one."""
+
+    def __init__(self, sizes: Sequence[int], pbc: np.ndarray, batch: Tensor, reach: float) -> None:
+        self._starts = np.cumsum([0, *sizes])
+        self._pbc, self._batch, self._reach = pbc, batch, reach
+        self._edges = [batch] * len(sizes)
+        self._shifts = [batch] * len(sizes)
+        self._joined: tuple[Tensor, Tensor] | None = None
+        self._packed: PackedBatch | None = None
+
+    def renew(
+        self, positions: Tensor, cells: Tensor, stale: Sequence[int]
+    ) -> tuple[list[int], Tensor, Tensor]:
+        """List the neighbors of some structures anew.
+
+        Parameters
+        ----------
+        positions : (n_atoms, 3) float64 tensor, Å
+        cells : (n_systems, 3, 3) float64 tensor, Å
+        stale : sequence of int
+
+        Returns
+        -------
+        renewed : list of int
+            These, and maybe more.
+        completed : (n_renewed, 3, 3) float64 tensor, Å
+            Their cells, of which none is singular.
+        positions : (n_atoms, 3) float64 tensor, Å
+            In the images that the lists of the renewed are for; of others, anything.
+
+        Raises
+        ------
+        DataError
+            If positions or a cell cannot be used; the message names the structure. Lists are then void.
+        """
+        device = self._batch.device
+        on_host, rows = positions.cpu().numpy(), cells.cpu().numpy()
+        completed = torch.empty(len(stale), 3, 3, dtype=torch.float64)
+        for place, k in enumerate(stale):
+            own = on_host[self._starts[k] : self._starts[k + 1]]
+            with name_structure(k):
+                edges, shifts, cell = list_on_host(own, rows[k], self._pbc[k], self._reach)
+            self._edges[k], self._shifts[k] = edges.to(device), shifts.to(device)
+            completed[place] = torch.from_numpy(cell)
+        self._joined = self._packed = None
+        return list(stale), completed.to(device), positions
+
+    def join_edges(self) -> tuple[Tensor, Tensor]:
+        """Edges (2, n_edges), sorted by receiver, and shifts (n_edges, 3) of all structures."""
+        if self._joined is None:
+            starts = self._starts[:-1].tolist()
+            edges = torch.cat([e + s for e, s in zip(self._edges, starts, strict=True)], dim=1)
+            self._joined = edges, torch.cat(self._shifts)
+        return self._joined
+
+    def pack(self) -> PackedBatch:
+        """What the fused kernels read; the same object until lists are renewed."""
+        if self._packed is None:
+            self._packed = pack_batch(*self.join_edges(), self._batch, len(self._edges))
+        return self._packed
+
+
+class DeviceLists:
+    """Lists of all structures at once on the device, as rows of one matrix; arguments and methods of HostLists.
+
+    Notes
+    -----
+    Only cells go to the host. Every structure has codes of its own for the images that its cell needs; where a cell
+    comes to need more, all are renewed.
+    """
+
+    shares_work = True
+
+    def __init__(self, sizes: Sequence[int], pbc: np.ndarray, batch: Tensor, reach: float) -> None:
+        self._sizes, self._pbc, self._batch, self._reach = list(sizes), pbc, batch, reach
+        self._starts = np.cumsum([0, *sizes]).astype(np.int64)
+        self._pointers = torch.from_numpy(self._starts).to(batch.device)
+        self._images = np.full((len(self._sizes), 3), -1, dtype=np.int64)
+        self._cells = np.full((len(self._sizes), 3, 3), np.nan)
+        self._completed = np.zeros((len(self._sizes), 3, 3))
+        self._matrix: NeighborMatrix | None = None
+        self._joined: tuple[Tensor, Tensor] | None = None
+        self._packed: PackedBatch | None = None
+
+    def renew(
+        self, positions: Tensor, cells: Tensor, stale: Sequence[int]
+    ) -> tuple[list[int], Tensor, Tensor]:
+        """See :meth:`HostLists.renew`."""
+        rows = cells.cpu().numpy()
+        images = self._images.copy()
+        chosen = list(stale)
+        for k in chosen:
+            self._read_cell(k, rows[k], images)
+        if (images > self._images).any():
+            others = sorted(set(range(len(self._sizes))) - set(chosen))
+            for k in others:
+                self._read_cell(k, rows[k], images)
+            chosen = list(range(len(self._sizes)))
+            self._number_images(images)
+        device = positions.device
+        completed = torch.from_numpy(self._completed).to(device)
+        wrapped = wrap_into(positions, completed, self._periodic, self._batch)
+        self._check_finite(wrapped, chosen)
+        steps = self._steps.to(torch.float64)
+        translations = (steps[:, None, :] @ completed[self._owners])[:, 0]
+        self._fill(wrapped, translations, chosen)
+        self._joined = None
+        return chosen, completed[torch.tensor(chosen, device=device)], wrapped
+
+    def _read_cell(self, k: int, cell: np.ndarray, images: np.ndarray) -> None:
+        """Complete the cell of a structure, and widen the images that it needs, if it is not the last one."""
+        flags, reach = self._pbc[k], self._reach
+        if (cell[flags] == self._cells[k][flags]).all() and images[k, 0] >= 0:
+            return
+        with name_structure(k):
+            check_cell(cell, flags)
+            self._completed[k] = complete_cell(np.zeros((0, 3)), cell, flags, reach)
+            check_density(self._sizes[k], self._completed[k], flags, reach)
+            frame = make_frame(self._completed[k], (bool(flags[0]), bool(flags[1]), bool(flags[2])))
+            count_images(frame, reach)
+        need = [math.ceil(reach / h) if p else 0 for h, p in zip(frame.heights, flags, strict=True)]
+        images[k] = np.maximum(images[k], need)
+        self._cells[k] = cell
+
+    def _number_images(self, images: np.ndarray) -> None:
+        """Give every structure codes for its images."""
+        device = self._batch.device
+        self._images = images
+        numbers = (2 * images + 1).prod(axis=1)
+        steps = [
+            torch.cartesian_prod(*(torch.arange(-int(n), int(n) + 1) for n in own))
+            for own in images
+        ]
+        self._steps = torch.cat(steps).to(device)
+        self._owners = torch.from_numpy(np.repeat(np.arange(len(images)), numbers)).to(device)
+        self._code_starts = np.cumsum([0, *numbers]).astype(np.int64)
+        self._code_pointers = torch.from_numpy(self._code_starts).to(device)
+        self._periodic = torch.from_numpy(self._pbc).to(device)
+        self._matrix = None
+
+    def _check_finite(self, wrapped: Tensor, chosen: Sequence[int]) -> None:
+        good = wrapped.isfinite().all(dim=1)
+        if bool(good.all()):
+            return
+        bad = (~good).nonzero().flatten().cpu().numpy()
+        for k in chosen:
+            own = bad[(bad >= self._starts[k]) & (bad < self._starts[k + 1])]
+            if len(own):
+                raise DataError(
+                    f"structure {k}: position of atom {own[0] - self._starts[k]} is not finite; "
+                    "the structure or the dynamics is broken"
+                )
+
+    def _fill(self, wrapped: Tensor, translations: Tensor, chosen: Sequence[int]) -> None:
+        """Write rows until they are wide enough."""
+        table = CellTable(
+            self._starts, self._code_starts, self._pointers, self._code_pointers, self._batch,
+            translations,
+        )  # fmt: skip
+        small = [k for k in chosen if self._sizes[k] < BINS_FROM]
+        large = {k: self._search_bins(wrapped, k) for k in chosen if self._sizes[k] >= BINS_FROM}
+        if self._matrix is None:
+            self._matrix = self._allocate(8)
+            self._matrix.counts.zero_()
+        while True:
+            matrix = self._matrix
+            search_cells(
+                wrapped, table, small, self._reach, matrix.entries, matrix.counts, matrix.code_bits
+            )
+            for k, found in large.items():
+                start, stop = self._starts[k], self._starts[k + 1]
+                matrix.counts[start:stop] = found.counts
+                width = min(found.n_slots, matrix.n_slots)
+                matrix.entries[start:stop, :width] = found.entries[:, :width].to(
+                    matrix.entries.dtype
+                )
+            widest = int(matrix.counts.max())
+            if widest <= matrix.n_slots:
+                break
+            wider = self._allocate(
+                -(-round_slots(widest) // 16) * 16
+            )  # one kind of width for Triton
+            wider.entries[:, : matrix.n_slots] = matrix.entries
+            wider.counts.copy_(matrix.counts)
+            self._matrix, self._packed = wider, None
+        if self._packed is None or self._packed.matrix is not matrix:
+            self._packed = PackedBatch(matrix, self._steps.double(), self._owners, self._pointers)
+
+    def _search_bins(self, wrapped: Tensor, k: int) -> NeighborMatrix:
+        """Rows of one structure with the senders and codes of the batch."""
+        start, stop = int(self._starts[k]), int(self._starts[k + 1])
+        with name_structure(k):
+            edges, shifts, _ = list_on_device(
+                wrapped[start:stop], self._completed[k], self._pbc[k], self._reach
+            )
+        own = torch.from_numpy(self._images[k]).to(wrapped.device)
+        sides = 2 * own + 1
+        place = shifts + own
+        codes = (place[:, 0] * sides[1] + place[:, 1]) * sides[2] + place[:, 2]
+        codes = codes + int(self._code_starts[k])
+        counts = torch.bincount(edges[0], minlength=stop - start)
+        rank = torch.arange(len(codes), device=codes.device) - (counts.cumsum(0) - counts)[edges[0]]
+        bits = self._code_bits
+        entries = torch.zeros(
+            stop - start, max(1, int(counts.max())), dtype=torch.int64, device=codes.device
+        )
+        entries[edges[0], rank] = ((edges[1] + start) << bits) | codes
+        return NeighborMatrix(entries, counts.to(torch.int32), entries[:0, :0], bits)
+
+    @property
+    def _code_bits(self) -> int:
+        return max(1, (int(self._code_starts[-1]) - 1).bit_length())
+
+    def _allocate(self, n_slots: int) -> NeighborMatrix:
+        device, n_atoms = self._batch.device, len(self._batch)
+        wide = n_atoms << self._code_bits > _INT32
+        return NeighborMatrix(
+            torch.zeros(
+                n_atoms, n_slots, dtype=torch.int64 if wide else torch.int32, device=device
+            ),
+            torch.zeros(n_atoms, dtype=torch.int32, device=device),
+            torch.zeros(int(self._code_starts[-1]), 4, dtype=torch.int32, device=device),
+            self._code_bits,
+        )
+
+    def join_edges(self) -> tuple[Tensor, Tensor]:
+        """See :meth:`HostLists.join_edges`."""
+        if self._joined is None:
+            assert self._matrix is not None
+            senders, codes, filled = unpack_neighbors(self._matrix)
+            atoms = torch.arange(len(senders), device=senders.device)
+            receivers = atoms[:, None].expand_as(senders)
+            edges = torch.stack([receivers[filled], senders[filled]])
+            self._joined = edges, self._steps[codes[filled]]
+        return self._joined
+
+    def pack(self) -> PackedBatch:
+        """See :meth:`HostLists.pack`."""
+        assert self._packed is not None
+        return self._packed
+
+
+@contextmanager
+def name_structure(number: int) -> Iterator[None]:
+    """Put a structure's number before the message of a DataError."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"structure {number}: {error}") from error
+
+
+def wrap_into(positions: Tensor, cells: Tensor, periodic: Tensor, batch: Tensor) -> Tensor:
+    """Positions (n_atoms, 3) inside the cells (n_systems, 3, 3) of their structures along periodic axes."""
+    inverses = torch.linalg.inv_ex(cells)[0]
+    turns = (positions[:, None, :] @ inverses[batch])[:, 0].floor()
+    turns = torch.where(periodic[batch], turns, 0.0)
+    return positions - (turns[:, None, :] @ cells[batch])[:, 0]
+
+
+def check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
+    """Refuse cell vectors that are no numbers."""
+    if not np.isfinite(cell[pbc]).all():
+        raise DataError(
+            f"cell {cell.tolist()} is not finite; the structure or the dynamics is broken"
+        )
+
+
+def list_on_host(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Edges, shifts and completed cell of one structure, through vesin."""
+    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}; "
+            "the structure or the dynamics is broken"
+        )
+    check_cell(cell, pbc)
+    completed = complete_cell(positions, cell, pbc, reach)
+    edges, shifts = build_edges(positions, completed, pbc, reach)
+    return torch.from_numpy(edges), torch.from_numpy(shifts), completed
+
+
+def list_on_device(
+    positions: Tensor, cell: np.ndarray, pbc: np.ndarray, reach: float
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """As :func:`list_on_host` with our own kernel; edges of an atom are in the order of the search."""
+    flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
+    found = build_neighbors(positions, cell, flags, reach)
+    senders, codes, filled = unpack_neighbors(found.matrix)
+    receivers = torch.arange(len(positions), device=positions.device)[:, None].expand_as(senders)
+    i, j = receivers[filled], senders[filled]
+    shifts = list_shifts(found.images).to(positions.device)[codes[filled]]
+    shifts = shifts + found.wraps[i].long() - found.wraps[j].long()
+    return torch.stack([i, j]), shifts, np.asarray(found.frame.rows)
