@@ -18,8 +18,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from fastff.kernels import dispatch
-from fastff.kernels.tuning import LaunchConfig, Workload, find_relative_error
+from fastff.kernels import dispatch, tuning
+from fastff.kernels.aot import TARGETS
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace, Workload, find_relative_error
 
 TOLERANCES: Final = {torch.float64: 1e-12, torch.float32: 2e-6}
 """Largest ``|out - ref| / |ref|`` against the float64 reference, by dtype of the input."""
@@ -278,6 +279,20 @@ class Build:
     config: LaunchConfig
     amd_constexprs: Mapping[str, Any] = field(default_factory=dict)
     """Constants that differ on AMD targets (the precision of ``tl.dot``)."""
+    targets: tuple[str, ...] = tuple(TARGETS)
+    """Where it is launched like this: everywhere, or where a shipped table says so."""
+
+
+def list_settings(
+    space: LaunchSpace, key: str
+) -> Iterator[tuple[str, LaunchConfig, tuple[str, ...]]]:
+    """Yield end of a name, configuration and targets of the builds of a kernel at one key.
+
+    The written default for every target, then what shipped tables say instead for the architectures they are of: what
+    is launched there.
+    """
+    for arch, config in tuning.list_settings(space, key).items():
+        yield (f" {arch} table", config, (arch,)) if arch else ("", config, tuple(TARGETS))
 
 
 def list_suites() -> tuple[Suite, ...]:

@@ -159,6 +159,14 @@ def lookup(space: LaunchSpace, key: str, device: torch.device) -> LaunchConfig:
     return space.find_default(key)
 
 
+def list_settings(space: LaunchSpace, key: str) -> dict[str, LaunchConfig]:
+    """Return the written default of a key, under ``""``, and what shipped tables say instead, by architecture."""
+    default = space.find_default(key)
+    tables = {path.stem: _load_shipped_table(path.stem) for path in _SHIPPED_TABLES.glob("*.json")}
+    shipped = {arch: table.get((space.kernel, key), default) for arch, table in tables.items()}
+    return {"": default} | {arch: one for arch, one in shipped.items() if one != default}
+
+
 @contextlib.contextmanager
 def override(kernel: str, config: LaunchConfig) -> Iterator[None]:
     """Launch ``kernel`` with ``config`` whatever the tables say; for measurements and tests."""

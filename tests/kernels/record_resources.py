@@ -43,7 +43,7 @@ def main() -> None:
             record["kernels"].pop(build.name, None)
     record["triton"] = sorted({*record["triton"], triton.__version__})
     for build in builds:
-        for target in aot.TARGETS:
+        for target in build.targets:
             new = asdict(compile_build(build, target))
             del new["target"]
             old = record["kernels"].setdefault(build.name, {}).get(target, new)

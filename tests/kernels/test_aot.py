@@ -30,7 +30,7 @@ def choose_marks(name: str, target: str) -> list[pytest.MarkDecorator]:
 RUNS = [
     pytest.param(build, target, id=f"{build.name}-{target}", marks=choose_marks(build.name, target))
     for build in contract.list_builds()
-    for target in aot.TARGETS
+    for target in build.targets
 ]
 
 
@@ -44,8 +44,21 @@ def test_resources(build, target):
     assert report.shared <= SLACK * bound["shared"]
 
 
+SHIPPED = {
+    "moments C=32 hop 1": 32, "moments C=32 hop 2": 40,
+    "node_perceptron C=16 only": 32, "node_perceptron C=16 send": 40,
+    "node_perceptron C=16 pull": 32, "node_perceptron C=16 last": 48,
+    "node_perceptron C=32 only": 32, "node_perceptron C=32 send": 48,
+    "node_perceptron C=32 pull": 32, "node_perceptron C=32 pass": 40,
+    "node_perceptron C=32 back": 128, "node_perceptron C=32 last": 88,
+}  # fmt: skip
+"""Spilled bytes of what ``tables/sm_90.json`` launches instead of the written default: fastest all the same."""
+
+
 def test_no_kernel_spills():
     known = {
+        **{(f"{name} sm_90 table", "sm_90"): size for name, size in SHIPPED.items()},
+        ("moments_adjoint C=32 hop 2 adding", "gfx942"): 8,
         ("moments_adjoint C=32 hop 2", "gfx942"): 8,
         ("node_perceptron C=16 last", "sm_80"): 8,  # with Triton 3.6, none with 3.9
         ("node_perceptron C=16 last", "sm_90"): 40,

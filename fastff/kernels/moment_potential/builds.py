@@ -7,11 +7,12 @@ also of three hops. Not here: compiling (:mod:`fastff.kernels.aot`), bounds on t
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from fastff.kernels.contract import Build
+from fastff.kernels.contract import Build, list_settings
 from fastff.kernels.moment_potential.evaluate import spread_atoms
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
@@ -50,25 +51,45 @@ def _make(
     return Build(name, kernel, signature, constants, config, amd)
 
 
-def _list_sums(channels: int, suffix: str, hops: tuple[int, ...]) -> Iterator[Build]:
-    """Moments and their adjoint of the given hops."""
+def _make_all(
+    name: str,
+    kernel: Any,
+    given: dict[str, Any],
+    space: LaunchSpace,
+    key: str,
+    types: dict[str, str] | None = None,
+) -> Iterator[Build]:
+    """The builds of one launch: by default, and by shipped tables where those give another program."""
+    seen: list[tuple[dict[str, Any], int, int]] = []
+    for end, config, targets in list_settings(space, key):
+        build = _make(name + end, kernel, given, config, types)
+        program = dict(build.constexprs), config.num_warps, config.num_stages
+        if program not in seen:
+            seen.append(program)
+            yield replace(build, targets=targets)
+
+
+def _list_sums(channels: int, suffix: str, *, middle: bool = False) -> Iterator[Build]:
+    """Moments and their adjoint of the first hop and of later ones; ``middle``: of a hop between two others, too."""
     from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
     from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
 
-    for hop in hops:
+    key = make_key(torch.float32, channels=channels)
+    for hop in (0, 1):
         constants: dict[str, Any] = {"C": channels, "BY_SENDER": hop > 0}
         name = f"{suffix} hop {hop + 1}"
-        yield _make(
-            f"moments {name}", moments_kernel, constants, _pick(MOMENTS_SPACE, channels=channels)
-        )
-        constants |= {"HAS_CORE": hop == 0, "WITH_VIRIAL": True, "ACCUMULATE": False}
-        yield _make(
-            f"moments_adjoint {name}",
-            adjoint_kernel,
-            {**constants, "SCATTER": "fixed"},
-            _pick(ADJOINT_SPACE, channels=channels),
-            {"forces": "*i64"},
-        )
+        yield from _make_all(f"moments {name}", moments_kernel, constants, MOMENTS_SPACE, key)
+        constants |= {"HAS_CORE": hop == 0, "WITH_VIRIAL": True, "SCATTER": "fixed"}
+        # the last hop writes terms, those before it add to them; only of three hops is the second one before another
+        for adding in (False, True) if hop == 0 or middle else (False,):
+            yield from _make_all(
+                f"moments_adjoint {name}{' adding' * adding}",
+                adjoint_kernel,
+                {**constants, "ACCUMULATE": adding},
+                ADJOINT_SPACE,
+                key,
+                {"forces": "*i64"},
+            )
 
 
 def _list_nodes(
@@ -80,21 +101,26 @@ def _list_nodes(
     """
     from fastff.kernels.node_block import kernels
 
-    def pick(space: LaunchSpace, **widths: int) -> LaunchConfig:
-        config = _pick(space, channels=channels, **widths)
+    def make(
+        name: str, kernel: Any, given: dict[str, Any], space: LaunchSpace, **widths: int
+    ) -> Any:
+        key = make_key(torch.float32, channels=channels, **widths)
         if not few:
-            return config
+            return _make_all(name, kernel, given, space, key)
+        config = space.find_default(key)
         spread = spread_atoms(config.to_arguments(), n_atoms=1)
-        blocks = {name: spread[name] for name in config.blocks}
-        return LaunchConfig(blocks, spread["num_warps"], spread["num_stages"])
+        blocks = {block: spread[block] for block in config.blocks}
+        chosen = LaunchConfig(blocks, spread["num_warps"], spread["num_stages"])
+        return [_make(name, kernel, given, chosen)]
 
     sizes: dict[str, Any] = {"C": channels, "Q": mixed}
     for space, kernel in (
         (kernels.INVARIANTS_SPACE, kernels.invariants_kernel),
         (kernels.PULLBACK_SPACE, kernels.pullback_kernel),
     ):
-        yield _make(f"{space.kernel} {suffix}", kernel, sizes, pick(space, mixed=mixed))
+        yield from make(f"{space.kernel} {suffix}", kernel, sizes, space, mixed=mixed)
     for name, extra, last, adjoint in (
+        ("only", False, True, True),
         ("send", False, False, False),
         ("pull", False, False, True),
         ("pass", True, False, False),
@@ -109,14 +135,9 @@ def _list_nodes(
             "WITH_MESSAGES": not last and not adjoint, "WITH_ADJOINT": adjoint,
             "PULL_MESSAGES": adjoint and not last,
         }  # fmt: skip
-        space = kernels.PERCEPTRON_SPACE
-        config = pick(space, inputs=8 * mixed, hidden=hidden)
-        yield _make(f"{space.kernel} {suffix} {name}", kernels.perceptron_kernel, constants, config)
-
-
-def _pick(space: LaunchSpace, **widths: int) -> LaunchConfig:
-    """Written default at some widths."""
-    return space.find_default(make_key(torch.float32, **widths))
+        space, kernel = kernels.PERCEPTRON_SPACE, kernels.perceptron_kernel
+        widths = {"inputs": 8 * mixed, "hidden": hidden}
+        yield from make(f"{space.kernel} {suffix} {name}", kernel, constants, space, **widths)
 
 
 def list_builds() -> Iterator[Build]:
@@ -128,11 +149,13 @@ def list_builds() -> Iterator[Build]:
     yield _make("place", kernels.place_kernel, {"CLEAR": True, "BLOCK": 128}, types=integers)
     flags = {"HOPS": 2, "HAS_CORE": True, "WITH_VIRIAL": True, "FIXED": True, "BLOCK": 256}
     yield _make("finish", kernels.finish_kernel, flags)
-    yield _make("finish 3 hops", kernels.finish_kernel, {**flags, "HOPS": 3})
+    for hops in (1, 3):
+        name = f"finish {hops} hop{'s' * (hops > 1)}"
+        yield _make(name, kernels.finish_kernel, {**flags, "HOPS": hops})
     yield _make("total", kernels.total_kernel, {"BLOCK": 1024})
     yield _make("gather_forces", gather_kernel, {"ACCUMULATE": False}, GATHER_SPACE.default)
-    yield from _list_sums(16, "C=16", (0, 1))
+    yield from _list_sums(16, "C=16")
     yield from _list_nodes(16, 16, 64, "C=16")
     yield from _list_nodes(16, 16, 64, "C=16 few", few=True)
-    yield from _list_sums(32, "C=32", (0, 1))
+    yield from _list_sums(32, "C=32", middle=True)
     yield from _list_nodes(32, 32, 64, "C=32", middle=True)
