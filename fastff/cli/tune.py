@@ -131,15 +131,12 @@ def list_configs(model: Path | None) -> list[StudentConfig]:
 
 def list_widths(config: StudentConfig) -> dict[str, int]:
     """Widths that the workloads of the ops are built from; ``n_mixed`` for moment students alone."""
-    widths = {
-        "n_radial": config.n_radial,
-        "l_max": 3,
-        "n_channels": config.n_channels,
-        "n_hidden": max(config.hidden),
-    }
-    return (
-        widths if config.architecture.startswith("painn") else widths | {"n_mixed": config.n_mixed}
-    )
+    widths = {"n_radial": config.n_radial, "n_channels": config.n_channels}
+    if config.architecture.startswith(
+        "painn"
+    ):  # directions alone, and perceptrons of one hidden layer
+        return widths | {"l_max": 1, "n_hidden": config.hidden[0]}
+    return widths | {"l_max": 3, "n_hidden": max(config.hidden), "n_mixed": config.n_mixed}
 
 
 def list_distinct(widths: Sequence[dict[str, int]]) -> list[dict[str, int]]:

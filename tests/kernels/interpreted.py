@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from fastff import kernels
-from fastff.kernels import contract, dispatch
+from fastff.cli.tune import list_widths
+from fastff.kernels import contract, dispatch, tuning
+from fastff.kernels.neighbor_list import cases as list_cases
+from fastff.models import build_student, configure_student
 
 pytestmark = pytest.mark.skipif(
     not dispatch.is_interpreted(), reason="runs in a process of its own, see test_interpreter.py"
@@ -53,6 +56,45 @@ def test_derivatives(suite, case, dtype, cpu):
 )
 def test_bits(suite, case, dtype, cpu):
     contract.check_bits(suite.function, case, cpu, dtype, differentiated=suite.differentiated)
+
+
+def test_keys_of_students_are_measured(cpu, monkeypatch):
+    """What a student of generic ops launches is what ``fastff tune`` measures for it, and looks up."""
+    asked = set()
+    lookup = tuning.lookup
+
+    def note(space, key, device):
+        asked.add((space.kernel, key))
+        return lookup(space, key, device)
+
+    config = configure_student("painn", (8, 29), n_channels=8, n_radial=5, hidden=(16, 16))
+    widths = list_widths(config) | {"n_edges": 104}
+    measured = {(one.space.kernel, one.key) for one in contract.list_workloads(widths, cpu)}
+    student = build_student(config).float().requires_grad_(False)
+    monkeypatch.setattr(tuning, "lookup", note)
+    vectors = torch.randn(4, 3, 3, generator=torch.Generator().manual_seed(1))
+    senders = torch.arange(12).view(4, 3) % 4
+    with kernels.use("triton"):
+        student.evaluate_dense(vectors, senders, torch.arange(4) % 2)
+    assert {kernel for kernel, _ in asked} >= {
+        "edge_features", "edge_features_backward", "fused_mlp", "fused_mlp_backward", "segment_sum", "segment_gather",
+    }  # fmt: skip
+    assert asked <= measured
+
+
+@pytest.mark.parametrize("name", ["neighbor_list", "segment_sum", "fused_mlp", "edge_features"])
+def test_workloads_of_tuning(name, cpu, monkeypatch):
+    """Some candidates give the definition's numbers; in the interpreter that is about block sizes."""
+    monkeypatch.setattr(list_cases, "REACH", 3.0)
+    widths = {"n_channels": 8, "n_hidden": 16, "n_radial": 5, "l_max": 1, "n_edges": 208}
+    workloads = list(contract.list_workloads(widths, cpu, [name]))
+    assert workloads
+    for workload in workloads:
+        expected = workload.reference()
+        seen = {str(c.blocks): c for c in tuning.list_candidates(workload)}
+        for config in list(seen.values())[:: max(1, len(seen) // 2)]:
+            with tuning.override(workload.space.kernel, config):
+                assert tuning.find_relative_error(workload.run(), expected) < 1e-5
 
 
 def test_gradcheck_edge_features(cpu):

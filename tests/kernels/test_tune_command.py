@@ -32,6 +32,16 @@ def test_widths_come_from_the_configuration():
     assert widths == {"n_radial": 6, "l_max": 3, "n_channels": 24, "n_mixed": 16, "n_hidden": 48}
 
 
+def test_widths_of_a_message_passing_student():
+    """Its edges have directions alone; its perceptrons and sums are as wide as channels and vectors."""
+    from fastff.kernels.fused_mlp.cases import list_shapes
+
+    widths = tune.list_widths(configure_student("painn", (6,), n_channels=8, hidden=(24, 40)))
+    assert widths == {"n_radial": 16, "l_max": 1, "n_channels": 8, "n_hidden": 24}
+    assert list_shapes(widths) == [(8, 24, 24), (16, 24, 24)]
+    assert list_shapes({"n_channels": 8, "n_mixed": 8, "n_hidden": 24}) == [(128, 24, 24, 1)]
+
+
 def test_fused_kernels_are_not_measured_for_other_models():
     pytest.importorskip("triton")
     from fastff.kernels.moment_potential.workloads import list_workloads

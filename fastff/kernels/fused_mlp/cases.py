@@ -78,18 +78,33 @@ def list_builds() -> Iterator[Build]:
         yield Build(space.kernel, kernel, signature, constexprs, space.default, amd)
 
 
+def list_shapes(widths: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Layers from input to output: of the perceptrons of message and update of ``painn`` at ``n_channels``, else
+    (``n_mixed``, or no channels) of a node network of ``n_features`` (default 128) and ``n_hidden`` (64).
+    """
+    n_hidden = widths.get("n_hidden", 64)
+    if "n_channels" in widths and "n_mixed" not in widths:
+        n_channels = widths["n_channels"]
+        return [(n_in, n_hidden, 3 * n_channels) for n_in in (n_channels, 2 * n_channels)]
+    return [(widths.get("n_features", 128), n_hidden, n_hidden, 1)]
+
+
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
-    """Both kernels for a node network; ``widths`` has ``n_features`` (default 128) and ``n_hidden`` (64)."""
+    """Both kernels for each perceptron of :func:`list_shapes` that they take."""
+    n_rows = widths.get("n_edges", 1 << 18)
+    for shape in list_shapes(widths):
+        if max(shape) <= op.MAX_WIDTH:
+            yield from _list_both(n_rows, shape, device)
+
+
+def _list_both(
+    n_rows: int, shape: tuple[int, ...], device: torch.device
+) -> Iterator[tuning.Workload]:
     from fastff.kernels.fused_mlp import kernels
 
-    n_in, n_hidden = widths.get("n_features", 128), widths.get("n_hidden", 64)
-    if max(n_in, n_hidden) > op.MAX_WIDTH:
-        return
-    n_rows = widths.get("n_edges", 1 << 18)
-    x, weights, biases = _build(n_rows, n_in, n_hidden, n_hidden, 1)(device, torch.float32)
-    grad = torch.randn(x.shape[0], 1, device=device)
-    shape = {"n_in": n_in, "n_hidden1": n_hidden, "n_hidden2": n_hidden, "n_out": 1}
-    key = tuning.make_key(torch.float32, layers=3, **shape)
+    x, weights, biases = _build(n_rows, *shape)(device, torch.float32)
+    grad = torch.randn(n_rows, shape[-1], device=device)
+    key = op.make_key(weights, torch.float32)
     exact = [one.double() for one in weights], [one.double() for one in biases]
 
     def differentiate() -> torch.Tensor:

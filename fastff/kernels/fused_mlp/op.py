@@ -159,10 +159,8 @@ def _plan(
     space: tuning.LaunchSpace, x: Tensor, weights: Sequence[Tensor]
 ) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and compile-time arguments of both kernels."""
-    n_in, n_hidden1, n_out = weights[0].shape[1], weights[0].shape[0], weights[-1].shape[0]
-    n_hidden2 = weights[-1].shape[1]
-    widths = {"n_in": n_in, "n_hidden1": n_hidden1, "n_hidden2": n_hidden2, "n_out": n_out}
-    config = tuning.lookup(space, tuning.make_key(x.dtype, layers=len(weights), **widths), x.device)
+    widths = _list_widths(weights)
+    config = tuning.lookup(space, make_key(weights, x.dtype), x.device)
     fixed = {
         **widths,
         **{name[2:].upper(): _pad(width) for name, width in widths.items()},
@@ -172,6 +170,18 @@ def _plan(
     }
     fixed["CHUNK"] = min(fixed["CHUNK"], fixed["IN"])
     return (-(-x.shape[0] // config.blocks["BLOCK_ROWS"]),), fixed
+
+
+def make_key(weights: Sequence[Tensor], dtype: torch.dtype) -> str:
+    """Key of both kernels in the tables."""
+    return tuning.make_key(dtype, layers=len(weights), **_list_widths(weights))
+
+
+def _list_widths(weights: Sequence[Tensor]) -> dict[str, int]:
+    """Widths of the layers; with two layers there is one hidden width, given twice."""
+    n_hidden1, n_in = weights[0].shape
+    n_out, n_hidden2 = weights[-1].shape
+    return {"n_in": n_in, "n_hidden1": n_hidden1, "n_hidden2": n_hidden2, "n_out": n_out}
 
 
 def _pad(width: int) -> int:

@@ -1,10 +1,20 @@
-"""Build of the neighbor list for compilation ahead of time. Not here: structures (tests bring their own)."""
+"""Builds of the neighbor list for compilation ahead of time, and what ``fastff tune`` measures of it.
+
+Not here: structures of tests, which bring their own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
 
 from fastff.kernels.contract import Build
+from fastff.kernels.tuning import Workload, make_key
+
+REACH = 5.4
+"""Å; between the shells of copper, with 54 neighbors."""
 
 
 def list_builds() -> Iterator[Build]:
@@ -39,3 +49,36 @@ def list_builds() -> Iterator[Build]:
     }
     signature = pointers | dict.fromkeys(("n_slots", "code_bits"), "i32")
     yield Build("neighbor_list rows", rows_kernel, signature, ROWS_CONFIG.blocks, ROWS_CONFIG)
+
+
+def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[Workload]:
+    """The search in a copper crystal of 108,000 atoms, or as many as have ``n_edges`` pairs; no width matters.
+
+    The numbers of neighbors are those of the lattice; entries are compared with what the written default lists, as the
+    order of a row is the same whatever the tile.
+    """
+    from fastff.kernels import tuning
+    from fastff.kernels.moment_potential.cases import build_lattice
+    from fastff.kernels.neighbor_list import op
+    from fastff.kernels.neighbor_list.kernels import LIST_SPACE
+    from fastff.kernels.neighbor_list.plan import assign_bins, make_frame
+
+    repeats = max(2, round((widths.get("n_edges", 5_616_000) / 216) ** (1 / 3)))
+    system = build_lattice("Cu", repeats, REACH, device, rattle=0.0)
+    frame = make_frame(system.cell.cpu().numpy(), (True, True, True))
+    bins = assign_bins(system.positions, frame, REACH)
+    keys, order = bins.keys.sort(stable=True)
+    search = op.prepare_search(bins, keys, order, order, frame, REACH)
+    matrix = op.provide_matrix(len(order), 64, bins.images, device, None)
+    matrix.entries.zero_()
+
+    def launch() -> tuple[Tensor, Tensor]:
+        op.launch_list(*search, matrix)
+        return matrix.counts, matrix.entries
+
+    def list_by_default() -> tuple[Tensor, Tensor]:
+        with tuning.override(LIST_SPACE.kernel, LIST_SPACE.default):
+            launch()
+        return system.matrix.counts.clone(), matrix.entries.clone()
+
+    yield Workload(LIST_SPACE, make_key(torch.float64), launch, list_by_default)

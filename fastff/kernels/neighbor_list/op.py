@@ -127,17 +127,12 @@ def _search_bins(
     finite = positions.isfinite().all()
     bins = assign_bins(positions, frame, reach)
     keys, order = bins.keys.sort(stable=True)
-    points = bins.wrapped[order]
     identity = torch.arange(n_atoms, device=device)
-    labels = identity if sort_atoms else order
-    scalars = torch.tensor([*frame.rows.flatten().tolist(), reach * reach], dtype=torch.float64)
-    n_bins = bins.shape[0] * bins.shape[1] * bins.shape[2]
-    starts = torch.searchsorted(keys, torch.arange(n_bins + 1, device=device))
-    search = (points, labels, keys, starts, scalars.to(device), bins)
+    search = prepare_search(bins, keys, order, identity if sort_atoms else order, frame, reach)
     if n_slots is None:
         n_slots = out.n_slots if out is not None else _guess_slots(n_atoms, reach, bins, frame)
     while True:
-        matrix = _provide(n_atoms, n_slots, bins.images, device, out)
+        matrix = provide_matrix(n_atoms, n_slots, bins.images, device, out)
         launch_list(*search, matrix)
         widest, good = _read_back(matrix.counts, finite)
         if not good:
@@ -173,12 +168,23 @@ def _search_all(
     widest = int(torch.bincount(receivers, minlength=1).max()) if n_atoms else 0
     if n_slots is None or widest > n_slots:
         n_slots = round_slots(widest)
-    matrix = _provide(n_atoms, n_slots, images, device, out)
+    matrix = provide_matrix(n_atoms, n_slots, images, device, out)
     reference.fill_rows(
         receivers, (senders << matrix.code_bits) | codes, matrix.entries, matrix.counts
     )
     matrix.translations.copy_(make_translations(torch.from_numpy(frame.rows), images).to(device))
     return NeighborList(matrix, order, wraps, images, frame)
+
+
+def prepare_search(
+    bins: Bins, keys: Tensor, order: Tensor, labels: Tensor, frame: Frame, reach: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Bins]:
+    """What :func:`launch_list` takes before the matrix, of atoms whose sorted ``keys`` are in ``order``."""
+    device = keys.device
+    scalars = torch.tensor([*frame.rows.flatten().tolist(), reach * reach], dtype=torch.float64)
+    n_bins = bins.shape[0] * bins.shape[1] * bins.shape[2]
+    starts = torch.searchsorted(keys, torch.arange(n_bins + 1, device=device))
+    return bins.wrapped[order], labels, keys, starts, scalars.to(device), bins
 
 
 def launch_list(
@@ -232,7 +238,7 @@ def _guess_slots(n_atoms: int, reach: float, bins: Bins, frame: Frame) -> int:
     return round_slots(int(1.1 * 4.19 * reach**3 * n_atoms / max(volume, 1.0)) + 8)
 
 
-def _provide(
+def provide_matrix(
     n_atoms: int, n_slots: int, images: int, device: torch.device, out: NeighborMatrix | None
 ) -> NeighborMatrix:
     """A matrix to write to: ``out`` if it has the size, the kind and room, else a new one."""

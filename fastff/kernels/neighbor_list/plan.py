@@ -26,9 +26,9 @@ MARGIN = 1e-6
 MAX_IMAGES = 256
 """Most images of the cell in reach along one direction; more are a mistake in the cell."""
 MAX_SHIFTS = 100_000
+"""Most images of the cell in reach altogether, likewise."""
 MAX_CODES = 4_000_000
 """Shifts up to the largest along every axis, which are all numbered on a device."""
-"""Most images of the cell in reach altogether, likewise."""
 
 
 @dataclass(frozen=True)

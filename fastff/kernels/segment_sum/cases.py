@@ -104,13 +104,21 @@ def list_builds() -> Iterator[Build]:
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
-    """Both kernels at the width of a model's channels; ``widths`` has ``n_channels`` (default 64)."""
+    """Both kernels at the width of a model's channels; ``widths`` has ``n_channels`` (default 64).
+
+    Of ``painn`` (without ``n_mixed``) also at that of vectors with as many channels.
+    """
+    n_channels = widths.get("n_channels", 64)
+    for factor in (1, 3) if "n_channels" in widths and "n_mixed" not in widths else (1,):
+        yield from _list_both(widths.get("n_edges", 5_200_000), factor * n_channels, device)
+
+
+def _list_both(n_rows: int, n_features: int, device: torch.device) -> Iterator[tuning.Workload]:
     from fastff.kernels.segment_sum import kernels
 
-    n_channels = widths.get("n_channels", 64)
-    n_segments = max(widths.get("n_edges", 5_200_000) // 52, 1)
-    values, pointers = _build(n_segments, (n_channels,), mean_length=52)(device, torch.float32)
-    key = tuning.make_key(torch.float32, features=n_channels)
+    n_segments = max(n_rows // 52, 1)
+    values, pointers = _build(n_segments, (n_features,), mean_length=52)(device, torch.float32)
+    key = tuning.make_key(torch.float32, features=n_features)
 
     def reference_sum() -> Tensor:
         return reference.segment_sum(values.double(), pointers)
