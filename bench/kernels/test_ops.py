@@ -1,7 +1,7 @@
 """Every generic op at production size: Triton against the eager reference and torch.compile of the reference.
 
 Here: values and input gradients, float32, in one run on one GPU; each is first compared with the float64 reference, and
-a red comparison is a failure, not a timing. Not here: models (``bench/kernels`` has suites of their own for those).
+a red comparison is a failure, not a timing. Not here: models (``test_models.py``).
 """
 
 from __future__ import annotations

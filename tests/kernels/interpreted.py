@@ -86,7 +86,7 @@ def test_keys_of_students_are_measured(cpu, monkeypatch):
 def test_workloads_of_tuning(name, cpu, monkeypatch):
     """Some candidates give the definition's numbers; in the interpreter that is about block sizes."""
     monkeypatch.setattr(list_cases, "REACH", 3.0)
-    widths = {"n_channels": 8, "n_hidden": 16, "n_radial": 5, "l_max": 1, "n_edges": 208}
+    widths = {"n_channels": 8, "n_hidden": 16, "n_radial": 5, "l_max": 1, "n_edges": 156}
     workloads = list(contract.list_workloads(widths, cpu, [name]))
     assert workloads
     for workload in workloads:

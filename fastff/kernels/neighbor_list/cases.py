@@ -5,6 +5,7 @@ Not here: structures of tests, which bring their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -58,12 +59,13 @@ def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[
     order of a row is the same whatever the tile.
     """
     from fastff.kernels import tuning
-    from fastff.kernels.moment_potential.cases import build_lattice
+    from fastff.kernels.moment_potential.cases import LATTICES, build_lattice
     from fastff.kernels.neighbor_list import op
     from fastff.kernels.neighbor_list.kernels import LIST_SPACE
     from fastff.kernels.neighbor_list.plan import assign_bins, make_frame
 
-    repeats = max(2, round((widths.get("n_edges", 5_616_000) / 216) ** (1 / 3)))
+    repeats = round((widths.get("n_edges", 5_616_000) / 216) ** (1 / 3))
+    repeats = max(repeats, math.ceil(REACH / LATTICES["Cu"][0]))
     system = build_lattice("Cu", repeats, REACH, device, rattle=0.0)
     frame = make_frame(system.cell.cpu().numpy(), (True, True, True))
     bins = assign_bins(system.positions, frame, REACH)
