@@ -192,14 +192,23 @@ def swap_sides(content, kind, whole):
             if isinstance(entry, dict | list):
                 swap(entry)
 
-    item = next(i for i in content["physics"]["items"] if i["kind"] == kind)
-    identity = json.loads(json.dumps(item["identity"]))
-    swap(item)
+    part = item(kind)(content)
+    identity = json.loads(json.dumps(part["identity"]))
+    swap(part)
     if not whole:
-        item["identity"] = identity
-    for quantity in item["quantities"]:
+        part["identity"] = identity
+    for quantity in part["quantities"]:
         if quantity["teacher"] is not None and quantity["student"] is None:
             quantity["teacher"], quantity["student"] = None, quantity["teacher"]
+
+
+def item(kind):
+    """The physical property of a kind."""
+    return lambda content: next(i for i in content["physics"]["items"] if i["kind"] == kind)
+
+
+def curves(kind):
+    return lambda content: item(kind)(content)["curves"]
 
 
 def exchange(kind, *, whole):

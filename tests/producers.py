@@ -19,13 +19,20 @@ from fastff.report.baselines import load_baseline
 from fastff.report.bench import run_bench
 from fastff.report.physics.derive import derive_quantities
 from fastff.report.physics.record import (
+    DiffusionCurve,
+    DiffusionItem,
     DimerCurve,
     DimerItem,
     ElasticItem,
     EosItem,
     LeftOut,
     NveItem,
+    PhononItem,
     PhysicsPart,
+    RdfCurve,
+    RdfItem,
+    StabilityItem,
+    StabilityRun,
     VacancyItem,
 )
 from fastff.report.plan import BenchPlan
@@ -126,6 +133,22 @@ def make_physics(teacher: dict[str, Any], student: dict[str, Any]) -> PhysicsPar
             teacher={"times": (0.0, 1.0, 2.0), "energies": (0.0, 0.1, 0.1)},
             student={"times": (0.0, 1.0, 2.0), "energies": (0.0, 0.2, 0.1)},
         ),
+        PhononItem(
+            title="phonons", description="", path=(0.0, 0.4, 1.0), marks=((0.0, "Γ"), (0.4, "X"), (1.0, "L")),
+            teacher=((0.0, 0.0), (3.0, 5.0), (4.0, 6.0)), student=((0.0, 0.0), (2.9, 5.2), (4.1, 5.8)),
+        ),
+        RdfItem(title="g(r)", description="", temperature=400.0, n_blocks=4, peak="first", curves=(RdfCurve(
+            pair="Cu-Cu", radii=(2.0, 2.5, 3.0, 3.5), teacher=(0.0, 2.5, 1.0, 0.8), teacher_error=(0.0, 0.1, 0.1, 0.1),
+            student=(0.0, 2.2, 1.2, 0.8), student_error=(0.0, 0.1, 0.1, 0.2),
+        ),)),
+        DiffusionItem(title="diffusion", description="", temperature=400.0, curves=(DiffusionCurve(
+            element="Cu", times=(0.0, 1.0, 2.0), teacher=(0.0, 2.0, 4.0), student=(0.0, 2.2, 4.4),
+            teacher_blocks=(0.30, 0.36), student_blocks=(0.35, 0.39),
+        ),)),
+        StabilityItem(title="stability", description="", time_step=2.0, runs=(
+            StabilityRun(temperature=500.0, n_steps=500, done=500),
+            StabilityRun(temperature=750.0, n_steps=500, done=400, reason="planted"),
+        )),
     )  # fmt: skip
     sides = {"teacher": teacher, "student": student}
     return PhysicsPart(
@@ -138,7 +161,7 @@ def make_physics(teacher: dict[str, Any], student: dict[str, Any]) -> PhysicsPar
             )
             for item in items
         ),
-        left_out=(LeftOut(title="Phonons", reason="planted errors need none"),),
+        left_out=(LeftOut(title="Surfaces", reason="planted errors need none"),),
     )
 
 

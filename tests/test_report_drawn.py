@@ -251,13 +251,15 @@ def test_speed_in_every_mode(look):
 
 
 def test_panel(look):
+    def judge(name, force, limiting, overall):
+        accuracy = {"force": force, "limiting": limiting, "overall": overall}
+        return SimpleNamespace(name=name, accuracy=accuracy)
+
     comparisons = [
-        SimpleNamespace(name=name, accuracy={"force": value})
-        for name, value in (("held-out frames", 0.97), ("strained", 0.8))
+        judge("held-out frames", 0.97, "force", 0.97),
+        judge("strained", 0.8, "energy", 0.6),
     ]
-    other = SimpleNamespace(
-        name="third", comparisons=[SimpleNamespace(name="strained", accuracy={"force": 0.5})]
-    )
+    other = SimpleNamespace(name="third", comparisons=[judge("strained", 0.5, "stress", -0.2)])
     axes = look(trust_figures.draw_panel, comparisons, [other], NOISE, 0.95)
     names = [label.get_text() for label in axes.get_yticklabels()]
     bars = {}
@@ -276,8 +278,18 @@ def test_panel(look):
     assert lines["noise floor"][0] == pytest.approx([99.8, 99.8])
     assert lines["required"][0] == pytest.approx([95.0, 95.0])
     assert read_colors(axes)["noise floor"] == TEACHER
-    assert {"97.0 %", "80.0 %", "50.0 %"} == {text.get_text() for text in axes.texts}
-    assert axes.get_xlabel() == "force accuracy (%)"
+    words = {text.get_text() for text in axes.texts}
+    assert words == {"97.0 %", "80.0 %, energy 60.0 %", "50.0 %, stress -20.0 %"}
+    # the lowest of all quantities where that is not the forces', at its side's bar
+    bar, other_bar = (
+        b for b in axes.patches if names[round(b.get_y() + b.get_height() / 2)] == "strained"
+    )
+    places = [b.get_y() + 0.5 * b.get_height() for b in (bar, other_bar)]
+    expect(lines["lowest of force, energy, stress"], [60.0, 0.0], places)
+    assert axes.get_xlabel() == "force accuracy (bars), lowest (marks), %"
+    axes.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
 
 
 CALIBRATION = CalibrationData(
@@ -397,6 +409,30 @@ def test_rdf(look):
         heights = vertices[vertices[:, 0] == 2, 1]
         assert (heights.min(), heights.max()) == pytest.approx((low, high))
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("distance (Å)", "g(r)")
+
+
+def test_rdf_of_every_pair_has_a_scale_of_its_own(look):
+    """The bond of a molecule is no reason for the other pairs to be flat lines."""
+    curves = [
+        RdfCurve(
+            pair=pair, radii=(1, 2, 3), teacher=None, teacher_error=None, student=(0.0, peak, 1.0),
+            student_error=(0.0, 0.1, 0.1),
+        )
+        for pair, peak in (("H-H", 2.5), ("H-O", 25.0), ("O-O", 3.0))
+    ]  # fmt: skip
+    item = RdfItem(**TEXT, temperature=300, n_blocks=4, curves=tuple(curves))
+    figure = look(physics_figures.draw_rdf, item).figure
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [
+        ["H-H"],
+        ["H-O"],
+        ["O-O"],
+    ]
+    for axes, curve in zip(figure.axes, curves, strict=True):
+        expect(read_lines(axes)["student"], [1, 2, 3], curve.student)
+        assert 0.6 < max(curve.student) / axes.get_ylim()[1] <= 1.0
+        assert axes.get_ylabel() == "g(r)"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["student"]
 
 
 def test_diffusion(look):

@@ -110,7 +110,11 @@ def test_physics(whole_record):
         for role in ("teacher", "student"):
             value = getattr(quantity, role)
             if value is not None and not row[role].startswith("<"):
-                assert float(row[role]) == pytest.approx(value, rel=1e-3)
+                errors = (
+                    getattr(quantity, f"{role}_error") is not None
+                )  # fewer digits beside an error
+                shown = float(row[role].split()[0])
+                assert shown == pytest.approx(value, rel=0.06 if errors else 1e-3)
 
 
 def test_baselines(whole_record):

@@ -131,6 +131,16 @@ def _verify_physics(record: BenchRecord) -> None:
             raise DataError(
                 f"physical properties, {item.title}: teacher and student are swapped, or not those of this record."
             )
+    frames = record.main.frames
+    if frames.source == "teacher-md" and frames.temperatures is not None:
+        middle = 0.5 * sum(frames.temperatures)
+        for item in part.items:
+            found = getattr(item, "temperature", None)
+            if found is not None and abs(found - middle) > 1.0:
+                raise DataError(
+                    f"physical properties, {item.title}: at {found:g} K, the middle of the held-out frames is "
+                    f"{middle:g} K: another unit, or edited."
+                )
     faults = verify_physics(part)
     if faults:
         raise DataError(f"physical properties: {faults[0]}: another unit, or edited.")

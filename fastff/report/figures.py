@@ -241,13 +241,16 @@ def draw_coverage(coverage: CoverageData) -> str:
     axes.step(middle, shells / max(shells.max(), 1e-30), where="mid", color=STUDENT, lw=1.0)
     if coverage.shortest_distance is not None:
         axes.axvline(coverage.shortest_distance, color=TEACHER, lw=0.9, ls=":")
+        left = (
+            coverage.shortest_distance > 0.35 * edges[-1]
+        )  # there is room for the words before the line
         axes.annotate(
             f"shortest {coverage.shortest_distance:.2f} Å", (coverage.shortest_distance, 0.97),
-            xycoords=("data", "axes fraction"), xytext=(-4, 0), textcoords="offset points",
-            ha="right", va="top", color=TEACHER, fontsize=7.5,
+            xycoords=("data", "axes fraction"), xytext=(-4 if left else 4, 0), textcoords="offset points",
+            ha="right" if left else "left", va="top", color=TEACHER, fontsize=7.5,
         )  # fmt: skip
     axes.set_xlim(0, edges[-1])
-    axes.set_ylim(0, 1.1)
+    axes.set_ylim(0, 1.15)
     axes.set_xlabel("pair distance (Å)")
     axes.set_ylabel("pairs / r² (scaled)")
     return drawing.render()

@@ -255,7 +255,11 @@ def _draw_trust(record: BenchRecord) -> list[Figure]:
             record.comparisons, record.baselines, record.teacher_noise, record.verdict.required
         )
         drawn.append(
-            (panel, "Force accuracy on every set of frames; negative values are shown as 0.")
+            (
+                panel,
+                "Force accuracy on every set of frames; marks where energy or stress is lower, which is then the "
+                "accuracy of that set; negative values are shown as 0.",
+            )
         )
     data = record.calibration
     if data is not None:

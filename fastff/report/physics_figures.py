@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastff.report.figures import INK, STUDENT, TEACHER, Drawing, styled
+from fastff.report.figures import HEIGHT, INK, STUDENT, TEACHER, Drawing, styled
 from fastff.report.physics.record import (
     AnyItem,
     DiffusionItem,
@@ -140,13 +140,17 @@ def _list_colors(count: int) -> list[Any]:
 
 @styled
 def draw_rdf(item: RdfItem) -> str:
-    """g(r) of every pair, one above the other."""
-    drawing = Drawing("physics-rdf", "Pair distributions, student and teacher")
-    axes = drawing.axes
+    """g(r) of every pair, one above the other, each on a scale of its own: bonds have peaks ten times as high."""
     shown = item.curves[:MOST_PAIRS]
-    top = max(max(*(c.teacher or ()), *c.student) for c in shown)
-    for number, curve in enumerate(shown):
-        shift = number * 0.75 * top
+    height = HEIGHT if len(shown) == 1 else 1.0 + 0.95 * len(shown)
+    drawing = Drawing("physics-rdf", "Pair distributions, student and teacher", height)
+    rows = [drawing.axes]
+    if len(shown) > 1:
+        drawing.axes.remove()
+        grid = drawing.figure.add_gridspec(len(shown), 1)
+        rows = [drawing.figure.add_subplot(grid[k]) for k in range(len(shown))]
+        drawing.axes = rows[0]
+    for axes, curve in zip(rows, shown, strict=True):
         r = np.array(curve.radii)
         for values, error, color, style, label in (
             (curve.teacher, curve.teacher_error, TEACHER, "-", "teacher"),
@@ -154,17 +158,20 @@ def draw_rdf(item: RdfItem) -> str:
         ):
             if values is None:
                 continue
-            g, width = np.array(values) + shift, 2.0 * np.array(error)
+            g, width = np.array(values), 2.0 * np.array(error)
             axes.fill_between(r, g - width, g + width, color=color, alpha=0.2, lw=0)
-            axes.plot(r, g, style, color=color, lw=1.1, label=label if number == 0 else None)
+            axes.plot(r, g, style, color=color, lw=1.1, label=label)
         axes.annotate(
-            curve.pair, (0.3, shift), xytext=(0, 3), textcoords="offset points", fontsize=7.5
+            curve.pair, (0.02, 0.9), xycoords="axes fraction", ha="left", va="top", fontsize=7.5
         )
-    axes.set_xlim(0.0, 6.0)
-    axes.set_xlabel("distance (Å)")
-    axes.set_ylabel("g(r), shifted" if len(shown) > 1 else "g(r)")
-    axes.legend(loc="upper left")
-    return drawing.render()  # fmt: skip
+        axes.set_xlim(0.0, 6.0)
+        axes.set_ylim(bottom=0.0)
+        axes.set_ylabel("g(r)")
+        axes.tick_params(labelbottom=axes is rows[-1])
+    rows[-1].set_xlabel("distance (Å)")
+    drawing.figure.align_ylabels(rows)
+    drawing.figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return drawing.render()
 
 
 @styled

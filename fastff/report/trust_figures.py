@@ -33,27 +33,44 @@ def draw_panel(
     noise: NoiseFloor | None,
     required: float | None,
 ) -> str:
-    """Force accuracy on every set of frames: student, baselines, the teacher's own floor."""
-    drawing = Drawing("panel", "Force accuracy inside and outside the training range")
+    """Accuracy on every set of frames: of forces, and the lowest of all quantities, beside the teacher's own floor."""
+    drawing = Drawing("panel", "Accuracy inside and outside the training range")
     axes = drawing.axes
-    sides = [("student", STUDENT, {c.name: c.accuracy["force"] for c in comparisons})]
+    sides = [("student", STUDENT, {c.name: c.accuracy for c in comparisons})]
     sides += [
-        (b.name, OTHERS[k % len(OTHERS)], {c.name: c.accuracy["force"] for c in b.comparisons})
+        (b.name, OTHERS[k % len(OTHERS)], {c.name: c.accuracy for c in b.comparisons})
         for k, b in enumerate(b for b in baselines if b.comparisons)
     ]
+    lowest: list[tuple[float, float]] = []
     height = 0.8 / len(sides)
     for row, comparison in enumerate(comparisons):
         for k, (label, color, values) in enumerate(sides):
-            value = values.get(comparison.name)
-            if value is None:
+            accuracy = values.get(comparison.name)
+            if accuracy is None:
                 continue
+            value = accuracy["force"]
             place = row + (k - 0.5 * (len(sides) - 1)) * height
             shown = max(100.0 * value, 0.0)
             axes.barh(place, shown, 0.9 * height, color=color, label=label if row == 0 else None)
+            words, end = format_percent(value), shown
+            # where that of the forces is the lowest, the bar says it
+            if accuracy["overall"] < value - 5e-4:
+                least = max(100.0 * accuracy["overall"], 0.0)
+                lowest.append((least, place))
+                words += f", {accuracy['limiting']} {format_percent(accuracy['overall'])}"
+                end = max(shown, least)
+            inside = (
+                shown > 60.0
+            )  # the words stand at the start of the bar, far from marks, or behind it
             axes.annotate(
-                format_percent(value), (shown, place), xytext=(-3, 0), textcoords="offset points",
-                ha="right" if shown > 12 else "left", va="center", fontsize=7, color="white" if shown > 12 else INK,
+                words, (0.0 if inside else end, place), xytext=(4, 0), textcoords="offset points", ha="left",
+                va="center", fontsize=7, color="white" if inside else INK,
             )  # fmt: skip
+    if lowest:
+        axes.plot(
+            *zip(*lowest, strict=True), "D", color="#ffd166", mec=INK, mew=0.5, ms=4.5,
+            label="lowest of force, energy, stress",
+        )  # fmt: skip
     if noise is not None:
         axes.axvline(
             100.0 * (1.0 - noise.force), color=TEACHER, lw=1.0, ls=":", label="noise floor"
@@ -64,7 +81,7 @@ def draw_panel(
     axes.set_yticks(range(len(names)), [n.replace(", ", ",\n") for n in names])
     axes.set_ylim(max(len(names) - 0.4, 1.2), -0.6)
     axes.set_xlim(0.0, 100.5)
-    axes.set_xlabel("force accuracy (%)")
+    axes.set_xlabel("force accuracy (bars), lowest (marks), %")
     axes.grid(visible=False, axis="y")
     handles, labels = axes.get_legend_handles_labels()
     drawing.figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=7)

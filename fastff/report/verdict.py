@@ -96,7 +96,9 @@ def format_bytes(value: int | None) -> str:
         return UNDEFINED
     if value < 2**20:
         return "< 1 MiB"
-    return f"{value / 2**30:.2g} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+    if value < 2**30:
+        return f"{value / 2**20:.0f} MiB"
+    return f"{value / 2**30:.2g} GiB" if value < 10 * 2**30 else f"{value / 2**30:.0f} GiB"
 
 
 def format_error(accuracy: Accuracy, quantity: str) -> str:

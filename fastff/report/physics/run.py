@@ -22,6 +22,7 @@ from fastff.distill.dynamics import draw_momenta
 from fastff.report.heldout import choose_time_step
 from fastff.report.physics import crystal as crystals
 from fastff.report.physics import dimers, endurance, motion
+from fastff.report.physics.axes import find_axis_faults
 from fastff.report.physics.derive import PropertyError, derive_quantities
 from fastff.report.physics.material import WORDS, Material, describe_material
 from fastff.report.physics.record import PhysicsPart
@@ -359,8 +360,10 @@ def count_replicas(
 
 
 def verify_physics(part: PhysicsPart) -> list[str]:
-    """What contradicts itself: quantities that do not follow from the curves beside them."""
-    faults = []
+    """What contradicts itself: axes that cannot be, quantities that do not follow from the curves beside them."""
+    faults = find_axis_faults(part)
+    if faults:  # nothing can be derived from such curves
+        return faults
     for item in part.items:
         try:
             expected = derive_quantities(item)
