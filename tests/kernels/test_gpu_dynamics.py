@@ -197,7 +197,7 @@ def test_lists_of_many_cells():
         batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(device)
         positions = torch.tensor(np.concatenate([p for p, _, _ in drawn])).to(device)
         cells = torch.tensor(np.array([c for _, c, _ in drawn])).to(device)
-        lists = DeviceLists(sizes, pbc, batch, 2.5)
+        lists = DeviceLists(sizes, pbc, batch, 8.0)
         with kernels.use(backend):
             lists.renew(positions, cells, range(len(sizes)))
             lists.renew(positions + 0.3 * torch.sin(5.0 * positions), cells, [1, 7, 20])
