@@ -14,9 +14,11 @@ Three parts, any of which ``--only`` picks:
   difference from the labels of the smallest number of devices.
 - ``md``: one independent ``fastff md`` per device at the same time, with the student of the last training.
 
-Efficiency is the rate over the number of devices, relative to one device. The record is written after every part; one
-that fails leaves its reason there and the others run. With ``--device cpu`` devices are processes
-on the CPU (gloo), which tests the script and measures nothing. The commit is read from git, or from ``FASTFF_COMMIT``.
+Efficiency is the rate over the number of devices, relative to one device. The record is written after every
+measurement; a part that fails leaves its reason there and the others run. ``--limit`` is a time for everything:
+whatever takes longer is ended, and nothing is begun after it; numbers of devices are measured in the order given. With
+``--device cpu`` devices are processes on the CPU (gloo), which tests the script and measures nothing. The commit is
+read from git, or from ``FASTFF_COMMIT``.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +41,30 @@ sys.path[0] = str(ROOT)  # in place of this folder, whose names are not for impo
 MODEL_NAME = "model.safetensors"
 
 
+class Rows(list[dict[str, Any]]):
+    """Measurements of one part, each printed and written as soon as it is there."""
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        super().__init__()
+        self._write = write
+
+    def note(self, row: dict[str, Any]) -> None:
+        """Append a measurement."""
+        self.append(row)
+        print(json.dumps(row), flush=True)
+        self._write()
+
+
+def set_limit(seconds: float) -> None:
+    """Raise TimeoutError after so many seconds, wherever this process is then."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"{seconds:g} seconds were over")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def add_efficiency(rows: list[dict[str, Any]], rate: str) -> None:
     """Rate of each row per device, relative to the row of one device."""
     single = [row[rate] for row in rows if row["devices"] == 1]
@@ -44,7 +72,7 @@ def add_efficiency(rows: list[dict[str, Any]], rate: str) -> None:
         row["efficiency"] = row[rate] / (row["devices"] * single[0]) if single else None
 
 
-def measure_training(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def measure_training(arguments: argparse.Namespace, rows: Rows) -> None:
     """Weak and strong scaling of training."""
     from fastff.distill.formats import read_labels
     from fastff.distill.split import split_frames
@@ -60,9 +88,8 @@ def measure_training(arguments: argparse.Namespace, rows: list[dict[str, Any]]) 
         for devices in arguments.devices:
             batch = arguments.batch_atoms * (devices if kind == "weak" else most)
             own.append(train_once(arguments, split, training, kind, devices, batch))
-            rows.append(own[-1])
-            print(json.dumps(rows[-1]), flush=True)
-        add_efficiency(own, "frames_per_second")
+            add_efficiency(own, "frames_per_second")
+            rows.note(own[-1])
 
 
 def train_once(
@@ -85,6 +112,7 @@ def train_once(
         cutoff=arguments.cutoff,
         n_steps=arguments.steps,
         batch_atoms=batch,
+        optimizer=arguments.optimizer,
         n_validations=2,
         patience=99,
         device=arguments.device,
@@ -96,7 +124,9 @@ def train_once(
         seen.append((progress.step, time.perf_counter()))
 
     out = arguments.out / f"train-{kind}-{devices}"
+    start = time.perf_counter()
     result = train_student(training, split.validation, settings, out, on_step=note)
+    wall = time.perf_counter() - start
     warm = next((entry for entry in seen if entry[0] >= 0.1 * arguments.steps), seen[0])
     (first, start), (last, end) = warm, seen[-1]
     size = choose_batch_size(training, batch, devices)
@@ -104,19 +134,21 @@ def train_once(
     save_model(arguments.out / MODEL_NAME, result.student, {})
     return {
         "scaling": kind,
+        "optimizer": arguments.optimizer,
         "devices": devices,
         "batch_frames": size,
         "n_train": len(training),
         "n_steps": result.n_steps,
         "frames_per_second": size * (last - first) / (end - start),
         "seconds": round(result.seconds, 2),
+        "wall_seconds": round(wall, 1),
         "test_accuracy": {
             name: getattr(accuracy, name) for name in ("overall", "force", "energy", "stress")
         },
     }
 
 
-def measure_labelling(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def measure_labelling(arguments: argparse.Namespace, rows: Rows) -> None:
     """Labels of the same structures from 1, 2, ... processes."""
     structures = rattle_structures(arguments)
     for devices in arguments.devices:
@@ -139,9 +171,8 @@ def measure_labelling(arguments: argparse.Namespace, rows: list[dict[str, Any]])
         row["atoms_per_frame"] = row.pop("n_atoms") / row["n_frames"]
         for name, value in (("with_cold_batches", found[1]), ("frames_per_second", found[2])):
             row[name] = 1e3 / (float(value) * row["atoms_per_frame"])
-        rows.append(row)
-        print(json.dumps(row), flush=True)
-    add_efficiency(rows, "frames_per_second")
+        add_efficiency([*rows, row], "frames_per_second")
+        rows.note(row)
 
 
 def rattle_structures(arguments: argparse.Namespace) -> Path:
@@ -191,7 +222,7 @@ def compare_labels(path: Path, reference: Path) -> dict[str, Any]:
     }
 
 
-def measure_dynamics(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def measure_dynamics(arguments: argparse.Namespace, rows: Rows) -> None:
     """Replicas that run at the same time, one on each device."""
     for devices in arguments.devices:
         folders = [arguments.out / f"md-{devices}" / str(k) for k in range(devices)]
@@ -210,25 +241,41 @@ def measure_dynamics(arguments: argparse.Namespace, rows: list[dict[str, Any]]) 
                     command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
                 )
             )
-        texts = [process.communicate()[0].decode() for process in running]
+        try:
+            texts = [process.communicate()[0].decode() for process in running]
+        except TimeoutError:
+            for process in running:
+                process.kill()
+                process.wait()
+            raise
         for process, text in zip(running, texts, strict=True):
             if process.returncode != 0:
                 raise SystemExit(f"fastff md ended with code {process.returncode}:\n{text[-2000:]}")
         records = [json.loads((folder / "run.json").read_text()) for folder in folders]
         rates = [record["steps_of_this_process"] / record["seconds"] for record in records]
-        rows.append({"devices": devices, "steps_per_second": rates, "total": sum(rates)})
-        print(json.dumps(rows[-1]), flush=True)
-    add_efficiency(rows, "total")
+        row: dict[str, Any] = {"devices": devices, "steps_per_second": rates, "total": sum(rates)}
+        add_efficiency([*rows, row], "total")
+        rows.note(row)
 
 
 def run(command: list[str]) -> str:
-    """Output of a program that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise SystemExit(
-            f"{' '.join(command[2:5])} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
-    return done.stdout + done.stderr
+    """Output of a program that must succeed; where time runs out, all its processes end with it."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        text, _ = process.communicate()
+    except TimeoutError:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command[2:5])} failed:\n{text[-4000:]}")
+    return text
 
 
 PARTS = {"train": measure_training, "label": measure_labelling, "md": measure_dynamics}
@@ -247,10 +294,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="numbers of devices")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument("--limit", type=float, help="seconds in all")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--scalings", nargs="+", default=["weak", "strong"])
     parser.add_argument("--labels", type=Path, help="to train on")
     parser.add_argument("--student", default="m2")
+    parser.add_argument("--optimizer", default="soap", choices=["soap", "adamw"])
     parser.add_argument("--cutoff", type=float, default=5.0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-atoms", type=int, default=8192, help="of each device")
@@ -265,7 +314,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "multi-gpu")
     parser.add_argument("--record", type=Path, help="store the record here")
     arguments = parser.parse_args()
-    arguments.devices = sorted(set(arguments.devices))
+    if arguments.limit:
+        set_limit(arguments.limit)
+    arguments.devices = list(dict.fromkeys(arguments.devices))
     arguments.out.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = {"what": "training, labelling and dynamics on several devices"}
     record["gpus"] = describe_devices() if arguments.device != "cpu" else []
@@ -275,16 +326,22 @@ def main() -> None:
     target = arguments.record or arguments.out / "record.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     failed: dict[str, str] = {}
+    record["failed"] = failed
+
+    def write() -> None:
+        target.write_text(json.dumps(record, indent=1) + "\n")
+
     for part in arguments.only:
-        rows: list[dict[str, Any]] = []
+        record[part] = rows = Rows(write)
         try:
             PARTS[part](arguments, rows)
         except (Exception, SystemExit) as error:  # the other parts are worth having
             failed[part] = f"{type(error).__name__}: {error}"
             print(f"{part} failed: {failed[part]}", flush=True)
-        record[part] = rows
-        record["failed"] = failed
-        target.write_text(json.dumps(record, indent=1) + "\n")
+            if isinstance(error, TimeoutError):
+                break
+        finally:
+            write()
     for part in PARTS:
         for row in record.get(part, []):
             kind = f" {row['scaling']}" if "scaling" in row else ""

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from emt_frames import label_by_emt, make_alloys, make_mixed
 
-from fastff.distill import checkpoints
+from fastff.distill import checkpoints, train
 from fastff.distill.callbacks import AveragedWeights
 from fastff.distill.module import DistillationModule
-from fastff.distill.train import TrainSettings, train_student
+from fastff.distill.train import TrainSettings
 
 SETTINGS = {"cutoff": 4.0, "batch_atoms": 14, "n_validations": 6, "device": "cpu", "patience": 1}
 SETTINGS |= {
@@ -33,7 +35,23 @@ def hash_parameters(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def main(out: Path, devices: int, optimizer: str) -> None:
+@contextmanager
+def students_in(precision: str) -> Iterator[None]:
+    """Students of ``float64`` instead, for what hangs on rounding."""
+    prepare = train.prepare_student
+
+    def prepare_other(*arguments: Any) -> Any:
+        student, statistics = prepare(*arguments)
+        return student.to(getattr(torch, precision)), statistics
+
+    train.prepare_student = prepare_other
+    try:
+        yield
+    finally:
+        train.prepare_student = prepare
+
+
+def main(out: Path, devices: int, optimizer: str = "adamw", precision: str = "float32") -> None:
     torch.set_num_threads(1)
     seen: dict[str, Any] = {"frames": [], "written": [], "averages": []}
     step, write, end = (
@@ -60,7 +78,9 @@ def main(out: Path, devices: int, optimizer: str) -> None:
     AveragedWeights.on_train_end = watch_end  # type: ignore[method-assign]
     settings = TrainSettings(**{**SETTINGS, "devices": devices, "optimizer": optimizer})  # type: ignore[arg-type]
     validation = label_by_emt(make_alloys(5, seed=9))
-    result = train_student(make_mixed(), validation, settings, out)
+    with students_in(precision):
+        result = train.train_student(make_mixed(), validation, settings, out)
+    torch.save(result.student.state_dict(), out / f"student-{seen['rank']}.pt")
     seen |= {
         "student": hash_parameters(result.student),
         "curve": result.learning_curve,
@@ -70,4 +90,4 @@ def main(out: Path, devices: int, optimizer: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), *(sys.argv[3:] or ["adamw"]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ddp_probe import SETTINGS
+from ddp_probe import SETTINGS, students_in
 from emt_frames import label_by_emt, make_alloys, make_mixed
 
+from fastff.distill import ranks
 from fastff.distill.data import build_loader, choose_batch_size, prepare_frames
 from fastff.distill.launch import JOB_NAME, read_job, write_job
-from fastff.distill.ranks import check_group, place_trainer
+from fastff.distill.ranks import check_group, place_trainer, share_cores
 from fastff.distill.resident import ResidentBatches
 from fastff.distill.train import TrainProgress, TrainSettings, prepare_student, train_student
 from fastff.errors import DataError, UsageError
@@ -121,6 +122,22 @@ def test_two_processes_agree_with_the_usual_optimiser(
     assert end == pytest.approx(one.learning_curve[-1]["accuracy"], abs=0.2 * (end - begin))
 
 
+@pytest.mark.slow
+def test_the_usual_optimiser_makes_of_two_processes_what_it_makes_of_one(
+    frames: list[Frame], validation: list[Frame], tmp_path: Path
+) -> None:
+    """Without rounding: gradients are averaged before the update, and bases are turned alike, many times over."""
+    run_torchrun(tmp_path / "two", "soap", "float64")
+    with students_in("float64"):
+        one = train_student(
+            frames, validation, replace(ONE, optimizer="soap"), tmp_path / "one"
+        ).student
+    for rank in (0, 1):
+        other = torch.load(tmp_path / "two" / f"student-{rank}.pt")
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(other[name], value, rtol=0.0, atol=1e-8)
+
+
 def list_processes(folder: Path) -> list[int]:
     """Running processes that have this folder in their command line."""
     found = []
@@ -166,11 +183,11 @@ def test_processes_are_started_ended_and_resumed(
 @pytest.mark.slow
 def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) -> None:
     code = f"""
-import ddp_probe as p
+import ddp_probe as p; from fastff.distill.train import train_student
 from pathlib import Path
 settings = p.TrainSettings(**{{**p.SETTINGS, "n_steps": 10**5, "patience": 10**6, "devices": 2}})
 frames = p.make_mixed()
-p.train_student(frames, frames[:5], settings, Path({str(tmp_path)!r}), on_step=lambda now: print(now.step, flush=True))
+train_student(frames, frames[:5], settings, Path({str(tmp_path)!r}), on_step=lambda now: print(now.step, flush=True))
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     parent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
@@ -317,6 +334,18 @@ def test_launchers_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
         assert check_group(4, 2)
         patch.setenv("SLURM_JOB_NAME", "interactive")
         assert check_group(1, 1)
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment says goes first, of OpenMP and of SLURM, which binds each task to its own cores."""
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ranks, "count_cores", lambda: 64)
+    assert [share_cores(n) for n in (1, 4, 5, 100)] == [64, 16, 12, 1]
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
+    assert share_cores(4) == 8
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert share_cores(4) == 3
 
 
 def test_devices_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -272,6 +272,7 @@ def test_two_processes_share_the_work_and_survive_a_kill(copper_file: Path, tmp_
     text = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 0, text
     assert text.count("verdict") == 1
+    assert re.search(r"evaluations of \d+ atoms in all, about", " ".join(text.split())), text
     assert "holds 20 frames" in text
     said = " ".join(text.split())
     assert f"{20 - found} frames labelled" in said
@@ -280,6 +281,24 @@ def test_two_processes_share_the_work_and_survive_a_kill(copper_file: Path, tmp_
     with LabelStore(out) as store:
         hashes = [hash_structure(frame.atoms) for frame in store.read()]
     assert hashes == [hash_structure(job.atoms) for job in read_jobs([copper_file])[:20]]
+
+
+@pytest.mark.slow
+def test_other_processes_do_not_wait_for_the_self_check(copper_file: Path, tmp_path: Path) -> None:
+    """The second labels while the first still measures the teacher."""
+    parts = tmp_path / "labels.h5.parts"
+    arguments = ["cu.xyz", "--teacher", "ase:slow_teacher:SlowEMT", "--out", "labels.h5"]
+    arguments += ["--batch-atoms", "2", "--device", "cpu", "--devices", "2"]
+    process = start(arguments, tmp_path, 0.3)
+    deadline = time.time() + 120
+    while not count_frames(parts / "2-of-2.h5") and process.poll() is None:
+        assert time.time() < deadline
+        time.sleep(0.02)
+    first = count_frames(parts / "1-of-2.h5")
+    os.killpg(process.pid, signal.SIGKILL)
+    text = process.communicate()[0].decode()
+    assert count_frames(parts / "2-of-2.h5") > 0, text
+    assert first == 0
 
 
 def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Path) -> None:

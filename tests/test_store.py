@@ -80,6 +80,39 @@ def test_frames_come_back_bit_equal(tmp_path: Path) -> None:
         assert file["frames/frames/energy"].shape == (150,)
 
 
+def test_frames_far_apart_are_read_as_those_side_by_side(tmp_path: Path) -> None:
+    frames = [make_frame(seed, 3 + seed % 4) for seed in range(60)]
+    with LabelStore(tmp_path / "labels.h5", "a", teacher=TEACHER) as store:
+        store.append(frames)
+        for chosen in ([7], [9, 8, 10, 8], [0, 59, 30], [3, 5, 7], []):
+            for index, frame in zip(chosen, store.read(chosen), strict=True):
+                assert_same(frame, frames[index])
+
+
+def test_room_is_made_once_and_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many frames as were announced change data only; what is too much is gone once the file is closed."""
+    frames = [make_frame(seed) for seed in range(300)]
+    path = tmp_path / "labels.h5"
+    with LabelStore(path, "a", teacher=TEACHER) as store:
+        store.append(frames[:10])
+        store.reserve(290, 290 * 5)
+        inode = path.stat().st_ino
+        for start in range(10, 300, 50):
+            store.append(frames[start : start + 50])
+        assert path.stat().st_ino == inode
+        store.reserve(1000, 5000)
+        room = path.stat().st_size
+        monkeypatch.setattr("fastff.distill.store.MOST_RESERVED", 10)
+        store.reserve(10**9, 10**9)  # no disk is filled for a job without end
+        assert path.stat().st_size == room
+    assert path.stat().st_size < 0.5 * room
+    with LabelStore(path) as store:
+        for own, other in zip(store.read(), frames, strict=True):
+            assert_same(own, other)
+        with pytest.raises(UsageError, match="opened for reading"):
+            store.reserve(1, 1)
+
+
 def test_known_structures_are_not_stored_twice(tmp_path: Path) -> None:
     frames = [make_frame(seed) for seed in range(6)]
     moved = make_frame(2)

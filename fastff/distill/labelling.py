@@ -138,12 +138,14 @@ class Labeller:
                 pending.append(job)
             seen.add(key)
         self.plan = self._make_plan(len(jobs), pending)
+        self._n_pending_atoms = sum(len(job.atoms) for job in pending)
         self.batches = batch_jobs(pending, settings.batch_atoms)
         self._n_done = 0
         self._cold = 0, 0.0  # atoms and seconds of the first batches
         self._n_batches = 0
         self._unstored: list[tuple[Frame, bool]] = []  # with whether it is held out
         self._stored_at = time.perf_counter()
+        self._reserved = False
 
     def _make_plan(self, n_frames: int, pending: Sequence[LabelJob]) -> LabelPlan:
         copies = 1 if self.settings.hessian_step is None else 3
@@ -169,17 +171,11 @@ class Labeller:
 
     def measure(self) -> LabelPlan:
         """Label the first batch, or two if the teacher is cold, and return the plan with the time it takes."""
-        start, n_timed = time.perf_counter(), 0
         try:
             for _ in range(min(COLD_BATCHES, len(self.batches))):
-                before = self.report.n_atoms
-                start = time.perf_counter()
                 self.label_batch(self.batches.pop(0))
-                n_timed = self.report.n_atoms - before
         finally:
             self.store_labels()
-        if n_timed:
-            self.plan = replace(self.plan, seconds_per_atom=(time.perf_counter() - start) / n_timed)
         return self.plan
 
     def run(self) -> LabelReport:
@@ -194,6 +190,7 @@ class Labeller:
     def label_batch(self, jobs: Sequence[LabelJob]) -> None:
         """Label some jobs, and store all that is not stored yet if :data:`STORE_EVERY` seconds have passed.
 
+        The first batches tell how long the plan will take.
         If the process is killed, what is not stored is labelled again by the next run; :meth:`store_labels` is to be
         called in the end, also where a batch has failed.
         """
@@ -203,11 +200,13 @@ class Labeller:
         if time.perf_counter() - self._stored_at >= STORE_EVERY:
             self._write()
         copies = 1 if self.settings.hessian_step is None else 3
-        self.report.n_atoms += copies * sum(len(job.atoms) for job in jobs)
-        self.report.seconds += time.perf_counter() - start
+        n_atoms, seconds = copies * sum(len(job.atoms) for job in jobs), time.perf_counter() - start
+        self.report.n_atoms += n_atoms
+        self.report.seconds += seconds
         self._n_batches += 1
         if self._n_batches <= COLD_BATCHES:
             self._cold = self.report.n_atoms, self.report.seconds
+            self.plan = replace(self.plan, seconds_per_atom=seconds / max(n_atoms, 1))
         elif self.report.seconds > self._cold[1]:
             n_warm = self.report.n_atoms - self._cold[0]
             self.report.warm_rate = n_warm / (self.report.seconds - self._cold[1])
@@ -222,6 +221,9 @@ class Labeller:
 
     def _write(self) -> None:
         labelled, self._unstored = self._unstored, []
+        if labelled and not self._reserved:
+            self.store.reserve(self.plan.n_pending, self._n_pending_atoms)
+            self._reserved = True
         for flag in (False, True):
             frames = [frame for frame, held_out in labelled if held_out == flag]
             if frames:

@@ -26,6 +26,7 @@ import numpy as np
 import fastff.errors
 from fastff.checkpoint import write_atomically
 from fastff.distill.content import hash_structure
+from fastff.distill.ranks import share_cores
 from fastff.distill.rows import pack_frames, unpack_frame
 from fastff.errors import FastFFError
 from fastff.labels import Frame
@@ -99,7 +100,7 @@ def run_workers(
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={n_processes}", "-m", "fastff.distill.worker", str(folder)]
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    threads = str(share_cores(n_processes))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
     failure: FastFFError | None = None
     log_path = folder / LOG_NAME

@@ -151,9 +151,13 @@ def copy_rows(old: h5py.File, new: h5py.File, counts: Capacity) -> None:
 
 
 def sync_file(file: h5py.File) -> None:
-    """Force everything written so far to disk."""
+    """Force everything written so far to disk.
+
+    Where space was there before, a sync of the data alone leaves the journal of the file system, which all processes
+    that write to it wait for, out of it; it takes a tenth of the time.
+    """
     file.flush()
-    os.fsync(file.id.get_vfd_handle())
+    getattr(os, "fdatasync", os.fsync)(file.id.get_vfd_handle())
 
 
 def sync_folder(folder: Path) -> None:

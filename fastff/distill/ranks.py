@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from fastff.errors import UsageError
+from fastff.report.provenance import count_cores
 
 
 def count_processes() -> int:
@@ -83,6 +84,15 @@ def check_launched(devices: int, nodes: int, *, labels_exist: bool) -> None:
             f"a launcher started {count_processes()} processes that would wait for the teacher; label first with "
             "`fastff label`, then train with --labels"
         )
+
+
+def share_cores(n_processes: int) -> int:
+    """Threads for each of several processes of this machine: what the environment says, or its part of the cores."""
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        said = os.environ.get(name, "")
+        if said.isdigit() and int(said) > 0:
+            return int(said)
+    return max(1, count_cores() // n_processes)
 
 
 def place_trainer(device: str, devices: int = 1, nodes: int = 1) -> dict[str, Any]:

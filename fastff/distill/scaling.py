@@ -9,6 +9,7 @@ is found and not labelled again.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -23,10 +24,10 @@ from torch.utils.data import DataLoader
 
 from fastff.distill.callbacks import quiet_lightning
 from fastff.distill.jobs import LabelJob, take_shard
-from fastff.distill.label_report import LabelReport
+from fastff.distill.label_report import COLD_BATCHES, LabelReport
 from fastff.distill.labelling import Labeller, LabelListener, LabelSettings
 from fastff.distill.merging import MergeReport, merge_labels
-from fastff.distill.ranks import gather_from_ranks
+from fastff.distill.ranks import gather_from_ranks, share_cores
 from fastff.distill.store import LabelStore
 from fastff.errors import UsageError
 
@@ -53,6 +54,7 @@ class LabelModule(lightning.LightningModule):
         self._load, self._jobs, self._examples = load, jobs, examples
         self._out, self._settings, self._listener = out, settings, listener
         self.labeller: Labeller | None = None
+        self._n_batches = 0
 
     def setup(self, stage: str) -> None:
         """Load this process's teacher on its own device and open its own label file."""
@@ -69,11 +71,9 @@ class LabelModule(lightning.LightningModule):
             known=find_stored([self._out, *sorted(folder.glob("*.h5"))], own, teacher),
             on_batch=self._listener.on_batch if rank == 0 else lambda done, total: None,
         )
+        self._n_batches = len(self.labeller.batches)
         if rank == 0:
             self._listener.on_teacher(teacher)
-            if check := self.labeller.check_teacher(self._examples):
-                self._listener.on_check(check)
-            self._listener.on_plan(self.labeller.measure())
 
     def predict_dataloader(self) -> Any:
         """The batches that are left to this process."""
@@ -87,11 +87,20 @@ class LabelModule(lightning.LightningModule):
         """Structures stay where they are."""
         return batch
 
-    def predict_step(self, batch: list[LabelJob], *_: Any) -> int:
-        """Label and store one batch; return how many frames that were."""
+    def predict_step(self, batch: list[LabelJob], batch_idx: int) -> int:
+        """Label and store one batch; return how many frames that were.
+
+        The first process measures the teacher and tells the plan here, after the last point where the others wait.
+        """
         assert self.labeller is not None
+        first = self.trainer.is_global_zero
+        if first and batch_idx == 0 and (check := self.labeller.check_teacher(self._examples)):
+            self._listener.on_check(check)
         if batch:
             self.labeller.label_batch(batch)
+        if first and batch_idx + 1 == min(COLD_BATCHES, max(self._n_batches, 1)):
+            self.labeller.store_labels()
+            self._listener.on_plan(self.labeller.plan)
         return len(batch)
 
     def close(self) -> None:
@@ -163,6 +172,9 @@ def _predict(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    threads = share_cores(trainer.num_devices)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that are started now
     try:
         trainer.predict(module, return_predictions=False)
     finally:

@@ -52,6 +52,10 @@ from fastff.errors import DataError, UsageError
 from fastff.labels import Frame
 
 INITIAL_FRAMES = 64
+MOST_RESERVED = 2**20
+"""Atoms, and frames, for which :meth:`LabelStore.reserve` makes room at once; about 100 MB."""
+MOST_GAPS = 4
+"""Atoms read for each one that is asked for, at most, where frames are read together."""
 
 _Result = TypeVar("_Result")
 
@@ -242,6 +246,25 @@ class LabelStore:
             quarantined=tuple(reason for _, _, reason in batches["quarantine"]),
         )
 
+    def reserve(self, n_frames: int, n_atoms: int) -> None:
+        """Make room for frames that are expected, so that the file is not copied as it grows.
+
+        Raises
+        ------
+        UsageError
+            The store was opened for reading.
+        """
+        self._require_writable()
+        more = min(n_frames, MOST_RESERVED), min(n_atoms, MOST_RESERVED)
+        capacity = {group: self._capacity(group) for group in GROUPS}
+        stored = self._counts["frames"]
+        capacity["frames"] = tuple(  # type: ignore[assignment]
+            max(have, count + extra)
+            for have, count, extra in zip(capacity["frames"], stored, more, strict=True)
+        )
+        if any(self._capacity(group) != capacity[group] for group in GROUPS):
+            self._guard("write", lambda: self._replace_file(self._header, capacity))
+
     def note(self, **facts: Any) -> None:
         """Store facts about the labels, such as the teacher's self-check; they must be JSON-able.
 
@@ -356,18 +379,23 @@ class LabelStore:
         }
 
     def _read_group(self, name: str, indices: Sequence[int] | None) -> list[tuple[Frame, str]]:
-        n_frames, n_atoms = self._counts[name]
+        n_frames = self._counts[name][0]
         frames = self._guard("read", lambda: read_rows(self._frames(name), slice(0, n_frames)))
         chosen = range(n_frames) if indices is None else [int(index) for index in indices]
-        if indices is None:
-            atoms = self._guard("read", lambda: read_rows(self._atoms(name), slice(0, n_atoms)))
+        starts = frames["first_atom"].astype(int)
+        ends = starts + frames["n_atoms"].astype(int)
+        low = min((starts[index] for index in chosen), default=0)
+        high = max((ends[index] for index in chosen), default=0)
+        together = high - low <= MOST_GAPS * sum(ends[index] - starts[index] for index in chosen)
+        if together:
+            atoms = self._guard("read", lambda: read_rows(self._atoms(name), slice(low, high)))
         result = []
         for index in chosen:
-            start = int(frames["first_atom"][index])
-            rows = slice(start, start + int(frames["n_atoms"][index]))
-            if indices is not None:
-                atoms = read_rows(self._atoms(name), rows)
-                rows = slice(0, rows.stop - rows.start)
+            start, end = starts[index], ends[index]
+            rows = slice(start - low, end - low)
+            if not together:
+                atoms = read_rows(self._atoms(name), slice(start, end))
+                rows = slice(0, end - start)
             if compute_crc(frames, atoms, index, rows) != int(frames["crc"][index]):
                 raise DataError(f"{self.path} is damaged: wrong checksum of frame {index} ({name})")
             frame = unpack_frame(frames, atoms, index, rows)
