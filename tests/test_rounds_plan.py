@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import nn
 
-from fastff.distill.ladder import Ladder, Trained, replay_frames
+from fastff.distill.ladder import Ladder, Trained, choose_settings, replay_frames
 from fastff.distill.request import build_request
 from fastff.distill.roundlog import GateRow, read_rows, write_rows
 from fastff.distill.roundplan import (
@@ -145,7 +145,9 @@ class FakeLadder(Ladder):
 
     known: dict[str, tuple[float, float]] = {}  # noqa: RUF012
 
-    def train(self, name: str, split: Any, label: str, *, start: Any = None) -> Trained:
+    def train(
+        self, name: str, split: Any, label: str, *, start: Any = None, grow: bool = False
+    ) -> Trained:
         self.attempts[name] = self.known[name][0]
         result: Any = None
         return Trained(name, result, make_accuracy(self.known[name][0]), self.known[name][1])
@@ -187,3 +189,15 @@ def test_every_student_tried_counts_in_the_time(
     frame = Frame(bulk("Cu"), Labels(0.0, np.zeros((1, 3)), None), "x", 0, 300.0, 0)
     ladder.climb(Split([frame], [frame], []))
     assert ladder.seconds == 30.0
+
+
+def test_before_rounds_no_more_steps_than_the_data_are_worth() -> None:
+    frame = Frame(bulk("Cu"), Labels(0.0, np.zeros((1, 3)), None), "x", 0, 300.0, 0)
+    split = Split([frame] * 100, [frame], [])
+
+    def count(n_steps: int | None, grow: bool) -> int:
+        request = build_request(labels="x.xyz", n_steps=n_steps)
+        return choose_settings(request, "m1", split, "cpu", grow=grow).n_steps
+
+    assert [count(n, False) for n in (None, 30, 30_000)] == [2000, 30, 30_000]
+    assert [count(n, True) for n in (None, 30, 30_000)] == [2000, 30, 2000]

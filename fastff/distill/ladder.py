@@ -88,11 +88,20 @@ class Ladder:
     seconds: float = 0.0
 
     def train(
-        self, name: str, split: Split, label: str, *, start: Student | None = None
+        self,
+        name: str,
+        split: Split,
+        label: str,
+        *,
+        start: Student | None = None,
+        grow: bool = False,
     ) -> Trained:
-        """Train one student, from scratch or from the weights of ``start``; ``label`` names its folder."""
+        """Train one student, from scratch or from the weights of ``start``; ``label`` names its folder.
+
+        ``grow``: data will still come, and no more steps are taken than these data are worth.
+        """
         settings = replace(
-            choose_settings(self.request, name, split, self.device),
+            choose_settings(self.request, name, split, self.device, grow=grow),
             devices=self.devices,
             nodes=self.nodes,
             conservative=self.conservative,
@@ -143,7 +152,7 @@ class Ladder:
         for name in names:
             if best is not None and self._is_enough(best, grow):
                 break
-            trained = self.train(name, split, name + suffix)
+            trained = self.train(name, split, name + suffix, grow=grow)
             if best is None or trained.validation.overall > best.validation.overall:
                 best = trained
         assert best is not None
@@ -188,21 +197,24 @@ def replay_frames(old: Sequence[Frame], new: Sequence[Frame]) -> list[Frame]:
 
 
 def choose_settings(
-    request: DistillRequest, architecture: str, split: Split, device: str
+    request: DistillRequest, architecture: str, split: Split, device: str, *, grow: bool = False
 ) -> TrainSettings:
     """Training settings of one student.
 
     Where the request leaves the number of steps open, it is thirty passes over the atoms on a CPU and ten times as
-    many on a GPU, and at least 2,000 steps.
+    many on a GPU, and at least 2,000 steps. Where data will still come (``grow``), that is the most it may be.
     """
     n_atoms = sum(len(frame.atoms) for frame in split.train)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     batch_atoms = request.batch_atoms or (2048 if on_gpu else 512)
     passes = (300 if on_gpu else 30) * n_atoms // batch_atoms
+    n_steps = int(np.clip(passes, 2000, 50000))
+    if request.n_steps is not None:
+        n_steps = min(request.n_steps, n_steps) if grow else request.n_steps
     return TrainSettings(
         architecture=architecture,
         cutoff=request.cutoff,
-        n_steps=request.n_steps or int(np.clip(passes, 2000, 50000)),
+        n_steps=n_steps,
         batch_atoms=batch_atoms,
         learning_rate=request.learning_rate,
         hessian_weight=request.hessian_weight,
