@@ -159,8 +159,8 @@ class Recipe:
             options=self.request.teacher_options,
         )
 
-    @cached_property
-    def student(self) -> Any:
+    def load_student(self) -> Any:
+        """The finished student, on the device."""
         from fastff.checkpoint import load_model
         from fastff.distill.ladder import pick_torch_device
 
@@ -205,7 +205,7 @@ class Recipe:
         out = self.folder / "run"
         listener = Listener(
             on_trained=lambda name, result, found: print(name, found.overall, flush=True),
-            rounds=RoundsListener(on_gate=lambda row: print(row, flush=True)),
+            rounds=RoundsListener(on_gate=print_gate),
         )
         outcome = distill(
             self.request,
@@ -229,14 +229,14 @@ class Recipe:
         from bench.recipes_measures import judge_afresh
 
         seconds = self.arguments.accuracy_seconds
-        return judge_afresh(self.model, self.student, self.teacher, self.seeds, seconds)
+        return judge_afresh(self.model, self.load_student(), self.teacher, self.seeds, seconds)
 
     def endure(self, number: int) -> Row:
         """Long dynamics at the highest temperature (0), or a tenth of it at 1.5 times that (1)."""
         from bench.recipes_measures import measure_endurance
 
         return measure_endurance(
-            self.student,
+            self.load_student(),
             self.plan.cells,
             self.request.temperatures[1] * (1.0, 1.5)[number],
             self.plan.dynamics[0].settings.timestep,
@@ -250,7 +250,7 @@ class Recipe:
         from bench.recipes_measures import compare_pairs
 
         return compare_pairs(
-            self.student,
+            self.load_student(),
             self.teacher,
             self.plan.cells,
             self.request.temperatures[1],
@@ -292,6 +292,14 @@ class Recipe:
             "pieces": {piece["date"]: piece for piece in self.clock.pieces},
             "provenance": collect_provenance().model_dump(mode="json"),
         }
+
+
+def print_gate(row: Any) -> None:
+    """One line of the log: what a gate found."""
+    found = {name: round(accuracy.overall, 4) for name, accuracy in row.accuracy.items()}
+    print(
+        f"gate {row.round} after {row.evaluations} evaluations: {found}, {row.decision}", flush=True
+    )
 
 
 def find_recipe(name: str) -> Path:

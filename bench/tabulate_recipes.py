@@ -28,9 +28,9 @@ def tabulate_recipes(folder: Path = FOLDER) -> list[str]:
         "dynamics of the teacher beyond the range of temperatures, and strained. Replicas of eight that failed, in "
         "dynamics of the length given, at the highest temperature T and at 1.5 T. Largest difference of a pair "
         "distribution from the teacher's, and what two equal systems would differ by for that pair. "
-        "GPU time is that of labels, training and rounds:",
+        "The time is that of labels, training and rounds together:",
         "",
-        "| recipe | student | evaluations, GPU time | teacher-driven | student-driven | 1.5 T | ±5 % strain "
+        "| recipe | student | evaluations, time | teacher-driven | student-driven | 1.5 T | ±5 % strain "
         "| failed at T | at 1.5 T | pair distributions | GPU, commit |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -71,8 +71,8 @@ def show_beyond(groups: dict[str, dict[str, Any]], part: str) -> str:
 
 def show_endurance(row: dict[str, Any]) -> str:
     """Replicas that failed, and how long the others ran if that is not what was wanted."""
-    short = "" if row["ps"] >= row["wanted_ps"] else f" of {row['wanted_ps']:.0f} wanted"
-    return f"{row['n_failed']} of {row['n_replicas']} in {row['ps']:.0f} ps{short} ({row['temperature']:.0f} K)"
+    short = "" if row["ps"] >= row["wanted_ps"] else f" of {row['wanted_ps']:.3g} wanted"
+    return f"{row['n_failed']} of {row['n_replicas']} in {row['ps']:.3g} ps{short} ({row['temperature']:.0f} K)"
 
 
 def show_pairs(rows: list[dict[str, Any]]) -> str:
