@@ -1,4 +1,4 @@
-"""Which job of ``study.py`` runs when, where and for how many steps. Not here: what a job does."""
+"""Which job of ``study.py`` or ``recipes.py`` runs when, where and for how many steps. Not here: what a job does."""
 
 from __future__ import annotations
 
@@ -32,10 +32,13 @@ class Task:
 
 
 class Pool:
-    """Runs tasks at the same time, the longest first, each on the GPU with the least to do."""
+    """Runs tasks at the same time, the longest first, each on the GPU with the least to do.
 
-    def __init__(self, arguments: argparse.Namespace, end: float) -> None:
-        self.arguments, self.end = arguments, end
+    A child runs ``script`` with the words of this process, then its own.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, end: float, script: Path = SCRIPT) -> None:
+        self.arguments, self.end, self.script = arguments, end, script
         self.logs = arguments.out / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
 
@@ -86,7 +89,7 @@ class Pool:
             visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
             environment["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
         with (self.logs / f"{task.name}.log").open("ab") as log:
-            command = [sys.executable, str(SCRIPT), *sys.argv[1:], *task.words]
+            command = [sys.executable, str(self.script), *sys.argv[1:], *task.words]
             return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 

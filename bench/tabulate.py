@@ -15,6 +15,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parent))  # last: this folder has namesakes of packages
 
+from tabulate_recipes import tabulate_recipes
 from tabulate_reports import tabulate_reports
 from tabulate_speed import (
     RESULTS,
@@ -131,6 +132,7 @@ def render() -> str:
     blocks = (
         tabulate_students(),
         tabulate_reports(),
+        tabulate_recipes(),
         tabulate_study(),
         tabulate_kernels(),
         tabulate_ops(),

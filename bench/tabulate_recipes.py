@@ -1,0 +1,85 @@
+"""README's table of recipes, from records of ``bench/recipes.py``.
+
+Here: one row a recipe. Not here: other tables, and where they go (``tabulate.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tabulate_speed import RESULTS
+
+from fastff.report.verdict import format_percent
+
+FOLDER = RESULTS / "recipes"
+
+
+def tabulate_recipes(folder: Path = FOLDER) -> list[str]:
+    """Accuracy, endurance and pair distributions of every recipe that has a record; empty if none has."""
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not records:
+        return []
+    lines = [
+        "Recipes of `train/`, run and measured by `python bench/recipes.py`; records `bench/results/recipes/*.json`. "
+        "Forces, energy, stress on frames never trained on: of the teacher's dynamics and of the student's own, "
+        "both as the recipe's own verdict gives them; then the smallest of the three, or of those defined, on fresh "
+        "dynamics of the teacher beyond the range of temperatures, and strained. Replicas of eight that failed, in "
+        "dynamics of the length given, at the highest temperature T and at 1.5 T. Largest difference of a pair "
+        "distribution from the teacher's, and what two equal systems would differ by for that pair. "
+        "The time is that of labels, training and rounds together:",
+        "",
+        "| recipe | student | evaluations, time | teacher-driven | student-driven | 1.5 T | ±5 % strain "
+        "| failed at T | at 1.5 T | pair distributions | GPU, commit |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [f"| {' | '.join(describe_recipe(record))} |" for record in records]
+    return lines
+
+
+def describe_recipe(record: dict[str, Any]) -> list[str]:
+    """Cells of one row."""
+    groups = {row["group"]: row for row in record["accuracy"]}
+    student, where = record["student"], record["provenance"]
+    minutes = record["seconds"]["distillation"] / 60.0
+    return [
+        f"`{record['recipe']}`",
+        f"`{student['architecture']}`, {student['cutoff']:g} Å",
+        f"{record['evaluations_of_teacher']:,}, {minutes:.1f} min",
+        *(show_three(groups.get(name)) for name in ("teacher-driven", "student-driven")),
+        *(show_beyond(groups, part) for part in ("highest temperature", "strained")),
+        *(show_endurance(row) for row in record["endurance"]),
+        show_pairs(record["pairs"]),
+        f"{(where['gpu'] or 'no GPU').removeprefix('NVIDIA ')}, {(where['commit'] or '?')[:7]}",
+    ]
+
+
+def show_three(row: dict[str, Any] | None) -> str:
+    """Force, energy and stress accuracy."""
+    if row is None:
+        return "–"
+    return ", ".join(format_percent(row[key]) for key in ("force", "energy", "stress"))
+
+
+def show_beyond(groups: dict[str, dict[str, Any]], part: str) -> str:
+    """The smallest accuracy of the group whose name holds ``part``."""
+    return next(
+        (format_percent(row["overall"]) for name, row in groups.items() if part in name), "–"
+    )
+
+
+def show_endurance(row: dict[str, Any]) -> str:
+    """Replicas that failed, and how long the others ran if that is not what was wanted."""
+    short = "" if row["ps"] >= row["wanted_ps"] else f" of {row['wanted_ps']:.3g} wanted"
+    return f"{row['n_failed']} of {row['n_replicas']} in {row['ps']:.3g} ps{short} ({row['temperature']:.0f} K)"
+
+
+def show_pairs(rows: list[dict[str, Any]]) -> str:
+    """The pair that differs most."""
+    found = [row for row in rows if "difference" in row]
+    if not found:
+        return rows[0]["fault"] if rows else "–"
+    worst = max(found, key=lambda row: row["difference"])
+    noise = "" if worst["noise"] is None else f" (noise {format_percent(worst['noise'])})"
+    return f"{format_percent(worst['difference'])}{noise}, {worst['pair']}, {worst['kind']}"
