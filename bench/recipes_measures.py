@@ -19,6 +19,7 @@ import numpy as np
 from fastff.checkpoint import write_atomically
 from fastff.distill.cells import SampleCell, classify_cell
 from fastff.distill.explore import ExploreSettings, Walker, explore
+from fastff.distill.ladder import choose_evenly
 from fastff.report.judging import Run, ignore_progress, judge_dynamics
 from fastff.report.metrics import Accuracy
 from fastff.report.physics.derive import PropertyError, derive_quantities
@@ -144,7 +145,7 @@ def measure_endurance(
     student : Student
         On the device to be used.
     cells : sequence of SampleCell
-        Replicas start from these in turn.
+        Replicas start from these in turn, from some of them where there are more.
     temperature : float
         K.
     timestep : float
@@ -158,7 +159,8 @@ def measure_endurance(
     """
     moving = copy.deepcopy(student)
     moving.uncertainty = None  # nothing is decided by it, and every look would measure it
-    starts = [cells[k % len(cells)].atoms for k in range(N_REPLICAS)]
+    chosen = choose_evenly(cells, N_REPLICAS)
+    starts = [chosen[k % len(chosen)].atoms for k in range(N_REPLICAS)]
     check = max(1, round(CHECK / timestep))
     n_steps = check * max(1, round(1000.0 * picoseconds / timestep / check))
     state = Endurance.read(path, starts)

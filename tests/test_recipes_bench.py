@@ -160,6 +160,22 @@ def test_the_clock_adds_up_what_processes_took(program: ModuleType, tmp_path: Pa
     assert [piece["gpu"] for piece in second.pieces] == [first.piece["gpu"]] * 2
 
 
+def test_what_has_a_record_is_not_run_again(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench import study_schedule
+
+    found: list[Any] = []
+    monkeypatch.setattr(
+        study_schedule.Pool, "run", lambda self, tasks, n: found.extend(tasks) or []
+    )
+    (tmp_path / "cuau-sevennet.json").touch()
+    names = ["cuau-sevennet", "nacl-sevennet", str(tmp_path / "own.yaml")]
+    program.run_all(Namespace(recipes=names, out=tmp_path, seconds=60.0, gpus=2))
+    assert [task.name for task in found] == ["nacl-sevennet", "own"]
+    assert Path(found[0].words[1]).is_file()
+
+
 @pytest.mark.slow
 def test_a_recipe_leaves_a_record_that_makes_a_row(
     program: ModuleType, measures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
