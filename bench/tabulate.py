@@ -52,6 +52,7 @@ MATERIALS = {
     "cuau": "Cu-Au alloy, 300-1600 K",
     "nacl": "NaCl and its melt, 200-1900 K",
     "si": "Si and its melt, 200-2600 K",
+    "si-more": "the same with 6,432 frames of a student's own dynamics (`bench/study_more.py`)",
     "tio2": "TiO2 rutile, 300-2000 K",
     "water": "water, 280-700 K",
 }
@@ -98,16 +99,17 @@ def has_usual_sizes(row: dict[str, Any]) -> bool:
 
 def tabulate_study() -> list[str]:
     """Students of one study: accuracy on trajectories that were never trained on."""
-    record = read_result("study", "7net-0-h200.json")
-    where = record["provenance"]
-    rows = [row for row in record["students"] if has_usual_sizes(row)]
+    records = [read_result("study", f"{name}.json") for name in ("7net-0-h200", "si-more-h200")]
+    where = [record["provenance"] for record in records]
+    found = [row for record in records for row in record["students"] if has_usual_sizes(row)]
+    rows = sorted(found, key=lambda row: list(MATERIALS).index(row["system"]))
     least, most = (choose(row["seconds"] for row in rows) for choose in (min, max))
     lines = [
         "Students of SevenNet-0 by material, size and cut-off, trained on some thousand frames of its dynamics and "
-        f"close contacts in {least:.0f} to {most:.0f} s each, several at a time on one GPU, and judged on trajectories "
+        f"close contacts in {least:.0f} to {most:.0f} s each, most of them with others on one GPU, and judged on trajectories "
         "that were never trained on. Rows of more steps were trained again at half the rate "
         "([why](docs/distillation.md#training)); SOAP where nothing else is said. "
-        f"{where['gpu']}, commits {where['commit']}, {where['date'][:10]}:",
+        f"{where[0]['gpu']}, commits {', '.join(w['commit'] for w in where)}, {where[-1]['date'][:10]}:",
         "",
         "| material | student | cut-off | forces | energy | stress | force MAE | steps, rate | trained, tested on |",
         "|---|---|---|---|---|---|---|---|---|",

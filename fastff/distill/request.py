@@ -84,7 +84,7 @@ class DistillRequest(BaseModel):
     n_steps: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=5e-3, gt=0.0, le=1.0)
     batch_atoms: int | None = Field(default=None, ge=1)
-    patience: int = Field(default=6, ge=1)
+    patience: int = Field(default=10, ge=1)
     stop_at: float | None = Field(default=None, gt=0.0, lt=1.0)
     seed: int = Field(default=0, ge=0)
 

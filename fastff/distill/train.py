@@ -102,7 +102,7 @@ class TrainSettings:
     conservative: bool = True
     ema_decay: float = 0.995
     n_validations: int = 20
-    patience: int = 6
+    patience: int = 10
     stop_at: float | None = None
     seed: int = 0
     device: str = "auto"
