@@ -6,8 +6,9 @@ Run from the root of the repository on a GPU, for example
 
 Walkers start like the replicas of ``study_labels.py`` (liquids are melted first), in batched dynamics of the student: a
 teacher drives some picoseconds in the time in which the student reaches hundreds of structures that have forgotten each
-other. New frames belong to three trajectories behind all others, which are places that are trained on: validation and
-test frames stay those of ``LABELS``.
+other. One structure in ten is labelled once more with atoms pushed together, so that the share of close contacts among
+all frames stays what it was. New frames belong to three trajectories behind all others, which are places that are
+trained on: validation and test frames stay those of ``LABELS``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path[:] = [
     *(entry for entry in sys.path if entry != HERE),
 ]  # its names are not for import
 
-from bench.study_labels import MAX_FORCE, describe_run  # noqa: E402
+from bench.study_labels import CONTACT_RANGE, MAX_CONTACT_FORCE, MAX_FORCE, describe_run  # noqa: E402
 from bench.study_systems import SYSTEMS, System, build_start, list_replicas  # noqa: E402
 from bench.study_training import HELD_OUT  # noqa: E402
 
@@ -42,6 +43,8 @@ N_TRAJECTORIES = 3
 """Of new frames; see :func:`place_frames`."""
 BATCH = 256
 """Structures labelled at a time."""
+PRESSED_EVERY = 10
+"""Of the structures, every which one also comes with close contacts."""
 
 
 def start_walkers(system: System, student: Student, total: int, seed: int) -> list[Walker]:
@@ -90,6 +93,19 @@ def find_structures(
     ]
 
 
+def press_structures(found: list[tuple[Any, float]], seed: int) -> list[tuple[Any, float]]:
+    """Some of the structures with pairs of atoms pushed together, those of the first study's range in turn."""
+    from fastff.distill.cells import press_pairs
+
+    rng, chosen = np.random.default_rng(seed), found[::PRESSED_EVERY]
+    fractions = np.resize(np.linspace(*CONTACT_RANGE, 8), len(chosen))
+    pressed = [
+        (press_pairs(atoms, float(fraction), rng), temperature)
+        for (atoms, temperature), fraction in zip(chosen, fractions, strict=True)
+    ]
+    return [(atoms, temperature) for atoms, temperature in pressed if atoms is not None]
+
+
 def place_frames(labelled: list[Frame], last: int) -> list[Frame]:
     """Put frames on :data:`N_TRAJECTORIES` trajectories after ``last``, by turns.
 
@@ -117,7 +133,7 @@ def check_places(n_trajectories: int) -> None:
         )
 
 
-def label_structures(found: list[tuple[Any, float]], teacher: Teacher) -> list[Frame]:
+def label_structures(found: list[tuple[Any, float]], teacher: Teacher, source: str) -> list[Frame]:
     """Frames of structures, in batches of the teacher."""
     from fastff.labels import Frame
 
@@ -126,7 +142,7 @@ def label_structures(found: list[tuple[Any, float]], teacher: Teacher) -> list[F
         part = found[first : first + BATCH]
         labels = teacher.label([atoms for atoms, _ in part])
         frames += [
-            Frame(atoms, label, "student-md", 0, temperature, 0)
+            Frame(atoms, label, source, 0, temperature, 0)
             for (atoms, temperature), label in zip(part, labels, strict=True)
         ]
     return frames
@@ -164,19 +180,23 @@ def main() -> None:
     found = find_structures(system, student, arguments)
     print(f"{len(found)} structures after {time.perf_counter() - started:.0f} s", flush=True)
     teacher = load_teacher(arguments.teacher, device=str(device))
-    new = place_frames(label_structures(found, teacher), max(trajectories))
+    pressed = press_structures(found, arguments.seed)
+    labelled = label_structures(found, teacher, "student-md")
+    labelled += label_structures(pressed, teacher, "close-contact")
+    new = place_frames(labelled, max(trajectories))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with LabelStore(arguments.out, "a", teacher=teacher.info) as store:
         store.note(
             study={
                 "system": system.name, "driven_by": str(arguments.model.name), "new_frames": len(new),
                 "spacing_fs": arguments.spacing, "equilibration_fs": arguments.equilibration,
-                "walkers": arguments.walkers, "seed": arguments.seed,
+                "walkers": arguments.walkers, "seed": arguments.seed, "close_contacts": len(pressed),
             },
             provenance=describe_run(collect_provenance),
         )  # fmt: skip
         store.append(old, force_limit=np.inf)
-        store.append(new, force_limit=MAX_FORCE)
+        store.append(new[: len(found)], force_limit=MAX_FORCE)
+        store.append(new[len(found) :], force_limit=MAX_CONTACT_FORCE)
         print(
             f"{len(store)} frames, {len(new)} of them new, after {time.perf_counter() - started:.0f} s"
         )

@@ -106,8 +106,8 @@ def tabulate_study() -> list[str]:
     least, most = (choose(row["seconds"] for row in rows) for choose in (min, max))
     lines = [
         "Students of SevenNet-0 by material, size and cut-off, trained on some thousand frames of its dynamics and "
-        f"close contacts in {least:.0f} to {most:.0f} s each, most of them with others on one GPU, and judged on trajectories "
-        "that were never trained on. Rows of more steps were trained again at half the rate "
+        f"close contacts in {least:.0f} to {most:.0f} s each, most of them with others on one GPU, and judged on "
+        "trajectories that were never trained on. Rows of more steps were trained again at half the rate "
         "([why](docs/distillation.md#training)); SOAP where nothing else is said. "
         f"{where[0]['gpu']}, commits {', '.join(w['commit'] for w in where)}, {where[-1]['date'][:10]}:",
         "",

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from ase.build import bulk
+from ase.neighborlist import neighbor_list
 from programs import load_program
 
 from fastff.models import configure_student
@@ -222,3 +225,15 @@ def test_replicas_of_the_study_start_apart_from_each_other(systems: ModuleType) 
             assert (atoms.numbers == other.numbers).all()  # archives hold them once
             distances = atoms.get_all_distances(mic=True)
             assert distances[distances > 0].min() > 0.9
+
+
+def test_one_structure_in_ten_comes_with_close_contacts() -> None:
+    from bench.study_labels import CONTACT_RANGE
+    from bench.study_more import press_structures
+
+    atoms = bulk("Si", cubic=True) * 2
+    pressed = press_structures([(atoms, 300.0 + k) for k in range(80)], seed=0)
+    assert [temperature for _, temperature in pressed] == [300.0 + k for k in range(0, 80, 10)]
+    shortest = [neighbor_list("d", one, 3.0).min() for one, _ in pressed]
+    bond = neighbor_list("d", atoms, 3.0).min()
+    np.testing.assert_allclose(shortest, bond * np.linspace(*CONTACT_RANGE, 8), rtol=1e-6)
