@@ -12,7 +12,14 @@ from fastff.report.markdown import DYNAMICS, tabulate_accuracy, tabulate_dynamic
 from fastff.report.record import verify_record
 from fastff.report.schema import compute_digest
 from fastff.report.spread import QUANTITIES
-from fastff.report.tables import PATHS, tabulate_baselines, tabulate_paths, tabulate_physics
+from fastff.report.tables import (
+    LAUNCHED_ONE_BY_ONE,
+    PATHS,
+    describe_paths,
+    tabulate_baselines,
+    tabulate_paths,
+    tabulate_physics,
+)
 from fastff.report.verdict import format_percent
 from fastff.units import EV_PER_A3_TO_GPA
 
@@ -185,3 +192,24 @@ def test_a_slower_student_is_called_slower(whole_record):
     # a later wording is held to its figures alone
     later = record.model_copy(update={"verdict": record.verdict.model_copy(update={"wording": 99})})
     verify_record(later.model_copy(update={"digest": compute_digest(later)}))
+
+
+def test_every_series_says_what_it_includes(whole_record):
+    lines = dict(line.split(": ", 1) for line in describe_paths(whole_record))
+    for curve in whole_record.speed:
+        assert curve.includes in lines[PATHS[curve.mode]]
+    page = render_report(whole_record)
+    assert all(line in page for line in lines.values() if "<" not in line and "'" not in line)
+
+
+def test_lists_of_old_records_say_that_their_kernels_were_not_replayed(whole_record):
+    def describe(device):
+        curves = [
+            c.model_copy(update={"device": device, "includes": LAUNCHED_ONE_BY_ONE})
+            for c in whole_record.speed
+            if c.mode == "model-list"
+        ]
+        return describe_paths(whole_record.model_copy(update={"speed": tuple(curves)}))
+
+    assert "one by one" in describe("cuda")[0]
+    assert "one by one" not in describe("cpu")[0]

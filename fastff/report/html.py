@@ -35,7 +35,13 @@ from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import SpeedCurve
-from fastff.report.tables import STATUS_WORDS, tabulate_baselines, tabulate_paths, tabulate_physics
+from fastff.report.tables import (
+    STATUS_WORDS,
+    describe_paths,
+    tabulate_baselines,
+    tabulate_paths,
+    tabulate_physics,
+)
 from fastff.report.verdict import (
     UNDEFINED,
     describe_ratio,
@@ -99,6 +105,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         physics_table=tabulate_physics(record),
         physics_figures=_draw_physics(record),
         paths_table=tabulate_paths(record),
+        paths_notes=describe_paths(record),
         data_figures=_draw_data(record),
         model_facts=_list_model_facts(record),
         provenance_facts=_list_provenance(record),

@@ -12,6 +12,7 @@ from fastff.report.speed import Mode, SpeedPoint, convert_to_ns_per_day, find_ra
 from fastff.report.tables import (
     STATUS_WORDS,
     Table,
+    describe_paths,
     tabulate_baselines,
     tabulate_paths,
     tabulate_physics,
@@ -231,7 +232,8 @@ def write_tables(record: BenchRecord) -> str:
         parts.append(f"{sentence(curve.includes)}; median (10 to 90 % of the calls):")
         parts.append(format_markdown(speed))
         parts.append(_escape(describe_teacher(record)))
-        parts.append("Where the time goes, medians:")
+        parts.append("Where the time goes, medians of what each column includes:")
+        parts.append("\n".join(f"- {_escape(line)}" for line in describe_paths(record)))
         parts.append(format_markdown(tabulate_paths(record)))
     if dynamics[1]:
         parts.append(

@@ -105,6 +105,39 @@ def tabulate_paths(record: BenchRecord) -> Table:
     return headings, rows
 
 
+LAUNCHED_ONE_BY_ONE = "neighbor list made anew, energy, forces and virial; no transfers of results"
+"""What list and model include in records whose kernels were launched one by one there, and replayed elsewhere."""
+
+REPEATED_CALL = (
+    "with fused kernels a student evaluates moved atoms twice, with the list it has, which the same graph finds too "
+    "old, and with the new one"
+)
+
+
+def describe_paths(record: BenchRecord) -> list[str]:
+    """What each series of :func:`tabulate_paths` includes, as its curves say, by calculator where they differ."""
+    lines = []
+    for mode, name in PATHS.items():
+        included: dict[str, list[str]] = {}
+        for curve in record.speed:
+            if curve.mode == mode:
+                words = curve.includes
+                if words == LAUNCHED_ONE_BY_ONE and curve.device.startswith("cuda"):
+                    words += "; kernels launched one by one, while other series replay a graph: too slow by that"
+                included.setdefault(words, []).append(curve.label)
+        texts = [
+            words if len(included) == 1 else f"{', '.join(dict.fromkeys(labels))}: {words}"
+            for words, labels in included.items()
+        ]
+        if mode == "ase-call" and any(
+            c.role == "student" and c.device.startswith("cuda") for c in record.speed
+        ):
+            texts.append(REPEATED_CALL)
+        if texts:
+            lines.append(f"{name}: {'; '.join(texts)}.")
+    return lines
+
+
 def _describe_inside(call: SpeedPoint | None) -> str:
     """What stands for list and model of a calculator that makes its list inside the ASE call: that call."""
     if call is None or call.status != "measured":
