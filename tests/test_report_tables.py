@@ -9,6 +9,7 @@ from producers import edit
 
 from fastff.report.html import _list_tiles, render_report
 from fastff.report.markdown import DYNAMICS, tabulate_accuracy, tabulate_dynamics, tabulate_speed
+from fastff.report.physics.derive import derive_quantities
 from fastff.report.record import verify_record
 from fastff.report.schema import compute_digest
 from fastff.report.spread import QUANTITIES
@@ -122,6 +123,22 @@ def test_physics(whole_record):
                 )  # fewer digits beside an error
                 shown = float(row[role].split()[0])
                 assert shown == pytest.approx(value, rel=0.06 if errors else 1e-3)
+
+
+def test_drifts_are_shown_with_their_times_and_without_percentage(whole_record):
+    """Both are next to nothing: 0.033 and 0.052 meV/atom/ps are no difference of 58 %."""
+    found = next(item for item in whole_record.physics.items if item.kind == "nve")
+    short = found.student.model_copy(update={"times": tuple(0.5 * t for t in found.student.times)})
+    item = found.model_copy(update={"student": short})
+    item = item.model_copy(update={"quantities": derive_quantities(item)})
+    part = whole_record.physics.model_copy(update={"items": (item,)})
+    rows = read(tabulate_physics(whole_record.model_copy(update={"physics": part})))
+    assert [row["quantity"].split()[0] for row in rows] == ["drift", "fluctuation"]
+    for row in rows:
+        assert row["teacher"].endswith(" (over 2 ps)")
+        assert row["student"].endswith(" (over 1 ps)")
+        assert row["difference"] == ""
+    assert any(row["difference"].endswith("%") for row in read(tabulate_physics(whole_record)))
 
 
 def test_baselines(whole_record):

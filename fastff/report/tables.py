@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastff.report.physics.derive import compare_quantity
+from fastff.report.physics.record import NveItem
 from fastff.report.verdict import (
     UNDEFINED,
     format_count,
@@ -19,7 +20,7 @@ from fastff.report.verdict import (
 
 if TYPE_CHECKING:
     from fastff.report.kernels import KernelRecord, KernelRow
-    from fastff.report.physics.record import Quantity
+    from fastff.report.physics.record import EnergyTrace, Quantity
     from fastff.report.schema import BenchRecord
     from fastff.report.speed import SpeedPoint
 
@@ -154,9 +155,12 @@ def format_number(value: float | None, error: float | None) -> str:
     return f"{value:.3g} ± {error:.1g}"
 
 
-def describe_difference(quantity: Quantity) -> str:
-    """Student over teacher in percent, where both are there and neither is next to nothing."""
-    difference = compare_quantity(quantity)
+def describe_difference(quantity: Quantity, kind: str = "") -> str:
+    """Student over teacher in percent, where both are there and neither is next to nothing.
+
+    None for conservation of energy: what is compared there is next to nothing on both sides, over times of their own.
+    """
+    difference = None if kind == "nve" else compare_quantity(quantity)
     return "" if difference is None else f"{100.0 * difference:+.1f} %"
 
 
@@ -168,17 +172,26 @@ def tabulate_physics(record: BenchRecord) -> Table:
             student = format_number(q.student, q.student_error)
             if q.teacher is None and q.student_error is not None:
                 student = f"{q.student:.2g} (noise {q.student_error:.2g})"
+            teacher = format_number(q.teacher, q.teacher_error)
+            if isinstance(item, NveItem):
+                teacher = teacher + _describe_duration(item.teacher)
+                student = student + _describe_duration(item.student)
             rows.append(
                 [
                     item.title,
                     q.name,
                     q.unit,
-                    format_number(q.teacher, q.teacher_error),
+                    teacher,
                     student,
-                    describe_difference(q),
+                    describe_difference(q, item.kind),
                 ]
             )
     return ["property", "quantity", "unit", "teacher", "student", "difference"], rows
+
+
+def _describe_duration(trace: EnergyTrace | None) -> str:
+    """Over how long a line was fitted; nothing without a trace."""
+    return "" if trace is None else f" (over {trace.times[-1] - trace.times[0]:.3g} ps)"
 
 
 def describe_kernels(record: KernelRecord) -> str:
