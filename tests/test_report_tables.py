@@ -211,6 +211,37 @@ def test_a_slower_student_is_called_slower(whole_record):
     verify_record(later.model_copy(update={"digest": compute_digest(later)}))
 
 
+def test_offsets_that_were_taken_out_are_said(whole_record):
+    """A student may be right about all forces and off by a constant for a composition that it never saw."""
+    from fastff.report.markdown import describe_offsets, write_tables
+
+    (name, value), *_ = sorted(
+        whole_record.main.read_accuracy().energy_offsets.items(), key=lambda entry: -abs(entry[1])
+    )
+    words = f"{name} {1e3 * value:+.3g} meV/atom"
+    assert words in describe_offsets(whole_record)
+    assert words in render_report(whole_record)
+    assert words in write_tables(whole_record)
+
+
+def test_errors_of_the_student_alone_are_no_noise(whole_record):
+    def part_from(content):
+        curve = next(i for i in content["physics"]["items"] if i["kind"] == "rdf")["curves"][0]
+        curve.update(teacher=None, teacher_error=None)
+
+    record = edit(whole_record, part_from, "measured")
+    item = next(i for i in record.physics.items if i.kind == "rdf")
+    item = item.model_copy(update={"quantities": derive_quantities(item)})
+    part = record.physics.model_copy(update={"items": (item,)})
+    (row,) = read(tabulate_physics(record.model_copy(update={"physics": part})))
+    assert (row["teacher"], row["student"].split()[1]) == ("–", "±")
+    both = [
+        r for r in read(tabulate_physics(whole_record)) if "difference of g(r)" in r["quantity"]
+    ]
+    assert both
+    assert all("(noise " in r["student"] for r in both)
+
+
 def test_every_series_says_what_it_includes(whole_record):
     lines = dict(line.split(": ", 1) for line in describe_paths(whole_record))
     for curve in whole_record.speed:

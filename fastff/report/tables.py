@@ -170,7 +170,7 @@ def tabulate_physics(record: BenchRecord) -> Table:
     for item in record.physics.items if record.physics is not None else ():
         for q in item.quantities:
             student = format_number(q.student, q.student_error)
-            if q.teacher is None and q.student_error is not None:
+            if q.name.endswith("difference of g(r)") and q.student_error is not None:
                 student = f"{q.student:.2g} (noise {q.student_error:.2g})"
             teacher = format_number(q.teacher, q.teacher_error)
             if isinstance(item, NveItem):
