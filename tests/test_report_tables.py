@@ -101,7 +101,9 @@ def test_simulated_time(whole_record):
             c for c in whole_record.speed if (c.label, c.mode) == (row["calculator"], mode)
         )
         point = curve.find(size)
-        seconds = point.median if mode == "ase-call" else point.mean
+        # of uneven blocks, as on a busy machine, the median counts
+        median = mode == "ase-call" or point.counts == "median"
+        seconds = point.median if median else point.mean
         assert parse_time(row["time"]) == close(seconds)
         steps = 86400.0 / parse_time(row["time"])
         nanoseconds = float(row[f"ns/day, {time_step:g} fs"])
