@@ -213,3 +213,22 @@ def curves(kind):
 
 def exchange(kind, *, whole):
     return lambda content: swap_sides(content, kind, whole)
+
+
+def convert(place, *keys, by):
+    """Both sides and what is derived from them in another unit, so that nothing contradicts itself."""
+
+    def change(content):
+        from fastff.report.physics.derive import derive_quantities
+        from fastff.report.physics.record import PhysicsPart
+
+        for part in place(content):
+            for key in keys:
+                part[key] = multiply(part[key], by)
+        fresh = PhysicsPart.model_validate(
+            {**content["physics"], "items": content["physics"]["items"]}
+        )
+        for entry, made in zip(content["physics"]["items"], fresh.items, strict=True):
+            entry["quantities"] = [q.model_dump(mode="json") for q in derive_quantities(made)]
+
+    return change

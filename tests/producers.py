@@ -125,9 +125,12 @@ def make_physics(teacher: dict[str, Any], student: dict[str, Any]) -> PhysicsPar
             title="vacancies", description="", formula={"Cu": 1}, n_atoms=32, teacher_perfect=-112.0,
             student_perfect=-111.0, teacher_vacant={"Cu": -107.2}, student_vacant={"Cu": -106.6},
         ),
-        DimerItem(title="pairs", description="", curves=(DimerCurve(
-            pair="Cu-Cu", distances=(2.0, 2.5, 3.0), teacher=(-1.0, -2.0, 0.0), student=(-1.5, -1.2, 0.0),
-        ),)),
+        DimerItem(title="pairs", description="", contact="shortest", curves=(
+            DimerCurve(
+                pair="Cu-Cu", distances=(2.0, 2.5, 3.0), teacher=(-1.0, -2.0, 0.0), student=(-1.5, -1.2, 0.0),
+            ),
+            DimerCurve(pair="Au-Cu", distances=(2.0, 2.5, 3.0), teacher=(1.0, -2.0, 0.0), student=(3.0, 0.7, 0.0)),
+        )),
         NveItem(
             title="NVE", description="", temperature=400.0, time_step=2.0,
             teacher={"times": (0.0, 1.0, 2.0), "energies": (0.0, 0.1, 0.1)},

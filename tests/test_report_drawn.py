@@ -140,6 +140,27 @@ def test_force_error(look):
     assert axes.get_yscale() == "log"
 
 
+def test_a_noise_floor_far_below_the_errors_is_said_and_not_drawn(look):
+    bins = [ForceBin(count=9, force_rms=0.5, error_rms=0.05, error_median=0.03, error_q90=0.08)] * 2
+    for share, drawn in ((1e-3, True), (5e-4, False), (0.0, False)):
+        noise = NOISE.model_copy(
+            update={"rotation_force": share, "jitter_force": share, "batch_force": share}
+        )
+        floor = noise.force * 2.0 * np.sqrt(3.0)
+        axes = look(figures.draw_force_error, bins, noise, 2.0)
+        (words,) = [text.get_text() for text in axes.texts]
+        across, _ = read_levels(axes)
+        assert (floor in [pytest.approx(level) for level in across]) == drawn
+        assert words == "teacher's noise floor" + (
+            "" if drawn else f": {floor:.1g} eV/Å, below the axis"
+        )
+        low, high = axes.get_ylim()
+        assert low < 0.03
+        assert high > 0.08
+        if not drawn:
+            assert high / low < 100.0
+
+
 def test_learning_curve(look):
     curve = [
         {"step": k, "force_accuracy": 0.9 + 0.01 * k, "energy_accuracy": 0.8 + 0.01 * k,

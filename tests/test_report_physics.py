@@ -24,6 +24,7 @@ from fastff.report.physics.derive import (
     derive_quantities,
     fit_eos,
 )
+from fastff.report.physics.magnitudes import find_magnitude_faults
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import (
     DimerCurve,
@@ -281,6 +282,55 @@ def test_a_repulsive_pair_has_no_minimum():
     assert depth.teacher == pytest.approx(1.0, abs=0.05)
     assert distance.student is None
     assert depth.student is None
+    # as records from before were derived; now the energy at contact is a quantity of both sides
+    item = DimerItem(title="", description="", curves=(curve,), contact="shortest")
+    energy = derive_quantities(item)[2]
+    assert energy.name == "Na-Na, energy at 1 Å"
+    assert (energy.teacher, energy.student) == (curve.teacher[0], curve.student[0])
+
+
+@pytest.mark.parametrize("dip", [0.0, 0.01, 0.5])
+def test_the_verdict_names_pairs_that_only_the_teacher_binds(dip):
+    from fastff.report.verdict import describe_physics
+
+    teacher = (1.0, -2.0, -1.0, 0.0)
+    curves = [
+        DimerCurve(pair=pair, distances=(1, 2, 3, 4), teacher=teacher, student=student)
+        for pair, student in (("Na-Na", (3.0, -dip, 0.0, 0.0)), ("Cl-Na", (1.5, -1.9, -0.9, 0.0)))
+    ]
+    item = DimerItem(title="", description="", curves=tuple(curves))
+    part = PhysicsPart(
+        mode="auto", material="NaCl", teacher={}, student={}, items=(item,), left_out=()
+    )
+    line = describe_physics(part)
+    assert ("no bound pair where the teacher binds: Na-Na." in line) == (dip < 0.2)
+    assert "Cl-Na" not in line
+    # a pair that both sides push apart is no fault
+    apart = DimerCurve(pair="Na-Na", distances=(1, 2), teacher=(2.0, 0.0), student=(1.0, 0.0))
+    item = item.model_copy(update={"curves": (apart,)})
+    assert "bound" not in describe_physics(part.model_copy(update={"items": (item,)}))
+
+
+def test_sizes_of_rare_matter_are_accepted():
+    """Cesium, hydrogen and argon are near the limits or beyond those of bonds."""
+    r = np.arange(0.025, 6.0, 0.05)
+    zero = tuple(np.zeros(len(r)))
+    for pair, place in (("Cs-Cs", 5.3), ("H-H", 0.74), ("Ar-Ar", 3.8)):
+        g = tuple(3.0 * np.exp(-(((r - place) / 0.15) ** 2)))
+        curve = RdfCurve(
+            pair=pair, radii=tuple(r), teacher=g, teacher_error=zero, student=zero, student_error=zero
+        )  # fmt: skip
+        item = RdfItem(title="", description="", temperature=300, n_blocks=2, curves=(curve,))
+        assert find_magnitude_faults(item) == []
+        # a student may be wrong where there is a teacher
+        wrong = curve.model_copy(update={"teacher": zero, "student": g, "pair": "Cu-Cu"})
+        assert find_magnitude_faults(item.model_copy(update={"curves": (wrong,)})) != []
+    volumes = np.linspace(100, 130, 9)
+    energies = tuple(birch(volumes, 118.0, 0.012))
+    eos = EosItem(
+        title="", description="", volumes=tuple(volumes), teacher=energies, student=energies
+    )
+    assert find_magnitude_faults(eos) == []
 
 
 def plant(part, kind, **changes):

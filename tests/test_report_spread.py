@@ -11,12 +11,20 @@ from ase.build import bulk
 from fastff.cli.bench_view import print_results
 from fastff.labels import Frame, Labels
 from fastff.report.comparison import compare_frames
-from fastff.report.heldout import plan_heldout, share_budget, stretch_plan
+from fastff.report.heldout import (
+    plan_heldout,
+    run_heldout,
+    share_budget,
+    stretch_plan,
+    widen_plan,
+)
 from fastff.report.html import render_report
 from fastff.report.markdown import describe_intervals, write_tables
 from fastff.report.metrics import measure_accuracy
-from fastff.report.spread import find_intervals, split_by_temperature
+from fastff.report.plan import FULL_PLAN, plan_run
+from fastff.report.spread import LEAST_TRAJECTORIES, find_intervals, split_by_temperature
 from fastff.report.verdict import _judge_accuracy, describe_method, format_interval
+from fastff.teachers import load_teacher
 
 COPPER = bulk("Cu", cubic=True)
 
@@ -180,6 +188,59 @@ def test_fast_teachers_drive_longer_and_slow_ones_as_planned():
     between = stretch_plan(plan, 0.2, 60.0)
     assert plan.n_steps < between.n_steps < fast.n_steps
     assert 0.2 * between.n_steps < 1.3 * 60.0
+
+
+def test_full_plan_has_an_interval_at_the_cost_of_three_trajectories():
+    copper = bulk("Cu", cubic=True)
+    before = plan_heldout([copper], (300, 600), seed=1, n_frames=36, n_temperatures=3)
+    for limits in ((300, 600), (300, 300)):
+        header = {"sha256": "0", "temperature": limits}
+        plan = plan_run(header, [copper], None, FULL_PLAN)["held-out frames"]
+        assert len(plan.trajectories) >= LEAST_TRAJECTORIES
+        assert plan.n_calls <= 1.1 * before.n_calls
+        assert len({t.temperature for t in plan.trajectories}) == (5 if limits[1] > 300 else 1)
+    # where there are trajectories enough, temperatures stay as they are
+    plan = plan_run(header | {"temperature": (300, 600)}, [copper] * 4, None, FULL_PLAN)
+    assert len(plan["held-out frames"].trajectories) == 12
+
+
+@pytest.mark.parametrize(
+    ("n_structures", "single", "batch", "count", "tried"),
+    [
+        (1, 0.1, 0.1, 4, [1, 4]),  # a batch costs no more than one
+        (2, 0.1, 0.1, 4, [2, 4]),
+        (1, 0.1, 0.4, 1, [1, 4]),  # not for a teacher that labels one after the other
+        (1, 10.0, 0.0, 1, [1]),  # nor is that found out where one is too slow already
+        (5, 0.1, 0.1, 5, []),
+    ],
+)
+def test_sets_become_wide_where_that_costs_nothing(n_structures, single, batch, count, tried):
+    asked = []
+
+    def measure(plan):
+        asked.append(len(plan.trajectories))
+        return single if len(plan.trajectories) == n_structures else batch
+
+    copper = bulk("Cu", cubic=True)
+    plan = plan_heldout([copper] * n_structures, (900, 900), seed=1, n_frames=8)
+    wide = widen_plan(plan, measure, 10.0)
+    assert len(wide.trajectories) == count
+    if count == 4:
+        assert wide.n_frames * count == 8
+        assert wide.n_steps < plan.n_steps
+    else:
+        assert wide == plan
+    assert asked == tried
+
+
+def test_trajectories_that_start_alike_are_not_the_same():
+    copper = bulk("Cu", cubic=True)
+    plan = plan_heldout([copper], (300, 300), seed=1, n_frames=8, n_equilibrate=4, interval=2)
+    wide = widen_plan(plan, lambda _: 0.0, 1.0)
+    frames = run_heldout(load_teacher("analytic:emt", device="cpu"), wide)
+    first = [next(f for f in frames if f.trajectory == k).atoms.positions for k in range(4)]
+    assert len(frames) == 8
+    assert min(np.abs(a - b).max() for k, a in enumerate(first) for b in first[:k]) > 0.01
 
 
 def test_judged_frames_have_half_of_the_time():

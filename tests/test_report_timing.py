@@ -13,7 +13,9 @@ from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import Calculator, all_changes
 
 from fastff.errors import DataError, UsageError
+from fastff.kernels.replay import Replay
 from fastff.memory import release_memory
+from fastff.report import inner
 from fastff.report.inner import is_shortage
 from fastff.report.markdown import describe_memory
 from fastff.report.memory import PeakMemory
@@ -328,3 +330,50 @@ def test_commit_of_a_copied_tree(monkeypatch):
     monkeypatch.setenv("FASTFF_COMMIT", "0123abc")
     found = collect_provenance()
     assert (found.commit, found.dirty) == ("0123abc", None)
+
+
+class Counter:
+    """A potential that a graph can hold, and what was asked of it; buffers move at some builds."""
+
+    capturable, device = True, torch.device("cpu")
+
+    def __init__(self, moves):
+        self.moves, self.asked = list(moves), []
+
+    def rebuild(self):
+        self.asked.append("list")
+        return self.moves.pop(0) if self.moves else False
+
+    def compute(self):
+        self.asked.append("evaluation")
+
+
+@pytest.mark.parametrize("moves", [(), (False, False, True)])
+def test_list_and_model_replay_what_calculators_replay(monkeypatch, moves):
+    """A recorded evaluation is kept from list to list, as in a calculator, and dropped where buffers have moved."""
+    made = []
+
+    class Spy(Replay):
+        def __init__(self, function, device):
+            super().__init__(function, device)
+            self.n_calls = 0
+            made.append(self)
+
+        def __call__(self):
+            self.n_calls += 1
+            super().__call__()
+
+    potential = Counter(moves)
+    monkeypatch.setattr("fastff.kernels.replay.Replay", Spy)
+    monkeypatch.setattr(inner, "_attach", lambda student, atoms: potential)
+    seconds = inner._time_list(None, None, TimingPlan(max_repeats=5))
+    assert len(seconds) == 5
+    assert potential.asked == ["list", "evaluation"] * 9  # four to warm up
+    assert [spy.n_calls for spy in made] == ([2, 7] if moves else [9])
+
+
+def test_model_alone_makes_no_list(monkeypatch):
+    potential = Counter(())
+    monkeypatch.setattr(inner, "_attach", lambda student, atoms: potential)
+    inner._time_model(None, None, TimingPlan(max_repeats=5))
+    assert set(potential.asked) == {"evaluation"}

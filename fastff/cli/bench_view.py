@@ -56,7 +56,7 @@ def print_plan(
             )
         if plan.dynamics_budget > 0.0:
             console.print(
-                f"            longer where the teacher manages that within {plan.dynamics_budget:g} s for all",
+                f"            more and longer where the teacher manages that within {plan.dynamics_budget:g} s for all",
                 soft_wrap=True,
             )
     if plan.physics != "none":

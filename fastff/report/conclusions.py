@@ -1,7 +1,8 @@
 """Whether what follows from several parts of a record does follow.
 
-Here: :func:`verify_conclusions`: ratios, the quoted size, the verdict, the calibration of uncertainties, the learning
-curve. Not here: the parts themselves (:mod:`fastff.report.consistency`, :mod:`fastff.report.attribution`).
+Here: :func:`verify_conclusions`: ratios, the quoted size, the volume at rest, the verdict, the calibration of
+uncertainties, the learning curve. Not here: the parts themselves (:mod:`fastff.report.consistency`,
+:mod:`fastff.report.attribution`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from fastff.errors import DataError
 from fastff.report.calibration import CalibrationData
 from fastff.report.consistency import is_between, is_same
+from fastff.report.physics.derive import fit_eos
+from fastff.report.physics.record import EosItem
 from fastff.report.plausibility import MOST_FORCE
 from fastff.report.race import find_headline_size
 from fastff.report.schema import SCHEMA, BenchRecord, compute_ratios
@@ -24,6 +27,9 @@ CLOSE = 0.1
 
 ALONE = 1e-4
 """The same for energies, eV/atom."""
+
+MOST_EXPANSION = 2.0
+"""Between the volumes of a crystal as it was given and relaxed by the teacher; Bohr^3 are a factor of 6.7."""
 
 
 def verify_conclusions(record: BenchRecord) -> None:
@@ -50,7 +56,24 @@ def verify_conclusions(record: BenchRecord) -> None:
         raise DataError(
             f"the quoted size is {record.headline_size} atoms, the timings give {size}."
         )
+    _verify_volume(record)
     _verify_verdict(record)
+
+
+def _verify_volume(record: BenchRecord) -> None:
+    """The volume of a crystal at rest is near that of the dynamics which began from it."""
+    spread, frames = record.main.coverage.volume_per_atom, record.main.frames
+    if record.physics is None or spread is None or frames.source != "teacher-md":
+        return
+    for item in record.physics.items:
+        if not isinstance(item, EosItem):
+            continue
+        volume = fit_eos(item.volumes, item.teacher)[0]
+        if not spread[0] / MOST_EXPANSION <= volume <= spread[1] * MOST_EXPANSION:
+            raise DataError(
+                f"the physical properties give {volume:.4g} Å^3/atom at rest, the held-out frames have {spread[0]:.4g} "
+                f"to {spread[1]:.4g}: another unit, or another material."
+            )
 
 
 def _verify_verdict(record: BenchRecord) -> None:

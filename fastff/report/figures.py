@@ -55,6 +55,9 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "path",
 }
 
+FARTHEST_FLOOR = 10.0
+"""Times by which a noise floor may be below all errors and still be a line in their plot."""
+
 
 def styled(draw: Callable[_P, str]) -> Callable[_P, str]:
     """Draw in the report's style, whatever the user's matplotlib settings are."""
@@ -186,14 +189,25 @@ def draw_force_error(bins: Sequence[ForceBin], noise: NoiseFloor | None, force_r
     axes.plot(
         sizes, [b.error_rms for b in bins], "o--", color=INK, ms=2.5, lw=0.8, label="RMS of the bin"
     )
+    axes.set_yscale("log")
     if noise is not None:
         floor = noise.force * force_rms * np.sqrt(3.0)
-        axes.axhline(floor, color=TEACHER, lw=1.0, ls=":")
+        values = [v for b in bins for v in (b.error_median, b.error_q90, b.error_rms) if v > 0.0]
+        lowest = min(values, default=0.0)
+        words, place, below = (
+            "teacher's noise floor",
+            (0.98, floor),
+            floor < lowest / FARTHEST_FLOOR,
+        )
+        if below:  # a line there would press the data into a corner
+            axes.set_ylim(0.4 * lowest, 2.0 * max(values))
+            words, place = f"{words}: {floor:.1g} eV/Å, below the axis", (0.98, 0.03)
+        else:
+            axes.axhline(floor, color=TEACHER, lw=1.0, ls=":")
         axes.annotate(
-            "teacher's noise floor", (0.98, floor), xycoords=("axes fraction", "data"),
+            words, place, xycoords=("axes fraction", "axes fraction" if below else "data"),
             ha="right", va="bottom", color=TEACHER, fontsize=7.5,
         )  # fmt: skip
-    axes.set_yscale("log")
     axes.set_xlabel("|F| of the teacher (eV/Å)")
     axes.set_ylabel("|ΔF| (eV/Å)")
     axes.legend(loc="best")

@@ -1,8 +1,9 @@
 """Frames that a student was never trained on, from trajectories it never saw.
 
-Here: :func:`plan_heldout`, :func:`plan_outside` and :func:`run_heldout` (short dynamics driven by the teacher, with
-seeds of their own) and :func:`select_heldout` (the frames of a label file that may be used for testing). Not here:
-sampling for training (:mod:`fastff.distill.sampling`), comparing (:mod:`fastff.report.metrics`).
+Here: short dynamics driven by the teacher with seeds of their own (:func:`plan_heldout`, :func:`plan_outside`,
+:func:`widen_plan`, :func:`stretch_plan`, :func:`run_heldout`), and the frames of a label file that may be used for
+testing (:func:`select_heldout`). Not here: sampling for training (:mod:`fastff.distill.sampling`), comparing
+(:mod:`fastff.report.metrics`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from fastff.distill.cells import build_supercell
 from fastff.errors import DataError, SimulationUnstableError
 from fastff.labels import Frame
+from fastff.report.spread import LEAST_TRAJECTORIES
 
 if TYPE_CHECKING:
     from fastff.distill.formats import LabelledSet
@@ -119,16 +121,19 @@ def plan_heldout(
     n_temperatures: int = 3,
     n_equilibrate: int = 60,
     interval: int = 10,
+    least_trajectories: int = 1,
 ) -> HeldoutPlan:
     """Plan trajectories over ``structures`` and a ladder of temperatures between the two limits in K.
 
     ``n_frames`` is the total over all trajectories, rounded up to the same number for each (at least two, so that the
-    energy accuracy is defined).
+    energy accuracy is defined). The ladder has more temperatures, or a single one several trajectories, where there
+    would be fewer than ``least_trajectories``.
     """
     if not structures:
         raise DataError("no structures to start held-out dynamics from: give --structures FILE.")
     low, high = temperature
-    ladder = np.linspace(low, high, n_temperatures) if high > low else np.array([low])
+    least = -(-least_trajectories // len(structures))
+    ladder = np.linspace(low, high, max(n_temperatures if high > low else 1, least))
     trajectories = []
     for number, structure in enumerate(structures):
         start = build_supercell(structure, MIN_WIDTH, MAX_ATOMS).atoms
@@ -142,6 +147,29 @@ def plan_heldout(
         time_step=min(choose_time_step(s.numbers) for s in structures),
         seed=seed,
     )
+
+
+def widen_plan(
+    plan: HeldoutPlan, measure: Callable[[HeldoutPlan], float], budget: float
+) -> HeldoutPlan:
+    """As many frames from enough trajectories for an interval, each shorter, where that fits into ``budget`` seconds.
+
+    ``measure`` gives the seconds of one step of all trajectories of a plan together; side by side, several may cost
+    little more than one. More trajectories start where those of the plan do, with velocities of their own.
+    """
+    count = len(plan.trajectories)
+    if count >= LEAST_TRAJECTORIES:
+        return plan
+    repeats = -(-LEAST_TRAJECTORIES // count)
+    wide = replace(
+        plan,
+        trajectories=plan.trajectories * repeats,
+        n_frames=max(2, -(-plan.n_frames // repeats)),
+    )
+    for one in (plan, wide):  # a step of more trajectories takes no less
+        if wide.n_steps * measure(one) > budget:
+            return plan
+    return wide
 
 
 def stretch_plan(plan: HeldoutPlan, step_seconds: float, budget: float) -> HeldoutPlan:

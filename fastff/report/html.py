@@ -23,6 +23,7 @@ from fastff.report.markdown import (
     describe_contest,
     describe_doubt,
     describe_intervals,
+    describe_offsets,
     describe_range,
     describe_teacher,
     sentence,
@@ -35,7 +36,13 @@ from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import SpeedCurve
-from fastff.report.tables import STATUS_WORDS, tabulate_baselines, tabulate_paths, tabulate_physics
+from fastff.report.tables import (
+    STATUS_WORDS,
+    describe_paths,
+    tabulate_baselines,
+    tabulate_paths,
+    tabulate_physics,
+)
 from fastff.report.verdict import (
     UNDEFINED,
     describe_ratio,
@@ -83,6 +90,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         tiles=_list_tiles(record),
         accuracy_table=tabulate_accuracy(record),
         intervals=describe_intervals(record),
+        offsets=describe_offsets(record),
         speed_table=tabulate_speed(record),
         teacher_settings=describe_teacher(record),
         teacher_doubt=describe_doubt(record),
@@ -99,6 +107,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         physics_table=tabulate_physics(record),
         physics_figures=_draw_physics(record),
         paths_table=tabulate_paths(record),
+        paths_notes=describe_paths(record),
         data_figures=_draw_data(record),
         model_facts=_list_model_facts(record),
         provenance_facts=_list_provenance(record),

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from fastff.report.timing import Timed, TimingPlan
 
 MODEL_INCLUDES = "energy, forces and virial on a neighbor list that is there; no list, no transfers"
-LIST_INCLUDES = "neighbor list made anew, energy, forces and virial; no transfers of results"
+LIST_INCLUDES = (
+    "neighbor list made anew, then the evaluation as in the model alone; no transfers of results"
+)
 LOOP_INCLUDES = "one step of fastff's own dynamics: NVE on the device from {temperature:g} K, lists rebuilt in time"
 CLOCK_INCLUDES = "forward pass of the torch model inside the ASE call"
 
@@ -232,22 +234,29 @@ def _attach(student: Student, atoms: ase.Atoms) -> Any:
     return potential
 
 
-def _time_model(student: Student, atoms: ase.Atoms, plan: TimingPlan) -> list[float]:
+def _prepare_call(potential: Any) -> Callable[[], None]:
+    """Evaluation by ``potential``, replayed where it can be, as in :class:`fastff.evaluator.FusedSession`."""
     from fastff.kernels.replay import Replay
 
-    potential = _attach(student, atoms)
-    call = potential.compute
-    if potential.capturable:
-        call = Replay(potential.compute, potential.device)
-    return _repeat(call, plan)
+    return (
+        Replay(potential.compute, potential.device) if potential.capturable else potential.compute
+    )
+
+
+def _time_model(student: Student, atoms: ase.Atoms, plan: TimingPlan) -> list[float]:
+    return _repeat(_prepare_call(_attach(student, atoms)), plan)
 
 
 def _time_list(student: Student, atoms: ase.Atoms, plan: TimingPlan) -> list[float]:
+    """List and evaluation as in calculators whose list is stale: what was recorded is kept unless buffers move."""
     potential = _attach(student, atoms)
+    evaluate = _prepare_call(potential)
 
     def call() -> None:
-        potential.rebuild()
-        potential.compute()
+        nonlocal evaluate
+        if potential.rebuild():
+            evaluate = _prepare_call(potential)
+        evaluate()
 
     return _repeat(call, plan)
 

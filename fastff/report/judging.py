@@ -25,6 +25,7 @@ from fastff.report.heldout import (
     share_budget,
     stretch_plan,
     time_dynamics,
+    widen_plan,
 )
 from fastff.report.plan import MAIN, RELATED, BenchPlan, plan_run
 from fastff.report.schema import Comparison
@@ -125,7 +126,9 @@ def judge_dynamics(
         start = time.perf_counter()
         progress = partial(run.progress, f"teacher dynamics, {name}")
         if budgets[name] > 0.0:
-            plan = stretch_plan(plan, time_dynamics(run.teacher, plan), budgets[name])
+            measure = partial(time_dynamics, run.teacher)
+            plan = widen_plan(plan, measure, budgets[name])
+            plan = stretch_plan(plan, measure(plan), budgets[name])
         try:
             frames = run_heldout(run.teacher, plan, progress)
         except SimulationUnstableError as error:

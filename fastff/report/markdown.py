@@ -12,6 +12,7 @@ from fastff.report.speed import Mode, SpeedPoint, convert_to_ns_per_day, find_ra
 from fastff.report.tables import (
     STATUS_WORDS,
     Table,
+    describe_paths,
     tabulate_baselines,
     tabulate_paths,
     tabulate_physics,
@@ -124,6 +125,22 @@ def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
     return headings, rows
 
 
+MOST_OFFSETS = 3
+"""Offsets that are named, the largest."""
+
+
+def describe_offsets(record: BenchRecord) -> str:
+    """The constants between the energies of both sides, which no accuracy counts, of the held-out frames."""
+    offsets = record.main.read_accuracy().energy_offsets
+    largest = sorted(offsets.items(), key=lambda entry: -abs(entry[1]))[:MOST_OFFSETS]
+    shown = ", ".join(f"{name} {1e3 * value:+.3g} meV/atom" for name, value in largest)
+    rest = f"; the largest of {len(offsets)}" if len(offsets) > len(largest) else ""
+    return (
+        f"Offsets of the energy that were taken out, student less teacher: {shown}{rest}. They matter where energies "
+        "of different compositions are compared."
+    )
+
+
 def describe_range(record: BenchRecord, n_atoms: int, *, slower: bool = False) -> str:
     """Spread of the ratio of ASE calls at a size where both sides were measured; its inverse if ``slower``."""
     sides = [record.find_curve(role, "ase-call") for role in ("teacher", "student")]
@@ -210,6 +227,7 @@ def write_tables(record: BenchRecord) -> str:
         "\n".join(f"- {_escape(line)}" for line in record.verdict.lines),
         format_markdown(tabulate_accuracy(record)),
         _escape(describe_intervals(record)),
+        _escape(describe_offsets(record)),
     ]
     if record.baselines:
         parts.append("Beside other models:")
@@ -231,7 +249,8 @@ def write_tables(record: BenchRecord) -> str:
         parts.append(f"{sentence(curve.includes)}; median (10 to 90 % of the calls):")
         parts.append(format_markdown(speed))
         parts.append(_escape(describe_teacher(record)))
-        parts.append("Where the time goes, medians:")
+        parts.append("Where the time goes, medians of what each column includes:")
+        parts.append("\n".join(f"- {_escape(line)}" for line in describe_paths(record)))
         parts.append(format_markdown(tabulate_paths(record)))
     if dynamics[1]:
         parts.append(

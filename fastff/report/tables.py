@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastff.report.physics.derive import compare_quantity
+from fastff.report.physics.record import NveItem
 from fastff.report.verdict import (
     UNDEFINED,
     format_count,
@@ -19,7 +20,7 @@ from fastff.report.verdict import (
 
 if TYPE_CHECKING:
     from fastff.report.kernels import KernelRecord, KernelRow
-    from fastff.report.physics.record import Quantity
+    from fastff.report.physics.record import EnergyTrace, Quantity
     from fastff.report.schema import BenchRecord
     from fastff.report.speed import SpeedPoint
 
@@ -105,6 +106,39 @@ def tabulate_paths(record: BenchRecord) -> Table:
     return headings, rows
 
 
+LAUNCHED_ONE_BY_ONE = "neighbor list made anew, energy, forces and virial; no transfers of results"
+"""What list and model include in records whose kernels were launched one by one there, and replayed elsewhere."""
+
+REPEATED_CALL = (
+    "with fused kernels a student evaluates moved atoms twice, with the list it has, which the same graph finds too "
+    "old, and with the new one"
+)
+
+
+def describe_paths(record: BenchRecord) -> list[str]:
+    """What each series of :func:`tabulate_paths` includes, as its curves say, by calculator where they differ."""
+    lines = []
+    for mode, name in PATHS.items():
+        included: dict[str, list[str]] = {}
+        for curve in record.speed:
+            if curve.mode == mode:
+                words = curve.includes
+                if words == LAUNCHED_ONE_BY_ONE and curve.device.startswith("cuda"):
+                    words += "; kernels launched one by one, while other series replay a graph: too slow by that"
+                included.setdefault(words, []).append(curve.label)
+        texts = [
+            words if len(included) == 1 else f"{', '.join(dict.fromkeys(labels))}: {words}"
+            for words, labels in included.items()
+        ]
+        if mode == "ase-call" and any(
+            c.role == "student" and c.device.startswith("cuda") for c in record.speed
+        ):
+            texts.append(REPEATED_CALL)
+        if texts:
+            lines.append(f"{name}: {'; '.join(texts)}.")
+    return lines
+
+
 def _describe_inside(call: SpeedPoint | None) -> str:
     """What stands for list and model of a calculator that makes its list inside the ASE call: that call."""
     if call is None or call.status != "measured":
@@ -121,9 +155,12 @@ def format_number(value: float | None, error: float | None) -> str:
     return f"{value:.3g} ± {error:.1g}"
 
 
-def describe_difference(quantity: Quantity) -> str:
-    """Student over teacher in percent, where both are there and neither is next to nothing."""
-    difference = compare_quantity(quantity)
+def describe_difference(quantity: Quantity, kind: str = "") -> str:
+    """Student over teacher in percent, where both are there and neither is next to nothing.
+
+    None for conservation of energy: what is compared there is next to nothing on both sides, over times of their own.
+    """
+    difference = None if kind == "nve" else compare_quantity(quantity)
     return "" if difference is None else f"{100.0 * difference:+.1f} %"
 
 
@@ -133,19 +170,28 @@ def tabulate_physics(record: BenchRecord) -> Table:
     for item in record.physics.items if record.physics is not None else ():
         for q in item.quantities:
             student = format_number(q.student, q.student_error)
-            if q.teacher is None and q.student_error is not None:
+            if q.name.endswith("difference of g(r)") and q.student_error is not None:
                 student = f"{q.student:.2g} (noise {q.student_error:.2g})"
+            teacher = format_number(q.teacher, q.teacher_error)
+            if isinstance(item, NveItem):
+                teacher = teacher + _describe_duration(item.teacher)
+                student = student + _describe_duration(item.student)
             rows.append(
                 [
                     item.title,
                     q.name,
                     q.unit,
-                    format_number(q.teacher, q.teacher_error),
+                    teacher,
                     student,
-                    describe_difference(q),
+                    describe_difference(q, item.kind),
                 ]
             )
     return ["property", "quantity", "unit", "teacher", "student", "difference"], rows
+
+
+def _describe_duration(trace: EnergyTrace | None) -> str:
+    """Over how long a line was fitted; nothing without a trace."""
+    return "" if trace is None else f" (over {trace.times[-1] - trace.times[0]:.3g} ps)"
 
 
 def describe_kernels(record: KernelRecord) -> str:

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 from fastff.report.metrics import Accuracy
-from fastff.report.physics.derive import compare_quantity
+from fastff.report.physics.derive import compare_quantity, find_unbound
 from fastff.report.spread import LEAST_TRAJECTORIES
 from fastff.units import EV_PER_A3_TO_GPA, show_percent
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastff.report.schema import Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 2
+WORDING = 3
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
@@ -246,7 +246,7 @@ def _judge_limits(model: ModelPart, comparisons: tuple[Comparison, ...]) -> str:
 
 
 def describe_physics(part: PhysicsPart) -> str:
-    """The worst deviations of derived quantities, runs that broke, and what was not measured."""
+    """The worst deviations of derived quantities, pairs that are not bound, runs that broke, what was not measured."""
     worst = []
     for item in part.items:
         found = [
@@ -271,6 +271,8 @@ def describe_physics(part: PhysicsPart) -> str:
                 for run in item.runs
                 if run.reason
             ]
+        elif item.kind == "dimers" and (unbound := find_unbound(item)):
+            parts.append(f"no bound pair where the teacher binds: {', '.join(unbound)}")
         elif item.kind == "rdf" and item.curves[0].teacher is None:
             parts.append("dynamics of the student alone, the teacher's was too slow")
     # what does not fit the structure is no omission

@@ -34,7 +34,10 @@ A2_PER_PS_TO_CM2_PER_S = 1e-4
 
 
 LEAST_DEPTH = 2e-3
-"""eV below the largest distance; a shallower dip of a pair's curve is no bond."""
+"""eV below the largest distance; a shallower dip of a pair's curve is no minimum."""
+
+LEAST_BINDING = 0.1
+"""Of the teacher's depth; where the student's minimum is shallower, it does not bind the pair."""
 
 
 PEAK_REACH = 0.3
@@ -225,8 +228,19 @@ def find_minimum(
     return float(distances[lowest]), depth
 
 
+def find_unbound(item: DimerItem) -> list[str]:
+    """Pairs that the teacher binds and the student does not: without a minimum, or with next to none."""
+    unbound = []
+    for curve in item.curves:
+        teacher = find_minimum(curve.distances, curve.teacher)
+        student = find_minimum(curve.distances, curve.student)
+        if teacher is not None and (student is None or student[1] < LEAST_BINDING * teacher[1]):
+            unbound.append(curve.pair)
+    return unbound
+
+
 def _derive_dimers(item: DimerItem) -> tuple[Quantity, ...]:
-    """A side without a minimum is named, and has no numbers."""
+    """A side without a minimum is named, and has no numbers but its energy at the shortest distance."""
     rows = []
     for curve in item.curves:
         found = {
@@ -238,6 +252,10 @@ def _derive_dimers(item: DimerItem) -> tuple[Quantity, ...]:
         for k, (name, unit) in enumerate((("distance of the minimum", "Å"), ("depth", "eV"))):
             values = {role: None if value is None else value[k] for role, value in found.items()}
             rows.append(Quantity(name=f"{curve.pair}, {name}{remark}", unit=unit, **values))
+        if missing and item.contact is not None:
+            name = f"{curve.pair}, energy at {curve.distances[0]:.3g} Å"
+            teacher, student = float(curve.teacher[0]), float(curve.student[0])
+            rows.append(Quantity(name=name, unit="eV", teacher=teacher, student=student))
     return tuple(rows)
 
 

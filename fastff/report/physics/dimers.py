@@ -44,4 +44,5 @@ def measure_dimers(
         description="Two atoms in empty space, energy less that at the largest distance; no such structure need be in "
         f"the training data{left}",
         curves=tuple(curves),
+        contact="shortest",
     )

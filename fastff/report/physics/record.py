@@ -106,10 +106,15 @@ class DimerCurve(PhysicsBase):
 
 
 class DimerItem(Item):
-    """Isolated pairs of atoms."""
+    """Isolated pairs of atoms.
+
+    ``contact`` says at which distance the energy of a curve without a minimum is a quantity; None, in older records, is
+    nowhere.
+    """
 
     kind: Literal["dimers"] = "dimers"
     curves: tuple[DimerCurve, ...]
+    contact: Literal["shortest"] | None = None
 
 
 class RdfCurve(PhysicsBase):

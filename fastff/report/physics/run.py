@@ -24,6 +24,7 @@ from fastff.report.physics import crystal as crystals
 from fastff.report.physics import dimers, endurance, motion
 from fastff.report.physics.axes import find_axis_faults
 from fastff.report.physics.derive import PropertyError, derive_quantities
+from fastff.report.physics.magnitudes import find_magnitude_faults
 from fastff.report.physics.material import WORDS, Material, describe_material
 from fastff.report.physics.record import PhysicsPart
 from fastff.report.physics.schedule import Laboratory, Mode, Task
@@ -360,16 +361,18 @@ def count_replicas(
 
 
 def verify_physics(part: PhysicsPart) -> list[str]:
-    """What contradicts itself: axes that cannot be, quantities that do not follow from the curves beside them."""
+    """What cannot be: axes, sizes that matter does not have, quantities that do not follow from their curves."""
     faults = find_axis_faults(part)
     if faults:  # nothing can be derived from such curves
         return faults
+    sizes: list[str] = []
     for item in part.items:
         try:
             expected = derive_quantities(item)
         except PropertyError as error:
             faults.append(f"{item.title}: {error}")
             continue
+        sizes += find_magnitude_faults(item)
         for stored, fresh in zip(item.quantities, expected, strict=False):
             same = stored.name == fresh.name and stored.unit == fresh.unit
             for key in ("teacher", "student", "teacher_error", "student_error"):
@@ -385,4 +388,4 @@ def verify_physics(part: PhysicsPart) -> list[str]:
             faults.append(
                 f"{item.title}: {len(item.quantities)} quantities, its curves give {len(expected)}"
             )
-    return faults
+    return faults + sizes
