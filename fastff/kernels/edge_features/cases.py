@@ -91,9 +91,14 @@ def list_builds() -> Iterator[Build]:
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
-    """The three kernels; ``widths`` has ``n_radial`` (default 8) and ``l_max`` (default 3)."""
+    """The three kernels; ``widths`` has ``n_radial`` (default 8) and ``l_max`` (default 3).
+
+    Nothing for moment students (``n_mixed``), whose fused kernels compute them.
+    """
     from fastff.kernels.edge_features import kernels
 
+    if "n_mixed" in widths:
+        return
     n_radial, l_max, cutoff, n_edges = (
         widths.get("n_radial", 8),
         widths.get("l_max", 3),

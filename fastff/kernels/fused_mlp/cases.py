@@ -79,11 +79,14 @@ def list_builds() -> Iterator[Build]:
 
 
 def list_shapes(widths: Mapping[str, int]) -> list[tuple[int, ...]]:
-    """Layers from input to output: of the perceptrons of message and update of ``painn`` at ``n_channels``, else
-    (``n_mixed``, or no channels) of a node network of ``n_features`` (default 128) and ``n_hidden`` (64).
+    """Layers from input to output: of the perceptrons of message and update of ``painn`` at ``n_channels``, without it
+    of a node network of ``n_features`` (default 128) and ``n_hidden`` (64). None of moment students (``n_mixed``),
+    which have a kernel of their own.
     """
+    if "n_mixed" in widths:
+        return []
     n_hidden = widths.get("n_hidden", 64)
-    if "n_channels" in widths and "n_mixed" not in widths:
+    if "n_channels" in widths:
         n_channels = widths["n_channels"]
         return [(n_in, n_hidden, 3 * n_channels) for n_in in (n_channels, 2 * n_channels)]
     return [(widths.get("n_features", 128), n_hidden, n_hidden, 1)]

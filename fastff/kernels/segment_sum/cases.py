@@ -104,12 +104,14 @@ def list_builds() -> Iterator[Build]:
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
-    """Both kernels at the width of a model's channels; ``widths`` has ``n_channels`` (default 64).
+    """Both kernels at the widths of ``painn``: its channels (``n_channels``), and vectors of as many; 64 without it.
 
-    Of ``painn`` (without ``n_mixed``) also at that of vectors with as many channels.
+    Nothing for moment students (``n_mixed``), whose fused kernels sum.
     """
+    if "n_mixed" in widths:
+        return
     n_channels = widths.get("n_channels", 64)
-    for factor in (1, 3) if "n_channels" in widths and "n_mixed" not in widths else (1,):
+    for factor in (1, 3) if "n_channels" in widths else (1,):
         yield from _list_both(widths.get("n_edges", 5_200_000), factor * n_channels, device)
 
 
