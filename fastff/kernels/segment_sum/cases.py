@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from fastff.kernels import tuning
-from fastff.kernels.contract import Build, Case, Suite
+from fastff.kernels.contract import (
+    PAINN,
+    PAINN_TARGETS,
+    Build,
+    Case,
+    Suite,
+    list_launched,
+    restrict_targets,
+)
 from fastff.kernels.segment_sum import op, reference
 
 Arguments = tuple[Any, ...]
@@ -91,16 +99,30 @@ SUITES = (
 
 
 def list_builds() -> Iterator[Build]:
-    """Both kernels for 64 float32 features."""
+    """Both kernels, float32: for 64 features, and for the channels and vectors of ``painn``."""
     from fastff.kernels.segment_sum import kernels
 
     signature = {"values": "*fp32", "pointers": "*i64", "out": "*fp32"}
-    for space, kernel in (
-        (kernels.SUM_SPACE, kernels.sum_kernel),
-        (kernels.GATHER_SPACE, kernels.gather_kernel),
-    ):
-        constexprs = {"n_features": 64, "BLOCK_FEATURES": 64, **space.default.blocks}
-        yield Build(space.kernel, kernel, signature, constexprs, space.default)
+    own = PAINN["n_channels"]
+    for student, width in (("", 64), (" painn", own), (" painn vectors", 3 * own)):
+        fixed = {"n_features": width, "BLOCK_FEATURES": 1 << (width - 1).bit_length()}
+        key = tuning.make_key(torch.float32, features=width)
+        for space, kernel in (
+            (kernels.SUM_SPACE, kernels.sum_kernel),
+            (kernels.GATHER_SPACE, kernels.gather_kernel),
+        ):
+
+            def make(
+                end: str,
+                config: tuning.LaunchConfig,
+                kernel: Any = kernel,
+                name: str = f"{space.kernel}{student}",
+                fixed: dict[str, int] = fixed,
+            ) -> Build:
+                return Build(name + end, kernel, signature, {**fixed, **config.blocks}, config)
+
+            builds = list_launched(make, space, key)
+            yield from restrict_targets(builds, PAINN_TARGETS) if student else builds
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
