@@ -56,8 +56,28 @@ def tabulate_kernels() -> list[str]:
         "",
         "M/s is million atom-steps per second. Against float64, forces of about 1 eV/Å are off by at most "
         f"{worst[1]:.0e} (`m1`) and {worst[2]:.0e} eV/Å (`m2`) RMS over the checked crystals; {describe_errors()}",
+        "",
+        describe_memory(rows),
     ]
     return lines
+
+
+def describe_memory(rows: list[dict[str, Any]]) -> str:
+    """Peak memory of the largest evaluations of `m1` and `m2`."""
+    parts = []
+    for name, hops in (("m1", 1), ("m2", 2)):
+        found = [e for e in rows if (e["hops"], e["channels"]) == (hops, 16)]
+        row = max(found, key=lambda e: e["atoms"])
+        total = row["bytes_per_atom"] * row["atoms"]
+        parts.append(
+            f"`{name}` {row['bytes_per_atom']:,.0f} bytes an atom, {1e-9 * total:.0f} GB at {row['atoms']:,} atoms"
+        )
+    listed = 4 * rows[0]["listed_neighbors"]
+    return (
+        f"Peak memory of these evaluations: {'; '.join(parts)}. That is all buffers of an evaluation, what it takes "
+        f"for a moment included, and the entries of the prepared list ({listed} bytes an atom). Positions, species and "
+        "counts of neighbors (32 bytes an atom), and what making a list takes, are not in it."
+    )
 
 
 def describe_errors() -> str:

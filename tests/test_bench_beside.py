@@ -424,6 +424,52 @@ def test_kernels_say_what_cannot_be_measured(kernel_record):
     assert tabulate_kernels(kernel_record)[1][0][3:5] == ["needs a GPU", "–"]
 
 
+def test_ops_are_chosen_by_name(kernel_record):
+    """By the whole name, or all whose name begins with it and a comma; widths of shipped models are among them."""
+    known = report_kernels.list_ops(torch.device("cuda"))
+    assert len(known) == len(set(known))
+    choose = report_kernels.choose_ops
+    assert choose(None, known) == set(known)
+    assert choose(["moments", "evaluation, m2-l"], known) == {
+        "moments", "moments, C=32", "evaluation, m2-l",
+    }  # fmt: skip
+    assert choose(["evaluation"], known) == {
+        "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="--op moment: nothing of that name is measured here"):
+        choose(["moment", "moments"], known)
+    on_cpu = report_kernels.list_ops(torch.device("cpu"))
+    assert {row.op for row in kernel_record.rows} <= set(on_cpu) < set(known)
+    with pytest.raises(UsageError, match="--op moments"):
+        report_kernels.measure_kernels(torch.device("cpu"), ops=["moments"])
+
+
+def test_chosen_ops_alone_are_made_and_timed(monkeypatch):
+    """Two sources of two entries each: the one without a chosen entry is not even asked."""
+    suite = next(s for s in kernel_work.list_suites() if s.function.__name__ == "segment_sum")
+    case = next(c for c in suite.cases if c.name == "tiny")
+    work = kernel_work.prepare(
+        suite, case.build(torch.device("cpu"), torch.float32), gradient=False
+    )
+
+    def make(device):
+        yield replace(work, op="a")
+        yield replace(work, op="b, wide")
+
+    def refuse(device):
+        raise AssertionError("nothing of it was chosen")
+
+    makers = [(make, ("a", "b, wide")), (refuse, ("c", "d"))]
+    monkeypatch.setattr(report_kernels, "list_makers", lambda device: makers)
+    monkeypatch.setattr(report_kernels, "VARIANTS", ("eager",))
+    told = []
+    record = report_kernels.measure_kernels(
+        torch.device("cpu"), ops=["b"], budget=0.1, progress=lambda *told_now: told.append(told_now)
+    )
+    assert [row.op for row in record.rows] == ["b, wide"]
+    assert told == [("b, wide, forward, eager", 1, 1)]
+
+
 def test_kernel_records_survive_a_file_and_edits_do_not(kernel_record, tmp_path):
     path = tmp_path / "kernels.json"
     path.write_text(kernel_record.model_dump_json())
@@ -452,6 +498,8 @@ def test_a_wrong_kernel_has_no_time():
     ("arguments", "words"),
     [
         (["--kernels", "--compare-teacher"], "--kernels needs no model"),
+        (["--kernels", "--op", "moonshine"], "--op moonshine: nothing of that name"),
+        (["m.safetensors", "--op", "moments"], "--op chooses among the ops of --kernels"),
         ([], "nothing to judge"),
         (["m.safetensors", "--compare-teacher", "--gpumd", "gpumd"], "belong together"),
         (

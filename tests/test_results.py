@@ -44,3 +44,17 @@ def test_readme_shows_the_stored_records(tabulate: ModuleType) -> None:
 def test_every_student_of_the_table_has_its_record(tabulate: ModuleType) -> None:
     missing = [n for n in tabulate.STUDENTS if not (tabulate.RESULTS / f"{n}.json").is_file()]
     assert not missing
+
+
+def test_memory_is_that_of_the_largest_evaluation(tabulate: ModuleType) -> None:
+    """Of 16 channels, in bytes an atom and altogether."""
+    import tabulate_speed
+
+    given = ((1, 16, 10, 999.0), (1, 16, 2_000_000, 1500.4), (2, 16, 10, 3000.0), (2, 32, 99, 7e3))
+    rows = [
+        {"hops": h, "channels": c, "atoms": n, "bytes_per_atom": b, "listed_neighbors": 12}
+        for h, c, n, b in given
+    ]
+    text = tabulate_speed.describe_memory(rows)
+    assert "`m1` 1,500 bytes an atom, 3 GB at 2,000,000 atoms; `m2` 3,000 bytes" in text
+    assert "list (48 bytes an atom)" in text

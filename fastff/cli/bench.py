@@ -126,6 +126,13 @@ def bench(
         bool,
         typer.Option("--kernels", help="Time every kernel beside torch instead; needs no model."),
     ] = False,
+    ops: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--op",
+            help="With --kernels, time this op alone, as moments or 'evaluation, m2-l'; may be repeated.",
+        ),
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
@@ -153,8 +160,10 @@ def bench(
             raise UsageError(
                 "--kernels needs no model and no frames; give it with --out, --against and --device"
             )
-        bench_kernels(out, against, resolve_device(device), force=force)
+        bench_kernels(out, against, resolve_device(device), ops=ops or None, force=force)
         return
+    if ops:
+        raise UsageError("--op chooses among the ops of --kernels; add it")
     if model is None:
         raise UsageError("nothing to judge; name a model file, or give --kernels")
     if model.suffix == ".json":

@@ -98,9 +98,14 @@ def print_changes(changes: Sequence[Change]) -> None:
 
 
 def bench_kernels(
-    out: Path | None, against: Path | None, device: torch.device, *, force: bool
+    out: Path | None,
+    against: Path | None,
+    device: torch.device,
+    *,
+    ops: Sequence[str] | None = None,
+    force: bool,
 ) -> None:
-    """Time every op, print the table, write ``kernels.json`` and ``kernels.md``.
+    """Time every op, or some, print the table, write ``kernels.json`` and ``kernels.md``.
 
     Raises
     ------
@@ -116,7 +121,7 @@ def bench_kernels(
         check_folder(out, force=force)
     before = read_earlier(against, str(device)) if against is not None else None
     with show_progress() as progress:
-        record = measure_kernels(device, progress=progress)
+        record = measure_kernels(device, ops=ops, progress=progress)
     console = make_console()
     console.print(f"\n{describe_kernels(record)}", style="dim", soft_wrap=True)
     print_table(tabulate_kernels(record))

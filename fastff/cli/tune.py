@@ -33,13 +33,19 @@ def tune(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="Model file, or shipped model, whose widths to tune for; the built-in sizes if left out."
+            help="Model file, or shipped model, whose widths to tune for; if left out the built-in sizes, students "
+            "before single ops."
         ),
     ] = None,
     device: DeviceOption = "auto",
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Write the table here instead of the user's cache."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the table here instead of the user's cache; a new file begins with what the package's table "
+            "of this GPU holds, and can take its place.",
+        ),
     ] = None,
     processes: Annotated[
         int | None,
@@ -72,8 +78,9 @@ def tune(
     from fastff.kernels import contract, tuning
 
     check_ops(ops, contract.list_tunable())
-    path = out or tuning.find_user_table(tuning.find_arch(target.index))
-    widths = list_distinct([list_widths(one) for one in list_configs(model)])
+    arch = tuning.find_arch(target.index)
+    path = out or tuning.find_user_table(arch)
+    widths = list_all_widths(model)
     end = time.monotonic() + budget
     if processes is None:
         processes = min(os.cpu_count() or 1, 12)
@@ -85,7 +92,13 @@ def tune(
                 widths, target, processes, ops=ops, budget=COMPILING_SHARE * budget
             )
     outcome = measure_kernels(widths, target, ops, end - time.monotonic())
-    tuning.write_table(path, outcome.measurements, tuning.describe_machine(target))
+    tuning.write_table(
+        path,
+        outcome.measurements,
+        tuning.describe_machine(target),
+        finished=outcome.finished,
+        base=None if out is None else tuning.find_shipped_table(arch),
+    )
     console = make_console()
     console.print(build_table(outcome.measurements))
     for line in list_remarks(outcome, budget):
@@ -127,6 +140,15 @@ def list_configs(model: Path | None) -> list[StudentConfig]:
     from fastff.checkpoint import read_header
 
     return [StudentConfig(**read_header(model)["config"])]
+
+
+def list_all_widths(model: Path | None) -> list[dict[str, int]]:
+    """Widths to measure at, the most important ones first: of m1 and m2, then of larger students.
+
+    Without a model the sizes of single ops in ``fastff bench --kernels`` (no width) come last.
+    """
+    widths = list_distinct([list_widths(one) for one in list_configs(model)])
+    return widths if model is not None else [*widths, {}]
 
 
 def list_widths(config: StudentConfig) -> dict[str, int]:

@@ -10,8 +10,8 @@ import contextlib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Final
 
@@ -30,6 +30,10 @@ than :data:`TOLERANCES`: near nodes of the basis and for short vectors second de
 implementation. Four, because kernel and reference round in different orders and places."""
 FLOAT32_CEILING: Final = 1e-4
 """Largest limit that is derived in this way."""
+PAINN: Final = {"n_radial": 16, "n_channels": 32, "l_max": 1, "n_hidden": 32}
+"""Widths at which student ``painn`` launches the generic ops, which are compiled ahead of time for them."""
+PAINN_TARGETS: Final = ("sm_90", "gfx942")
+"""Where: sm_80 differs little from sm_90, and every compilation takes a second or more of each run of the tests."""
 
 
 @dataclass(frozen=True)
@@ -293,6 +297,31 @@ def list_settings(
     """
     for arch, config in tuning.list_settings(space, key).items():
         yield (f" {arch} table", config, (arch,)) if arch else ("", config, tuple(TARGETS))
+
+
+def list_launched(
+    make: Callable[[str, LaunchConfig], Build], space: LaunchSpace, key: str
+) -> Iterator[Build]:
+    """The builds of a kernel at one key: by default, and by shipped tables where those give another program.
+
+    ``make`` takes the end of the name and the configuration.
+    """
+    seen: list[tuple[dict[str, Any], int, int]] = []
+    for end, config, targets in list_settings(space, key):
+        build = make(end, config)
+        program = dict(build.constexprs), config.num_warps, config.num_stages
+        if program not in seen:
+            seen.append(program)
+            yield replace(build, targets=targets)
+
+
+def restrict_targets(builds: Iterable[Build], wanted: Collection[str]) -> Iterator[Build]:
+    """Of the builds of :func:`list_launched`, on each target that is wanted the one that is launched there."""
+    default, *others = builds
+    special = {target for one in others for target in one.targets}
+    for one, mine in ((default, set(TARGETS) - special), *((one, one.targets) for one in others)):
+        if targets := tuple(target for target in TARGETS if target in mine and target in wanted):
+            yield replace(one, targets=targets)
 
 
 def list_suites() -> tuple[Suite, ...]:

@@ -63,6 +63,8 @@ class Outcome:
     remarks: tuple[str, ...]
     n_unmeasured: int
     """Pairs of widths and op that the time did not suffice for, wholly or in part."""
+    finished: frozenset[tuple[str, str]] = frozenset()
+    """Kernels and keys all of whose candidates were measured."""
 
 
 def measure_apart(
@@ -77,6 +79,8 @@ def measure_apart(
     start_limit: float = START_LIMIT,
 ) -> Outcome:
     """Measure every candidate of every workload once, in a process that is replaced when it is lost.
+
+    All ops at the first widths come before those at the next ones, so what matters most is named first.
 
     Parameters
     ----------
@@ -98,14 +102,19 @@ def measure_apart(
     Outcome
     """
     chosen = contract.list_tunable() if ops is None else tuple(ops)
-    parts = tuple((dict(one), op) for op in chosen for one in widths)
+    parts = tuple((dict(one), op) for one in widths for op in chosen)
     request = Request(
         parts, str(device), frozenset(), time.time() + budget, tools if tools else Tools()
     )
     watch = _Watch(request, report, candidate_limit, start_limit)
     while watch.parts and time.time() < request.deadline:
         watch.run_process()
-    return Outcome(tuple(watch.measured.values()), tuple(watch.remarks), len(watch.parts))
+    return Outcome(
+        tuple(watch.measured.values()),
+        tuple(watch.remarks),
+        len(watch.parts),
+        frozenset(watch.finished),
+    )
 
 
 class _Watch:
@@ -118,6 +127,7 @@ class _Watch:
         self.limits = {True: candidate_limit, False: start}
         self.parts = list(request.parts)
         self.measured: dict[str, Measurement] = {}
+        self.finished: set[tuple[str, str]] = set()
         self.remarks: list[str] = []
         self.current: tuple[str, str, LaunchConfig] | None = None
 
@@ -159,6 +169,8 @@ class _Watch:
             elif kind == "result":
                 self.measured[_identify(content.kernel, content.key, content.config)] = content
                 self.current = None
+            elif kind == "finished":
+                self.finished.add(content)
             elif kind == "part":
                 self.parts.remove(content)
                 self.current = None
@@ -211,7 +223,10 @@ def _measure_workload(
         one for one in tuning.list_candidates(workload) if _identify(kernel, key, one) not in done
     ]
     if not configs:
+        connection.send(("finished", (kernel, key)))
         return True
+    if time.time() > request.deadline:
+        return False
     reference = workload.reference()
     request.tools.synchronize()
     for config in configs:
@@ -226,6 +241,7 @@ def _measure_workload(
         request.tools.synchronize()
         done.add(_identify(kernel, key, config))
         connection.send(("result", found))
+    connection.send(("finished", (kernel, key)))
     return True
 
 

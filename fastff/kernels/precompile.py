@@ -19,7 +19,7 @@ from fastff.kernels import contract, tuning
 
 Widths = Mapping[str, int]
 N_EDGES = 5200
-"""Size of the workloads: small, because many processes hold them; compiled kernels do not depend on it."""
+"""Size of the workloads (108 atoms): small, because many processes hold them; compiled kernels do not depend on it."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -194,6 +194,11 @@ def find_arch(index: int | None = None) -> str:
     return f"sm_{major}{minor}"
 
 
+def find_shipped_table(arch: str) -> Path:
+    """Return where the table of an architecture that comes with the package lives (it need not exist)."""
+    return _SHIPPED_TABLES / f"{arch}.json"
+
+
 def find_user_table(arch: str) -> Path:
     """Return where the user's table of an architecture lives (it need not exist)."""
     if sys.platform == "win32":
@@ -229,19 +234,42 @@ def read_table(path: Path) -> dict[tuple[str, str], LaunchConfig]:
 
 
 def write_table(
-    path: Path, measurements: Sequence[Measurement], provenance: dict[str, Any]
+    path: Path,
+    measurements: Sequence[Measurement],
+    provenance: dict[str, Any],
+    *,
+    finished: Collection[tuple[str, str]] | None = None,
+    base: Path | None = None,
 ) -> None:
     """Write the fastest accepted configuration of every (kernel, key); entries of other keys in the file are kept.
 
     Every entry holds the provenance of its own measurement: GPU, driver, torch, triton, commit and date. Candidates
     that lost the device are listed apart with their reason, under ``failed``; the look-up does not read them.
+
+    Parameters
+    ----------
+    path : Path
+    measurements : sequence of Measurement
+    provenance : dict
+    finished : collection of (kernel, key), optional
+        Those of which every candidate was measured; all by default. Others are added, but replace no entry: the best
+        of a few candidates may be slower than what an earlier measurement chose among all.
+    base : Path, optional
+        Table whose entries are taken where there is no file at ``path`` yet.
     """
     entries: dict[str, dict[str, Any]] = {}
     failed: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        read_table(path)
-        earlier = json.loads(path.read_text())
+    source = path if path.exists() else base
+    if source is not None and source.exists():
+        read_table(source)
+        earlier = json.loads(source.read_text())
         entries, failed = earlier["entries"], earlier.get("failed", {})
+    if finished is not None:
+        measurements = [
+            one
+            for one in measurements
+            if (one.kernel, one.key) in finished or one.key not in entries.get(one.kernel, {})
+        ]
     for best in select_fastest(measurements):
         entry = best.config.to_dict() | {
             "time_ms": best.time_ms,
@@ -380,7 +408,7 @@ def _load_user_table(arch: str) -> dict[tuple[str, str], LaunchConfig]:
 
 @lru_cache
 def _load_shipped_table(arch: str) -> dict[tuple[str, str], LaunchConfig]:
-    path = _SHIPPED_TABLES / f"{arch}.json"
+    path = find_shipped_table(arch)
     return read_table(path) if path.is_file() else {}
 
 

@@ -25,11 +25,16 @@ MASS = 63.546
 FIRST_STEP = 5
 
 
-def list_makers(device: torch.device) -> list[tuple[Maker, int]]:
+def list_makers(device: torch.device) -> list[tuple[Maker, tuple[str, ...]]]:
     """As :func:`fastff.report.kernel_work.list_makers`; nothing where there is no CUDA device."""
     if device.type != "cuda":
         return []
-    return [(make_steps, 1), (make_staging, 3), (make_large_list, 1)]
+    staging = ("staging, positions", "staging, contacts", "staging, results")
+    return [
+        (make_steps, ("md_step, NVT",)),
+        (make_staging, staging),
+        (make_large_list, ("neighbor_list, bins",)),
+    ]
 
 
 def make_steps(device: torch.device) -> Iterator[Work]:

@@ -30,6 +30,10 @@ ROWS_ON_CPU = {"edge_features": 500_000, "fused_mlp": 50_000}
 """Rows of the first argument on a CPU, where the size of production would take minutes."""
 CELLS = 30
 """Cubic cells of copper along each edge for the fused kernels: 108,000 atoms with 54 neighbors."""
+FUSED = ("moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint")
+"""Kernels of one hop of the fused evaluation."""
+STUDENTS = {"1 hop": (1, 16), "2 hops": (2, 16), "m2-l": (2, 32)}
+"""Hops and channels of the evaluations by what their rows are called: m1, m2 and the width of shipped models."""
 CELLS_QUADRATIC = 9
 """The same for the definition of the neighbor list, which is quadratic in the number of atoms: 2,916 atoms."""
 
@@ -79,14 +83,26 @@ class Work:
 Maker = Callable[[torch.device], Iterator[Work]]
 
 
-def list_makers(device: torch.device) -> list[tuple[Maker, int]]:
-    """Sources of work and how many entries each gives; an entry holds gigabytes, so they are made one after another."""
-    makers: list[tuple[Maker, int]] = [
-        (functools.partial(make_generic, suite), 2) for suite in list_suites()
+def list_makers(device: torch.device) -> list[tuple[Maker, tuple[str, ...]]]:
+    """Sources of work and the op of every entry each gives; an entry holds gigabytes, so they are made one by one."""
+    makers: list[tuple[Maker, tuple[str, ...]]] = [
+        (functools.partial(make_generic, suite), 2 * (suite.function.__name__,))
+        for suite in list_suites()
     ]
     if device.type == "cuda":
-        makers += [(make_fused, 5), (make_evaluations, 2), (make_lists, 3)]
+        for channels in sorted({channels for _, channels in STUDENTS.values()}):
+            named = tuple(name_fused(kernel, channels) for kernel in FUSED)
+            makers.append((functools.partial(make_fused, channels=channels), named))
+        for student in STUDENTS:
+            named = (f"evaluation, {student}",)
+            makers.append((functools.partial(make_evaluation, student=student), named))
+        makers.append((make_lists, ("skin_check", "skin_check, stale", "neighbor_list")))
     return makers
+
+
+def name_fused(kernel: str, channels: int) -> str:
+    """What the row of a fused kernel is called: by its width too, unless that is the usual one."""
+    return kernel if channels == 16 else f"{kernel}, C={channels}"
 
 
 def list_suites() -> list[contract.Suite]:
@@ -150,13 +166,13 @@ def prepare(suite: contract.Suite, arguments: tuple[Any, ...], *, gradient: bool
     )  # fmt: skip
 
 
-def make_fused(device: torch.device) -> Iterator[Work]:
-    """Kernels of one hop of the fused evaluation, 16 channels."""
+def make_fused(device: torch.device, channels: int = 16) -> Iterator[Work]:
+    """Kernels of one hop of the fused evaluation."""
     from fastff.kernels.moment_potential.costs import count_costs
     from fastff.kernels.moment_potential.workloads import REACH, list_workloads
 
-    widths = {"n_channels": 16, "n_mixed": 16, "n_hidden": 64}
-    costs = count_costs(54)
+    widths = {"n_channels": channels, "n_mixed": channels, "n_hidden": 64}
+    costs = count_costs(54, channels, channels)
     for workload in list_workloads(widths, device, repeats=CELLS, reach=REACH):
         bind, name = workload.definition, workload.space.kernel
         assert bind is not None
@@ -165,16 +181,16 @@ def make_fused(device: torch.device) -> Iterator[Work]:
         with torch.no_grad():
             exact = workload.reference()
         yield Work(
-            name, "forward", n_atoms, exact, cost.n_bytes * n_atoms, cost.flop * n_atoms,
-            workload.launch, compile_all(define), restore=workload.restore,
+            name_fused(name, channels), "forward", n_atoms, exact, cost.n_bytes * n_atoms,
+            cost.flop * n_atoms, workload.launch, compile_all(define), restore=workload.restore,
         )  # fmt: skip
         del exact, workload
         gc.collect()
         torch.cuda.empty_cache()
 
 
-def make_evaluations(device: torch.device) -> Iterator[Work]:
-    """Energies, forces and virial of students of one and two hops, from positions and a neighbor list."""
+def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
+    """Energies, forces and virial of a student of :data:`STUDENTS`, from positions and a neighbor list."""
     from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
     from fastff.kernels.moment_potential.costs import count_costs
     from fastff.kernels.moment_potential.evaluate import FusedPotential
@@ -186,31 +202,26 @@ def make_evaluations(device: torch.device) -> Iterator[Work]:
     geometry = (system.positions, system.species, system.matrix, system.translations)
     sample = build_lattice("Cu", 2, REACH, "cpu", rattle=0.1, seed=3)
     n_atoms = system.matrix.n_atoms
-    for n_hops in (1, 2):
-        weights = draw_weights(n_hops, 1, sample)
-        potential = FusedPotential(weights, device)
-        single, double = (
-            convert_weights(weights, device, dtype) for dtype in (torch.float32, torch.float64)
-        )
-        with torch.no_grad():
-            exact = evaluate_reference(double, *geometry).forces
+    n_hops, channels = STUDENTS[student]
+    weights = draw_weights(n_hops, 1, sample, n_channels=channels, n_mixed=channels)
+    potential = FusedPotential(weights, device)
+    single, double = (
+        convert_weights(weights, device, dtype) for dtype in (torch.float32, torch.float64)
+    )
+    with torch.no_grad():
+        exact = evaluate_reference(double, *geometry).forces
 
-        def run(potential: FusedPotential = potential) -> Tensor:
-            return potential.evaluate(system.positions, system.species, system.matrix).forces
+    def run() -> Tensor:
+        return potential.evaluate(system.positions, system.species, system.matrix).forces
 
-        def define(weights: Any = single) -> Tensor:
-            return evaluate_reference(weights, *geometry).forces
+    def define() -> Tensor:
+        return evaluate_reference(single, *geometry).forces
 
-        cost = [
-            sum(part) * n_hops * n_atoms for part in zip(*count_costs(54).values(), strict=True)
-        ]
-        yield Work(
-            f"evaluation, {n_hops} hop{'s' * (n_hops > 1)}", "forward", n_atoms, exact, cost[2], cost[0],
-            run, compile_all(define),
-        )  # fmt: skip
-        del exact, potential
-        gc.collect()
-        torch.cuda.empty_cache()
+    costs = count_costs(54, channels, channels).values()
+    flop, _, n_bytes = (n_hops * n_atoms * sum(part) for part in zip(*costs, strict=True))
+    yield Work(
+        f"evaluation, {student}", "forward", n_atoms, exact, n_bytes, flop, run, compile_all(define)
+    )
 
 
 def make_lists(device: torch.device) -> Iterator[Work]:

@@ -12,10 +12,11 @@ reason, but kernels that run on a CUDA device alone are left out elsewhere.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fastff import kernels
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
 from fastff.report import kernel_steps
 from fastff.report.inner import is_shortage, synchronize
 from fastff.report.kernel_work import Direction, Variant, Work, list_makers
@@ -76,6 +77,7 @@ class KernelRecord(BaseModel):
 def measure_kernels(
     device: torch.device,
     *,
+    ops: Sequence[str] | None = None,
     budget: float = 4.0,
     progress: Callable[[str, int, int], None] = lambda message, done, total: None,
 ) -> KernelRecord:
@@ -84,17 +86,29 @@ def measure_kernels(
     Parameters
     ----------
     device : torch.device
+    ops : sequence of str, optional
+        Names of :func:`list_ops`, or what comes before a comma in some; all by default.
     budget : float
         Seconds of repeats for each row; at least three repeats are made.
     progress : callable
         Receives (what was done, done, total).
+
+    Raises
+    ------
+    UsageError
+        One of ``ops`` is no such name, or of something that cannot be measured on this device.
     """
+    chosen = choose_ops(ops, list_ops(device))
     bandwidth, rate = measure_ceilings(device)
     makers = [*list_makers(device), *kernel_steps.list_makers(device)]
     rows: list[KernelRow] = []
-    total = sum(count for _, count in makers) * len(VARIANTS)
-    for make, _ in makers:
+    total = sum(name in chosen for _, names in makers for name in names) * len(VARIANTS)
+    for make, names in makers:
+        if not chosen.intersection(names):
+            continue
         for work in make(device):
+            if work.op not in chosen:
+                continue
             floor = max(work.n_bytes / bandwidth, work.n_operations / rate)
             for variant in VARIANTS:
                 row = _measure(work, variant, budget).model_copy(update={"floor": floor})
@@ -102,11 +116,38 @@ def measure_kernels(
                 progress(f"{row.op}, {row.direction}, {variant}", len(rows), total)
             torch.compiler.reset()
             del work
+        gc.collect()
+        torch.cuda.empty_cache()
     record = KernelRecord(
         device=str(device), bandwidth=bandwidth, product_rate=rate, rows=tuple(rows),
         provenance=collect_provenance(),
     )  # fmt: skip
     return record.model_copy(update={"digest": compute_digest(record)})
+
+
+def list_ops(device: torch.device) -> tuple[str, ...]:
+    """Names of everything that is measured on a device, in this order."""
+    makers = [*list_makers(device), *kernel_steps.list_makers(device)]
+    return tuple(dict.fromkeys(name for _, names in makers for name in names))
+
+
+def choose_ops(ops: Sequence[str] | None, known: Sequence[str]) -> frozenset[str]:
+    """The names that ``ops`` asks for: those, or with ``evaluation`` every ``evaluation, ...``.
+
+    Raises
+    ------
+    UsageError
+        With the names that there are.
+    """
+    if ops is None:
+        return frozenset(known)
+    found = {op: {name for name in known if op in (name, name.split(",")[0])} for op in ops}
+    if unknown := [op for op, names in found.items() if not names]:
+        raise UsageError(
+            f"--op {', '.join(unknown)}: nothing of that name is measured here; choose from "
+            + ", ".join(repr(name) if "," in name else name for name in known)
+        )
+    return frozenset().union(*found.values())
 
 
 def measure_ceilings(device: torch.device) -> tuple[float, float]:

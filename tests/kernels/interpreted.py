@@ -6,11 +6,13 @@ imported. By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted.py``.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from fastff import kernels
-from fastff.cli.tune import list_widths
+from fastff.cli.tune import list_all_widths, list_widths
 from fastff.kernels import contract, dispatch, tuning
 from fastff.kernels.neighbor_list import cases as list_cases
 from fastff.models import build_student, configure_student
@@ -80,6 +82,17 @@ def test_keys_of_students_are_measured(cpu, monkeypatch):
         "edge_features", "edge_features_backward", "fused_mlp", "fused_mlp_backward", "segment_sum", "segment_gather",
     }  # fmt: skip
     assert asked <= measured
+
+
+def test_shipped_tables_hold_what_is_tuned_and_nothing_else(cpu):
+    """No entry that no launch looks up: keys are those of the workloads at the built-in widths."""
+    widths = [one | {"n_edges": 104} for one in list_all_widths(None)]
+    tuned = {(w.space.kernel, w.key) for one in widths for w in contract.list_workloads(one, cpu)}
+    for path in tuning._SHIPPED_TABLES.glob("*.json"):
+        shipped = set(tuning.read_table(path))
+        assert shipped <= tuned, sorted(shipped - tuned)
+        failed = json.loads(path.read_text()).get("failed", {})
+        assert {(kernel, key) for kernel, keys in failed.items() for key in keys} <= tuned
 
 
 @pytest.mark.parametrize("name", ["neighbor_list", "segment_sum", "fused_mlp", "edge_features"])

@@ -328,27 +328,41 @@ def test_workloads_of_tuning(cpu):
     assert not list(workloads.list_workloads({**widths, "n_channels": 24}, cpu))
 
 
+def check_work(work):
+    if work.restore is not None:
+        work.restore()
+    single = work.definition(lambda function: function)
+    assert work.triton is not None
+    for found in (work.triton(), single()):
+        assert work.compare(found) < 1e-5, work.op
+    assert work.n_bytes > 0
+
+
 def test_work_of_the_kernel_table(cpu, monkeypatch):
-    """What ``fastff bench --kernels`` times on a GPU is right: kernels and definitions agree with float64."""
-    monkeypatch.setattr(kernel_work, "CELLS", 2)
+    """What ``fastff bench --kernels`` times on a GPU is right: kernels and definitions agree with float64.
+
+    Fused kernels over 4 atoms of 12 neighbors, to be quick.
+    """
     monkeypatch.setattr(kernel_work, "CELLS_QUADRATIC", 2)
-    makers = (
-        kernel_work.make_fused, kernel_work.make_evaluations, kernel_work.make_lists,
-        kernel_steps.make_steps, kernel_steps.make_staging, kernel_steps.make_large_list,
-    )  # fmt: skip
-    names = []
-    for work in (work for make in makers for work in make(cpu)):
-        names.append(work.op)
-        if work.restore is not None:
-            work.restore()
-        single = work.definition(lambda function: function)
-        assert work.triton is not None
-        for found in (work.triton(), single()):
-            assert work.compare(found) < 1e-5, work.op
-        assert work.n_bytes > 0
+    monkeypatch.setattr(workloads, "REACH", 3.6)
+    gpu = torch.device("cuda")
+    makers = [*kernel_work.list_makers(gpu), *kernel_steps.list_makers(gpu)]
+    own = [
+        entry for entry in makers if getattr(entry[0], "func", 0) is not kernel_work.make_generic
+    ]
+    names, listed = [], [name for _, told in own for name in told]
+    for make, told in own:
+        small = told[0].startswith("evaluation") or told[0].split(",")[0] in kernel_work.FUSED
+        monkeypatch.setattr(kernel_work, "CELLS", 1 if small else 2)
+        for work in make(cpu):
+            names.append(work.op)
+            check_work(work)
+    fused = ["moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint"]
+    assert names == listed
     assert names == [
-        "moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint",
-        "evaluation, 1 hop", "evaluation, 2 hops", "skin_check", "skin_check, stale", "neighbor_list",
+        *fused, *(f"{name}, C=32" for name in fused),
+        "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l",
+        "skin_check", "skin_check, stale", "neighbor_list",
         "md_step, NVT", "staging, positions", "staging, contacts", "staging, results",
         "neighbor_list, bins",
     ]  # fmt: skip

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
+from typing import get_args
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
+from fastff.cli import tune
 from fastff.errors import UsageError
 from fastff.kernels import aot, contract
+from fastff.kernels.moment_potential import evaluate, workspace
+from fastff.models import configure_student
 
 from . import record_resources
 
@@ -22,8 +28,11 @@ SLACK = 1.25
 
 
 def choose_marks(name: str, target: str) -> list[pytest.MarkDecorator]:
-    """The widest kernels, and those of students on the second NVIDIA target, take longer than every run should."""
-    slow = "C=32" in name or ("C=16" in name and target == "sm_80")
+    """The widest kernels, and those of students on the second NVIDIA target, take longer than every run should.
+
+    So do products without tensor cores.
+    """
+    slow = "C=32" in name or "ieee" in name or ("C=16" in name and target == "sm_80")
     return [pytest.mark.slow] if slow else []
 
 
@@ -55,8 +64,21 @@ SHIPPED = {
 """Spilled bytes of what ``tables/sm_90.json`` launches instead of the written default: fastest all the same."""
 
 
+OPTIONS = {
+    "moments C=32 ieee sm_90 table": 392, "moments_adjoint C=32 ieee": 232,
+    "node_perceptron C=16 ieee sm_90 table": 216, "node_perceptron C=32 ieee sm_90 table": 536,
+    "node_perceptron C=16 tf32 sm_90 table": 88, "node_perceptron C=32 tf32 sm_90 table": 104,
+    "node_perceptron C=16 pull float sm_90 table": 40,
+    "fused_mlp_backward sm_90 table": 88,
+    "fused_mlp_backward painn message": 576, "fused_mlp_backward painn update": 432,
+}  # fmt: skip
+"""The same on sm_90 with options that are not the default, which nothing was tuned for, and of generic ops: products
+without tensor cores hold whole tiles in registers; the written default of the perceptron is for a width of 128."""
+
+
 def test_no_kernel_spills():
     known = {
+        **{(name, "sm_90"): size for name, size in OPTIONS.items()},
         **{(f"{name} sm_90 table", "sm_90"): size for name, size in SHIPPED.items()},
         ("moments_adjoint C=32 hop 2 adding", "gfx942"): 8,
         ("moments_adjoint C=32 hop 2", "gfx942"): 8,
@@ -75,6 +97,65 @@ def test_no_kernel_spills():
         if one["spills"] > 0
     }
     assert all(size <= known.get(where, 0) for where, size in spills.items()), spills
+
+
+def list_values(name, kind="constexprs"):
+    """What the builds for sm_90 have for a constant, or as the type of an argument."""
+    found = [build for build in contract.list_builds() if "sm_90" in build.targets]
+    return {(b.kernel.__name__, getattr(b, kind).get(name)) for b in found} - {
+        (b.kernel.__name__, None) for b in found
+    }
+
+
+def test_every_option_of_an_evaluation_is_compiled():
+    dots = {name for name, _ in list_values("PRECISION")} - {"forward_kernel", "backward_kernel"}
+    assert len(dots) == 5
+    assert {
+        (kernel, precision) for kernel in dots for precision in workspace.PRECISIONS
+    } <= list_values("PRECISION")
+    assert {value for _, value in list_values("SCATTER")} == set(get_args(workspace.Scatter))
+    for kernel in ("adjoint_kernel", "finish_kernel"):
+        assert {(kernel, True), (kernel, False)} <= list_values("WITH_VIRIAL")
+    for kernel in ("perceptron_kernel", "finish_kernel"):
+        assert {(kernel, True), (kernel, False)} <= list_values("FIXED")
+    for argument in ("neighbors", "entries", "reverse"):
+        types = list_values(argument, "signature")
+        kernels = {kernel for kernel, _ in types}
+        assert kernels
+        wide = {kernel for kernel, kind in types if kind == "*i64"}
+        assert wide == kernels, argument
+
+
+def test_generic_ops_are_compiled_as_painn_launches_them():
+    assert tune.list_widths(configure_student("painn", (6,))) == contract.PAINN
+    names = {build.name for build in contract.list_builds()}
+    assert names >= {
+        "edge_features painn", "edge_features_backward painn", "edge_features_double_backward painn",
+        "fused_mlp painn message", "fused_mlp_backward painn update", "segment_sum painn vectors",
+        "segment_gather painn",
+    }  # fmt: skip
+
+
+def test_a_target_gets_the_build_that_is_launched_there():
+    plain = contract.list_builds()[0]
+    own = replace(plain, name="own", targets=("sm_90",))
+    restrict = contract.restrict_targets
+    assert [(b.name, b.targets) for b in restrict([plain, own], ("sm_90", "gfx942"))] == [
+        (plain.name, ("gfx942",)), ("own", ("sm_90",)),
+    ]  # fmt: skip
+    assert [b.name for b in restrict([plain, own], ("sm_90",))] == ["own"]
+    assert [b.targets for b in restrict([plain], ("sm_90",))] == [("sm_90",)]
+
+
+def test_amd_launches_what_is_compiled_for_it(monkeypatch):
+    """Plain float32 products by default, there and for the generic perceptron; what was asked for elsewhere."""
+    assert evaluate.choose_precision("tf32x3") == "tf32x3"
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert [evaluate.choose_precision(p) for p in workspace.PRECISIONS] == ["ieee", "tf32", "ieee"]
+    default = workspace.Options().precision
+    for build in contract.list_builds():
+        if "gfx942" in build.targets and build.constexprs.get("PRECISION") == default:
+            assert build.amd_constexprs == {"PRECISION": evaluate.choose_precision(default)}
 
 
 def test_unknown_target_is_refused():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from fastff.models import build_student, configure_student
 from fastff.models.fused import collect_weights
 from fastff.neighbors import atoms_to_graph
 
+GUIDE = Path(__file__).parents[2] / "docs" / "md.md"
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 
@@ -161,6 +164,7 @@ def test_few_atoms_are_spread_and_measured_settings_are_not_touched():
     """Up to 2,048 atoms node kernels take 16 at a time on four warps, unless a setting is being measured."""
     used = {"ATOMS": 32, "DEPTH": 32, "num_warps": 8, "num_stages": 1}
     few = {"ATOMS": 16, "DEPTH": 64, "num_warps": 4, "num_stages": 1}
+    assert f"to {evaluate.FEW_ATOMS:,} atoms" in GUIDE.read_text("utf-8")
     assert evaluate.spread_atoms(used, 2048) == few
     assert evaluate.spread_atoms(used, 2049) == used
     assert evaluate.spread_atoms({"ATOMS": 16, "num_warps": 1}, 9) == {"ATOMS": 16, "num_warps": 4}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,7 +40,34 @@ def test_widths_of_a_message_passing_student():
     widths = tune.list_widths(configure_student("painn", (6,), n_channels=8, hidden=(24, 40)))
     assert widths == {"n_radial": 16, "l_max": 1, "n_channels": 8, "n_hidden": 24}
     assert list_shapes(widths) == [(8, 24, 24), (16, 24, 24)]
-    assert list_shapes({"n_channels": 8, "n_mixed": 8, "n_hidden": 24}) == [(128, 24, 24, 1)]
+    assert list_shapes({"n_hidden": 24}) == [(128, 24, 24, 1)]
+
+
+def test_students_are_measured_before_single_ops():
+    """The smallest student first, and no generic op at the widths of one that launches fused kernels alone."""
+    m1, large, painn, none = tune.list_all_widths(None)
+    assert (m1["n_channels"], large["n_channels"]) == (16, 32)
+    assert "n_mixed" not in painn
+    assert none == {}
+    for name in ("edge_features", "fused_mlp", "segment_sum"):
+        assert not list(contract.list_workloads(m1 | {"n_edges": 52}, torch.device("cpu"), [name]))
+
+
+def test_fused_kernels_are_measured_at_a_size_of_production(monkeypatch):
+    """Every number of atoms a program that a candidate asks for is launched, on small GPUs too."""
+    pytest.importorskip("triton")
+    from fastff.kernels.moment_potential import workloads
+    from fastff.kernels.moment_potential.evaluate import limit_atoms
+    from fastff.kernels.moments.kernels import MOMENTS_SPACE
+
+    most = max(one.blocks["ATOMS"] for one in MOMENTS_SPACE.candidates)
+    for gigabytes, atoms in ((80, 108_000), (32, 108_000), (8, 37_044)):
+        memory = SimpleNamespace(total_memory=gigabytes << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, m=memory: m)
+        assert 4 * workloads.choose_repeats({}, torch.device("cuda")) ** 3 == atoms
+        assert limit_atoms(most, atoms) == most
+    assert workloads.choose_repeats({"n_edges": 5200}, torch.device("cuda")) == 3
+    assert workloads.choose_repeats({"n_edges": 1}, torch.device("cuda")) == 2
 
 
 def test_fused_kernels_are_not_measured_for_other_models():

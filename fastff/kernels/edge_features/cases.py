@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from fastff.kernels import derivatives, tuning
-from fastff.kernels.contract import Build, Case, Suite
+from fastff.kernels.contract import (
+    PAINN,
+    PAINN_TARGETS,
+    Build,
+    Case,
+    Suite,
+    list_launched,
+    restrict_targets,
+)
 from fastff.kernels.edge_features import op, reference
 
 Arguments = tuple[Any, ...]
@@ -75,25 +83,44 @@ SUITES = (Suite(op.OP, op.edge_features, reference.edge_features, CASES),)
 
 
 def list_builds() -> Iterator[Build]:
-    """The three kernels for eight radial functions and degrees up to 3, float32."""
+    """The three kernels, float32: for eight radial functions and degrees up to 3, and for the widths of ``painn``."""
     from fastff.kernels.edge_features import kernels
 
-    widths = {"n_radial": 8, "n_harmonics": 16, "RADIAL": 8}
-    for space, kernel in (
-        (kernels.FORWARD_SPACE, kernels.forward_kernel),
-        (kernels.BACKWARD_SPACE, kernels.backward_kernel),
-        (kernels.DOUBLE_BACKWARD_SPACE, kernels.double_backward_kernel),
-    ):
-        constexprs = {"cutoff": 5.0, "norm": math.sqrt(0.4), **widths, **space.default.blocks}
-        pointers = [name for name in kernel.arg_names if name not in (*constexprs, "n_edges")]
-        signature = {**dict.fromkeys(pointers, "*fp32"), "n_edges": "i32"}
-        yield Build(space.kernel, kernel, signature, constexprs, space.default)
+    for student, n_radial, l_max in (("", 8, 3), (" painn", PAINN["n_radial"], PAINN["l_max"])):
+        n_harmonics = (l_max + 1) ** 2
+        widths = {"n_radial": n_radial, "n_harmonics": n_harmonics, "RADIAL": n_radial}
+        key = tuning.make_key(torch.float32, radial=n_radial, harmonics=n_harmonics)
+        for space, kernel in (
+            (kernels.FORWARD_SPACE, kernels.forward_kernel),
+            (kernels.BACKWARD_SPACE, kernels.backward_kernel),
+            (kernels.DOUBLE_BACKWARD_SPACE, kernels.double_backward_kernel),
+        ):
+
+            def make(
+                end: str,
+                config: tuning.LaunchConfig,
+                kernel: Any = kernel,
+                name: str = f"{space.kernel}{student}",
+                widths: dict[str, int] = widths,
+            ) -> Build:
+                constexprs = {"cutoff": 5.0, "norm": math.sqrt(0.4), **widths, **config.blocks}
+                pointers = [one for one in kernel.arg_names if one not in (*constexprs, "n_edges")]
+                signature = {**dict.fromkeys(pointers, "*fp32"), "n_edges": "i32"}
+                return Build(name + end, kernel, signature, constexprs, config)
+
+            builds = list_launched(make, space, key)
+            yield from restrict_targets(builds, PAINN_TARGETS) if student else builds
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
-    """The three kernels; ``widths`` has ``n_radial`` (default 8) and ``l_max`` (default 3)."""
+    """The three kernels; ``widths`` has ``n_radial`` (default 8) and ``l_max`` (default 3).
+
+    Nothing for moment students (``n_mixed``), whose fused kernels compute them.
+    """
     from fastff.kernels.edge_features import kernels
 
+    if "n_mixed" in widths:
+        return
     n_radial, l_max, cutoff, n_edges = (
         widths.get("n_radial", 8),
         widths.get("l_max", 3),

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from fastff.kernels import derivatives, tuning
-from fastff.kernels.contract import Build, Case, Suite
+from fastff.kernels.contract import (
+    PAINN,
+    PAINN_TARGETS,
+    Build,
+    Case,
+    Suite,
+    list_launched,
+    restrict_targets,
+)
 from fastff.kernels.fused_mlp import op, reference
 
 Arguments = tuple[Any, ...]
@@ -61,29 +69,45 @@ SUITES = (Suite(*_FUNCTIONS), Suite(*_FUNCTIONS, differentiated=(0,)))
 
 
 def list_builds() -> Iterator[Build]:
-    """Both kernels for widths 128, 64, 64, 1."""
+    """Both kernels for widths 128, 64, 64, 1, and for the perceptrons of message and update of ``painn``."""
     from fastff.kernels.fused_mlp import kernels
 
-    widths = {"n_in": 128, "n_hidden1": 64, "n_hidden2": 64, "n_out": 1}
-    padded = {"IN": 128, "HIDDEN1": 64, "HIDDEN2": 64, "OUT": 16}
-    for space, kernel in (
-        (kernels.FORWARD_SPACE, kernels.forward_kernel),
-        (kernels.BACKWARD_SPACE, kernels.backward_kernel),
-    ):
-        constexprs = {**widths, **padded, "LAYERS": 3, "PRECISION": "tf32x3"}
-        constexprs |= space.default.blocks
-        pointers = [name for name in kernel.arg_names if name not in (*constexprs, "n_rows")]
-        signature = {**dict.fromkeys(pointers, "*fp32"), "n_rows": "i32"}
-        amd = {"PRECISION": "ieee"}
-        yield Build(space.kernel, kernel, signature, constexprs, space.default, amd)
+    message, update = list_shapes(PAINN)
+    shapes = (("", (128, 64, 64, 1)), (" painn message", message), (" painn update", update))
+    for student, shape in shapes:
+        given = [torch.empty(n_out, n_in) for n_in, n_out in itertools.pairwise(shape)]
+        for space, kernel in (
+            (kernels.FORWARD_SPACE, kernels.forward_kernel),
+            (kernels.BACKWARD_SPACE, kernels.backward_kernel),
+        ):
+
+            def make(
+                end: str,
+                config: tuning.LaunchConfig,
+                kernel: Any = kernel,
+                name: str = f"{space.kernel}{student}",
+                weights: list[torch.Tensor] = given,
+            ) -> Build:
+                constexprs = {**op.list_constants(weights, config), "PRECISION": "tf32x3"}
+                pointers = [one for one in kernel.arg_names if one not in (*constexprs, "n_rows")]
+                signature = {**dict.fromkeys(pointers, "*fp32"), "n_rows": "i32"}
+                return Build(
+                    name + end, kernel, signature, constexprs, config, {"PRECISION": "ieee"}
+                )
+
+            builds = list_launched(make, space, op.make_key(given, torch.float32))
+            yield from restrict_targets(builds, PAINN_TARGETS) if student else builds
 
 
 def list_shapes(widths: Mapping[str, int]) -> list[tuple[int, ...]]:
-    """Layers from input to output: of the perceptrons of message and update of ``painn`` at ``n_channels``, else
-    (``n_mixed``, or no channels) of a node network of ``n_features`` (default 128) and ``n_hidden`` (64).
+    """Layers from input to output: of the perceptrons of message and update of ``painn`` at ``n_channels``, without it
+    of a node network of ``n_features`` (default 128) and ``n_hidden`` (64). None of moment students (``n_mixed``),
+    which have a kernel of their own.
     """
+    if "n_mixed" in widths:
+        return []
     n_hidden = widths.get("n_hidden", 64)
-    if "n_channels" in widths and "n_mixed" not in widths:
+    if "n_channels" in widths:
         n_channels = widths["n_channels"]
         return [(n_in, n_hidden, 3 * n_channels) for n_in in (n_channels, 2 * n_channels)]
     return [(widths.get("n_features", 128), n_hidden, n_hidden, 1)]

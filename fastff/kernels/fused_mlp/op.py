@@ -159,17 +159,21 @@ def _plan(
     space: tuning.LaunchSpace, x: Tensor, weights: Sequence[Tensor]
 ) -> tuple[tuple[int], dict[str, Any]]:
     """Grid and compile-time arguments of both kernels."""
-    widths = _list_widths(weights)
     config = tuning.lookup(space, make_key(weights, x.dtype), x.device)
     fixed = {
-        **widths,
-        **{name[2:].upper(): _pad(width) for name, width in widths.items()},
-        "LAYERS": len(weights),
-        "PRECISION": "tf32x3" if torch.version.hip is None else "ieee",
         **config.to_arguments(),
+        **list_constants(weights, config),
+        "PRECISION": "tf32x3" if torch.version.hip is None else "ieee",
     }
-    fixed["CHUNK"] = min(fixed["CHUNK"], fixed["IN"])
     return (-(-x.shape[0] // config.blocks["BLOCK_ROWS"]),), fixed
+
+
+def list_constants(weights: Sequence[Tensor], config: tuning.LaunchConfig) -> dict[str, int]:
+    """Sizes that both kernels are compiled for."""
+    widths = _list_widths(weights)
+    padded = {name[2:].upper(): _pad(width) for name, width in widths.items()}
+    chunk = min(config.blocks["CHUNK"], padded["IN"])
+    return {**widths, **padded, "LAYERS": len(weights), **config.blocks, "CHUNK": chunk}
 
 
 def make_key(weights: Sequence[Tensor], dtype: torch.dtype) -> str:

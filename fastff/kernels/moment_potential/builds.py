@@ -6,13 +6,12 @@ also of three hops. Not here: compiling (:mod:`fastff.kernels.aot`), bounds on t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 
-from fastff.kernels.contract import Build, list_settings
+from fastff.kernels.contract import Build, list_launched, restrict_targets
 from fastff.kernels.moment_potential.evaluate import spread_atoms
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
@@ -39,9 +38,9 @@ def _make(
     at_compile_time = {p.name for p in kernel.params if p.is_constexpr}
     constants |= {k: v for k, v in config.blocks.items() if k in at_compile_time}
     amd = {}
-    if "PRECISION" in kernel.arg_names:
+    if "PRECISION" in kernel.arg_names and "PRECISION" not in constants:
         constants["PRECISION"] = "tf32x3"
-        amd["PRECISION"] = "ieee"
+        amd["PRECISION"] = "ieee"  # as evaluate.choose_precision
     signature = {}
     for argument in kernel.arg_names:
         if argument in constants:
@@ -60,13 +59,9 @@ def _make_all(
     types: dict[str, str] | None = None,
 ) -> Iterator[Build]:
     """The builds of one launch: by default, and by shipped tables where those give another program."""
-    seen: list[tuple[dict[str, Any], int, int]] = []
-    for end, config, targets in list_settings(space, key):
-        build = _make(name + end, kernel, given, config, types)
-        program = dict(build.constexprs), config.num_warps, config.num_stages
-        if program not in seen:
-            seen.append(program)
-            yield replace(build, targets=targets)
+    yield from list_launched(
+        lambda end, config: _make(name + end, kernel, given, config, types), space, key
+    )
 
 
 def _list_sums(channels: int, suffix: str, *, middle: bool = False) -> Iterator[Build]:
@@ -159,3 +154,102 @@ def list_builds() -> Iterator[Build]:
     yield from _list_nodes(16, 16, 64, "C=16 few", few=True)
     yield from _list_sums(32, "C=32", middle=True)
     yield from _list_nodes(32, 32, 64, "C=32", middle=True)
+    for precision in ("tf32", "ieee"):
+        for channels in (16, 32):
+            yield from _list_products(channels, precision, ("sm_90",))
+    yield from _list_scatters()
+
+
+def _list_products(channels: int, precision: str, targets: Collection[str]) -> Iterator[Build]:
+    """Kernels with matrix products at another precision than the default, in the form with most work."""
+    from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
+    from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
+    from fastff.kernels.node_block import kernels
+
+    end = f"C={channels} {precision}"
+    width = {"C": channels, "PRECISION": precision}
+    sums = {**width, "BY_SENDER": True}
+    adjoint = {"HAS_CORE": False, "WITH_VIRIAL": True, "SCATTER": "fixed", "ACCUMULATE": False}
+    node = {**width, "Q": channels}
+    last = {
+        "INPUTS": 8 * channels, "H1": 64, "H2": 64, "HAS_EXTRA": True, "WITH_ENERGY": True, "FIXED": True,
+        "WITH_MESSAGES": False, "WITH_ADJOINT": True, "PULL_MESSAGES": False,
+    }  # fmt: skip
+    key = make_key(torch.float32, channels=channels)
+    node_key = make_key(torch.float32, channels=channels, mixed=channels)
+    perceptron_key = make_key(torch.float32, channels=channels, inputs=8 * channels, hidden=64)
+    integers = {"forces": "*i64"}
+    for builds in (
+        _make_all(f"moments {end}", moments_kernel, sums, MOMENTS_SPACE, key),
+        _make_all(
+            f"moments_adjoint {end}", adjoint_kernel, {**sums, **adjoint}, ADJOINT_SPACE, key, integers
+        ),
+        _make_all(
+            f"invariants {end}", kernels.invariants_kernel, node, kernels.INVARIANTS_SPACE, node_key
+        ),
+        _make_all(
+            f"invariants_adjoint {end}", kernels.pullback_kernel, node, kernels.PULLBACK_SPACE, node_key
+        ),
+        _make_all(
+            f"node_perceptron {end}", kernels.perceptron_kernel, {**width, **last}, kernels.PERCEPTRON_SPACE,
+            perceptron_key,
+        ),
+    ):  # fmt: skip
+        yield from restrict_targets(builds, targets)
+
+
+def _list_scatters() -> Iterator[Build]:
+    """Other options of 16 channels: no virial, forces summed in float32 or by way of edges, and int64 entries."""
+    from fastff.kernels.moment_potential import kernels
+    from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
+    from fastff.kernels.moments_adjoint.kernels import (
+        ADJOINT_SPACE,
+        GATHER_SPACE,
+        adjoint_kernel,
+        gather_kernel,
+    )
+    from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE, perceptron_kernel
+
+    wide, single = {"neighbors": "*i64", "reverse": "*i64"}, {"forces": "*fp32"}
+    floats = {**single, "accumulators": "*fp32", "message_gradients": "*fp32"}
+    floats["extra_gradients"] = "*fp32"
+    key = make_key(torch.float32, channels=16)
+    common: dict[str, Any] = {"C": 16, "WITH_VIRIAL": True, "SCATTER": "fixed"}
+    for name, hop, changes, types in (
+        ("no virial", 1, {"WITH_VIRIAL": False}, {"forces": "*i64"}),
+        ("wide", 2, {}, {"forces": "*i64", **wide}),
+        ("float", 1, {"SCATTER": "float"}, floats),
+        ("float", 2, {"SCATTER": "float"}, floats),
+        ("store", 1, {"SCATTER": "store"}, single),
+        ("store", 2, {"SCATTER": "store"}, single),
+    ):
+        given = {"BY_SENDER": hop > 1, "HAS_CORE": hop == 1, "ACCUMULATE": False}
+        builds = _make_all(
+            f"moments_adjoint C=16 hop {hop} {name}", adjoint_kernel, {**common, **given, **changes},
+            ADJOINT_SPACE, key, types,
+        )  # fmt: skip
+        yield from restrict_targets(builds, ("sm_90", "gfx942") if hop == 1 else ("sm_90",))
+    builds = _make_all(
+        "moments C=16 wide", moments_kernel, {"C": 16, "BY_SENDER": True}, MOMENTS_SPACE, key, wide
+    )
+    yield from restrict_targets(builds, ("sm_90", "gfx942"))
+    flags: dict[str, Any] = {"HOPS": 2, "HAS_CORE": True, "BLOCK": 256}
+    finish = kernels.finish_kernel
+    yield _make("finish no virial", finish, {**flags, "WITH_VIRIAL": False, "FIXED": True})
+    yield _make(
+        "finish float", finish, {**flags, "WITH_VIRIAL": True, "FIXED": False}, types=floats
+    )
+    yield _make("place float", kernels.place_kernel, {"CLEAR": True, "BLOCK": 128}, types=floats)
+    yield _make("place store", kernels.place_kernel, {"CLEAR": False, "BLOCK": 128}, types=floats)
+    yield _make(
+        "gather_forces wide", gather_kernel, {"ACCUMULATE": True}, GATHER_SPACE.default, types=wide
+    )
+    pull = {
+        "C": 16, "INPUTS": 128, "H1": 64, "H2": 64, "HAS_EXTRA": False, "WITH_ENERGY": False,
+        "FIXED": False, "WITH_MESSAGES": False, "WITH_ADJOINT": True, "PULL_MESSAGES": True,
+    }  # fmt: skip
+    perceptron_key = make_key(torch.float32, channels=16, inputs=128, hidden=64)
+    builds = _make_all(
+        "node_perceptron C=16 pull float", perceptron_kernel, pull, PERCEPTRON_SPACE, perceptron_key, floats
+    )  # fmt: skip
+    yield from restrict_targets(builds, ("sm_90",))

@@ -55,6 +55,14 @@ def spread_atoms(arguments: dict[str, Any], n_atoms: int) -> dict[str, Any]:
     return {**arguments, **{name: value for name, value in FEW.items() if name in arguments}}
 
 
+def choose_precision(asked: str) -> str:
+    """Precision of the products that are launched: on AMD plain float32 for the default.
+
+    ``tf32x3`` is about how tensor cores of NVIDIA round, and matrix units of AMD take float32 as it is.
+    """
+    return "ieee" if asked == "tf32x3" and torch.version.hip is not None else asked
+
+
 class FusedPotential:
     """A moment potential on a device.
 
@@ -78,6 +86,7 @@ class FusedPotential:
     ) -> None:
         self.device = torch.device(device)
         self.packed: PackedWeights = pack_weights(weights, self.device)
+        self.precision = choose_precision(options.precision)
         self.options = options
         self._workspace: Workspace | None = None
         self._size = (-1, -1)
@@ -207,7 +216,7 @@ class FusedPotential:
             self.packed.cutoff,
             C=self.n_channels,
             BY_SENDER=hop > 0,
-            PRECISION=self.options.precision,
+            PRECISION=self.precision,
             **arguments,
         )
 
@@ -225,7 +234,7 @@ class FusedPotential:
             n_atoms,
             C=self.n_channels,
             Q=mixing.shape[2],
-            PRECISION=self.options.precision,
+            PRECISION=self.precision,
             **arguments,
         )
 
@@ -273,7 +282,7 @@ class FusedPotential:
             WITH_ADJOINT=adjoint,
             PULL_MESSAGES=adjoint and not last,
             FIXED=self.options.scatter != "float",
-            PRECISION=self.options.precision,
+            PRECISION=self.precision,
             **arguments,
         )
 
@@ -291,7 +300,7 @@ class FusedPotential:
             n_atoms,
             C=self.n_channels,
             Q=mixing.shape[2],
-            PRECISION=self.options.precision,
+            PRECISION=self.precision,
             **arguments,
         )
 
@@ -332,7 +341,7 @@ class FusedPotential:
             WITH_VIRIAL=self.options.with_virial,
             ACCUMULATE=accumulate,
             SCATTER=self.options.scatter,
-            PRECISION=self.options.precision,
+            PRECISION=self.precision,
             **arguments,
         )
         if self.options.scatter == "store":

@@ -26,10 +26,33 @@ REACH = 5.4
 """Length of the neighbor rows in Å: the cut-off and a skin. 54 neighbors in copper."""
 
 
+REPEATS, REPEATS_SMALL = 30, 21
+"""Cubic cells of copper along each edge, on GPUs of 32 GiB and more and on smaller ones: 108,000 and 37,044 atoms.
+Both are enough for 4 atoms a program of the moments, with which fewer than 32,768 are not launched, whatever a
+candidate asks for."""
+LARGE_MEMORY = 32 << 30
+
+
+def choose_repeats(widths: Mapping[str, int], device: torch.device) -> int:
+    """Cells along each edge: as many as have ``n_edges`` pairs where ``widths`` says so, else a size of production."""
+    if "n_edges" in widths:
+        return max(2, round((widths["n_edges"] / 216) ** (1 / 3)))
+    if device.type != "cuda":
+        return REPEATS_SMALL
+    large = torch.cuda.get_device_properties(device).total_memory >= LARGE_MEMORY
+    return REPEATS if large else REPEATS_SMALL
+
+
 def list_workloads(
-    widths: Mapping[str, int], device: torch.device, *, repeats: int = 20, reach: float = REACH
+    widths: Mapping[str, int],
+    device: torch.device,
+    *,
+    repeats: int | None = None,
+    reach: float = REACH,
 ) -> Iterator[Workload]:
     """Every kernel over ``4 repeats^3`` atoms; ``widths`` has ``n_channels`` (16), ``n_mixed`` and ``n_hidden`` (64).
+
+    Without ``repeats`` as :func:`choose_repeats` says.
 
     Nothing where the kernels do not take the widths, or without ``n_mixed``: the model is of another kind. Those that
     work in place restore their input at every launch, which adds the same to the time of each candidate.
@@ -47,6 +70,7 @@ def list_workloads(
     )
     if find_obstacle(weights) is not None:
         return
+    repeats = choose_repeats(widths, device) if repeats is None else repeats
     system = build_lattice("Cu", repeats, reach, device, rattle=0.1)
     potential = FusedPotential(weights, device)
     packed, block = potential.packed, potential.packed.blocks[0]

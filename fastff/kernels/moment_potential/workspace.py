@@ -29,7 +29,7 @@ class Options:
     ----------
     precision : {"tf32x3", "tf32", "ieee"}
         Of matrix products: ``tf32x3`` keeps the digits of float32 on tensor cores, ``tf32`` (fast mode) about three,
-        ``ieee`` does without tensor cores.
+        ``ieee`` does without tensor cores, and is what ``tf32x3`` means on AMD.
     scatter : {"fixed", "float", "store"}
         How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.kernels`. ``float`` is not
         deterministic; ``store`` needs 16 bytes per slot and the matrix's reverse index.

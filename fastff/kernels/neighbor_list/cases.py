@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from fastff.kernels.contract import Build
-from fastff.kernels.tuning import Workload, make_key
+from fastff.kernels.contract import Build, list_launched
+from fastff.kernels.tuning import LaunchConfig, Workload, make_key
 
 REACH = 5.4
 """Å; between the shells of copper, with 54 neighbors."""
 
 
 def list_builds() -> Iterator[Build]:
-    """The kernels with int32 entries, as for anything below 67 million atoms."""
+    """The kernels with int32 entries, as for anything below 67 million atoms, and with int64 ones."""
     from fastff.kernels.neighbor_list.kernels import LIST_SPACE, list_kernel
     from fastff.kernels.neighbor_list.rows import ROWS_CONFIG, rows_kernel
 
@@ -34,9 +34,18 @@ def list_builds() -> Iterator[Build]:
     }
     names = ("n_slots", "nx", "ny", "nz", "mx", "my", "mz", "px", "py", "pz", "images", "code_bits")
     signature = pointers | dict.fromkeys(names, "i32")
-    yield Build(
-        "neighbor_list", list_kernel, signature, LIST_SPACE.default.blocks, LIST_SPACE.default
-    )
+    wide = {"entries": "*i64"}
+    for name, types in (
+        ("neighbor_list", signature),
+        ("neighbor_list wide", {**signature, **wide}),
+    ):
+
+        def make(
+            end: str, config: LaunchConfig, name: str = name, types: dict[str, str] = types
+        ) -> Build:
+            return Build(name + end, list_kernel, types, config.blocks, config)
+
+        yield from list_launched(make, LIST_SPACE, make_key(torch.float64))
     pointers = {
         "points": "*fp64",
         "rows": "*i64",
@@ -49,7 +58,8 @@ def list_builds() -> Iterator[Build]:
         "counts": "*i32",
     }
     signature = pointers | dict.fromkeys(("n_slots", "code_bits"), "i32")
-    yield Build("neighbor_list rows", rows_kernel, signature, ROWS_CONFIG.blocks, ROWS_CONFIG)
+    for name, types in (("rows", signature), ("rows wide", {**signature, **wide})):
+        yield Build(f"neighbor_list {name}", rows_kernel, types, ROWS_CONFIG.blocks, ROWS_CONFIG)
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[Workload]:

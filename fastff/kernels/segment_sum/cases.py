@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from fastff.kernels import tuning
-from fastff.kernels.contract import Build, Case, Suite
+from fastff.kernels.contract import (
+    PAINN,
+    PAINN_TARGETS,
+    Build,
+    Case,
+    Suite,
+    list_launched,
+    restrict_targets,
+)
 from fastff.kernels.segment_sum import op, reference
 
 Arguments = tuple[Any, ...]
@@ -91,25 +99,41 @@ SUITES = (
 
 
 def list_builds() -> Iterator[Build]:
-    """Both kernels for 64 float32 features."""
+    """Both kernels, float32: for 64 features, and for the channels and vectors of ``painn``."""
     from fastff.kernels.segment_sum import kernels
 
     signature = {"values": "*fp32", "pointers": "*i64", "out": "*fp32"}
-    for space, kernel in (
-        (kernels.SUM_SPACE, kernels.sum_kernel),
-        (kernels.GATHER_SPACE, kernels.gather_kernel),
-    ):
-        constexprs = {"n_features": 64, "BLOCK_FEATURES": 64, **space.default.blocks}
-        yield Build(space.kernel, kernel, signature, constexprs, space.default)
+    own = PAINN["n_channels"]
+    for student, width in (("", 64), (" painn", own), (" painn vectors", 3 * own)):
+        fixed = {"n_features": width, "BLOCK_FEATURES": 1 << (width - 1).bit_length()}
+        key = tuning.make_key(torch.float32, features=width)
+        for space, kernel in (
+            (kernels.SUM_SPACE, kernels.sum_kernel),
+            (kernels.GATHER_SPACE, kernels.gather_kernel),
+        ):
+
+            def make(
+                end: str,
+                config: tuning.LaunchConfig,
+                kernel: Any = kernel,
+                name: str = f"{space.kernel}{student}",
+                fixed: dict[str, int] = fixed,
+            ) -> Build:
+                return Build(name + end, kernel, signature, {**fixed, **config.blocks}, config)
+
+            builds = list_launched(make, space, key)
+            yield from restrict_targets(builds, PAINN_TARGETS) if student else builds
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
-    """Both kernels at the width of a model's channels; ``widths`` has ``n_channels`` (default 64).
+    """Both kernels at the widths of ``painn``: its channels (``n_channels``), and vectors of as many; 64 without it.
 
-    Of ``painn`` (without ``n_mixed``) also at that of vectors with as many channels.
+    Nothing for moment students (``n_mixed``), whose fused kernels sum.
     """
+    if "n_mixed" in widths:
+        return
     n_channels = widths.get("n_channels", 64)
-    for factor in (1, 3) if "n_channels" in widths and "n_mixed" not in widths else (1,):
+    for factor in (1, 3) if "n_channels" in widths else (1,):
         yield from _list_both(widths.get("n_edges", 5_200_000), factor * n_channels, device)
 
 

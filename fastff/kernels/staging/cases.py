@@ -8,7 +8,7 @@ from fastff.kernels.contract import Build
 
 
 def list_builds() -> Iterator[Build]:
-    """All three, with int32 entries."""
+    """All three, with int32 entries; contacts with int64 ones too."""
     from fastff.kernels.staging import kernels
 
     doubles, ints = "*fp64", "*i32"
@@ -31,3 +31,6 @@ def list_builds() -> Iterator[Build]:
         (kernels.PUBLISH_SPACE, kernels.publish_kernel, publish),
     ):
         yield Build(space.kernel, kernel, signature, space.default.blocks, space.default)
+    space, wide = kernels.CONTACT_SPACE, {**contacts, "entries": "*i64"}
+    name = f"{space.kernel} wide"
+    yield Build(name, kernels.contact_kernel, wide, space.default.blocks, space.default)
