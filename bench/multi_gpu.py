@@ -156,7 +156,9 @@ def measure_labelling(arguments: argparse.Namespace, rows: Rows) -> None:
         out.unlink(missing_ok=True)
         command = [sys.executable, "-m", "fastff", "label", str(structures)]
         command += ["--teacher", arguments.teacher, "--out", str(out), "--no-self-check"]
-        command += ["--device", arguments.device, "--batch-atoms", str(arguments.label_atoms)]
+        command += ["--device", arguments.device]
+        if arguments.label_atoms is not None:
+            command += ["--batch-atoms", str(arguments.label_atoms)]
         command += ["--devices", str(devices)]
         start = time.perf_counter()
         text = run(command)
@@ -307,7 +309,9 @@ def main() -> None:
     parser.add_argument("--teacher", default="sevennet:7net-0")
     parser.add_argument("--structures", type=Path, help="to label; the last one for dynamics")
     parser.add_argument("--label-frames", type=int, default=0, help="rattled copies to label")
-    parser.add_argument("--label-atoms", type=int, default=1024, help="of each call of the teacher")
+    parser.add_argument(
+        "--label-atoms", type=int, help="of each call of the teacher, if not what it takes"
+    )
     parser.add_argument("--temperature", type=float, default=300.0)
     parser.add_argument("--md-steps", type=int, default=10000)
     parser.add_argument("--md-repeat", type=int, nargs=3, default=(1, 1, 1))

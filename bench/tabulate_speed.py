@@ -171,7 +171,7 @@ def describe_long_runs() -> str:
 
 def tabulate_ops() -> list[str]:
     """Every op at production size: time of Triton, and how much longer torch takes."""
-    record = read_kernels(RESULTS / "kernels" / "ops-h100.json")
+    record = read_kernels(RESULTS / "kernels" / "ops-h200.json")
     where = record.provenance
     lines = [
         "Every op with a Triton kernel at production size beside its definition in torch (`fastff bench --kernels`, "

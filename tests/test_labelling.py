@@ -76,3 +76,17 @@ def test_reports_of_processes_are_joined() -> None:
     cold = LabelReport(2, n_atoms=80, seconds=1.0)
     assert "warm" not in str(LabelReport.join([one, cold]))
     assert "warm" in str(LabelReport.join([one, LabelReport()]))  # one had nothing to do
+
+
+@pytest.mark.parametrize(
+    ("own", "given", "expected"), [(1, None, 256), (2048, None, 512), (2048, 8, 2)]
+)
+def test_batches_are_those_that_the_teacher_takes(
+    tmp_path: Path, own: int, given: int | None, expected: int
+) -> None:
+    teacher = load_teacher("analytic:emt")
+    teacher.batch_atoms = own
+    jobs = [LabelJob(a, "file", k, 0, math.nan) for k, a in enumerate(make_frames(600))]
+    with LabelStore(tmp_path / "labels.h5", "a", teacher) as store:
+        labeller = Labeller(teacher, store, jobs, LabelSettings(given, self_check=False))
+    assert max(map(len, labeller.batches)) == expected

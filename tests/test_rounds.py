@@ -78,7 +78,7 @@ def shorten(change: Callable[[Any, str, Any], None]) -> None:
     change(rounds_module, "PICOSECONDS", {"cpu": (0.03, 0.03)})
     change(rounds_module, "LEAST_STEPS", 20)
     change(rounds_module, "LEAST_GAIN", -1.0)
-    change(rounds_module, "BATCH_ATOMS", 8)
+    change(rounds_module, "count_batch_atoms", lambda teacher: 8)
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ def test_batched_equals_single(folder: Path, name: str) -> None:
         single = teacher.label([atoms])[0]
         assert batched.energy == pytest.approx(single.energy, abs=1e-9)
         np.testing.assert_allclose(batched.forces, single.forces, atol=1e-9)
-    assert teacher._batch_atoms > 1  # the comparison did not end batching
+    assert teacher.batch_atoms > 1  # the comparison did not end batching
 
 
 def test_every_setting_says_the_same(folder: Path) -> None:

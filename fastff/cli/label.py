@@ -64,8 +64,11 @@ def label(
         ),
     ] = None,
     batch_atoms: Annotated[
-        int, typer.Option(min=1, help="Most atoms labelled, and stored, together.")
-    ] = 1024,
+        int | None,
+        typer.Option(
+            min=1, help="Most atoms labelled, and stored, together; left out, the teacher says."
+        ),
+    ] = None,
     hessian_vectors: Annotated[
         bool,
         typer.Option(

@@ -21,8 +21,15 @@ from fastff.distill.formats import TRAJECTORY_KEYS
 from fastff.errors import UsageError
 from fastff.structures import read_structures
 
+BATCH_ATOMS = 1024
+"""Fewest atoms that make a batch."""
 MAX_SOURCE = 32
 """Longest name of a source, bytes in UTF-8."""
+
+
+def count_batch_atoms(teacher: object) -> int:
+    """Most atoms to hand to a teacher, and to store, at once: as many as it evaluates at once, and not too few."""
+    return max(BATCH_ATOMS, getattr(teacher, "batch_atoms", 0))
 
 
 @dataclass(frozen=True)

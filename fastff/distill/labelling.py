@@ -18,7 +18,7 @@ import numpy as np
 
 import fastff
 from fastff.distill.content import hash_structure
-from fastff.distill.jobs import LabelJob, batch_jobs
+from fastff.distill.jobs import LabelJob, batch_jobs, count_batch_atoms
 from fastff.distill.label_report import COLD_BATCHES, LabelPlan, LabelReport
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError
@@ -38,8 +38,8 @@ class LabelSettings:
 
     Attributes
     ----------
-    batch_atoms : int
-        Most atoms handed to the teacher, and stored, at once.
+    batch_atoms : int or None
+        Most atoms handed to the teacher, and stored, at once; None leaves it to the teacher.
     hessian_step : float or None
         Å; also label the structure displaced by ± this along a random direction, for a Hessian-vector target.
     force_limit : float or None
@@ -48,13 +48,13 @@ class LabelSettings:
         Measure the teacher before labelling and store the outcome with the labels.
     """
 
-    batch_atoms: int = 1024
+    batch_atoms: int | None = None
     hessian_step: float | None = None
     force_limit: float | None = None
     self_check: bool = True
 
     def __post_init__(self) -> None:
-        if self.batch_atoms < 1:
+        if self.batch_atoms is not None and self.batch_atoms < 1:
             raise UsageError(f"batches of {self.batch_atoms} atoms make no sense; use at least 1")
         if self.force_limit is not None and not self.force_limit > 0.0:
             raise UsageError(
@@ -139,7 +139,7 @@ class Labeller:
             seen.add(key)
         self.plan = self._make_plan(len(jobs), pending)
         self._n_pending_atoms = sum(len(job.atoms) for job in pending)
-        self.batches = batch_jobs(pending, settings.batch_atoms)
+        self.batches = batch_jobs(pending, settings.batch_atoms or count_batch_atoms(teacher))
         self._n_done = 0
         self._cold = 0, 0.0  # atoms and seconds of the first batches
         self._n_batches = 0

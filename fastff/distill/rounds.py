@@ -33,6 +33,7 @@ from fastff.distill.harvest import (
     read_harvest,
     write_harvest,
 )
+from fastff.distill.jobs import count_batch_atoms
 from fastff.distill.ladder import (
     Ladder,
     Trained,
@@ -44,7 +45,7 @@ from fastff.distill.ladder import (
 from fastff.distill.plan import SamplingPlan
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows, write_rows
 from fastff.distill.roundplan import RoundsPlan
-from fastff.distill.sampling import BATCH_ATOMS, LabelsStructures
+from fastff.distill.sampling import LabelsStructures
 from fastff.distill.split import PHYSICAL_SOURCES, Split
 from fastff.distill.store import LabelStore
 from fastff.inference import split_chunks
@@ -238,7 +239,9 @@ class Rounds:
         for use in uses:
             mine = [pick for pick in waiting if pick.use == use]
             start = 0
-            for chunk in split_chunks([pick.atoms for pick in mine], BATCH_ATOMS):
+            for chunk in split_chunks(
+                [pick.atoms for pick in mine], count_batch_atoms(self.teacher)
+            ):
                 labels = self.teacher.label(chunk)
                 frames = [
                     Frame(p.atoms, one, SOURCE, p.trajectory, p.temperature, p.step)

@@ -20,6 +20,7 @@ import numpy as np
 from fastff.distill.cells import draw_strain, press_pairs, strain_cell
 from fastff.distill.dynamics import Replica, draw_momenta, run_langevin
 from fastff.distill.harmonic import HarmonicModel, fit_harmonic
+from fastff.distill.jobs import count_batch_atoms
 from fastff.distill.plan import N_PROBES, PlannedDynamics, PlannedReplica, SamplingPlan
 from fastff.distill.planning import plan_sampling
 from fastff.distill.store import LabelStore
@@ -34,8 +35,6 @@ __all__ = [
     "run_sampling",
 ]
 
-BATCH_ATOMS = 1024
-"""Most atoms handed to the teacher, and stored, at once for structures that are not from dynamics."""
 PROBE_AMPLITUDE = 0.04
 """Å; standard deviation of the displacements from which springs are fitted."""
 REPLICA_STRAIN = 0.02
@@ -250,7 +249,7 @@ class _Sampler:
             else:
                 batch.append((cell, number))
                 structures.append(atoms)
-            full = sum(map(len, structures)) + len(atoms) > BATCH_ATOMS
+            full = sum(map(len, structures)) + len(atoms) > count_batch_atoms(self.teacher)
             if structures and (full or index == len(jobs) - 1):
                 self.store_static(kind, batch, structures, self.teacher.label(structures))
                 self._count(kind, labelled=len(batch))

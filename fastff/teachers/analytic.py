@@ -71,7 +71,7 @@ class AnalyticTeacher(Teacher):
         self._steepness = float(chosen.get("steepness", 1.6))
         self._strength = float(chosen.get("strength", 1.0)) if name == "angular" else 0.0
         self._cutoff = float(chosen.get("cutoff", 5.0))
-        self._batch_atoms = int(chosen.get("batch_atoms", 4096))
+        self.batch_atoms = int(chosen.get("batch_atoms", 4096))
         self._device = pick_device(device)
         self._radii = torch.as_tensor(covalent_radii, dtype=torch.float64, device=self._device)
         self.padding = self._cutoff
@@ -91,7 +91,7 @@ class AnalyticTeacher(Teacher):
         )
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:
-        return label_in_batches(structures, self._batch_atoms, self._label_batch)
+        return label_in_batches(structures, self.batch_atoms, self._label_batch)
 
     def _label_batch(self, structures: list[Atoms]) -> list[Labels]:
         graph = batch_graphs([atoms_to_graph(atoms, self._cutoff) for atoms in structures])

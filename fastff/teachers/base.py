@@ -106,6 +106,8 @@ class Teacher(abc.ABC):
     """Whether the teacher treats every structure as periodic; it is then told so, with the padding above."""
     own_process: bool = False
     """Whether its calculator works in another process, whose memory is not that of this one."""
+    batch_atoms: int = 1
+    """Atoms that it evaluates at once, about."""
 
     @property
     def name(self) -> str:

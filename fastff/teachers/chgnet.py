@@ -115,7 +115,7 @@ class CHGNetTeacher(Teacher):
             name, path, shipped = variant or Path(weights).name, Path(weights), None
             require_file(path, "CHGNet checkpoint", "Check --teacher-weights.")
         self._device = pick_device(device)
-        self._batch_atoms = int(chosen.get("batch_atoms", BATCH_ATOMS[self._device.type]))
+        self.batch_atoms = int(chosen.get("batch_atoms", BATCH_ATOMS[self._device.type]))
         with preserve_global_state(), hush():
             self._model = _load_model(path, name).to(self._device).eval()
         self._model.graph_converter.set_isolated_atom_response("ignore")
@@ -140,7 +140,7 @@ class CHGNetTeacher(Teacher):
         )
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:
-        return label_in_batches(structures, self._batch_atoms, self._label_batch)
+        return label_in_batches(structures, self.batch_atoms, self._label_batch)
 
     def _label_batch(self, structures: list[Atoms]) -> list[Labels]:
         """One forward and backward pass over several structures."""

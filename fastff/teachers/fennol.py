@@ -41,7 +41,8 @@ from fastff.teachers.fennol_models import COLLECTION, read_licence_and_paper
 from fastff.teachers.weights import find_package, hash_file, require_file
 
 OPTIONS = ("precision", "batch_atoms", "charge", "elements", "licence", "citation", "python")
-BATCH_ATOMS = 512
+BATCH_ATOMS = {"cpu": 512, "gpu": 2048}
+"""By what JAX calls the device."""
 PYTHON_VARIABLE = "FASTFF_FENNOL_PYTHON"
 """Environment variable that names another Python, in which FeNNol is installed."""
 
@@ -94,7 +95,6 @@ class FeNNolTeacher(Teacher):
         precision = str(self._options.get("precision", "float64"))
         if precision not in ("float32", "float64"):
             raise UsageError(f"fennol option precision is '{precision}'; use float32 or float64")
-        self._batch_atoms = int(self._options.get("batch_atoms", BATCH_ATOMS))
         self._variant, self._device, self._weights = variant, device, weights
         self._precision = precision
         self._single: FeNNolTeacher | None = None
@@ -106,6 +106,8 @@ class FeNNolTeacher(Teacher):
                 "double": precision == "float64",
             }
         )
+        usual = BATCH_ATOMS.get(found["platform"], BATCH_ATOMS["cpu"])
+        self.batch_atoms = int(self._options.get("batch_atoms", usual))
         self.padding = max(float(found["cutoff"]), 5.0)
         self._takes_charge: bool | None = None  # found out when a charge is first met
         self.n_members = len(paths)
@@ -143,7 +145,7 @@ class FeNNolTeacher(Teacher):
         for periodic in (True, False):
             chosen = [k for k, atoms in enumerate(structures) if bool(atoms.pbc.any()) == periodic]
             group = [structures[k] for k in chosen]
-            for part in split_by_atoms(group, self._batch_atoms):
+            for part in split_by_atoms(group, self.batch_atoms):
                 found = self._label_batch([group[k] for k in part], periodic, spread)
                 results.update(zip((chosen[k] for k in part), found, strict=True))
         return [results[k] for k in range(len(structures))]

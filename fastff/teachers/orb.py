@@ -102,7 +102,7 @@ class OrbTeacher(Teacher):
         version = read_version("orb-models") or "unknown"
         _check_version(name, self._variant, version)
         self._device = pick_device(device)
-        self._batch_atoms = int(chosen.get("batch_atoms", BATCH_ATOMS[self._device.type]))
+        self.batch_atoms = int(chosen.get("batch_atoms", BATCH_ATOMS[self._device.type]))
         self._batches_checked = False
         if weights is not None:
             source = str(require_file(Path(weights), "Orb checkpoint", "Check --teacher-weights."))
@@ -138,7 +138,7 @@ class OrbTeacher(Teacher):
         with _set_precision(self._precision):
             if not self._batches_checked and len(prepared) > 1:
                 self._check_batches(prepared[:4])
-            return label_in_batches(prepared, self._batch_atoms, self._label_batch)
+            return label_in_batches(prepared, self.batch_atoms, self._label_batch)
 
     def _prepare(self, atoms: Atoms) -> Atoms:
         """What Orb reads: all periodic or none (then without a cell), and no foreign ``info``."""
@@ -206,7 +206,7 @@ class OrbTeacher(Teacher):
                 UserWarning,
                 stacklevel=2,
             )
-            self._batch_atoms = 1
+            self.batch_atoms = 1
 
     def calculator(self) -> BaseCalculator:
         """A fresh ``ORBCalculator`` of the loaded model, run in this teacher's precision."""

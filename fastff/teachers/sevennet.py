@@ -141,7 +141,7 @@ class SevenNetTeacher(Teacher):
         self._path = path
         self._device = pick_device(device)
         self._accelerator = _pick_accelerator(chosen.get("accelerator"))
-        self._batch_atoms = int(chosen.get("batch_atoms", BATCH_ATOMS[self._device.type]))
+        self.batch_atoms = int(chosen.get("batch_atoms", BATCH_ATOMS[self._device.type]))
         with preserve_global_state(), hush():
             self._model = self._build_model()
         self._modal = _pick_modal(name, self._model.modal_map, chosen.get("modal"))
@@ -175,7 +175,7 @@ class SevenNetTeacher(Teacher):
         return model.to(self._device).eval().requires_grad_(False)
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:
-        return label_in_batches(structures, self._batch_atoms, self._label_batch)
+        return label_in_batches(structures, self.batch_atoms, self._label_batch)
 
     def _label_batch(self, structures: list[Atoms]) -> list[Labels]:
         """One forward and backward pass over several structures."""
