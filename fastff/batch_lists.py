@@ -20,6 +20,7 @@ from fastff.kernels.neighbor_list import build_neighbors
 from fastff.kernels.neighbor_list.many import CellTable, search_cells
 from fastff.kernels.neighbor_list.op import round_slots
 from fastff.kernels.neighbor_list.plan import count_images, make_frame
+from fastff.kernels.neighbor_list.reference import fill_rows
 from fastff.neighbors import build_edges, check_density, complete_cell
 from fastff.packed import PackedBatch, pack_batch
 
@@ -202,7 +203,7 @@ class DeviceLists:
             translations,
         )  # fmt: skip
         small = [k for k in chosen if self._sizes[k] < BINS_FROM]
-        large = {k: self._search_bins(wrapped, k) for k in chosen if self._sizes[k] >= BINS_FROM}
+        large = [self._search_bins(wrapped, k) for k in chosen if self._sizes[k] >= BINS_FROM]
         if self._matrix is None:
             self._matrix = self._allocate(8)
             self._matrix.counts.zero_()
@@ -211,13 +212,8 @@ class DeviceLists:
             search_cells(
                 wrapped, table, small, self._reach, matrix.entries, matrix.counts, matrix.code_bits
             )
-            for k, found in large.items():
-                start, stop = self._starts[k], self._starts[k + 1]
-                matrix.counts[start:stop] = found.counts
-                width = min(found.n_slots, matrix.n_slots)
-                matrix.entries[start:stop, :width] = found.entries[:, :width].to(
-                    matrix.entries.dtype
-                )
+            for receivers, values, rows in large:
+                fill_rows(receivers, values, matrix.entries, matrix.counts, rows)
             widest = int(matrix.counts.max())
             if widest <= matrix.n_slots:
                 break
@@ -230,8 +226,8 @@ class DeviceLists:
         if self._packed is None or self._packed.matrix is not matrix:
             self._packed = PackedBatch(matrix, self._steps.double(), self._owners, self._pointers)
 
-    def _search_bins(self, wrapped: Tensor, k: int) -> NeighborMatrix:
-        """Rows of one structure with the senders and codes of the batch."""
+    def _search_bins(self, wrapped: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Receivers and entries (n_edges,) of one structure in the numbers of the batch, and its atoms."""
         start, stop = int(self._starts[k]), int(self._starts[k + 1])
         with name_structure(k):
             edges, shifts, _ = list_on_device(
@@ -242,14 +238,8 @@ class DeviceLists:
         place = shifts + own
         codes = (place[:, 0] * sides[1] + place[:, 1]) * sides[2] + place[:, 2]
         codes = codes + int(self._code_starts[k])
-        counts = torch.bincount(edges[0], minlength=stop - start)
-        rank = torch.arange(len(codes), device=codes.device) - (counts.cumsum(0) - counts)[edges[0]]
-        bits = self._code_bits
-        entries = torch.zeros(
-            stop - start, max(1, int(counts.max())), dtype=torch.int64, device=codes.device
-        )
-        entries[edges[0], rank] = ((edges[1] + start) << bits) | codes
-        return NeighborMatrix(entries, counts.to(torch.int32), entries[:0, :0], bits)
+        values = ((edges[1] + start) << self._code_bits) | codes
+        return edges[0] + start, values, torch.arange(start, stop, device=wrapped.device)
 
     @property
     def _code_bits(self) -> int:

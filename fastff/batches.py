@@ -159,9 +159,9 @@ class BatchEvaluator:
         """
         device = self.student.device
         positions = systems.positions.detach().to(device, torch.float64)
-        fixed = only_moved and self._last is not None
-        if only_moved and self._last is not None:
-            systems = self._last._replace(positions=positions)
+        last = self._last if only_moved else None
+        if last is not None:
+            systems = last._replace(positions=positions)
         else:
             systems = Systems(
                 positions,
@@ -170,15 +170,14 @@ class BatchEvaluator:
                 systems.pbc.to(device, torch.bool),
                 systems.batch.to(device, torch.int64),
             )
-        positions = self._refresh(systems, fixed)
+        positions = self._refresh(systems, fixed=last is not None)
         assert self._reference is not None
-        if not fixed:
+        if last is not None:
+            self._last = last._replace(positions=positions)
+        else:
             cells = torch.where(systems.pbc[:, :, None], systems.cells, self._reference.cells)
             own = Systems(positions, self._reference.numbers, cells, *self._reference[3:])
             self._last, self._placed = own, None
-        else:
-            assert self._last is not None
-            self._last = self._last._replace(positions=positions)
         return dispatch.run(OP, device, self._evaluate_fused, self._evaluate_torch, self._obstacle)
 
     def _evaluate_fused(self) -> BatchOutcome:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastff.kernels import dispatch
 from fastff.kernels.neighbor_list.op import OP
+from fastff.kernels.neighbor_list.reference import fill_rows
 
 CHUNK = 16_000_000
 """Candidates that the definition holds at a time, some hundred bytes each."""
@@ -76,7 +77,7 @@ def search_cells(
 
     def search_all() -> None:
         receivers, senders, codes = find_near(points, table, atoms, reach)
-        fill_some(receivers, (senders << code_bits) | codes, rows, entries, counts)
+        fill_rows(receivers, (senders << code_bits) | codes, entries, counts, rows)
 
     dispatch.run(
         OP,
@@ -159,15 +160,3 @@ def _find_in_chunk(
     near &= (senders != receivers) | (image != width // 2)
     picks = near.nonzero().flatten()
     return torch.stack([receivers[picks], senders[picks], codes[picks]])
-
-
-def fill_some(
-    receivers: Tensor, values: Tensor, rows: Tensor, entries: Tensor, counts: Tensor
-) -> None:
-    """Write values of receiver-sorted pairs to some rows; :func:`search_cells` says of what kind."""
-    found = torch.bincount(receivers, minlength=len(counts))
-    rank = torch.arange(len(receivers), device=receivers.device)
-    rank = rank - (found.cumsum(0) - found)[receivers]
-    fits = rank < entries.shape[1]
-    entries[receivers[fits], rank[fits]] = values[fits].to(entries.dtype)
-    counts[rows] = found[rows].to(counts.dtype)

@@ -127,10 +127,17 @@ def _sweep(
     return torch.stack([i, j, codes[i]], dim=1)
 
 
-def fill_rows(receivers: Tensor, values: Tensor, entries: Tensor, counts: Tensor) -> None:
+def fill_rows(
+    receivers: Tensor,
+    values: Tensor,
+    entries: Tensor,
+    counts: Tensor,
+    rows: Tensor | None = None,
+) -> None:
     """Write values of receiver-sorted pairs to the rows of ``entries``, and how many there are to ``counts``.
 
-    Values that do not fit into a row are left out; ``counts`` is true all the same.
+    Values that do not fit into a row are left out; ``counts`` is true all the same. ``rows`` (int64) are those that are
+    written, where that is not all.
     """
     n_atoms, n_slots = entries.shape
     found = torch.bincount(receivers, minlength=n_atoms)
@@ -138,4 +145,7 @@ def fill_rows(receivers: Tensor, values: Tensor, entries: Tensor, counts: Tensor
     rank = torch.arange(len(receivers), device=receivers.device) - first[receivers]
     fits = rank < n_slots
     entries[receivers[fits], rank[fits]] = values[fits].to(entries.dtype)
-    counts.copy_(found)
+    if rows is None:
+        counts.copy_(found)
+    else:
+        counts[rows] = found[rows].to(counts.dtype)
