@@ -337,11 +337,16 @@ def test_launchers_are_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the environment says goes first, of OpenMP and of SLURM, which binds each task to its own cores."""
-    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+    """What the environment says goes first, of OpenMP, and of SLURM where every process is one of its tasks."""
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ranks, "count_cores", lambda: 64)
     assert [share_cores(n) for n in (1, 4, 5, 100)] == [64, 16, 12, 1]
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
+    for tasks in ("", "1"):  # one task, which starts the others
+        monkeypatch.setenv("SLURM_NTASKS", tasks)
+        assert share_cores(4) == 16
+    monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "8")
     assert share_cores(4) == 8
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -87,12 +87,22 @@ def check_launched(devices: int, nodes: int, *, labels_exist: bool) -> None:
 
 
 def share_cores(n_processes: int) -> int:
-    """Threads for each of several processes of this machine: what the environment says, or its part of the cores."""
-    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
-        said = os.environ.get(name, "")
-        if said.isdigit() and int(said) > 0:
-            return int(said)
+    """Threads for each of several processes of this machine: what the environment says, or its part of the cores.
+
+    SLURM's ``--cpus-per-task`` is the share of a process only where every process is a task of its own; a single task
+    that starts the others divides its cores.
+    """
+    if threads := _read_count("OMP_NUM_THREADS"):
+        return threads
+    if _read_count("SLURM_NTASKS") > 1 and (cores := _read_count("SLURM_CPUS_PER_TASK")):
+        return cores
     return max(1, count_cores() // n_processes)
+
+
+def _read_count(name: str) -> int:
+    """A number above 0 from the environment, else 0."""
+    said = os.environ.get(name, "")
+    return int(said) if said.isdigit() else 0
 
 
 def place_trainer(device: str, devices: int = 1, nodes: int = 1) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,11 +173,9 @@ def _predict(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    threads = share_cores(trainer.num_devices)
-    torch.set_num_threads(threads)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that are started now
     try:
-        trainer.predict(module, return_predictions=False)
+        with _use_threads(share_cores(trainer.num_devices)):
+            trainer.predict(module, return_predictions=False)
     finally:
         module.close()  # also where a teacher failed, which ends prediction without a teardown
     trainer.strategy.barrier("labels are complete")
@@ -189,6 +188,22 @@ def _predict(
         merged = merge_labels(sources, out, replace=True)
         shutil.rmtree(folder)
     return LabelReport.join(reports), merged
+
+
+@contextmanager
+def _use_threads(number: int) -> Iterator[None]:
+    """As many threads in this process and those that it starts; afterwards what was said before."""
+    said, before = os.environ.get("OMP_NUM_THREADS"), torch.get_num_threads()
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if said is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = said
 
 
 def name_folder(out: Path) -> Path:
