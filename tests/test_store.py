@@ -105,6 +105,9 @@ def test_room_is_made_once_and_trimmed(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr("fastff.distill.store.MOST_RESERVED", 10)
         store.reserve(10**9, 10**9)  # no disk is filled for a job without end
         assert path.stat().st_size == room
+        monkeypatch.setattr("fastff.distill.store.MOST_RESERVED", 6000)
+        store.reserve(10**8, 10**9)  # nor with rows for frames whose atoms have none
+        assert path.stat().st_size < 1.5 * room
     assert path.stat().st_size < 0.5 * room
     with LabelStore(path) as store:
         for own, other in zip(store.read(), frames, strict=True):

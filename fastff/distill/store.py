@@ -14,6 +14,7 @@ file in one atomic rename. Closing trims unused space the same way.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -53,7 +54,7 @@ from fastff.labels import Frame
 
 INITIAL_FRAMES = 64
 MOST_RESERVED = 2**20
-"""Atoms, and frames, for which :meth:`LabelStore.reserve` makes room at once; about 100 MB."""
+"""Atoms for which :meth:`LabelStore.reserve` makes room at once, about 100 MB, beside the frames that they make up."""
 MOST_GAPS = 4
 """Atoms read for each one that is asked for, at most, where frames are read together."""
 
@@ -255,7 +256,8 @@ class LabelStore:
             The store was opened for reading.
         """
         self._require_writable()
-        more = min(n_frames, MOST_RESERVED), min(n_atoms, MOST_RESERVED)
+        share = min(1.0, MOST_RESERVED / max(n_atoms, 1))
+        more = math.ceil(share * n_frames), math.ceil(share * n_atoms)
         capacity = {group: self._capacity(group) for group in GROUPS}
         stored = self._counts["frames"]
         capacity["frames"] = tuple(  # type: ignore[assignment]
