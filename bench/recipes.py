@@ -289,7 +289,7 @@ class Recipe:
             "seconds": seconds,
             "wall_seconds": round(sum(seconds.values()), 1),
             "device_seconds": round(on_gpu, 1),
-            "pieces": {piece["date"]: piece for piece in self.clock.pieces},
+            "pieces": {str(number): piece for number, piece in enumerate(self.clock.pieces, 1)},
             "provenance": collect_provenance().model_dump(mode="json"),
         }
 
