@@ -225,11 +225,15 @@ class Recipe:
         }
 
     def judge(self) -> tuple[list[Row], list[str]]:
-        """Accuracy on fresh dynamics of the teacher."""
+        """Accuracy on fresh dynamics of the teacher; a note why there is none where these fail."""
         from bench.recipes_measures import judge_afresh
+        from fastff.errors import FastFFError
 
         seconds = self.arguments.accuracy_seconds
-        return judge_afresh(self.model, self.load_student(), self.teacher, self.seeds, seconds)
+        try:
+            return judge_afresh(self.model, self.load_student(), self.teacher, self.seeds, seconds)
+        except FastFFError as error:  # the next attempt would end the same way
+            return [], [f"accuracy on fresh dynamics: {error}"]
 
     def endure(self, number: int) -> Row:
         """Long dynamics at the highest temperature (0), or a tenth of it at 1.5 times that (1)."""

@@ -1,4 +1,4 @@
-"""README's table of shipped students on a GPU, from reports of `fastff bench NAME --compare-teacher`.
+"""README's table of shipped students, from reports of `fastff bench NAME --compare-teacher`.
 
 Here: one row a report. Not here: other tables, and where they go (``tabulate.py``).
 """
@@ -11,10 +11,10 @@ from fastff.report.fastest import find_only_trial
 from fastff.report.record import read_record
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import Mode
-from fastff.report.verdict import format_percent
+from fastff.report.verdict import format_percent, format_seconds
 
 PATTERN = "*-7net-0-*.json"
-"""Records of ``bench/results`` that are reports of shipped students, named after student and GPU."""
+"""Records of ``bench/results`` that are reports of shipped students, named after student and machine."""
 
 
 def tabulate_reports() -> list[str]:
@@ -22,15 +22,15 @@ def tabulate_reports() -> list[str]:
     records = [read_record(path) for path in sorted(RESULTS.glob(PATTERN))]
     if not records:
         return []
-    where = records[0].provenance
+    torches = sorted({record.provenance.packages["torch"] for record in records})
     lines = [
         "Shipped students in reports of `fastff bench NAME --compare-teacher`, on dynamics that the teacher made for "
         "them; times beside the teacher's with the settings that were fastest in a trial, steps of `fastff md` beside "
-        f"the faster of its calls and ASE's steps, torch {where.packages['torch']}; records "
+        f"the faster of its calls and ASE's steps, torch {' or '.join(torches)}; records "
         "`bench/results/*-7net-0-*.json` (`python bench/tabulate.py --write` makes their pages):",
         "",
         "| student | forces | energy | stress | 1.5 times the highest temperature | ±5 % strain "
-        "| GPU, load of the host | atoms | ASE call of the teacher | of the student | step of `fastff md` | commit |",
+        "| machine, its load | atoms | ASE call of the teacher | of the student | step of `fastff md` | commit |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for record in records:
@@ -49,7 +49,6 @@ def tabulate_reports() -> list[str]:
             ),
             describe_machine(record),
         ]
-        [""] * len(start)
         sizes = find_sizes(record)
         for number, n_atoms in enumerate(sizes):
             call = read_time(record, "teacher", "ase-call", n_atoms)
@@ -58,9 +57,9 @@ def tabulate_reports() -> list[str]:
             slower = min(call, read_time(record, "teacher", "ase-md", n_atoms, default=call))
             cells = [
                 f"{n_atoms:,}",
-                f"{1e3 * call:.3g} ms",
-                f"{1e3 * own:.3g} ms ({call / own:.0f} times)",
-                f"{1e3 * step:.3g} ms ({slower / step:.0f} times)",
+                format_seconds(call),
+                f"{format_seconds(own)} ({call / own:.0f} times)",
+                f"{format_seconds(step)} ({slower / step:.0f} times)",
             ]
             cells.append((record.provenance.commit or "?")[:7])
             lines.append(
@@ -70,9 +69,9 @@ def tabulate_reports() -> list[str]:
 
 
 def describe_machine(record: BenchRecord) -> str:
-    """The GPU, and how busy others kept the cores: calls of few atoms are bound by the CPU."""
+    """The GPU, if there is one, and how busy the cores were: calls of few atoms are bound by the CPU."""
     where = record.provenance
-    name = (where.gpu or "?").removeprefix("NVIDIA ").split()[0]
+    name = "CPU" if where.gpu is None else where.gpu.removeprefix("NVIDIA ").split()[0]
     return name if where.load is None else f"{name}, {where.load:.0f} of {where.cores}"
 
 

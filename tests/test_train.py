@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from ase.calculators.emt import EMT
 from torch import nn
 from torch_geometric.data import Batch
 
-from fastff.distill.callbacks import AveragedWeights, average_weights
+from fastff.distill.callbacks import AveragedWeights, LatePatience, average_weights
 from fastff.distill.checkpoints import find_checkpoint
 from fastff.distill.data import (
     build_loader,
@@ -361,3 +362,23 @@ def test_seconds_count_the_runs_that_are_continued(frames: list[Frame], tmp_path
         torch.save(checkpoint, path)
     result = train_student(frames[:20], frames[20:], SETTINGS, tmp_path, resume=True)
     assert 1000.0 < result.seconds < 1100.0
+
+
+def test_a_training_that_falls_apart_ends() -> None:
+    stopper = LatePatience(0, monitor="accuracy", mode="max")
+    course = [(0.3, -2.0), (0.3, -3.0), (0.9, 0.5), (0.9, 0.85), (0.9, 0.5)]
+    assert not any(stopper.falls(best, newest) for best, newest in course)
+    assert stopper.falls(0.9, math.nan)
+    assert stopper.fall is not None
+
+
+def test_what_fell_apart_is_said_and_the_best_weights_are_kept(
+    frames: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastff.distill.callbacks.FALL", -1.0)
+    monkeypatch.setattr("fastff.distill.callbacks.LEARNED", -1e9)
+    settings = replace(SETTINGS, n_steps=60, n_validations=12)
+    result = train_student(frames[:20], frames[20:], settings, tmp_path)
+    assert result.n_steps < 60
+    assert "fell apart" in result.stopped
+    assert "lower the learning rate" in result.stopped

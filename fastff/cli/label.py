@@ -66,7 +66,8 @@ def label(
     batch_atoms: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Most atoms labelled, and stored, together; left out, the teacher says."
+            min=1,
+            help="Most atoms labelled, and stored, together; 1024 if left out, or as many as the teacher takes.",
         ),
     ] = None,
     hessian_vectors: Annotated[

@@ -49,13 +49,28 @@ class StepReporter(Callback):
         self._on_step(TrainProgress(trainer.global_step, pl_module.n_steps, accuracy))
 
 
+FALL = 0.3
+"""Loss of accuracy, in two validations one after the other, after which a training has fallen apart."""
+LEARNED = 0.5
+"""Accuracy of a student that has something to lose."""
+
+
 class LatePatience(EarlyStopping):
-    """Early stopping that loses patience only after ``begin`` optimiser steps; the threshold counts at once."""
+    """Early stopping that loses patience only after ``begin`` optimiser steps; the threshold counts at once.
+
+    A training that falls apart ends at once, too.
+
+    Attributes
+    ----------
+    fall : tuple of float or None
+        Best and newest accuracy of a training that has fallen apart.
+    """
 
     def __init__(self, begin: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.patience: int
-        self._begin = begin
+        self.fall: tuple[float, float] | None = None
+        self._begin, self._n_below = begin, 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge the newest validation."""
@@ -64,6 +79,16 @@ class LatePatience(EarlyStopping):
             self.patience, self.wait_count = sys.maxsize, 0
         super().on_validation_end(trainer, pl_module)
         self.patience = patience
+        if self.falls(float(self.best_score), float(trainer.callback_metrics["accuracy"])):
+            trainer.should_stop = True
+
+    def falls(self, best: float, newest: float) -> bool:
+        """Whether accuracies as low as this one, and the one before it, are the end."""
+        below = best > LEARNED and not newest > best - FALL
+        self._n_below = self._n_below + 1 if below else 0
+        if self._n_below == 2:
+            self.fall = best, newest
+        return self.fall is not None
 
 
 class AveragedWeights(WeightAveraging):

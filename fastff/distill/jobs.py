@@ -22,7 +22,7 @@ from fastff.errors import UsageError
 from fastff.structures import read_structures
 
 BATCH_ATOMS = 1024
-"""Fewest atoms that make a batch."""
+"""Limit of a batch, at least."""
 MAX_SOURCE = 32
 """Longest name of a source, bytes in UTF-8."""
 

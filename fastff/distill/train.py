@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger
 
@@ -82,7 +82,7 @@ class TrainSettings:
         Validations over the run, about.
     patience : int
         Stop after this many validations without a better accuracy, counted from the middle of the schedule on: before,
-        a high learning rate hides what comes.
+        a high learning rate hides what comes. The default lets nearly every schedule end.
     stop_at : float or None
         Stop as soon as the validation accuracy reaches this.
     seed : int
@@ -344,8 +344,14 @@ def _read_finished(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _describe_stop(trainer: pl.Trainer, stopper: EarlyStopping, settings: TrainSettings) -> str:
+def _describe_stop(trainer: pl.Trainer, stopper: LatePatience, settings: TrainSettings) -> str:
     reason = stopper.stopping_reason
+    if stopper.fall is not None:
+        best, newest = stopper.fall
+        return (
+            f"fell apart, from {best:.1%} to {newest:.1%} by step {trainer.global_step}; lower the learning rate, "
+            f"{settings.learning_rate:g}"
+        )
     if reason is EarlyStoppingReason.STOPPING_THRESHOLD:
         return f"reached {settings.stop_at:.1%} at step {trainer.global_step}"
     if reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:

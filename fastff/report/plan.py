@@ -75,7 +75,7 @@ class BenchPlan:
 
 
 FULL_PLAN = BenchPlan(n_frames=30, least_trajectories=5, dynamics_budget=120.0)
-"""Of one structure five trajectories of 110 steps, with which there is an interval, cost as much as three of 170."""
+"""Of one structure five trajectories of 110 steps, with which there is an interval: 555 calls; three of 170 are 513."""
 
 QUICK_PLAN = BenchPlan(
     n_frames=16, n_temperatures=2, n_equilibrate=30, interval=5,
