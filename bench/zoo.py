@@ -191,6 +191,9 @@ def render_page() -> str:
         "`fastff models NAME` prints a card. Made by `python bench/zoo.py --write` from the headers of the files; "
         "what a student must meet to be among them: [bench/zoo.py](../bench/zoo.py).",
         "",
+        "Energy accuracy leaves out one constant for each composition. Each student knows the compositions of its card "
+        "alone: energies of others may be off by a constant that no figure here counts, so do not compare them.",
+        "",
     ]
     cards = []
     for name in list_shipped():
