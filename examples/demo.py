@@ -46,11 +46,11 @@ def main() -> None:
         seconds["install"] = float(INSTALLED.read_text().strip() or "nan")
     seconds["label and train"] = run(
         "train", "--teacher", "sevennet", "--structures", str(crystal), "--temperature", "300-600",
-        "--student", "m1", "--budget", "160", "--rounds", "0", "--max-atoms", "64", "--steps", "1400",
+        "--student", "m1", "--budget", "140", "--rounds", "0", "--max-atoms", "64", "--steps", "1200",
         "--out", str(model.parent),
     )  # fmt: skip
     seconds["bench"] = run(
-        "bench", str(model), "--compare-teacher", "--quick", "--sizes", "64,512", "--budget", "4",
+        "bench", str(model), "--compare-teacher", "--quick", "--sizes", "64,512", "--budget", "4", "--physics", "12",
         "--out", str(OUT / "bench"),
     )  # fmt: skip
     print_summary(OUT / "bench" / "bench.json", seconds)
