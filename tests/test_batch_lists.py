@@ -9,11 +9,12 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from gathered import gather
 from untrained import make_student
 
 from fastff import batch_lists, batches
 from fastff.batch_lists import DeviceLists, HostLists, list_on_host
-from fastff.batches import BatchEvaluator, Systems
+from fastff.batches import BatchEvaluator
 from fastff.distill.explore import ExploreSettings, Walker, _Run, explore
 from fastff.errors import DataError
 from fastff.graph import batch_graphs, select_structures
@@ -30,17 +31,6 @@ Structure = tuple[np.ndarray, np.ndarray, np.ndarray]
 @pytest.fixture(scope="module")
 def student() -> Student:
     return make_student("m1", (1, 8, 29), cutoff=4.0, energy_scale=0.01).double()
-
-
-def gather(structures: list[Atoms]) -> Systems:
-    counts = torch.tensor([len(atoms) for atoms in structures])
-    return Systems(
-        torch.tensor(np.concatenate([atoms.positions for atoms in structures])),
-        torch.tensor(np.concatenate([atoms.numbers for atoms in structures])),
-        torch.tensor(np.stack([atoms.cell.array for atoms in structures])),
-        torch.tensor(np.stack([atoms.pbc for atoms in structures])),
-        torch.arange(len(structures)).repeat_interleave(counts),
-    )
 
 
 def check_lists(structures: list[Structure], reach: float) -> DeviceLists:

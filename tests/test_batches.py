@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from gathered import gather
 from untrained import make_student
 
 from fastff.batch_lists import list_on_device, list_on_host
-from fastff.batches import BatchEvaluator, Systems
+from fastff.batches import BatchEvaluator
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.graph import batch_graphs
 from fastff.inference import predict
@@ -31,17 +32,6 @@ def student() -> Student:
 @pytest.fixture
 def structures(copper: Atoms, slab: Atoms, water: Atoms) -> list[Atoms]:
     return [copper, water, slab, Atoms("Cu")]
-
-
-def gather(structures: list[Atoms]) -> Systems:
-    counts = torch.tensor([len(atoms) for atoms in structures])
-    return Systems(
-        torch.tensor(np.concatenate([atoms.positions for atoms in structures])),
-        torch.tensor(np.concatenate([atoms.numbers for atoms in structures])),
-        torch.tensor(np.stack([atoms.cell.array for atoms in structures])),
-        torch.tensor(np.stack([atoms.pbc for atoms in structures])),
-        torch.arange(len(structures)).repeat_interleave(counts),
-    )
 
 
 def expect(evaluator: BatchEvaluator, structures: list[Atoms]) -> None:

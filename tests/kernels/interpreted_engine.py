@@ -13,10 +13,11 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from gathered import gather
 from untrained import make_student
 
 from fastff import batch_lists, kernels, resident
-from fastff.batches import BatchEvaluator, Systems
+from fastff.batches import BatchEvaluator
 from fastff.calculator import FastFFCalculator
 from fastff.errors import DataError, UnsupportedElementError
 from fastff.evaluator import Evaluator, Outcome, choose_path
@@ -297,14 +298,7 @@ def test_batches(architecture, kind):
     structures.append(Atoms("Cu"))
     evaluator = BatchEvaluator(student, skin=0.3, lists=kind)
     for turn in range(3):
-        counts = torch.tensor([len(atoms) for atoms in structures])
-        systems = Systems(
-            torch.tensor(np.concatenate([atoms.positions for atoms in structures])),
-            torch.tensor(np.concatenate([atoms.numbers for atoms in structures])),
-            torch.tensor(np.stack([atoms.cell.array for atoms in structures])),
-            torch.tensor(np.stack([atoms.pbc for atoms in structures])),
-            torch.arange(len(structures)).repeat_interleave(counts),
-        )
+        systems = gather(structures)
         with kernels.use("torch"):
             expected = BatchEvaluator(student.double()).evaluate(systems)
             exact = predict(student, structures)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from gathered import gather
 from md_models import make_copper
 from untrained import make_student
 
@@ -160,14 +161,7 @@ def test_batches(architecture):
         atoms.rattle(0.05, seed=k)
     evaluator = BatchEvaluator(student)
     for turn in range(3):
-        counts = torch.tensor([len(atoms) for atoms in structures])
-        systems = Systems(
-            torch.tensor(np.concatenate([atoms.positions for atoms in structures])),
-            torch.tensor(np.concatenate([atoms.numbers for atoms in structures])),
-            torch.tensor(np.stack([atoms.cell.array for atoms in structures])),
-            torch.tensor(np.stack([atoms.pbc for atoms in structures])),
-            torch.arange(len(structures)).repeat_interleave(counts),
-        )
+        systems = gather(structures)
         assert evaluator.explain().path == "fused"
         found, labels = evaluator.evaluate(systems), predict(student, structures)
         with kernels.use("torch"):
