@@ -299,6 +299,12 @@ def list_settings(
         yield (f" {arch} table", config, (arch,)) if arch else ("", config, tuple(TARGETS))
 
 
+def sign_floats(kernel: Any, constexprs: Mapping[str, Any], count: str) -> dict[str, str]:
+    """Signature of a kernel whose arguments point to float32, but for constants and the number of rows, ``count``."""
+    pointers = [one for one in kernel.arg_names if one not in constexprs and one != count]
+    return {**dict.fromkeys(pointers, "*fp32"), count: "i32"}
+
+
 def list_launched(
     make: Callable[[str, LaunchConfig], Build], space: LaunchSpace, key: str
 ) -> Iterator[Build]:

@@ -21,6 +21,7 @@ from fastff.kernels.contract import (
     Suite,
     list_launched,
     restrict_targets,
+    sign_floats,
 )
 from fastff.kernels.edge_features import op, reference
 
@@ -104,8 +105,7 @@ def list_builds() -> Iterator[Build]:
                 widths: dict[str, int] = widths,
             ) -> Build:
                 constexprs = {"cutoff": 5.0, "norm": math.sqrt(0.4), **widths, **config.blocks}
-                pointers = [one for one in kernel.arg_names if one not in (*constexprs, "n_edges")]
-                signature = {**dict.fromkeys(pointers, "*fp32"), "n_edges": "i32"}
+                signature = sign_floats(kernel, constexprs, "n_edges")
                 return Build(name + end, kernel, signature, constexprs, config)
 
             builds = list_launched(make, space, key)

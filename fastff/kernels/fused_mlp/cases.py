@@ -21,6 +21,7 @@ from fastff.kernels.contract import (
     Suite,
     list_launched,
     restrict_targets,
+    sign_floats,
 )
 from fastff.kernels.fused_mlp import op, reference
 
@@ -89,8 +90,7 @@ def list_builds() -> Iterator[Build]:
                 weights: list[torch.Tensor] = given,
             ) -> Build:
                 constexprs = {**op.list_constants(weights, config), "PRECISION": "tf32x3"}
-                pointers = [one for one in kernel.arg_names if one not in (*constexprs, "n_rows")]
-                signature = {**dict.fromkeys(pointers, "*fp32"), "n_rows": "i32"}
+                signature = sign_floats(kernel, constexprs, "n_rows")
                 return Build(
                     name + end, kernel, signature, constexprs, config, {"PRECISION": "ieee"}
                 )
