@@ -32,6 +32,7 @@ sys.path[:] = [
 ]  # its names are not for import
 
 if TYPE_CHECKING:
+    from fastff.batch_lists import DeviceLists, HostLists
     from fastff.distill.explore import Walker, _Run
     from fastff.models import Student
 
@@ -96,8 +97,13 @@ def time_call(function: Callable[[], Any], student: Student, repeats: int = 5) -
     return times[1:]
 
 
-def time_steps(student: Student, walkers: list[Walker], arguments: argparse.Namespace) -> Row:
-    """Steps and looks with the lists in use, and the parts by themselves."""
+def time_steps(
+    student: Student,
+    walkers: list[Walker],
+    arguments: argparse.Namespace,
+    lists: type[HostLists | DeviceLists],
+) -> Row:
+    """Steps and looks with lists of one kind, and the parts by themselves."""
     import torch
 
     from fastff.distill.explore import ExploreSettings, _Run
@@ -107,7 +113,7 @@ def time_steps(student: Student, walkers: list[Walker], arguments: argparse.Name
         arguments.warmup + n_steps, arguments.timestep, check, check, min_contact=0.01,
         max_force=1e6, max_move=1.0, seed=arguments.seed,
     )  # fmt: skip
-    run = _Run(student, walkers, settings)
+    run = _Run(student, walkers, settings, lists)
     for step in range(1, arguments.warmup + 1):
         run.advance(step)
     run.look(arguments.warmup)
@@ -176,7 +182,6 @@ def count_launches(run: _Run, n_steps: int = 10) -> float:
 
 def measure(arguments: argparse.Namespace) -> Row:
     """Rows of both kinds of lists, by turns."""
-    from fastff import batches
     from fastff.batch_lists import DeviceLists, HostLists
     from fastff.report.provenance import collect_provenance
 
@@ -184,21 +189,17 @@ def measure(arguments: argparse.Namespace) -> Row:
     student = load_student(arguments, walkers)
     kinds = {"host": HostLists, "device": DeviceLists}
     rows: list[Row] = []
-    own = batches.HostLists, batches.DeviceLists
-    try:
-        for repeat in range(arguments.repeats):
-            for name in arguments.lists:
-                batches.HostLists = batches.DeviceLists = kinds[name]  # type: ignore[misc, assignment]
-                row = {"lists": name, "repeat": repeat, **time_steps(student, walkers, arguments)}
-                rows.append(row)
-                print(
-                    f"{name} lists: {row['steps_per_second']:.4g} steps/s, {row['lists_per_step']:.3g} lists in "
-                    f"{row['renewals_per_step']:.2g} renewals a step, {row['seconds_in_looks']:.3g} s of "
-                    f"{row['seconds']:.3g} s in looks",
-                    flush=True,
-                )
-    finally:
-        batches.HostLists, batches.DeviceLists = own  # type: ignore[misc]
+    for repeat in range(arguments.repeats):
+        for name in arguments.lists:
+            found = time_steps(student, walkers, arguments, kinds[name])
+            row = {"lists": name, "repeat": repeat, **found}
+            rows.append(row)
+            print(
+                f"{name} lists: {row['steps_per_second']:.4g} steps/s, {row['lists_per_step']:.3g} lists in "
+                f"{row['renewals_per_step']:.2g} renewals a step, {row['seconds_in_looks']:.3g} s of "
+                f"{row['seconds']:.3g} s in looks",
+                flush=True,
+            )
     settings = {
         name: value for name, value in vars(arguments).items() if name not in ("out", "model")
     }

@@ -18,6 +18,7 @@ import torch
 from ase.data import covalent_radii
 from torch import Tensor
 
+from fastff.batch_lists import DeviceLists, HostLists
 from fastff.batches import BatchEvaluator, Systems
 from fastff.distill.dynamics import draw_momenta
 from fastff.errors import UsageError
@@ -179,14 +180,18 @@ def explore(
 
 
 class _Run:
-    """Walkers as one batch on the student's device; those that ended stand still."""
+    """Walkers as one batch on the student's device; those that ended stand still. ``lists`` as of BatchEvaluator."""
 
     def __init__(
-        self, student: Student, walkers: Sequence[Walker], settings: ExploreSettings
+        self,
+        student: Student,
+        walkers: Sequence[Walker],
+        settings: ExploreSettings,
+        lists: type[HostLists | DeviceLists] | None = None,
     ) -> None:
         self.student, self.walkers, self.settings = student, walkers, settings
         self.device = student.device
-        self.evaluator = BatchEvaluator(student)
+        self.evaluator = BatchEvaluator(student, lists=lists)
         sizes = [len(walker.atoms) for walker in walkers]
         self.bounds = np.cumsum([0, *sizes])
         momenta = [
