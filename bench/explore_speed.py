@@ -114,8 +114,8 @@ def time_steps(
         max_force=1e6, max_move=1.0, seed=arguments.seed,
     )  # fmt: skip
     run = _Run(student, walkers, settings, lists)
-    for step in range(1, arguments.warmup + 1):
-        run.advance(step)
+    for _ in range(arguments.warmup):
+        run.advance()
     run.look(arguments.warmup)
     evaluator = run.evaluator
     before = evaluator.n_builds, evaluator.n_renewals
@@ -124,7 +124,7 @@ def time_steps(
     started = time.perf_counter()
     look = 0.0
     for step in range(arguments.warmup + 1, arguments.warmup + n_steps + 1):
-        run.advance(step)
+        run.advance()
         if step % check == 0:
             float(run.forces.sum())  # waits, so that the look is timed by itself
             begun = time.perf_counter()
@@ -175,8 +175,8 @@ def count_launches(run: _Run, n_steps: int = 10) -> float:
     from torch.profiler import profile as record
 
     with record(activities=[ProfilerActivity.CUDA]) as trace:
-        for step in range(n_steps):
-            run.advance(run.settings.n_steps + 1 + step)
+        for _ in range(n_steps):
+            run.advance()
     return sum(1 for event in trace.events() if event.device_type.name == "CUDA") / n_steps
 
 

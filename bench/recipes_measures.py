@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 N_REPLICAS = 8
-CHECK = 20.0
-"""fs between looks at distances, as in rounds on a GPU; forces and displacements are looked at in every step."""
+CHECK = 100.0
+"""fs between looks at distances; forces and displacements are looked at in every step."""
 FIRST_CHECKS, SEGMENT_SECONDS = 50, 15.0
 """Checks of the first segment, which shows the speed, and seconds of the others."""
 MOST_PICOSECONDS = 50.0
@@ -137,7 +137,7 @@ def measure_endurance(
     """Langevin dynamics of eight replicas in one batch until ``picoseconds`` or ``seconds`` of computing are over.
 
     A replica fails as a walker of a round blows up: a force above 100 eV/Å, a move of more than 0.5 Å in a step, two
-    atoms nearer than half the sum of their covalent radii, looked for every 20 fs. It runs in segments of some
+    atoms nearer than half the sum of their covalent radii, looked for every 100 fs. It runs in segments of some
     seconds; velocities are drawn anew at the start of each, which the thermostat (0.02/fs) does in 50 fs anyway.
 
     Parameters
@@ -161,7 +161,7 @@ def measure_endurance(
     moving.uncertainty = None  # nothing is decided by it, and every look would measure it
     chosen = choose_evenly(cells, N_REPLICAS)
     starts = [chosen[k % len(chosen)].atoms for k in range(N_REPLICAS)]
-    check = max(1, round(CHECK / timestep))
+    check = max(1, round(min(CHECK, 1000.0 * picoseconds) / timestep))
     n_steps = check * max(1, round(1000.0 * picoseconds / timestep / check))
     state = Endurance.read(path, starts)
     length = FIRST_CHECKS * check

@@ -44,6 +44,8 @@ class HostLists:
 
     shares_work = False
     """Whether to renew many structures costs hardly more than to renew one."""
+    stay_in_place = False
+    """Whether renewed lists are in the buffers of the old ones, unless ``pack`` gives another object."""
 
     def __init__(self, sizes: Sequence[int], pbc: np.ndarray, batch: Tensor, reach: float) -> None:
         self._starts = np.cumsum([0, *sizes])
@@ -114,7 +116,7 @@ class DeviceLists:
     comes to need more, all are renewed.
     """
 
-    shares_work = True
+    shares_work = stay_in_place = True
 
     def __init__(self, sizes: Sequence[int], pbc: np.ndarray, batch: Tensor, reach: float) -> None:
         self._sizes, self._pbc, self._batch, self._reach = list(sizes), pbc, batch, reach

@@ -22,6 +22,7 @@ from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.layout import NeighborMatrix
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
+from fastff.kernels.replay import Replay
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
@@ -96,8 +97,8 @@ class BatchEvaluator:
     -----
     Each structure has a list of its own, which is built anew when its atoms or its cell have moved too far; on a CUDA
     device, with those that soon will have. A batch of other atoms than the last one begins anew. An evaluation waits
-    for the device once where no list is built, to learn so. Copies and pickles carry no lists. Not for several threads
-    at once.
+    for the device once where no list is built, to learn so. Batches that only move are replayed from CUDA graphs, one
+    before that and one after. Copies and pickles carry no lists. Not for several threads at once.
     """
 
     def __init__(
@@ -123,6 +124,9 @@ class BatchEvaluator:
         self._motion: CellMotion | None = None
         self._placed: tuple[PackedBatch, NeighborMatrix] | None = None
         self._fused: FusedPotential | None = None
+        self._outcome: BatchOutcome | None = None
+        self._again = Replay(self._measure_moved, self.student.device)
+        self._fused_again = Replay(self._launch_fused, self.student.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but lists and buffers."""
@@ -146,7 +150,8 @@ class BatchEvaluator:
         ----------
         systems : Systems
         only_moved : bool
-            Promises that nothing but positions differs from the last batch, which is not checked then.
+            Promises that nothing but positions differs from the last batch, which is not checked then. The tensors of
+            the outcome hold until the next evaluation.
 
         Raises
         ------
@@ -159,26 +164,51 @@ class BatchEvaluator:
         """
         device = self.student.device
         positions = systems.positions.detach().to(device, torch.float64)
-        last = self._last if only_moved else None
-        if last is not None:
-            systems = last._replace(positions=positions)
+        if only_moved and self._last is not None:
+            self._move(positions)
         else:
-            systems = Systems(
-                positions,
-                systems.numbers.to(device, torch.int64),
-                systems.cells.detach().to(device, torch.float64),
-                systems.pbc.to(device, torch.bool),
-                systems.batch.to(device, torch.int64),
+            self._load(
+                Systems(
+                    positions,
+                    systems.numbers.to(device, torch.int64),
+                    systems.cells.detach().to(device, torch.float64),
+                    systems.pbc.to(device, torch.bool),
+                    systems.batch.to(device, torch.int64),
+                )
             )
-        positions = self._refresh(systems, fixed=last is not None)
-        assert self._reference is not None
-        if last is not None:
-            self._last = last._replace(positions=positions)
-        else:
-            cells = torch.where(systems.pbc[:, :, None], systems.cells, self._reference.cells)
-            own = Systems(positions, self._reference.numbers, cells, *self._reference[3:])
-            self._last, self._placed = own, None
         return dispatch.run(OP, device, self._evaluate_fused, self._evaluate_torch, self._obstacle)
+
+    def _load(self, systems: Systems) -> None:
+        """Take a batch, with lists as far as they still hold."""
+        self._motion = self._placed = None
+        positions = self._refresh(systems)
+        assert self._reference is not None
+        cells = torch.where(systems.pbc[:, :, None], systems.cells, self._reference.cells)
+        self._last = Systems(
+            positions.clone(), self._reference.numbers, cells, *self._reference[3:]
+        )
+        self._again.forget()
+
+    def _move(self, positions: Tensor) -> None:
+        """Take new positions of the last batch; buffers stay where they are."""
+        last, reference = self._last, self._reference
+        assert last is not None
+        assert reference is not None
+        last.positions.copy_(positions)
+        if self._motion is None:
+            self._motion = self._describe_cells(last, reference)
+        self._again()
+        stale = self._find_stale(self._wear.tolist())
+        if stale:
+            last.positions.copy_(self._renew(last, last.positions, stale))
+
+    def _measure_moved(self) -> None:
+        """Move atoms of the last batch to the images of the lists, and measure the wear of these."""
+        last = self._last
+        assert last is not None
+        assert self._motion is not None
+        positions, self._wear = self._measure_wear(last, self._motion)
+        last.positions.copy_(positions)
 
     def _evaluate_fused(self) -> BatchOutcome:
         assert isinstance(self.student, MomentStudent)
@@ -188,11 +218,24 @@ class BatchEvaluator:
             self._fused = FusedPotential(
                 collect_weights(self.student), self.student.device, self.options
             )
-        packed, cells = self._lists.pack(), self._last.cells
+        packed = self._lists.pack()
         if self._placed is None or self._placed[0] is not packed:
-            self._placed = packed, place_codes(packed, cells)
-        return evaluate_packed(
-            self._fused, packed, self._last.positions, cells, self._species, self._placed[1]
+            self._placed = packed, place_codes(packed, self._last.cells)
+            self._fused_again.forget()
+        if self._lists.stay_in_place:
+            self._fused_again()
+        else:
+            self._launch_fused()
+        assert self._outcome is not None
+        return self._outcome
+
+    def _launch_fused(self) -> None:
+        assert self._fused is not None
+        assert self._last is not None
+        assert self._placed is not None
+        packed, matrix = self._placed
+        self._outcome = evaluate_packed(
+            self._fused, packed, self._last.positions, self._last.cells, self._species, matrix
         )
 
     def _evaluate_torch(self) -> BatchOutcome:
@@ -221,7 +264,7 @@ class BatchEvaluator:
         near = edge_vectors(graph).square().sum(dim=1) < self.student.cutoff**2
         return replace(graph, edge_index=edges[:, near], shifts=shifts[near])
 
-    def _refresh(self, systems: Systems, fixed: bool) -> Tensor:
+    def _refresh(self, systems: Systems) -> Tensor:
         """Bring lists up to date; positions in the images that the lists are for."""
         old, n_systems = self._reference, systems.n_systems
         if (
@@ -229,20 +272,13 @@ class BatchEvaluator:
             and len(old.numbers) == len(systems.numbers)
             and len(old.cells) == n_systems
         ):
-            positions, wear = self._measure_wear(systems, old, fixed)
-            same = torch.ones_like(wear[:1])
-            if not fixed:
-                equal = (systems.numbers == old.numbers).all() & (systems.batch == old.batch).all()
-                same = (equal & (systems.pbc == old.pbc).all())[None].to(wear.dtype)
+            positions, wear = self._measure_wear(systems, self._describe_cells(systems, old))
+            same = (systems.numbers == old.numbers).all() & (systems.batch == old.batch).all()
+            same = (same & (systems.pbc == old.pbc).all())[None].to(wear.dtype)
             is_same, *used = torch.cat([same, wear]).tolist()
             if is_same:
-                stale = [k for k, share in enumerate(used) if not share < 1.0]
-                if not stale:
-                    return positions
-                assert self._lists is not None
-                if self._lists.shares_work:
-                    stale = [k for k, share in enumerate(used) if not share < RENEW_FROM]
-                return self._renew(systems, positions, stale)
+                stale = self._find_stale(used)
+                return self._renew(systems, positions, stale) if stale else positions
         self.forget()
         if len(systems.numbers) == 0:
             raise DataError("no atoms: the batch is empty")
@@ -260,7 +296,15 @@ class BatchEvaluator:
         )
         return self._renew(systems, systems.positions, list(range(n_systems)))
 
-    def _measure_wear(self, systems: Systems, old: Systems, fixed: bool) -> tuple[Tensor, Tensor]:
+    def _find_stale(self, wear: list[float]) -> list[int]:
+        """Structures whose lists are to be renewed, given the share of the skin that each has used."""
+        stale = [k for k, share in enumerate(wear) if not share < 1.0]
+        assert self._lists is not None
+        if stale and self._lists.shares_work:
+            return [k for k, share in enumerate(wear) if not share < RENEW_FROM]
+        return stale
+
+    def _measure_wear(self, systems: Systems, motion: CellMotion) -> tuple[Tensor, Tensor]:
         """Positions without whole cell vectors since the build, and how much of the skin has been used.
 
         As :meth:`fastff.neighbors.VerletCache.needs_rebuild`, with the bound ``1 - |F - 1|`` (Frobenius) for the
@@ -272,17 +316,14 @@ class BatchEvaluator:
         wear : (n_systems,) float64 tensor
             Unless it is below one, a pair absent from the list could be in reach.
         """
-        if self._motion is None or not fixed:
-            self._motion = self._describe_cells(systems, old)
-        base, inverses, cells, loss = self._motion
-        moved = systems.positions - base
-        jumps = (moved[:, None, :] @ inverses)[:, 0].round()
+        moved = systems.positions - motion.base
+        jumps = (moved[:, None, :] @ motion.inverses)[:, 0].round()
         jumps = torch.where(jumps.isfinite(), jumps, 0.0)
-        whole = (jumps[:, None, :] @ cells)[:, 0]
+        whole = (jumps[:, None, :] @ motion.cells)[:, 0]
         lengths = (moved - whole).norm(dim=1)
         largest = lengths.new_zeros(systems.n_systems)
         largest = largest.scatter_reduce(0, systems.batch, lengths, "amax")
-        return systems.positions - whole, (loss + 2.0 * largest) / self.skin
+        return systems.positions - whole, (motion.loss + 2.0 * largest) / self.skin
 
     def _describe_cells(self, systems: Systems, old: Systems) -> CellMotion:
         batch = systems.batch
@@ -310,7 +351,11 @@ class BatchEvaluator:
         self._reference.positions.copy_(torch.where(fresh, wrapped, self._reference.positions))
         self._reference.cells[chosen] = completed
         self._inverses = torch.linalg.inv_ex(self._reference.cells)[0]
-        self._motion = None
+        if self._motion is not None:
+            for kept, now in zip(
+                self._motion, self._describe_cells(systems, self._reference), strict=True
+            ):
+                kept.copy_(now)
         self.n_builds += len(renewed)
         self.n_renewals += 1
         return torch.where(fresh, wrapped, positions)

@@ -18,6 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from fastff.electronic import Charges, check_electronic, read_electronic
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.evaluator import find_student_obstacle
+from fastff.gathering import gather_graph
 from fastff.graph import Graph, batch_graphs
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.evaluate import FusedPotential
@@ -43,6 +44,7 @@ MAX_RETRIES = 3
 """How often a batch is halved where memory runs out."""
 
 _log = logging.getLogger(__name__)
+_Named = tuple[str, Atoms]
 
 
 @torch.inference_mode()
@@ -104,15 +106,15 @@ def predict(
     results: list[Labels] = []
     session = _Session(model, Options(precision=precision))
     for chunk in split_chunks(structures, batch_atoms):
-        graphs = []
+        named: list[_Named] = []
         for number, atoms in enumerate(chunk, start=len(results)):
             name = f"structure {number}" if len(structures) > 1 else "structure"
             check_structure(atoms, name=name, close_contacts=close_contacts)
             if charges == "raise":
                 check_electronic(read_electronic(atoms), name)
             _check_elements(atoms, model, name)
-            graphs.append(_list_neighbors(atoms, model.cutoff, name))
-        results.extend(_evaluate(session, graphs, retries=MAX_RETRIES))
+            named.append((name, atoms))
+        results.extend(_evaluate(session, named, retries=MAX_RETRIES))
     return results
 
 
@@ -163,26 +165,38 @@ class _Session:
         return evaluate_packed(self._fused, packed, graph.positions, graph.cell, species)
 
 
-def _evaluate(session: _Session, graphs: Sequence[Graph], retries: int) -> list[Labels]:
-    """Evaluate graphs together, or in halves of about equal size where memory runs out; a single one, once more."""
+def _evaluate(session: _Session, named: Sequence[_Named], retries: int) -> list[Labels]:
+    """Evaluate structures together, or in halves of about equal size where memory runs out; one alone, once more."""
     model = session.model
     try:
-        return split_outcome(session.evaluate(batch_graphs(graphs).to(model.device)), graphs)
+        graph = _join(named, model)
+        return split_outcome(session.evaluate(graph), graph)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         reason = error.with_traceback(None)  # its frames hold tensors
     session.forget()
     release_memory()
-    n_atoms = sum(graph.n_atoms for graph in graphs)
+    n_atoms = sum(len(atoms) for _, atoms in named)
     if retries == 0:
         raise DeviceMemoryError(describe_shortage(n_atoms, model.device)) from reason
-    if len(graphs) == 1:
-        return _evaluate(session, graphs, retries=0)
+    if len(named) == 1:
+        return _evaluate(session, named, retries=0)
     _log.info("memory ran out with %d atoms; evaluating them in two parts", n_atoms)
-    middle = _find_middle([graph.n_atoms for graph in graphs])
-    parts = graphs[:middle], graphs[middle:]
+    middle = _find_middle([len(atoms) for _, atoms in named])
+    parts = named[:middle], named[middle:]
     return [label for part in parts for label in _evaluate(session, part, retries - 1)]
+
+
+def _join(named: Sequence[_Named], model: Student) -> Graph:
+    """One graph on the student's device; errors name the structure."""
+    if model.device.type == "cuda":
+        try:
+            return gather_graph([atoms for _, atoms in named], model.cutoff, model.device)
+        except DataError:
+            pass  # found again below, by its name
+    graphs = [_list_neighbors(atoms, model.cutoff, name) for name, atoms in named]
+    return batch_graphs(graphs).to(model.device)
 
 
 def _find_middle(sizes: Sequence[int]) -> int:
@@ -222,22 +236,23 @@ def split_chunks(structures: Sequence[Atoms], batch_atoms: int) -> Iterator[list
         yield chunk
 
 
-def split_prediction(prediction: Prediction, graphs: Sequence[Graph]) -> list[Labels]:
+def split_prediction(prediction: Prediction, graph: Graph) -> list[Labels]:
     """Cut a batch's prediction into one record of float64 arrays per structure."""
-    cells = torch.cat([graph.cell for graph in graphs])
-    return split_outcome(convert_prediction(prediction, cells), graphs)
+    return split_outcome(convert_prediction(prediction, graph.cell), graph)
 
 
-def split_outcome(outcome: BatchOutcome, graphs: Sequence[Graph]) -> list[Labels]:
+def split_outcome(outcome: BatchOutcome, graph: Graph) -> list[Labels]:
     """Cut what was found for a batch into one record of float64 arrays per structure."""
     energy, forces = outcome.energy.cpu().numpy(), outcome.forces.cpu().numpy()
     virial, energies = outcome.virial.cpu().numpy(), outcome.energies.cpu().numpy()
+    cells, periodic = graph.cell.cpu().numpy(), graph.pbc.all(dim=1).tolist()
+    counts = torch.bincount(graph.batch, minlength=graph.n_systems).tolist()
     results, start = [], 0
-    for k, graph in enumerate(graphs):
-        stop = start + graph.n_atoms
+    for k, count in enumerate(counts):
+        stop = start + count
         stress = None
-        if bool(graph.pbc.all()):
-            volume = abs(float(np.linalg.det(graph.cell[0].cpu().numpy())))
+        if periodic[k]:
+            volume = abs(float(np.linalg.det(cells[k])))
             stress = full_3x3_to_voigt_6_stress(virial[k] / volume)
         results.append(
             Labels(

@@ -17,6 +17,7 @@ from fastff.batch_lists import DeviceLists, HostLists, list_on_host
 from fastff.batches import BatchEvaluator
 from fastff.distill.explore import ExploreSettings, Walker, _Run, explore
 from fastff.errors import DataError
+from fastff.gathering import gather_graph, search_on_device
 from fastff.graph import batch_graphs, select_structures
 from fastff.kernels.neighbor_list import many
 from fastff.models import Student
@@ -96,6 +97,21 @@ def make_zoo(rng: np.random.Generator) -> list[Atoms]:
     return zoo
 
 
+def test_a_graph_made_on_the_device_predicts_the_same(student: Student) -> None:
+    zoo = make_zoo(np.random.default_rng(5))
+    here = gather_graph(zoo, student.cutoff, "cpu")
+    there = search_on_device(zoo, student.cutoff, torch.device("cpu"))
+    assert there.n_edges == here.n_edges
+    assert (there.edge_index[0].diff() >= 0).all()
+    one, other = student(here), student(there)
+    periodic = here.pbc.all(dim=1)
+    for name in ("energy", "forces", "energies"):
+        first, second = getattr(one, name), getattr(other, name)
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(one.stress[periodic], other.stress[periodic], rtol=0, atol=1e-9)
+    assert periodic.sum() > 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_lists_are_never_stale(student: Student, kind: type[Any]) -> None:
     """Atoms that fly at 4500 K, and the cell of one structure that breathes: forces of new lists at every step."""
@@ -125,6 +141,33 @@ def test_lists_are_never_stale(student: Student, kind: type[Any]) -> None:
     assert largest > 1.01
     assert len(zoo) < evaluator.n_builds < 30 * len(zoo)
     assert 3 < evaluator.n_renewals < 45
+
+
+def test_what_a_graph_reads_stays_where_it_is(student: Student) -> None:
+    """Renewals write into the same buffers; a matrix that grows is another object, for which a new graph is made."""
+    rng = np.random.default_rng(6)
+    zoo = make_zoo(rng)
+    evaluator = BatchEvaluator(student, lists=DeviceLists)
+    places: dict[int, set[tuple[int, ...]]] = {}
+    packs = []
+    for step in range(40):
+        for atoms in zoo:
+            atoms.positions += rng.normal(scale=0.1, size=(len(atoms), 3))
+        evaluator.evaluate(gather(zoo), only_moved=step > 0)
+        if step == 0:
+            continue
+        last, lists, motion = evaluator._last, evaluator._lists, evaluator._motion
+        assert last is not None
+        assert lists is not None
+        assert motion is not None
+        packs.append(lists.pack())
+        read = (*last, *motion, evaluator._species, *packs[-1][1:])
+        matrix = packs[-1].matrix
+        read = (*read, matrix.entries, matrix.counts)
+        places.setdefault(id(packs[-1]), set()).add(tuple(part.data_ptr() for part in read))
+    assert evaluator.n_renewals > 10
+    assert all(len(found) == 1 for found in places.values())
+    assert len(places) < 5
 
 
 def test_a_list_is_renewed_alone_or_with_those_that_soon_will_be(student: Student) -> None:
@@ -233,7 +276,7 @@ def test_a_walker_that_blows_up_disturbs_no_other(
     runs = [_Run(student, walkers, SETTINGS) for walkers in (calm, wild)]
     for step in range(1, 41):
         for run in runs:
-            run.advance(step)
+            run.advance()
         runs[1].look(step)
     assert runs[0].running.all()
     assert runs[1].running.tolist() == [True, False, True, True]

@@ -95,7 +95,7 @@ def test_a_stale_list_would_show(student: Student, copper: Atoms) -> None:
     evaluator = BatchEvaluator(student, skin=0.5)
     expect(evaluator, [copper])
     never = torch.zeros(1, dtype=torch.float64)
-    evaluator._measure_wear = lambda systems, old, fixed: (systems.positions, never)  # type: ignore[method-assign]
+    evaluator._measure_wear = lambda systems, motion: (systems.positions, never)  # type: ignore[method-assign]
     copper.set_cell(copper.cell.array * 0.8, scale_atoms=True)
     with pytest.raises(AssertionError):
         expect(evaluator, [copper])

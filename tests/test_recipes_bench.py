@@ -72,6 +72,7 @@ class TestEndurance:
     ) -> None:
         """Time up after the first segment: the length reached is told, and the next process runs the rest."""
         monkeypatch.setattr(measures, "FIRST_CHECKS", 2)
+        monkeypatch.setattr(measures, "CHECK", 20.0)
         path, copper = tmp_path / "kept.npz", bulk("Cu", cubic=True)
         short = self.run(measures, [copper], path, seconds=1e-9)
         assert (short["ps"], short["wanted_ps"], short["n_failed"]) == (0.04, 0.2, 0)

@@ -6,6 +6,7 @@ losses, the training loop, reading label files.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,11 @@ from torch.utils.data import DistributedSampler
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from fastff.distill.resident import ResidentBatches, count_bytes
+from fastff.distill.resident import PER_FRAME, ResidentBatches, count_bytes
 from fastff.errors import DataError
+from fastff.gathering import gather_graph
 from fastff.graph import Graph, batch_graphs, edge_vectors
+from fastff.inference import split_chunks
 from fastff.labels import Frame, HessianVector
 from fastff.models import Student
 from fastff.models.dense import lay_out_edges
@@ -138,79 +141,121 @@ class ResidualData(Data):
         return 0
 
 
-def count_slots(graphs: Sequence[Graph]) -> int:
-    """Largest number of neighbors of any atom, at least one."""
-    counts = [torch.bincount(g.edge_index[0]).max() for g in graphs if g.n_edges]
-    return max([1, *(int(count) for count in counts)])
+PREPARE_ATOMS = 4096
+"""Most atoms that are laid out together."""
 
 
-def prepare_frames(frames: Sequence[Frame], student: Student) -> list[ResidualData]:
-    """Lay out frames with equally many slots and subtract what the student does not learn."""
-    graphs = [atoms_to_graph(frame.atoms, student.cutoff) for frame in frames]
-    n_slots = count_slots(graphs)
+@torch.no_grad()
+def prepare_frames(
+    frames: Sequence[Frame], student: Student, device: torch.device | str = "cpu"
+) -> list[ResidualData]:
+    """Lay out frames with equally many slots and subtract what the student does not learn.
+
+    Computed on ``device``; what is returned is on the CPU.
+    """
+    worker = (
+        student if student.device == torch.device(device) else copy.deepcopy(student).to(device)
+    )
     hessian = any(frame.hessian_vector is not None for frame in frames)
-    data = []
-    for index, (frame, graph) in enumerate(zip(frames, graphs, strict=True)):
-        data.append(prepare_frame(frame, student, graph, n_slots, index))
-        if hessian:
-            target = frame.hessian_vector
-            data[-1].direction, data[-1].target_product = prepare_product(target, student, graph)
+    parts: list[dict[str, Tensor]] = []
+    done = 0
+    for chunk in split_chunks([frame.atoms for frame in frames], PREPARE_ATOMS):
+        own = frames[done : done + len(chunk)]
+        parts.append(_prepare_batch(own, worker, hessian))
+        done += len(chunk)
+    n_slots = max((part["senders"].shape[1] for part in parts), default=1)
+    data: list[ResidualData] = []
+    for part in parts:
+        counts = [int(count) for count in part["n_atoms"]]
+        _widen(part, counts, n_slots, student.cutoff)
+        rows = {
+            name: value.split([1] * len(counts) if name in PER_FRAME else counts)
+            for name, value in part.items()
+        }
+        for k, count in enumerate(counts):
+            fields = {name: values[k] for name, values in rows.items()}
+            index = torch.tensor([len(data)])
+            data.append(ResidualData(num_nodes=count, frame_index=index, **fields))
     return data
 
 
-@torch.no_grad()
-def prepare_product(
-    target: HessianVector | None, student: Student, graph: Graph
-) -> tuple[Tensor, Tensor]:
-    """Direction and Hessian-vector product (n_atoms, 3), ``energy_scale`` per Å^2, less that of the core repulsion.
-
-    The latter by the same difference as the teacher's.
-    """
-    direction = torch.zeros(graph.n_atoms, 3, dtype=torch.float64)
-    if target is None:
-        return direction.to(student.dtype), torch.full_like(
-            direction, torch.nan, dtype=student.dtype
-        )
-    direction += torch.as_tensor(target.direction)
-    receivers, senders = graph.edge_index
-    moves = target.step * (direction[senders] - direction[receivers])
-    vectors, species = edge_vectors(graph), student.find_species(graph.numbers)
-    plus, minus = (
-        student.evaluate_baseline(graph, vectors + sign * moves, species).forces for sign in (1, -1)
-    )
-    product = torch.as_tensor(target.product) - (minus - plus) / (2 * target.step)
-    scale = float(student.energy_scale)
-    return direction.to(student.dtype), (product / scale).to(student.dtype)
-
-
-@torch.no_grad()
-def prepare_frame(
-    frame: Frame, student: Student, graph: Graph, n_slots: int, index: int = 0
-) -> ResidualData:
-    """Lay out one frame and subtract what the student does not learn."""
+def _prepare_batch(frames: Sequence[Frame], student: Student, hessian: bool) -> dict[str, Tensor]:
+    """Fields of :class:`ResidualData` of some frames, joined, on the CPU; senders count from each frame's first."""
+    graph = gather_graph([frame.atoms for frame in frames], student.cutoff, student.device)
     species = student.find_species(graph.numbers)
     vectors = edge_vectors(graph)
     baseline = student.evaluate_baseline(graph, vectors, species)
-    dense = lay_out_edges(vectors, graph.edge_index, graph.n_atoms, student.cutoff, n_slots)
+    dense = lay_out_edges(vectors, graph.edge_index, graph.n_atoms, student.cutoff)
     scale = float(student.energy_scale)
-    stress = torch.full((6,), torch.nan, dtype=torch.float64)
-    if frame.labels.stress is not None:
-        stress = torch.as_tensor(frame.labels.stress) - stack_voigt(baseline.stress)[0]
-    return ResidualData(
-        num_nodes=graph.n_atoms,
-        vectors=dense.vectors.to(student.dtype),
-        senders=dense.senders,
-        species=species,
-        volume=torch.linalg.det(graph.cell).abs().to(student.dtype),
-        n_atoms=torch.tensor([float(graph.n_atoms)], dtype=student.dtype),
-        target_energy=((frame.labels.energy - baseline.energy) / scale).to(student.dtype),
-        target_forces=((torch.as_tensor(frame.labels.forces) - baseline.forces) / scale).to(
-            student.dtype
-        ),
-        target_stress=(stress / scale)[None].to(student.dtype),
-        force_size=(torch.as_tensor(frame.labels.forces).norm(dim=1) / scale).to(student.dtype),
-        frame_index=torch.tensor([index]),
+
+    def put(rows: Any) -> Tensor:
+        return torch.as_tensor(np.asarray(rows, dtype=np.float64), device=student.device)
+
+    counts = torch.bincount(graph.batch, minlength=graph.n_systems)
+    starts = counts.cumsum(0) - counts
+    unknown = np.full(6, np.nan)
+    forces = put(np.concatenate([frame.labels.forces for frame in frames]))
+    energy = put([frame.labels.energy for frame in frames])
+    stress = put([unknown if (s := f.labels.stress) is None else s for f in frames])
+    fields = {
+        "vectors": dense.vectors,
+        "senders": dense.senders - starts[graph.batch][:, None],
+        "species": species,
+        "volume": torch.linalg.det(graph.cell).abs(),
+        "n_atoms": counts.double(),
+        "target_energy": (energy - baseline.energy) / scale,
+        "target_forces": (forces - baseline.forces) / scale,
+        "target_stress": (stress - stack_voigt(baseline.stress)) / scale,
+        "force_size": forces.norm(dim=1) / scale,
+    }
+    if hessian:
+        products = _prepare_products([f.hessian_vector for f in frames], student, graph, vectors)
+        fields |= {"direction": products[0], "target_product": products[1] / scale}
+    return {
+        name: (value.to(student.dtype) if value.is_floating_point() else value).cpu()
+        for name, value in fields.items()
+    }
+
+
+def _prepare_products(
+    targets: Sequence[HessianVector | None], student: Student, graph: Graph, vectors: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Directions and Hessian-vector products (n_atoms, 3), eV/Å^2, less those of the core repulsion.
+
+    The latter by the same differences as the teacher's. Zeros and NaN for a structure without a target.
+    """
+    directions = torch.zeros(graph.n_atoms, 3, dtype=torch.float64)
+    products = torch.full_like(directions, torch.nan)
+    steps = torch.ones(len(targets), dtype=torch.float64)
+    counts = torch.bincount(graph.batch, minlength=len(targets)).tolist()
+    rows = zip(targets, directions.split(counts), products.split(counts), strict=True)
+    for k, (target, direction, product) in enumerate(rows):
+        if target is not None:
+            direction.copy_(torch.as_tensor(target.direction))
+            product.copy_(torch.as_tensor(target.product))
+            steps[k] = target.step
+    directions, products, steps = (x.to(vectors.device) for x in (directions, products, steps))
+    receivers, senders = graph.edge_index
+    own = steps[graph.batch][:, None]
+    moves = own[receivers] * (directions[senders] - directions[receivers])
+    species = student.find_species(graph.numbers)
+    plus, minus = (
+        student.evaluate_baseline(graph, vectors + sign * moves, species).forces for sign in (1, -1)
     )
+    return directions, products - (minus - plus) / (2 * own)
+
+
+def _widen(part: dict[str, Tensor], counts: Sequence[int], n_slots: int, cutoff: float) -> None:
+    """Give rows ``n_slots`` slots; see :class:`~fastff.models.dense.DenseEdges` for what empty ones hold."""
+    vectors, senders = part["vectors"], part["senders"]
+    n_atoms, filled = senders.shape
+    if filled == n_slots:
+        return
+    rows = torch.cat([torch.arange(count) for count in counts])
+    wide = vectors.new_tensor([cutoff, 0.0, 0.0]).repeat(n_atoms, n_slots, 1)
+    wide[:, :filled] = vectors
+    part["vectors"] = wide
+    part["senders"] = torch.cat([senders, rows[:, None].expand(-1, n_slots - filled)], dim=1)
 
 
 RESIDENT_SHARE = 0.4
@@ -234,10 +279,10 @@ def build_loader(
     stay in its memory if they fit. Of ``n_ranks`` processes, each gets ``batch_size`` frames of every batch that one
     process would see with ``n_ranks * batch_size``.
     """
-    data = prepare_frames(frames, student)
+    device = torch.device(device)
+    data = prepare_frames(frames, student, device)
     if seed is None:
         return DataLoader(data, batch_size=batch_size)
-    device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         if count_bytes(data) < RESIDENT_SHARE * free:

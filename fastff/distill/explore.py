@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import ase
 import numpy as np
@@ -22,11 +22,12 @@ from fastff.batch_lists import DeviceLists, HostLists
 from fastff.batches import BatchEvaluator, Systems
 from fastff.distill.dynamics import draw_momenta
 from fastff.errors import UsageError
-from fastff.graph import Graph, batch_graphs, edge_vectors, select_structures
+from fastff.gathering import gather_graph
+from fastff.graph import Graph, edge_vectors, select_structures
 from fastff.inference import split_chunks
+from fastff.kernels.replay import Replay
 from fastff.models import Student
-from fastff.models.uncertainty import predict_with_uncertainty
-from fastff.neighbors import atoms_to_graph
+from fastff.models.uncertainty import measure_uncertainty
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
 
 Use = Literal["train", "validation", "test"]
@@ -169,7 +170,7 @@ def explore(
     """
     run = _Run(student, walkers, settings)
     for step in range(1, settings.n_steps + 1):
-        run.advance(step)
+        run.advance()
         if step % settings.check == 0 or step == settings.n_steps:
             run.look(step)
             if on_step:
@@ -179,8 +180,20 @@ def explore(
     return run.finish()
 
 
+class _Look(NamedTuple):
+    """What a look at a walker found: its step, positions (n_atoms, 3) in Å, extrapolation grade, spread in eV/atom."""
+
+    step: int
+    positions: np.ndarray
+    grade: float
+    spread: float
+
+
 class _Run:
-    """Walkers as one batch on the student's device; those that ended stand still. ``lists`` as of BatchEvaluator."""
+    """Walkers as one batch on the student's device; those that ended stand still. ``lists`` as of BatchEvaluator.
+
+    What a step changes stays in its buffers: on CUDA both parts of a step are replayed from graphs.
+    """
 
     def __init__(
         self,
@@ -214,10 +227,16 @@ class _Run:
         )
         self.running = torch.ones(len(walkers), dtype=torch.bool, device=self.device)
         self.ended = torch.zeros(len(walkers), dtype=torch.int64, device=self.device)
+        self.step = torch.zeros((), dtype=torch.int64, device=self.device)
         self.random = torch.Generator(self.device).manual_seed(settings.seed)
-        self.forces = self.evaluator.evaluate(self.systems).forces
+        first = self.evaluator.evaluate(self.systems)
+        self.forces, self.found = first.forces.clone(), first
+        self.half, self.noise = torch.empty_like(self.momenta), torch.empty_like(self.momenta)
+        self.going = self.running.clone()
+        self._begin_step = Replay(self._begin, self.device)
+        self._finish_step = Replay(self._finish, self.device)
         self.endings: dict[int, Ending] = {}
-        self.recent: list[list[Snapshot]] = [[] for _ in walkers]
+        self.recent: list[list[_Look]] = [[] for _ in walkers]
         self.kept: list[dict[int, Snapshot]] = [{} for _ in walkers]
         starts = look_at(student, [walker.atoms for walker in walkers], self.evaluator.make_graph())
         self.limits = [settings.stop_grade * max(1.0, grade) for _, grade, _ in starts]
@@ -231,68 +250,81 @@ class _Run:
         zeros = lengths.new_zeros(len(self.walkers))
         return zeros.scatter_reduce(0, self.systems.batch, lengths, "amax")
 
-    def advance(self, step: int) -> None:
+    def advance(self) -> None:
         """One step of those that are running, without looking."""
-        settings, batch = self.settings, self.systems.batch
+        self.noise.normal_(generator=self.random)
+        self._begin_step()
+        found = self.evaluator.evaluate(self.systems, only_moved=True)
+        self.found.forces.copy_(found.forces)
+        self.found.energy.copy_(found.energy)
+        self._finish_step()
+
+    def _begin(self) -> None:
+        """A step up to the new positions."""
+        settings, positions = self.settings, self.systems.positions
         half = 0.5 * settings.timestep * FEMTOSECOND
-        old = self.systems.positions
         momenta = self.momenta + half * self.forces
-        new = old + half * momenta / self.masses
+        new = positions + half * momenta / self.masses
         decay = math.exp(-settings.friction * settings.timestep)
-        noise = torch.randn(
-            momenta.shape, generator=self.random, dtype=torch.float64, device=self.device
-        )
-        momenta = decay * momenta + math.sqrt(1 - decay**2) * self.thermal * noise
+        momenta = decay * momenta + math.sqrt(1 - decay**2) * self.thermal * self.noise
         new = new + half * momenta / self.masses
-        going = self.running & (self._find_largest(new - old) <= settings.max_move)  # False for nan
-        moving = going[batch][:, None]
-        self.systems = self.systems._replace(positions=torch.where(moving, new, old))
-        outcome = self.evaluator.evaluate(self.systems, only_moved=True)
-        sound = self._find_largest(outcome.forces) <= settings.max_force
-        sound &= outcome.energy.isfinite()
-        self.forces = torch.where(moving, outcome.forces, self.forces)
-        self.momenta = torch.where(moving, momenta + half * outcome.forces, self.momenta)
-        still = going & sound
-        self.ended = torch.where(self.running & ~still, step, self.ended)
-        self.running = still
+        moved = self._find_largest(new - positions)
+        self.going.copy_(self.running & (moved <= settings.max_move))  # False for nan
+        moving = self.going[self.systems.batch][:, None]
+        self.half.copy_(momenta)
+        positions.copy_(torch.where(moving, new, positions))
+
+    def _finish(self) -> None:
+        """The rest of it, given what was found there."""
+        settings, found = self.settings, self.found
+        half = 0.5 * settings.timestep * FEMTOSECOND
+        self.step.add_(1)
+        sound = self._find_largest(found.forces) <= settings.max_force
+        still = self.going & sound & found.energy.isfinite()
+        moving = self.going[self.systems.batch][:, None]
+        self.forces.copy_(torch.where(moving, found.forces, self.forces))
+        self.momenta.copy_(torch.where(moving, self.half + half * found.forces, self.momenta))
+        self.ended.copy_(torch.where(self.running & ~still, self.step, self.ended))
+        self.running.copy_(still)
 
     def look(self, step: int) -> None:
         """Measure uncertainty and distances of those that are running; end those that have gone too far."""
         running, ended = torch.stack([self.running.long(), self.ended]).tolist()
-        positions = self.systems.positions.cpu().numpy()
+        positions = self.systems.positions.cpu().numpy().copy()
         alive: list[int] = []
-        structures: list[ase.Atoms] = []
-        for k, walker in enumerate(self.walkers):
+        for k in range(len(self.walkers)):
             if k in self.endings:
                 continue
-            if not running[k]:
+            if running[k]:
+                alive.append(k)
+            else:
                 self._end(k, ended[k], "blow-up")
-                continue
-            atoms = walker.atoms.copy()
-            atoms.arrays.pop("momenta", None)
-            atoms.positions = positions[self.bounds[k] : self.bounds[k + 1]]
-            alive.append(k)
-            structures.append(atoms)
         if not alive:
             return
         graph = select_structures(self.evaluator.make_graph(), alive)
-        looks = look_at(self.student, structures, graph)
-        for k, atoms, (contact, grade, spread) in zip(alive, structures, looks, strict=True):
+        looks = look_at(self.student, [self.walkers[k].atoms for k in alive], graph)
+        for k, (contact, grade, spread) in zip(alive, looks, strict=True):
             if contact < self.settings.min_contact:
                 self._end(k, step, "blow-up")
                 continue
-            snapshot = Snapshot(atoms, k, step, grade, spread)
-            self.recent[k] = [*self.recent[k][-1:], snapshot]
+            own = positions[self.bounds[k] : self.bounds[k + 1]]
+            self.recent[k] = [*self.recent[k][-1:], _Look(step, own, grade, spread)]
             if step % self.settings.stride == 0:
-                self.kept[k][step] = snapshot
+                self._keep(k, self.recent[k][-1])
             if self.walkers[k].use == "train" and grade > self.limits[k]:
                 self._end(k, step, "extrapolation")
+
+    def _keep(self, k: int, look: _Look, *, urgent: bool = False) -> None:
+        atoms = self.walkers[k].atoms.copy()
+        atoms.arrays.pop("momenta", None)
+        atoms.positions = look.positions
+        self.kept[k][look.step] = Snapshot(atoms, k, look.step, look.grade, look.spread, urgent)
 
     def _end(self, k: int, step: int, reason: str) -> None:
         self.endings[k] = Ending(step, reason)
         self.running[k] = False
-        for snapshot in self.recent[k]:
-            self.kept[k][snapshot.step] = replace(snapshot, urgent=reason == "blow-up")
+        for look in self.recent[k]:
+            self._keep(k, look, urgent=reason == "blow-up")
 
     def is_running(self) -> bool:
         """Whether any walker has not ended."""
@@ -320,20 +352,19 @@ def look_at(
     student : Student
     structures : sequence of ase.Atoms
     graph : Graph, optional
-        Of these structures, with the student's cut-off and on its device; made from them by default.
+        Of structures of these sizes, with the student's cut-off and on its device; made from them by default.
     """
     found: list[tuple[float, float, float]] = []
     for chunk in split_chunks(structures, CHECK_ATOMS):
         if graph is None:
-            part = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in chunk])
-            part = part.to(student.device)
+            part = gather_graph(chunk, student.cutoff, student.device)
         else:
             part = select_structures(graph, range(len(found), len(found) + len(chunk)))
         contacts = _measure_contacts(part)
         if student.uncertainty is None:
             found += [(contact, math.nan, math.nan) for contact in contacts.tolist()]
             continue
-        _, uncertainty = predict_with_uncertainty(student, part)
+        uncertainty = measure_uncertainty(student, part)
         grades = torch.full_like(contacts, -math.inf)
         grades = grades.scatter_reduce(0, part.batch, uncertainty.grades.double(), "amax")
         spreads = uncertainty.energy / torch.bincount(part.batch)

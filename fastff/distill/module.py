@@ -26,11 +26,11 @@ from fastff.distill.losses import (
 from fastff.distill.ranks import count_ranks, find_rank, gather_from_ranks, sum_over_ranks
 from fastff.distill.soap import Soap
 from fastff.errors import DataError
-from fastff.graph import Graph, batch_graphs
+from fastff.gathering import gather_graph
+from fastff.graph import Graph
 from fastff.inference import split_chunks, split_prediction
 from fastff.labels import Frame, Labels
 from fastff.models import Student
-from fastff.neighbors import atoms_to_graph
 from fastff.report.metrics import Accuracy, measure_accuracy
 
 CHECK_INTERVAL = 50
@@ -87,7 +87,7 @@ class DistillationModule(pl.LightningModule):
             ResidualLosses(student, statistics, conservative=conservative)
         )
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
-        self._validation_graphs: list[tuple[list[Graph], Graph]] = []
+        self._validation_graphs: list[Graph] = []
         self._started = time.perf_counter()
         self._seconds_before = 0.0
 
@@ -160,11 +160,11 @@ class DistillationModule(pl.LightningModule):
         if not self._validation_graphs:
             structures = [frame.atoms for frame in self.validation_frames[rank::n_ranks]]
             for chunk in split_chunks(structures, VALIDATION_ATOMS):
-                graphs = [atoms_to_graph(atoms, self.student.cutoff) for atoms in chunk]
-                self._validation_graphs.append((graphs, batch_graphs(graphs).to(self.device)))
+                graph = gather_graph(chunk, self.student.cutoff, self.device)
+                self._validation_graphs.append(graph)
         predicted: list[Labels] = []
-        for graphs, batch in self._validation_graphs:
-            predicted += split_prediction(self.student(batch), graphs)
+        for graph in self._validation_graphs:
+            predicted += split_prediction(self.student(graph), graph)
         parts = gather_from_ranks(predicted)
         return [parts[k % n_ranks][k // n_ranks] for k in range(len(self.validation_frames))]
 

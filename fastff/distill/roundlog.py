@@ -19,12 +19,11 @@ import numpy as np
 import torch
 
 from fastff.checkpoint import write_atomically
-from fastff.graph import batch_graphs
+from fastff.gathering import gather_graph
 from fastff.inference import split_chunks
 from fastff.labels import Frame
 from fastff.models import Student
 from fastff.models.uncertainty import predict_with_uncertainty
-from fastff.neighbors import atoms_to_graph
 from fastff.report.metrics import Accuracy
 
 JSON_NAME, CSV_NAME = "rounds.json", "rounds.csv"
@@ -132,8 +131,8 @@ def measure_calibration(student: Student, frames: Sequence[Frame]) -> dict[str, 
     errors, deviations, grades, rmse, atoms_beyond = [], [], [], [], []
     remaining = list(frames)
     for chunk in split_chunks([frame.atoms for frame in frames], 4096):
-        graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in chunk])
-        prediction, uncertainty = predict_with_uncertainty(student, graph.to(student.device))
+        graph = gather_graph(chunk, student.cutoff, student.device)
+        prediction, uncertainty = predict_with_uncertainty(student, graph)
         sizes = [len(atoms) for atoms in chunk]
         parts = zip(
             prediction.energy.tolist(),

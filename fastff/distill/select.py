@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from fastff.errors import UsageError
-from fastff.graph import batch_graphs
+from fastff.gathering import gather_graph
 from fastff.inference import split_chunks
 from fastff.models import Student
-from fastff.neighbors import atoms_to_graph
 
 DESCRIBE_ATOMS = 4096
 """Most atoms described together."""
@@ -47,9 +46,8 @@ def describe_structures(student: Student, structures: Sequence[ase.Atoms]) -> np
     means, components = fitted.atom_means.double(), fitted.atom_components.double()
     rows = []
     for chunk in split_chunks(structures, DESCRIBE_ATOMS):
-        graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in chunk])
-        graph = graph.to(student.device)
-        _, features = student.predict_features(graph)
+        graph = gather_graph(chunk, student.cutoff, student.device)
+        features = student.compute_features(graph)
         unbounded = features.unbounded.double().cpu()
         species = student.find_species(graph.numbers).cpu()
         batch, parts = graph.batch.cpu(), []

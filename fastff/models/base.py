@@ -217,6 +217,10 @@ class Student(PreciseBuffers, abc.ABC):
         features : Features
         """
 
+    def describe_atoms(self, vectors: Tensor, senders: Tensor, species: Tensor) -> Features:
+        """Last-layer features alone; arguments as in :meth:`evaluate_dense`."""
+        return self.evaluate_features(vectors, senders, species)[2]
+
     @abc.abstractmethod
     def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:
         """Set fixed normalisations from sample data, before training; arguments as in :meth:`evaluate_dense`."""
@@ -262,6 +266,13 @@ class Student(PreciseBuffers, abc.ABC):
         fixed = self._evaluate_fixed(graph, vectors, species)
         total = assemble_prediction(graph, vectors, learned[0] + fixed[0], learned[1] + fixed[1])
         return total, features
+
+    def compute_features(self, graph: Graph) -> Features:
+        """Last-layer features of every structure, without forces."""
+        species = self.find_species(graph.numbers)
+        vectors = edge_vectors(graph).to(self.dtype)
+        dense = lay_out_edges(vectors, graph.edge_index, species.shape[0], self.cutoff)
+        return self.describe_atoms(dense.vectors, dense.senders, species)
 
     def evaluate_baseline(self, graph: Graph, vectors: Tensor, species: Tensor) -> Prediction:
         """The part that is not learned: composition energies and core repulsion, in the dtype of ``vectors``."""

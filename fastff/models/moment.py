@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastff.kernels.couplings import CUBIC_TRIPLES
 from fastff.kernels.moments.reference import (
+    EdgeGeometry,
     compute_moments,
     compute_moments_adjoint,
     describe_edges,
@@ -144,6 +146,15 @@ def mask_invariants(config: StudentConfig, n_extra: int) -> Tensor:
     return torch.cat([kinds, torch.ones(n_extra, dtype=torch.bool)])
 
 
+class _Hop(NamedTuple):
+    """What a hop keeps: radial weights, factors and radial functions of its slots, and what its node block kept."""
+
+    weights: Tensor
+    factors: Tensor
+    radial: Tensor
+    cache: NodeCache
+
+
 class MomentStudent(Student):
     """Moment model of one to three hops with an analytic adjoint. See the module docstring."""
 
@@ -213,39 +224,64 @@ class MomentStudent(Student):
     ) -> tuple[Tensor, Tensor, Features]:
         """See :meth:`fastff.models.base.Student.evaluate_features`."""
         energies, gradient, caches, vacuum = self._evaluate(vectors, senders, species)
+        return energies, gradient, self._collect_features(caches, vacuum, species)
+
+    def describe_atoms(self, vectors: Tensor, senders: Tensor, species: Tensor) -> Features:
+        """See :meth:`fastff.models.base.Student.describe_atoms`."""
+        geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
+        vacuum = self._compute_vacuum()
+        _, hops = self._run_hops(geometry, senders, species, vacuum)
+        caches = [hop.cache for hop in hops]
+        return self._collect_features(caches, [cache for _, cache in vacuum], species)
+
+    def _collect_features(
+        self, caches: list[NodeCache], vacuum: list[NodeCache], species: Tensor
+    ) -> Features:
         known = torch.arange(len(self.elements), device=species.device)
         values, unbounded = [], []
         for block, cache, alone in zip(self.blocks, caches, vacuum, strict=True):
             values.append(cache.hidden - pick_rows(alone.hidden, species))
             bare = block.evaluate_unbounded(alone, known)
             unbounded.append(block.evaluate_unbounded(cache, species) - pick_rows(bare, species))
-        return energies, gradient, Features(torch.cat(values, dim=1), torch.cat(unbounded, dim=1))
+        return Features(torch.cat(values, dim=1), torch.cat(unbounded, dim=1))
+
+    def _run_hops(
+        self,
+        geometry: EdgeGeometry,
+        senders: Tensor,
+        species: Tensor,
+        vacuum: list[tuple[Tensor, NodeCache]],
+    ) -> tuple[Tensor, list[_Hop]]:
+        """Energies (n_atoms,), and what every hop kept for its adjoint."""
+        factors = self._gather_pairs(species, senders)
+        messages: Tensor | None = None
+        energies = torch.zeros_like(geometry.distance[:, 0, 0])
+        hops: list[_Hop] = []
+        for hop, block in enumerate(self.blocks):
+            if messages is not None:
+                factors = _gather_messages(messages, senders)
+            weights = self._gather_radial(hop, species)
+            moments, radial = compute_moments(geometry, weights, factors)
+            energy, messages, cache = compute_node(
+                moments, messages, species, block.weights, self.cubic_table
+            )
+            energies = energies + (energy - pick_rows(vacuum[hop][0], species))
+            hops.append(_Hop(weights, factors, radial, cache))
+        return energies, hops
 
     def _evaluate(
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor, list[NodeCache], list[NodeCache]]:
         """As :meth:`evaluate_dense`, with what each node block kept, of the atoms and of the vacuum."""
         geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
-        table = self.cubic_table
-        factors = self._gather_pairs(species, senders)
-        messages: Tensor | None = None
-        energies = torch.zeros_like(geometry.distance[:, 0, 0])
         vacuum = self._compute_vacuum()
-        saved: list[tuple[Tensor, Tensor, Tensor, NodeCache]] = []
-        for hop, block in enumerate(self.blocks):
-            if messages is not None:
-                factors = _gather_messages(messages, senders)
-            weights = self._gather_radial(hop, species)
-            moments, radial = compute_moments(geometry, weights, factors)
-            energy, messages, cache = compute_node(moments, messages, species, block.weights, table)
-            energies = energies + (energy - pick_rows(vacuum[hop][0], species))
-            saved.append((weights, factors, radial, cache))
+        energies, hops = self._run_hops(geometry, senders, species, vacuum)
         gradient = torch.zeros_like(geometry.unit)
         message_gradient: Tensor | None = None
         for hop in reversed(range(self.n_hops)):
-            weights, factors, radial, cache = saved[hop]
+            weights, factors, radial, cache = hops[hop]
             moments_gradient, extra_gradient = compute_node_adjoint(
-                cache, message_gradient, species, self.blocks[hop].weights, table
+                cache, message_gradient, species, self.blocks[hop].weights, self.cubic_table
             )
             vector_gradient, factor_gradient = compute_moments_adjoint(
                 geometry, weights, factors, radial, moments_gradient
@@ -255,7 +291,8 @@ class MomentStudent(Student):
                 message_gradient = extra_gradient.index_add(
                     0, senders.flatten(), factor_gradient.flatten(0, 1)
                 )
-        return energies, gradient, [c for *_, c in saved], [cache for _, cache in vacuum]
+        caches = [hop.cache for hop in hops]
+        return energies, gradient, caches, [cache for _, cache in vacuum]
 
     @torch.no_grad()
     def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:

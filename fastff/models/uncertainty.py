@@ -22,11 +22,14 @@ import torch
 from torch import Tensor
 
 from fastff.errors import DataError, UsageError
-from fastff.graph import Graph
-from fastff.models.base import Prediction, Student
+from fastff.graph import Graph, batch_graphs
+from fastff.models.base import Features, Prediction, Student
 
 MAX_COMPONENTS = 128
 """Most principal components that are kept of the features of a structure, and of an atom."""
+
+DESCRIBE_ATOMS = 2048
+"""Atoms whose features are found together in a fit."""
 
 _RIDGES = tuple(10.0**power for power in range(-8, 1))
 """Regularisations tried, relative to the largest second moment; the held-out likelihood chooses."""
@@ -140,8 +143,7 @@ def fit_uncertainty(
             f"{len(training)} training and {len(validation)} held-out structures with "
             f"{len(validation_energies)} energies; give at least four each, and one energy per held-out structure"
         )
-    seen = [_describe(student, graph) for graph in training]
-    held = [_describe(student, graph) for graph in validation]
+    seen, held = _describe(student, training), _describe(student, validation)
     wanted = torch.tensor(list(validation_energies), dtype=torch.float64)
     errors = torch.stack([one.energy for one in held]) - wanted
     components, weights, rest = _fit_energy(seen, held, errors)
@@ -151,18 +153,11 @@ def fit_uncertainty(
     )
 
 
+@torch.no_grad()
 def measure_uncertainty(
     student: Student, graph: Graph, parameters: UncertaintyParameters | None = None
 ) -> Uncertainty:
-    """Uncertainty of a batch; see :func:`predict_with_uncertainty`, which gives the prediction of the same pass too."""
-    return predict_with_uncertainty(student, graph, parameters)[1]
-
-
-@torch.no_grad()
-def predict_with_uncertainty(
-    student: Student, graph: Graph, parameters: UncertaintyParameters | None = None
-) -> tuple[Prediction, Uncertainty]:
-    """Prediction and uncertainty of a batch from one pass of the student.
+    """Uncertainty of a batch, without forces.
 
     Parameters
     ----------
@@ -177,20 +172,41 @@ def predict_with_uncertainty(
     UsageError
         If the student has none.
     """
+    fitted = _choose_parameters(student, parameters)
+    return _assess(student, graph, student.compute_features(graph), fitted)
+
+
+@torch.no_grad()
+def predict_with_uncertainty(
+    student: Student, graph: Graph, parameters: UncertaintyParameters | None = None
+) -> tuple[Prediction, Uncertainty]:
+    """Prediction and uncertainty from one pass of the student; arguments and errors of :func:`measure_uncertainty`."""
+    fitted = _choose_parameters(student, parameters)
+    prediction, features = student.predict_features(graph)
+    return prediction, _assess(student, graph, features, fitted)
+
+
+def _choose_parameters(
+    student: Student, parameters: UncertaintyParameters | None
+) -> UncertaintyParameters:
     parameters = parameters or student.uncertainty
     if parameters is None:
         raise UsageError(
             "this model file holds no uncertainty; fit one with fastff.models.uncertainty.fit_uncertainty"
         )
-    prediction, features = student.predict_features(graph)
-    fitted = parameters.to(features.values.device)
+    return parameters.to(student.device)
+
+
+def _assess(
+    student: Student, graph: Graph, features: Features, fitted: UncertaintyParameters
+) -> Uncertainty:
     species = student.find_species(graph.numbers)
     rows = features.unbounded.double()
     summed = _sum_species(rows, species, graph.batch, graph.n_systems, len(student.elements))
     variance = _weigh(
         summed, fitted.energy_components.double(), fitted.energy_weights, fitted.energy_rest
     )
-    return prediction, Uncertainty(variance.sqrt(), _grade(rows, species, fitted))
+    return Uncertainty(variance.sqrt(), _grade(rows, species, fitted))
 
 
 @dataclass(frozen=True)
@@ -204,12 +220,25 @@ class _Description:
 
 
 @torch.no_grad()
-def _describe(student: Student, graph: Graph) -> _Description:
-    graph = graph.to(student.device)
-    prediction, features = student.predict_features(graph)
-    rows, species = features.unbounded.double().cpu(), student.find_species(graph.numbers).cpu()
-    summed = _sum_species(rows, species, graph.batch.cpu(), 1, len(student.elements))
-    return _Description(prediction.energy[0].cpu(), rows, species, summed[0])
+def _describe(student: Student, graphs: Sequence[Graph]) -> list[_Description]:
+    """What the fit sees of each structure, on the CPU; about :data:`DESCRIBE_ATOMS` atoms are evaluated together."""
+    found: list[_Description] = []
+    chunk: list[Graph] = []
+    for k, graph in enumerate(graphs, start=1):
+        chunk.append(graph)
+        counts = [one.n_atoms for one in chunk]
+        if sum(counts) < DESCRIBE_ATOMS and k < len(graphs):
+            continue
+        batch = batch_graphs(chunk).to(student.device)
+        prediction, features = student.predict_features(batch)
+        rows, species = features.unbounded.double().cpu(), student.find_species(batch.numbers).cpu()
+        summed = _sum_species(rows, species, batch.batch.cpu(), len(chunk), len(student.elements))
+        parts = rows.split(counts), species.split(counts)
+        found += [
+            _Description(*one) for one in zip(prediction.energy.cpu(), *parts, summed, strict=True)
+        ]
+        chunk = []
+    return found
 
 
 def _sum_species(

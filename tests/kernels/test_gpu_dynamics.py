@@ -14,8 +14,9 @@ from untrained import make_student
 from fastff import kernels
 from fastff.batch_lists import DeviceLists, HostLists
 from fastff.batches import BatchEvaluator, Systems
-from fastff.distill.explore import ExploreSettings, Walker, explore
+from fastff.distill.explore import ExploreSettings, Walker, _Run, explore
 from fastff.inference import predict
+from fastff.kernels import replay as replay_module
 from fastff.kernels.neighbor_list import build_neighbors
 from fastff.md.engine import Engine
 from fastff.md.settings import MDSettings
@@ -231,3 +232,26 @@ def test_fast_walkers():
         scale = 1.0 + float(expected.forces.abs().max())
         torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=5e-5 * scale)
         torch.testing.assert_close(found.energies, expected.energies, rtol=0, atol=1e-4 * scale)
+
+
+def test_replayed_walkers(monkeypatch):
+    """Graphs of batched dynamics give the bits of the launches they recorded, over renewals and wider lists."""
+    student = make_copper("m2", force=0.05).cuda()
+    walkers = [
+        Walker(bulk("Cu", cubic=True).repeat((n, 2, 2)), t, k, "test")
+        for k, (n, t) in enumerate([(2, 300.0), (2, 4500.0), (3, 6000.0), (1, 1e7)])
+    ]
+    settings = ExploreSettings(200, 2.0, 10, 10, min_contact=0.01, max_force=1e3)
+    run = _Run(student, walkers, settings)
+    for _ in range(30):
+        run.advance()
+    evaluator = run.evaluator
+    replays = (run._begin_step, run._finish_step, evaluator._again, evaluator._fused_again)
+    assert all(replay.recorded for replay in replays)
+    found = explore(student, walkers, settings)
+    monkeypatch.setattr(replay_module, "EAGER_CALLS", 10**9)
+    expected = explore(student, walkers, settings)
+    assert found.endings == expected.endings
+    assert len(found.snapshots) > 40
+    for one, other in zip(found.snapshots, expected.snapshots, strict=True):
+        assert np.array_equal(one.atoms.positions, other.atoms.positions)
