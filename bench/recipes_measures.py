@@ -167,7 +167,7 @@ def measure_endurance(
     length = FIRST_CHECKS * check
     while state.done < n_steps and state.seconds < seconds and (state.failed < 0).any():
         began = time.perf_counter()
-        length = min(length, n_steps - state.done)
+        length = max(check, min(length, n_steps - state.done) // check * check)
         settings = ExploreSettings(length, timestep, check, length, seed=SEED + state.done)
         run_segment(moving, state, starts, temperature, settings)
         spent = time.perf_counter() - began

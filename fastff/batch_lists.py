@@ -293,6 +293,16 @@ def wrap_into(positions: Tensor, cells: Tensor, periodic: Tensor, batch: Tensor)
     return positions - (turns[:, None, :] @ cells[batch])[:, 0]
 
 
+def check_positions(positions: np.ndarray) -> None:
+    """Refuse positions (n_atoms, 3) that are no numbers."""
+    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}; "
+            "the structure or the dynamics is broken"
+        )
+
+
 def check_cell(cell: np.ndarray, pbc: np.ndarray) -> None:
     """Refuse cell vectors that are no numbers."""
     if not np.isfinite(cell[pbc]).all():
@@ -305,12 +315,7 @@ def list_on_host(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, reach: float
 ) -> tuple[Tensor, Tensor, np.ndarray]:
     """Edges, shifts and completed cell of one structure, through vesin."""
-    bad = np.flatnonzero(~np.isfinite(positions).all(axis=1))
-    if len(bad):
-        raise DataError(
-            f"position of atom {bad[0]} is not finite: {positions[bad[0]].tolist()}; "
-            "the structure or the dynamics is broken"
-        )
+    check_positions(positions)
     check_cell(cell, pbc)
     completed = complete_cell(positions, cell, pbc, reach)
     edges, shifts = build_edges(positions, completed, pbc, reach)

@@ -22,7 +22,7 @@ from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.layout import NeighborMatrix
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
-from fastff.kernels.replay import Replay
+from fastff.kernels.replay import Replay, hold_weakly
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
@@ -125,8 +125,9 @@ class BatchEvaluator:
         self._placed: tuple[PackedBatch, NeighborMatrix] | None = None
         self._fused: FusedPotential | None = None
         self._outcome: BatchOutcome | None = None
-        self._again = Replay(self._measure_moved, self.student.device)
-        self._fused_again = Replay(self._launch_fused, self.student.device)
+        device = self.student.device
+        self._again = Replay(hold_weakly(self._measure_moved), device)
+        self._fused_again = Replay(hold_weakly(self._launch_fused), device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but lists and buffers."""
@@ -142,6 +143,7 @@ class BatchEvaluator:
         """Which path the next evaluation takes, and why."""
         return choose_path(self.student, self._obstacle)
 
+    @torch.inference_mode(False)  # buffers are written in either mode
     @torch.no_grad()
     def evaluate(self, systems: Systems, *, only_moved: bool = False) -> BatchOutcome:
         """Evaluate a batch.
@@ -181,13 +183,13 @@ class BatchEvaluator:
     def _load(self, systems: Systems) -> None:
         """Take a batch, with lists as far as they still hold."""
         self._motion = self._placed = None
+        self._again.forget()
         positions = self._refresh(systems)
         assert self._reference is not None
         cells = torch.where(systems.pbc[:, :, None], systems.cells, self._reference.cells)
         self._last = Systems(
             positions.clone(), self._reference.numbers, cells, *self._reference[3:]
         )
-        self._again.forget()
 
     def _move(self, positions: Tensor) -> None:
         """Take new positions of the last batch; buffers stay where they are."""
@@ -258,7 +260,7 @@ class BatchEvaluator:
             raise DataError("no batch was evaluated yet, so that there is no graph of it")
         edges, shifts = lists.join_edges()
         graph = Graph(
-            positions=last.positions, numbers=last.numbers, cell=last.cells, pbc=last.pbc,
+            positions=last.positions.clone(), numbers=last.numbers, cell=last.cells, pbc=last.pbc,
             batch=last.batch, edge_index=edges, shifts=shifts,
         )  # fmt: skip
         near = edge_vectors(graph).square().sum(dim=1) < self.student.cutoff**2

@@ -20,7 +20,7 @@ from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.layout import find_obstacle
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
-from fastff.kernels.replay import Replay
+from fastff.kernels.replay import Replay, hold_weakly
 from fastff.memory import DeviceMemoryError, explain_shortage, is_out_of_memory, release_memory
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
@@ -351,7 +351,7 @@ class FusedSession:
             self._inputs[:9].view(3, 3),
             torch.from_numpy(self._pbc),
         )
-        self._replay = Replay(self._step, device)
+        self._replay = Replay(hold_weakly(self._step), device)
 
     def fits(self, numbers: NDArray[np.int64], pbc: NDArray[np.bool_]) -> bool:
         """Whether a structure differs in positions and cell alone."""

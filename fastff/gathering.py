@@ -12,22 +12,24 @@ import ase
 import numpy as np
 import torch
 
-from fastff.batch_lists import DeviceLists
+from fastff.batch_lists import DeviceLists, check_positions, name_structure
+from fastff.errors import DataError
 from fastff.graph import Graph, batch_graphs
 from fastff.neighbors import atoms_to_graph
 
 
 def gather_graph(
-    structures: Sequence[ase.Atoms], cutoff: float, device: torch.device | str
+    structures: Sequence[ase.Atoms], cutoff: float, device: torch.device | str, *, first: int = 0
 ) -> Graph:
     """Join structures in one graph; on a CUDA device neighbors are found there, for all at once.
 
     Parameters
     ----------
     structures : sequence of ase.Atoms
-        None without atoms.
     cutoff : float, Å
     device : torch.device or str
+    first : int
+        Number of the first structure, for errors.
 
     Returns
     -------
@@ -38,17 +40,34 @@ def gather_graph(
     Raises
     ------
     DataError
-        If positions or a cell cannot be used.
+        If positions or a cell cannot be used, or there are no atoms; the message names the structure.
     """
     place = torch.device(device)
     if place.type != "cuda":
-        graphs = [atoms_to_graph(atoms, cutoff) for atoms in structures]
-        return batch_graphs(graphs).to(place)
-    return search_on_device(structures, cutoff, place)
+        return batch_graphs(search_one_by_one(structures, cutoff, first)).to(place)
+    try:
+        return search_on_device(structures, cutoff, place)
+    except DataError:
+        search_one_by_one(structures, cutoff, first)  # which names the structure
+        raise
+
+
+def search_one_by_one(
+    structures: Sequence[ase.Atoms], cutoff: float, first: int = 0
+) -> list[Graph]:
+    """Graphs of structures, on the host; errors name them, counting from ``first``."""
+    graphs = []
+    for number, atoms in enumerate(structures, start=first):
+        with name_structure(number):
+            check_positions(atoms.positions)
+            graphs.append(atoms_to_graph(atoms, cutoff))
+    return graphs
 
 
 def search_on_device(structures: Sequence[ase.Atoms], cutoff: float, device: torch.device) -> Graph:
     """As :func:`gather_graph`, with the lists of batches whatever the device."""
+    if not all(len(atoms) for atoms in structures):
+        raise DataError("no atoms: a structure is empty")
     sizes = [len(atoms) for atoms in structures]
     positions = torch.as_tensor(np.concatenate([a.positions for a in structures]), device=device)
     numbers = torch.as_tensor(np.concatenate([a.numbers for a in structures]), device=device)

@@ -30,7 +30,7 @@ _FULL = [
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """What an evaluation gives, in tensors of the caller's own.
+    """What an evaluation gives.
 
     Attributes
     ----------

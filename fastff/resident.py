@@ -16,7 +16,7 @@ from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.neighbor_list import NeighborList, build_neighbors
 from fastff.kernels.neighbor_list.repeat import RepeatedSearch, can_repeat
-from fastff.kernels.replay import Replay
+from fastff.kernels.replay import Replay, hold_weakly
 from fastff.kernels.skin_check import Snapshot, check_skin, take_snapshot
 from fastff.kernels.staging.op import (
     HEADER,
@@ -194,7 +194,7 @@ class ResidentPotential:
             self.cutoff + self.skin,
             sort_atoms=len(self.positions) >= SORT_FROM,
         )
-        self._again = Replay(self._search_again, self.device)
+        self._again = Replay(hold_weakly(self._search_again), self.device)
 
     def _search_again(self) -> None:
         assert self._search is not None

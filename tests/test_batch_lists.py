@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,30 @@ def test_a_graph_made_on_the_device_predicts_the_same(student: Student) -> None:
         torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(one.stress[periodic], other.stress[periodic], rtol=0, atol=1e-9)
     assert periodic.sum() > 1
+
+
+def test_errors_name_the_structure(student: Student) -> None:
+    zoo = make_zoo(np.random.default_rng(5))
+    zoo[4].positions[0, 0] = np.nan
+    with pytest.raises(DataError, match="structure 14: position of atom 0 is not finite"):
+        gather_graph(zoo, student.cutoff, "cpu", first=10)
+    with pytest.raises(DataError, match="no atoms"):
+        search_on_device([zoo[0], Atoms()], student.cutoff, torch.device("cpu"))
+
+
+def test_walkers_and_evaluators_go_with_their_last_name(student: Student) -> None:
+    """They hold memory of a GPU, which the next exploration or training needs: no waiting for garbage collection."""
+    run = _Run(student, make_walkers(600.0, 600.0), SETTINGS)
+    run.advance()
+    run.advance()
+    watched = weakref.ref(run), weakref.ref(run.evaluator)
+    gc.collect()
+    gc.disable()
+    try:
+        del run
+        assert [one() for one in watched] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -115,6 +115,28 @@ def test_inputs_stay_and_results_are_the_callers(student: Student, structures: l
     assert not first.forces.requires_grad
 
 
+def test_either_mode_of_inference_may_move_a_batch(student: Student, copper: Atoms) -> None:
+    evaluator, systems = BatchEvaluator(student, skin=0.3), gather([copper])
+    with torch.inference_mode():
+        evaluator.evaluate(systems)
+    for step in range(4):
+        systems.positions[0] += 0.1
+        with torch.inference_mode(step % 2 == 0):
+            found = evaluator.evaluate(systems, only_moved=True)
+    assert evaluator.n_renewals > 1
+    expected = BatchEvaluator(student).evaluate(systems)
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-9)
+
+
+def test_a_graph_is_a_copy(student: Student, copper: Atoms) -> None:
+    evaluator, systems = BatchEvaluator(student), gather([copper])
+    evaluator.evaluate(systems)
+    graph = evaluator.make_graph()
+    before = graph.positions.clone()
+    evaluator.evaluate(systems._replace(positions=systems.positions + 0.1), only_moved=True)
+    assert torch.equal(graph.positions, before)
+
+
 def test_refusals_name_the_structure(student: Student, structures: list[Atoms]) -> None:
     evaluator = BatchEvaluator(student)
     expect(evaluator, structures)

@@ -94,6 +94,37 @@ def fitted() -> tuple[Student, Student]:
     return student, teacher
 
 
+@pytest.mark.parametrize("error", [1e-6, 1e-3])
+def test_an_isolated_atom_does_not_spoil_the_fit(
+    fitted: tuple[Student, Student], error: float
+) -> None:
+    """It has no features, so that no error bar could explain its error."""
+    student, teacher = fitted
+    held = draw_cells(40, 0.08, seed=2)
+    energies = evaluate(teacher, held).energy.tolist()
+    single = Atoms([student.elements[0]])
+    own = float(evaluate(student, [single]).energy[0])
+    training = make_graphs(student, draw_cells(60, 0.08, seed=1))
+    parameters = fit_uncertainty(
+        student, training, make_graphs(student, [*held, single]), [*energies, own + error]
+    )
+    graph = batch_graphs(make_graphs(student, held))
+    known = measure_uncertainty(student, graph).energy
+    found = measure_uncertainty(student, graph, parameters).energy
+    torch.testing.assert_close(found, known, rtol=0.05, atol=0.0)
+
+
+@pytest.mark.parametrize("architecture", ["m1", "m2", "painn"])
+def test_uncertainty_alone_is_that_of_a_prediction(architecture: str) -> None:
+    student = make_student(architecture, ELEMENTS).double()
+    graph = batch_graphs(make_graphs(student, draw_cells(5, 0.1, seed=8)))
+    with torch.no_grad():
+        expected = student.predict_features(graph)[1]
+        found = student.compute_features(graph)
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(found.unbounded, expected.unbounded)
+
+
 def test_error_bars_are_as_long_as_errors(fitted: tuple[Student, Student]) -> None:
     student, teacher = fitted
     cells = draw_cells(60, 0.08, seed=3)

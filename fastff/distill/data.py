@@ -161,7 +161,7 @@ def prepare_frames(
     done = 0
     for chunk in split_chunks([frame.atoms for frame in frames], PREPARE_ATOMS):
         own = frames[done : done + len(chunk)]
-        parts.append(_prepare_batch(own, worker, hessian))
+        parts.append(_prepare_batch(own, worker, hessian, done))
         done += len(chunk)
     n_slots = max((part["senders"].shape[1] for part in parts), default=1)
     data: list[ResidualData] = []
@@ -179,9 +179,12 @@ def prepare_frames(
     return data
 
 
-def _prepare_batch(frames: Sequence[Frame], student: Student, hessian: bool) -> dict[str, Tensor]:
+def _prepare_batch(
+    frames: Sequence[Frame], student: Student, hessian: bool, first: int
+) -> dict[str, Tensor]:
     """Fields of :class:`ResidualData` of some frames, joined, on the CPU; senders count from each frame's first."""
-    graph = gather_graph([frame.atoms for frame in frames], student.cutoff, student.device)
+    structures = [frame.atoms for frame in frames]
+    graph = gather_graph(structures, student.cutoff, student.device, first=first)
     species = student.find_species(graph.numbers)
     vectors = edge_vectors(graph)
     baseline = student.evaluate_baseline(graph, vectors, species)

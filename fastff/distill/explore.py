@@ -25,7 +25,7 @@ from fastff.errors import UsageError
 from fastff.gathering import gather_graph
 from fastff.graph import Graph, edge_vectors, select_structures
 from fastff.inference import split_chunks
-from fastff.kernels.replay import Replay
+from fastff.kernels.replay import Replay, hold_weakly
 from fastff.models import Student
 from fastff.models.uncertainty import measure_uncertainty
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
@@ -233,8 +233,8 @@ class _Run:
         self.forces, self.found = first.forces.clone(), first
         self.half, self.noise = torch.empty_like(self.momenta), torch.empty_like(self.momenta)
         self.going = self.running.clone()
-        self._begin_step = Replay(self._begin, self.device)
-        self._finish_step = Replay(self._finish, self.device)
+        self._begin_step = Replay(hold_weakly(self._begin), self.device)
+        self._finish_step = Replay(hold_weakly(self._finish), self.device)
         self.endings: dict[int, Ending] = {}
         self.recent: list[list[_Look]] = [[] for _ in walkers]
         self.kept: list[dict[int, Snapshot]] = [{} for _ in walkers]
@@ -290,7 +290,7 @@ class _Run:
     def look(self, step: int) -> None:
         """Measure uncertainty and distances of those that are running; end those that have gone too far."""
         running, ended = torch.stack([self.running.long(), self.ended]).tolist()
-        positions = self.systems.positions.cpu().numpy().copy()
+        positions = self.systems.positions.cpu().numpy()
         alive: list[int] = []
         for k in range(len(self.walkers)):
             if k in self.endings:
@@ -307,7 +307,7 @@ class _Run:
             if contact < self.settings.min_contact:
                 self._end(k, step, "blow-up")
                 continue
-            own = positions[self.bounds[k] : self.bounds[k + 1]]
+            own = positions[self.bounds[k] : self.bounds[k + 1]].copy()
             self.recent[k] = [*self.recent[k][-1:], _Look(step, own, grade, spread)]
             if step % self.settings.stride == 0:
                 self._keep(k, self.recent[k][-1])

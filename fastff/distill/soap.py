@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastff.kernels.replay import Replay
+from fastff.kernels.replay import Replay, hold_weakly
 
 RAMP = 1e-5
 """Largest entry of the ramp that decides a first basis, over the sum of the eigenvalues."""
@@ -124,7 +124,7 @@ class _Update:
         self._places = self._locate()
         self._gradients = [[torch.empty_like(p) for p in stack] for stack in stacks]
         self._keep, self._rate = first.new_zeros(()), first.new_zeros(())
-        self.replay = Replay(self._apply, first.device)
+        self.replay = Replay(hold_weakly(self._apply), first.device)
 
     def _locate(self) -> list[int]:
         return [p.data_ptr() for stack in self._stacks for p in stack]

@@ -7,6 +7,7 @@ tenth of a second, so it waits until a function has been called a few times on t
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -28,16 +29,31 @@ def pause_collection() -> Iterator[None]:
             gc.enable()
 
 
+_streams: dict[int, torch.cuda.Stream] = {}
+"""Where each device records: torch's own stream for that belongs to the device that recorded first."""
+
+
+def hold_weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """Call a method without keeping its object alive: for a :class:`Replay` that belongs to that object."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        assert alive is not None
+        alive()
+
+    return call
+
+
 @contextmanager
 def record_graph(device: torch.device) -> Iterator[torch.cuda.CUDAGraph]:
     """Record what is launched inside instead of running it; other threads may use the device meanwhile."""
     graph = torch.cuda.CUDAGraph()
-    with (
-        pause_collection(),
-        torch.cuda.device(device),
-        torch.cuda.graph(graph, capture_error_mode="thread_local"),
-    ):
-        yield graph
+    with pause_collection(), torch.cuda.device(device):
+        place = torch.cuda.current_device()
+        stream = _streams.setdefault(place, torch.cuda.Stream(place))
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            yield graph
 
 
 class Replay:

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastff.errors import SimulationUnstableError
 from fastff.kernels import dispatch
 from fastff.kernels.md_step.op import OP, StepKernels
-from fastff.kernels.replay import Fork, Replay
+from fastff.kernels.replay import Fork, Replay, hold_weakly
 from fastff.md.integrators import Integrator
 from fastff.md.observe import COLUMNS, measure_row
 from fastff.md.protocol import DevicePotential
@@ -382,7 +382,8 @@ class Engine:
         self._replays: list[Replay] = []
         if self.potential.capturable:
             device = self.state.positions.device
-            self._replays = [Replay(function, device) for function in functions]
+            weak = [hold_weakly(function) for function in functions[:3]]
+            self._replays = [Replay(function, device) for function in (*weak, functions[3])]
             functions = list(self._replays)
         self._iterate, self._observe, self._report, self._fill = functions
 

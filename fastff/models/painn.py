@@ -135,6 +135,12 @@ class PainnStudent(Student):
         energies, gradient, features = self._differentiate(*flat)
         return energies, gradient.view_as(vectors), Features(features, features)
 
+    def describe_atoms(self, vectors: Tensor, senders: Tensor, species: Tensor) -> Features:
+        """See :meth:`fastff.models.base.Student.describe_atoms`."""
+        flat = vectors.reshape(-1, 3), senders.reshape(-1), _count_rows(senders), species
+        features = self._run(*flat)[1]
+        return Features(features, features)
+
     def evaluate_edges(
         self, vectors: Tensor, edge_index: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -262,6 +262,12 @@ def _fit_energy(
     sizes = torch.tensor([len(one.species) for one in held], dtype=torch.float64)
     per_atom = torch.stack([one.summed for one in held]) / sizes[:, None]
     relative = errors / sizes
+    lengths = per_atom.norm(dim=1)
+    told = (
+        lengths > 1e-6 * lengths.max()
+    )  # an isolated atom has no features, and an error all the same
+    if bool(told.any()):
+        per_atom, relative = per_atom[told], relative[told]
     best: tuple[float, Tensor, Tensor] | None = None
     for ridge in _RIDGES:
         floor = (ridge * values[0]).clamp_min(1e-300)
