@@ -150,7 +150,7 @@ def train_arm(arm: str, budget: int, arguments: argparse.Namespace, folder: Path
         "max_atoms": arguments.max_atoms,
         "budget": budget,
     }
-    steps = round(arguments.steps * (1 + ROUND_STEPS * n_rounds))
+    steps = round(arguments.steps * (2 + ROUND_STEPS * n_rounds))  # the first, rounds, the last
     if arm == "on-policy":
         values = {**common, **from_teacher, "rounds": n_rounds, "n_steps": arguments.steps}
     elif arm == "mixed":

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.io import write
@@ -22,7 +23,7 @@ from fastff.checkpoint import load_model
 from fastff.distill import rounds as rounds_module
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
-from fastff.distill.ladder import Ladder
+from fastff.distill.ladder import Ladder, Trained
 from fastff.distill.request import DistillRequest, build_request
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows
 from fastff.distill.rounds import HOT, STUDENT, TEACHER, Rounds, RoundsListener
@@ -211,6 +212,35 @@ def test_a_round_that_does_not_help_is_the_last(
         "the last round did not help",
     ]
     assert outcome.rows[-1].dynamics["last"] == "the last round did not help"
+
+
+def test_the_end_is_a_training_from_scratch_on_all_frames(
+    request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where frames have multiplied and time is left; the better student on the validation frames is kept."""
+    monkeypatch.setattr(rounds_module, "GROWTH", 1.01)
+    trainings = []
+    real = Ladder.train
+
+    def train(self: Ladder, name: str, split: Split, label: str, **options: Any) -> Trained:
+        trained = real(self, name, split, label, **options)
+        trainings.append((label, len(split.train), options.get("start"), trained))
+        return trained
+
+    monkeypatch.setattr(Ladder, "train", train)
+    outcome = run(request_, tmp_path / "out")
+    label, n_frames, start, last = trainings[-1]
+    assert [one[0] for one in trainings] == ["m1", "m1-round-1", "m1-round-2", "m1-final"]
+    assert (label, n_frames, start) == ("m1-final", outcome.rows[-1].n_train, None)
+    assert last.result.n_steps == request_.n_steps
+    best = max((one[3] for one in trainings[-2:]), key=lambda one: one.validation.overall)
+    weights = load_model(outcome.model).state_dict()
+    for name, value in best.student.state_dict().items():
+        torch.testing.assert_close(weights[name], value)
+    trainings.clear()
+    monkeypatch.setattr(rounds_module, "GROWTH", 100.0)
+    run(request_, tmp_path / "few")
+    assert [one[0] for one in trainings] == ["m1", "m1-round-1", "m1-round-2"]
 
 
 @pytest.mark.slow

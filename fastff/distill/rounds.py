@@ -38,11 +38,13 @@ from fastff.distill.ladder import (
     Ladder,
     Trained,
     calibrate_uncertainty,
+    choose_settings,
     measure_student,
     pick_torch_device,
     replay_frames,
 )
 from fastff.distill.plan import SamplingPlan
+from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows, write_rows
 from fastff.distill.roundplan import RoundsPlan
 from fastff.distill.sampling import LabelsStructures
@@ -57,6 +59,8 @@ ALLOWANCE = 0.03
 """By how much the force accuracy above the range of temperatures may fall short of the target."""
 LEAST_GAIN = 0.002
 """A round that improves the validation accuracy by less does not help."""
+GROWTH = 1.5
+"""How many times the frames of the last training from scratch are worth another one after the rounds."""
 TEACHER, STUDENT, HOT = "teacher-driven", "student-driven", "student-driven, hot"
 """Names of the groups of held-out frames."""
 PICOSECONDS = {"cpu": (1.0, 2.0), "cuda": (10.0, 20.0)}
@@ -133,6 +137,7 @@ class Rounds:
             Time that both have taken.
         """
         self._before = max([seconds, *(row.seconds for row in self._earlier)])
+        self._n_first = len(split.train)
         reason = "" if self.plan.n_rounds else "no rounds"
         for number in range(1, self.plan.n_rounds + 2):
             reason = self._find_last(number, reason)
@@ -153,6 +158,8 @@ class Rounds:
             split = extend_split(split, new, harvested.picks)
             if not helped:
                 reason = "the last round did not help"
+            if not helped or number == self.plan.n_rounds:
+                trained = self.finish(trained, split)
         return RoundsOutcome(trained, split, self.rows, self.measure_sources(trained, split))
 
     def _find_last(self, number: int, reason: str) -> str:
@@ -273,8 +280,36 @@ class Rounds:
         if best is trained:
             best = replace(trained, validation=known)
         whole = replace(split, train=[*split.train, *new])
-        best = self.ladder.climb(whole, present=best, suffix=f"-round-{number}", grow=helped)
+        climbed = self.ladder.climb(whole, present=best, suffix=f"-round-{number}", grow=helped)
+        if climbed is not best:
+            best, self._n_first = climbed, len(whole.train)
         return best, best.validation.overall >= known.overall + LEAST_GAIN
+
+    def finish(self, trained: Trained, split: Split) -> Trained:
+        """After the last round, train once more from scratch where frames have multiplied since; the better one.
+
+        Rounds go on from weights that were found on few frames, with few steps each.
+        """
+        worth = len(split.train) >= GROWTH * self._n_first and self._has_time(trained, split)
+        if not gather_from_ranks(worth)[0]:  # what the first of several processes finds
+            return trained
+        known = measure_student(copy.deepcopy(trained.student).to(self.device), split.validation)
+        later = self.ladder.train(trained.name, split, f"{trained.name}-final")
+        return (
+            later
+            if later.validation.overall > known.overall
+            else replace(trained, validation=known)
+        )
+
+    def _has_time(self, trained: Trained, split: Split) -> bool:
+        """Whether a training from scratch would end within the minutes there are."""
+        if self.plan.minutes is None:
+            return True
+        steps = choose_settings(
+            self.ladder.request, trained.name, split, self.ladder.device
+        ).n_steps
+        each = trained.result.seconds / max(1, trained.result.n_steps)
+        return self.elapsed + each * steps < 60.0 * self.plan.minutes
 
     # --- judging ---
 
