@@ -149,14 +149,16 @@ class Recipe:
 
     @cached_property
     def teacher(self) -> Any:
+        """For what is measured of a finished student."""
         from fastff.teachers import load_teacher
 
         assert self.request.teacher is not None
+        chosen = dict(option.split("=", 1) for option in self.arguments.measure_options)
         return load_teacher(
             self.request.teacher,
             device=self.arguments.device,
             weights=self.request.teacher_weights,
-            options=self.request.teacher_options,
+            options={**self.request.teacher_options, **chosen},
         )
 
     def load_student(self) -> Any:
@@ -277,6 +279,7 @@ class Recipe:
             "recipe": self.path.stem,
             "request": found["request"],
             "teacher": header["teacher"],
+            "measure_options": self.arguments.measure_options,
             "student": {
                 "architecture": found["student"],
                 "cutoff": self.request.cutoff,
@@ -336,6 +339,13 @@ def main() -> None:
     parser.add_argument("--stability-ps", type=float, default=1000.0)
     parser.add_argument("--stability-seconds", type=float, default=900.0, help="at each of two")
     parser.add_argument("--rdf-seconds", type=float, default=120.0, help="of the teacher")
+    parser.add_argument(
+        "--measure-options",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the teacher beside which a student is measured, as accelerator=cueq",
+    )
     parser.add_argument("--one", type=Path, help="run this here (used by the program itself)")
     arguments = parser.parse_args()
     if arguments.one:

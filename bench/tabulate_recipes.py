@@ -11,9 +11,11 @@ from typing import Any
 
 from tabulate_speed import RESULTS
 
+from fastff.distill.request import read_config
 from fastff.report.verdict import format_percent
 
 FOLDER = RESULTS / "recipes"
+TRAIN = RESULTS.parents[1] / "train"
 
 
 def tabulate_recipes(folder: Path = FOLDER) -> list[str]:
@@ -28,7 +30,7 @@ def tabulate_recipes(folder: Path = FOLDER) -> list[str]:
         "dynamics of the teacher beyond the range of temperatures, and strained. Replicas of eight that failed, in "
         "dynamics of the length given, at the highest temperature T and at 1.5 T. Largest difference of a pair "
         "distribution from the teacher's, and what two equal systems would differ by for that pair. "
-        "The time is that of labels, training and rounds together:",
+        "The time is that of labels, training and rounds together; a recipe with a star has changed since:",
         "",
         "| recipe | student | evaluations, time | teacher-driven | student-driven | 1.5 T | ±5 % strain "
         "| failed at T | at 1.5 T | pair distributions | GPU, commit |",
@@ -44,7 +46,7 @@ def describe_recipe(record: dict[str, Any]) -> list[str]:
     student, where = record["student"], record["provenance"]
     minutes = record["seconds"]["distillation"] / 60.0
     return [
-        f"`{record['recipe']}`",
+        f"`{record['recipe']}`{'' if is_current(record) else ' *'}",
         f"`{student['architecture']}`, {student['cutoff']:g} Å",
         f"{record['evaluations_of_teacher']:,}, {minutes:.1f} min",
         *(show_three(groups.get(name)) for name in ("teacher-driven", "student-driven")),
@@ -53,6 +55,15 @@ def describe_recipe(record: dict[str, Any]) -> list[str]:
         show_pairs(record["pairs"]),
         f"{(where['gpu'] or 'no GPU').removeprefix('NVIDIA ')}, {(where['commit'] or '?')[:7]}",
     ]
+
+
+def is_current(record: dict[str, Any]) -> bool:
+    """Whether the file of a recipe still asks for what was run."""
+    path = TRAIN / f"{record['recipe']}.yaml"
+    if not path.exists():
+        return True  # one from elsewhere, with nothing to compare
+    asked = read_config(path).model_dump(mode="json")
+    return all(record["request"].get(key, value) == value for key, value in asked.items())
 
 
 def show_three(row: dict[str, Any] | None) -> str:
@@ -71,8 +82,8 @@ def show_beyond(groups: dict[str, dict[str, Any]], part: str) -> str:
 
 def show_endurance(row: dict[str, Any]) -> str:
     """Replicas that failed, and how long the others ran if that is not what was wanted."""
-    short = "" if row["ps"] >= row["wanted_ps"] else f" of {row['wanted_ps']:.3g} wanted"
-    return f"{row['n_failed']} of {row['n_replicas']} in {row['ps']:.3g} ps{short} ({row['temperature']:.0f} K)"
+    short = "" if row["ps"] >= row["wanted_ps"] else f" of {row['wanted_ps']:,.4g} wanted"
+    return f"{row['n_failed']} of {row['n_replicas']} in {row['ps']:,.4g} ps{short} ({row['temperature']:.0f} K)"
 
 
 def show_pairs(rows: list[dict[str, Any]]) -> str:

@@ -45,6 +45,7 @@ def measures(program: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType
     from bench import recipes_measures
 
     monkeypatch.setattr(recipes_measures, "N_REPLICAS", 2)
+    monkeypatch.setattr(recipes_measures, "PAIR_ATOMS", 8)
     monkeypatch.setattr(motion, "LEAST_BLOCK", 0.05)
     return recipes_measures
 
@@ -190,7 +191,7 @@ def test_a_recipe_leaves_a_record_that_makes_a_row(
     path.write_text(RECIPE.format(folder=tmp_path))
     arguments = Namespace(
         out=tmp_path / "out", device="cpu", accuracy_seconds=0.0, stability_ps=0.2,
-        stability_seconds=60.0, rdf_seconds=30.0,
+        stability_seconds=60.0, rdf_seconds=30.0, measure_options=[],
     )  # fmt: skip
 
     def interrupt(*_: Any) -> Any:

@@ -187,6 +187,8 @@ def test_short_runs_have_fewer_blocks_of_pair_distributions_and_no_diffusion():
     assert "3 blocks of 0.53 ps" in item.description
     with pytest.raises(TooShortError, match=r"two blocks of 0\.5 ps"):
         motion.compare_distributions(None, walk(90), pairs, 300.0)
+    several = motion.Run(5 * walk(90).replicas, walk(90).time_step)
+    assert motion.compare_distributions(None, several, pairs, 300.0).n_blocks == 5
     with pytest.raises(TooShortError, match="5 ps are needed"):
         motion.compare_diffusion(None, walk(400), 300.0)
 

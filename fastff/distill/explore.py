@@ -31,7 +31,7 @@ from fastff.models.uncertainty import measure_uncertainty
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
 
 Use = Literal["train", "validation", "test"]
-CHECK_ATOMS = 4096
+CHECK_ATOMS = 8192
 """Most atoms whose uncertainty is measured together."""
 
 

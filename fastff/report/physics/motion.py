@@ -140,14 +140,15 @@ def compare_distributions(
     Raises
     ------
     TooShortError
-        A run has no two blocks of :data:`LEAST_BLOCK`.
+        A run has no two blocks of :data:`LEAST_BLOCK`; one is enough of each of :data:`MOST_BLOCKS` replicas or more.
     """
     runs = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
     shortest = min(run.length for run in runs.values())
     n_blocks = min(MOST_BLOCKS, int(shortest / LEAST_BLOCK + 1e-6))
-    if n_blocks < 2:
+    least, needed = (1, "a block") if len(student.replicas) >= MOST_BLOCKS else (2, "two blocks")
+    if n_blocks < least:
         raise TooShortError(
-            f"runs of {shortest:.2g} ps after equilibration are too short, two blocks of {LEAST_BLOCK:g} ps are needed"
+            f"runs of {shortest:.2g} ps after equilibration are too short, {needed} of {LEAST_BLOCK:g} ps are needed"
         )
     sides = {role: _count_pairs(run, pairs, n_blocks) for role, run in runs.items()}
     edges = np.linspace(0.0, REACH, N_BINS + 1)
