@@ -148,7 +148,7 @@ def time_steps(
 
 def time_parts(run: _Run, student: Student, profile: bool) -> Row:
     """Seconds of one evaluation, one renewal of all lists, one look at all structures; launches of a step."""
-    from fastff.distill.explore import look_at
+    from fastff.distill.looks import look_at
 
     evaluator, systems = run.evaluator, run.systems
     lists = evaluator._lists

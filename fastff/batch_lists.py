@@ -125,6 +125,8 @@ class DeviceLists:
         self._images = np.full((len(self._sizes), 3), -1, dtype=np.int64)
         self._cells = np.full((len(self._sizes), 3, 3), np.nan)
         self._completed = np.zeros((len(self._sizes), 3, 3))
+        small = np.repeat(np.array(self._sizes) < BINS_FROM, self._sizes)
+        self._small_rows = torch.from_numpy(np.flatnonzero(small)).to(batch.device)
         self._matrix: NeighborMatrix | None = None
         self._joined: tuple[Tensor, Tensor] | None = None
         self._packed: PackedBatch | None = None
@@ -150,7 +152,11 @@ class DeviceLists:
         self._check_finite(wrapped, chosen)
         steps = self._steps.to(torch.float64)
         translations = (steps[:, None, :] @ completed[self._owners])[:, 0]
-        self._fill(wrapped, translations, chosen)
+        self._table = CellTable(
+            self._starts, self._code_starts, self._pointers, self._code_pointers, self._batch,
+            translations,
+        )  # fmt: skip
+        self._fill(wrapped, chosen)
         self._joined = None
         return chosen, completed[torch.tensor(chosen, device=device)], wrapped
 
@@ -198,13 +204,55 @@ class DeviceLists:
                     "the structure or the dynamics is broken"
                 )
 
-    def _fill(self, wrapped: Tensor, translations: Tensor, chosen: Sequence[int]) -> None:
-        """Write rows until they are wide enough."""
-        table = CellTable(
-            self._starts, self._code_starts, self._pointers, self._code_pointers, self._batch,
-            translations,
+    @property
+    def renews_itself(self) -> bool:
+        """Whether :meth:`renew_due` does for all structures: none is so large that bins are worth while."""
+        return max(self._sizes) < BINS_FROM
+
+    def renew_due(self, wrapped: Tensor, due: Tensor) -> Tensor:
+        """List the neighbors of small structures anew in the cells they had, without waiting for the device.
+
+        Parameters
+        ----------
+        wrapped : (n_atoms, 3) float64 tensor, Å
+            Inside their cells where a structure is due.
+        due : (n_systems,) int32 tensor
+            Not zero where a structure's lists are to be renewed.
+
+        Returns
+        -------
+        () bool tensor
+            Whether a row has no room for its neighbors: :meth:`widen`, and renew all.
+        """
+        matrix = self._matrix
+        assert matrix is not None
+        self._joined = None
+        search_cells(
+            wrapped, self._table, self._small_rows, due, self._reach, matrix.entries, matrix.counts,
+            matrix.code_bits,
         )  # fmt: skip
-        small = [k for k in chosen if self._sizes[k] < BINS_FROM]
+        return matrix.counts.amax() > matrix.n_slots
+
+    def widen(self) -> None:
+        """Make room for more neighbors than there is; all structures must be renewed next."""
+        assert self._matrix is not None
+        self._matrix = self._allocate(
+            _fit_slots(max(self._matrix.n_slots + 1, self._count_widest()))
+        )
+
+    def forget_edges(self) -> None:
+        """Lists were renewed by a replayed :meth:`renew_due`."""
+        self._joined = None
+
+    def _count_widest(self) -> int:
+        assert self._matrix is not None
+        return int(self._matrix.counts.max())
+
+    def _fill(self, wrapped: Tensor, chosen: Sequence[int]) -> None:
+        """Write rows until they are wide enough."""
+        due = torch.zeros(len(self._sizes), dtype=torch.int32)
+        due[list(chosen)] = 1
+        due = due.to(wrapped.device)
         large = [self._search_bins(wrapped, k) for k in chosen if self._sizes[k] >= BINS_FROM]
         if self._matrix is None:
             self._matrix = self._allocate(8)
@@ -212,16 +260,15 @@ class DeviceLists:
         while True:
             matrix = self._matrix
             search_cells(
-                wrapped, table, small, self._reach, matrix.entries, matrix.counts, matrix.code_bits
-            )
+                wrapped, self._table, self._small_rows, due, self._reach, matrix.entries,
+                matrix.counts, matrix.code_bits,
+            )  # fmt: skip
             for receivers, values, rows in large:
                 fill_rows(receivers, values, matrix.entries, matrix.counts, rows)
-            widest = int(matrix.counts.max())
+            widest = self._count_widest()
             if widest <= matrix.n_slots:
                 break
-            wider = self._allocate(
-                -(-round_slots(widest) // 16) * 16
-            )  # one kind of width for Triton
+            wider = self._allocate(_fit_slots(widest))
             wider.entries[:, : matrix.n_slots] = matrix.entries
             wider.counts.copy_(matrix.counts)
             self._matrix, self._packed = wider, None
@@ -274,6 +321,11 @@ class DeviceLists:
         """See :meth:`HostLists.pack`."""
         assert self._packed is not None
         return self._packed
+
+
+def _fit_slots(widest: int) -> int:
+    """Slots for rows of ``widest`` neighbors and some more; multiples of 16, one kind of width for Triton."""
+    return -(-round_slots(widest) // 16) * 16
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from fastff.kernels.replay import Replay, hold_weakly
 from fastff.models.base import Student
 from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
+from fastff.moving import RENEW_FROM, CellMotion, MovingBatch, describe_cells, measure_wear
 from fastff.neighbors import check_skin_length
 from fastff.packed import (
     BatchOutcome,
@@ -34,9 +35,6 @@ from fastff.packed import (
     evaluate_packed,
     place_codes,
 )
-
-RENEW_FROM = 0.6
-"""Share of its skin that a structure has used when its list is renewed with that of another one, which needs it."""
 
 
 class Systems(NamedTuple):
@@ -56,20 +54,6 @@ class Systems(NamedTuple):
     def n_systems(self) -> int:
         """Number of structures."""
         return int(self.cells.shape[0])
-
-
-class CellMotion(NamedTuple):
-    """What cells and their change since the lists say, per atom unless noted.
-
-    base (n_atoms, 3) Å, positions of the lists strained with their cells; inverses (n_atoms, 3, 3), zero where not
-    periodic; cells (n_atoms, 3, 3) Å; loss (n_systems,) Å, by how much pairs at the reach may have come closer through
-    the strain.
-    """
-
-    base: Tensor
-    inverses: Tensor
-    cells: Tensor
-    loss: Tensor
 
 
 class BatchEvaluator:
@@ -97,8 +81,9 @@ class BatchEvaluator:
     -----
     Each structure has a list of its own, which is built anew when its atoms or its cell have moved too far; on a CUDA
     device, with those that soon will have. A batch of other atoms than the last one begins anew. An evaluation waits
-    for the device once where no list is built, to learn so. Batches that only move are replayed from CUDA graphs, one
-    before that and one after. Copies and pickles carry no lists. Not for several threads at once.
+    for the device once where no list is built, to learn so. On a CUDA device the lists of batches that only move are
+    renewed without the host, and what is launched is replayed from two CUDA graphs. Copies and pickles carry no lists.
+    Not for several threads at once.
     """
 
     def __init__(
@@ -111,28 +96,44 @@ class BatchEvaluator:
     ) -> None:
         self.student, self.skin = student, check_skin_length(skin)
         self.options = Options(precision=precision)
-        self.n_builds = self.n_renewals = 0
+        self._built = [0, 0]
+        self._moving: MovingBatch | None = None
+        self._reference: Systems | None = None
         self._lists_type = lists
         self._obstacle = find_student_obstacle(student)
         self.forget()
 
+    @property
+    def n_builds(self) -> int:
+        """See the class."""
+        return self._count_built()[0]
+
+    @property
+    def n_renewals(self) -> int:
+        """See the class."""
+        return self._count_built()[1]
+
+    def _count_built(self) -> list[int]:
+        more = [0, 0] if self._moving is None else self._moving.counts.tolist()
+        return [known + new for known, new in zip(self._built, more, strict=True)]
+
     def forget(self) -> None:
         """Drop lists and buffers."""
-        self._reference: Systems | None = None
+        self._stop_moving()
+        self._reference = None
         self._last: Systems | None = None
         self._lists: HostLists | DeviceLists | None = None
         self._motion: CellMotion | None = None
         self._placed: tuple[PackedBatch, NeighborMatrix] | None = None
         self._fused: FusedPotential | None = None
         self._outcome: BatchOutcome | None = None
-        device = self.student.device
-        self._again = Replay(hold_weakly(self._measure_moved), device)
-        self._fused_again = Replay(hold_weakly(self._launch_fused), device)
+        self._fused_again = Replay(hold_weakly(self._launch_fused), self.student.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but lists and buffers."""
-        kept = ("student", "skin", "options", "n_builds", "n_renewals", "_lists_type", "_obstacle")
-        return {name: self.__dict__[name] for name in kept}
+        kept = ("student", "skin", "options", "_lists_type", "_obstacle")
+        values = {name: self.__dict__[name] for name in kept}
+        return {**values, "_built": self._count_built(), "_moving": None, "_reference": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, without lists."""
@@ -145,7 +146,9 @@ class BatchEvaluator:
 
     @torch.inference_mode(False)  # buffers are written in either mode
     @torch.no_grad()
-    def evaluate(self, systems: Systems, *, only_moved: bool = False) -> BatchOutcome:
+    def evaluate(
+        self, systems: Systems, *, only_moved: bool = False, lazy: bool = False
+    ) -> BatchOutcome:
         """Evaluate a batch.
 
         Parameters
@@ -154,6 +157,8 @@ class BatchEvaluator:
         only_moved : bool
             Promises that nothing but positions differs from the last batch, which is not checked then. The tensors of
             the outcome hold until the next evaluation.
+        lazy : bool
+            Of batches that only moved: do not wait for the device. Outcomes count unless :meth:`was_void` tells later.
 
         Raises
         ------
@@ -167,23 +172,53 @@ class BatchEvaluator:
         device = self.student.device
         positions = systems.positions.detach().to(device, torch.float64)
         if only_moved and self._last is not None:
-            self._move(positions)
-        else:
-            self._load(
-                Systems(
-                    positions,
-                    systems.numbers.to(device, torch.int64),
-                    systems.cells.detach().to(device, torch.float64),
-                    systems.pbc.to(device, torch.bool),
-                    systems.batch.to(device, torch.int64),
-                )
+            outcome = self._move(positions)
+            if not lazy and self.was_void():
+                outcome = self._move(positions)
+            return outcome
+        self._load(
+            Systems(
+                positions,
+                systems.numbers.to(device, torch.int64),
+                systems.cells.detach().to(device, torch.float64),
+                systems.pbc.to(device, torch.bool),
+                systems.batch.to(device, torch.int64),
             )
+        )
+        return self._evaluate()
+
+    def was_void(self) -> bool:
+        """Whether an evaluation since this was last asked lacked neighbors, for want of room; the next one has it.
+
+        Waits for the device.
+
+        Raises
+        ------
+        DataError
+            If positions were not finite; the message names the structure.
+        """
+        moving = self._moving
+        if moving is None:
+            return False
+        overflowed, broken = moving.flags.tolist()
+        if not (overflowed or broken):
+            return False
+        assert isinstance(self._lists, DeviceLists)
+        self._stop_moving()
+        if broken:
+            self._start_moving(self._lists, moving.given)
+            raise DataError("positions were not finite; the dynamics is broken")
+        self._lists.widen()
+        return True
+
+    def _evaluate(self) -> BatchOutcome:
+        device = self.student.device
         return dispatch.run(OP, device, self._evaluate_fused, self._evaluate_torch, self._obstacle)
 
     def _load(self, systems: Systems) -> None:
         """Take a batch, with lists as far as they still hold."""
+        self._stop_moving()
         self._motion = self._placed = None
-        self._again.forget()
         positions = self._refresh(systems)
         assert self._reference is not None
         cells = torch.where(systems.pbc[:, :, None], systems.cells, self._reference.cells)
@@ -191,26 +226,44 @@ class BatchEvaluator:
             positions.clone(), self._reference.numbers, cells, *self._reference[3:]
         )
 
-    def _move(self, positions: Tensor) -> None:
-        """Take new positions of the last batch; buffers stay where they are."""
-        last, reference = self._last, self._reference
+    def _move(self, positions: Tensor) -> BatchOutcome:
+        """Evaluate the last batch at new positions; its buffers stay where they are."""
+        last, lists = self._last, self._lists
         assert last is not None
-        assert reference is not None
-        last.positions.copy_(positions)
-        if self._motion is None:
-            self._motion = self._describe_cells(last, reference)
-        self._again()
-        stale = self._find_stale(self._wear.tolist())
-        if stale:
-            last.positions.copy_(self._renew(last, last.positions, stale))
+        if isinstance(lists, DeviceLists) and lists.renews_itself and self.skin > 0.0:
+            if self._moving is None:
+                self._start_moving(lists, positions)
+            else:
+                self._moving.move(positions)
+        else:
+            self._move_with_host(last, positions)
+        return self._evaluate()
 
-    def _measure_moved(self) -> None:
-        """Move atoms of the last batch to the images of the lists, and measure the wear of these."""
+    def _start_moving(self, lists: DeviceLists, given: Tensor) -> None:
+        """Renew all lists, and leave them to the device from now on."""
         last = self._last
         assert last is not None
-        assert self._motion is not None
-        positions, self._wear = self._measure_wear(last, self._motion)
+        systems = last._replace(positions=given)
+        last.positions.copy_(self._renew(systems, given, list(range(last.n_systems))))
+        self._moving = MovingBatch(
+            lists, given, last.positions, last.cells, last.pbc, last.batch, self.skin
+        )
+
+    def _stop_moving(self) -> None:
+        if self._moving is not None and self._reference is not None:
+            self._reference.positions.copy_(self._moving.base)
+        self._built, self._moving = self._count_built(), None
+
+    def _move_with_host(self, last: Systems, positions: Tensor) -> None:
+        assert self._reference is not None
         last.positions.copy_(positions)
+        if self._motion is None:
+            self._motion = self._describe_cells(last, self._reference)
+        now, wear = measure_wear(last, self._motion, self.skin)
+        last.positions.copy_(now)
+        stale = self._find_stale(wear.tolist())
+        if stale:
+            last.positions.copy_(self._renew(last, last.positions, stale))
 
     def _evaluate_fused(self) -> BatchOutcome:
         assert isinstance(self.student, MomentStudent)
@@ -274,7 +327,7 @@ class BatchEvaluator:
             and len(old.numbers) == len(systems.numbers)
             and len(old.cells) == n_systems
         ):
-            positions, wear = self._measure_wear(systems, self._describe_cells(systems, old))
+            positions, wear = measure_wear(systems, self._describe_cells(systems, old), self.skin)
             same = (systems.numbers == old.numbers).all() & (systems.batch == old.batch).all()
             same = (same & (systems.pbc == old.pbc).all())[None].to(wear.dtype)
             is_same, *used = torch.cat([same, wear]).tolist()
@@ -306,36 +359,8 @@ class BatchEvaluator:
             return [k for k, share in enumerate(wear) if not share < RENEW_FROM]
         return stale
 
-    def _measure_wear(self, systems: Systems, motion: CellMotion) -> tuple[Tensor, Tensor]:
-        """Positions without whole cell vectors since the build, and how much of the skin has been used.
-
-        As :meth:`fastff.neighbors.VerletCache.needs_rebuild`, with the bound ``1 - |F - 1|`` (Frobenius) for the
-        smallest singular value of the deformation F. Atoms that were wrapped in between count as not moved.
-
-        Returns
-        -------
-        positions : (n_atoms, 3) float64 tensor, Å
-        wear : (n_systems,) float64 tensor
-            Unless it is below one, a pair absent from the list could be in reach.
-        """
-        moved = systems.positions - motion.base
-        jumps = (moved[:, None, :] @ motion.inverses)[:, 0].round()
-        jumps = torch.where(jumps.isfinite(), jumps, 0.0)
-        whole = (jumps[:, None, :] @ motion.cells)[:, 0]
-        lengths = (moved - whole).norm(dim=1)
-        largest = lengths.new_zeros(systems.n_systems)
-        largest = largest.scatter_reduce(0, systems.batch, lengths, "amax")
-        return systems.positions - whole, (motion.loss + 2.0 * largest) / self.skin
-
     def _describe_cells(self, systems: Systems, old: Systems) -> CellMotion:
-        batch = systems.batch
-        current = torch.where(systems.pbc[:, :, None], systems.cells, old.cells)
-        change = self._inverses @ (current - old.cells)
-        base = old.positions + (old.positions[:, None, :] @ change[batch])[:, 0]
-        inverses = torch.linalg.inv_ex(current)[0]
-        inverses = torch.where(systems.pbc[:, None, :], inverses, 0.0)
-        loss = change.square().sum(dim=(1, 2)).sqrt() * (self.student.cutoff + self.skin)
-        return CellMotion(base, inverses[batch], current[batch], loss)
+        return describe_cells(systems, old, self._inverses, self.student.cutoff + self.skin)
 
     def _renew(self, systems: Systems, positions: Tensor, stale: list[int]) -> Tensor:
         """Build the lists of some structures; positions in the images that all lists are for."""
@@ -358,6 +383,5 @@ class BatchEvaluator:
                 self._motion, self._describe_cells(systems, self._reference), strict=True
             ):
                 kept.copy_(now)
-        self.n_builds += len(renewed)
-        self.n_renewals += 1
+        self._built = [self._built[0] + len(renewed), self._built[1] + 1]
         return torch.where(fresh, wrapped, positions)

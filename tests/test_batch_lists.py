@@ -182,18 +182,71 @@ def test_what_a_graph_reads_stays_where_it_is(student: Student) -> None:
         evaluator.evaluate(gather(zoo), only_moved=step > 0)
         if step == 0:
             continue
-        last, lists, motion = evaluator._last, evaluator._lists, evaluator._motion
+        last, lists, moving = evaluator._last, evaluator._lists, evaluator._moving
         assert last is not None
         assert lists is not None
-        assert motion is not None
+        assert moving is not None
+        assert moving.positions is last.positions
         packs.append(lists.pack())
-        read = (*last, *motion, evaluator._species, *packs[-1][1:])
+        own = [value for value in vars(moving).values() if isinstance(value, torch.Tensor)]
+        read = (*last, *own, evaluator._species, *packs[-1][1:])
         matrix = packs[-1].matrix
         read = (*read, matrix.entries, matrix.counts)
         places.setdefault(id(packs[-1]), set()).add(tuple(part.data_ptr() for part in read))
     assert evaluator.n_renewals > 10
     assert all(len(found) == 1 for found in places.values())
     assert len(places) < 5
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_row_without_room_is_noticed(
+    student: Student, monkeypatch: pytest.MonkeyPatch, lazy: bool
+) -> None:
+    """A list grows beyond its width between two looks: outcomes are void until it is asked, and sound after."""
+    monkeypatch.setattr(batch_lists, "_fit_slots", lambda widest: widest)
+    atoms = bulk("Cu", cubic=True) * (3, 1, 1)
+    atoms.cell[0] *= 2.0
+    evaluator = BatchEvaluator(student, lists=DeviceLists)
+    fresh = BatchEvaluator(student, skin=0.0)
+    systems = gather([atoms])
+    evaluator.evaluate(systems)
+    assert evaluator._lists is not None
+    width = evaluator._lists.pack().matrix.n_slots
+    systems.positions[:, 0] *= 0.9  # denser
+    found = evaluator.evaluate(systems, only_moved=True, lazy=lazy)
+    systems.positions[:, 0] *= 0.9
+    found = evaluator.evaluate(systems, only_moved=True, lazy=lazy)
+    expected = fresh.evaluate(systems)
+    if lazy:
+        assert not torch.allclose(found.forces, expected.forces, rtol=0, atol=1e-6)
+        assert evaluator.was_void()
+        found = evaluator.evaluate(systems, only_moved=True, lazy=True)
+    assert not evaluator.was_void()
+    assert evaluator._lists.pack().matrix.n_slots > width
+    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-8)
+
+
+def test_walkers_step_again_where_lists_had_no_room(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same path, noise included, as with lists that have room."""
+    monkeypatch.setattr(batches, "HostLists", DeviceLists)
+    walkers = make_walkers(900.0, 5000.0)
+    expected = explore(student, walkers, SETTINGS)
+    voids = []
+    real = BatchEvaluator.was_void
+
+    def was_void(self: BatchEvaluator) -> bool:
+        voids.append(real(self))
+        return voids[-1]
+
+    monkeypatch.setattr(BatchEvaluator, "was_void", was_void)
+    monkeypatch.setattr(batch_lists, "_fit_slots", lambda widest: widest)
+    found = explore(student, walkers, SETTINGS)
+    assert any(voids)
+    assert found.endings == expected.endings
+    for one, other in zip(found.snapshots, expected.snapshots, strict=True):
+        np.testing.assert_allclose(one.atoms.positions, other.atoms.positions, atol=1e-9)
 
 
 def test_a_list_is_renewed_alone_or_with_those_that_soon_will_be(student: Student) -> None:
@@ -231,7 +284,9 @@ def test_a_pair_from_beyond_the_reach_is_found_in_time(
         assert edges[-1] == (2 if distance < 4.0 else 0), distance
         atoms.positions[:, 0] += np.array([0.031, -0.031]) * toward
     assert edges.count(0) > 14 < edges.index(2) < 18
-    assert evaluator.n_builds == 2
+    assert evaluator.n_builds == 2 + (
+        kind is DeviceLists
+    )  # which are built once more when a batch begins to move
 
 
 @pytest.mark.parametrize("kind", KINDS)

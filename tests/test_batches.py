@@ -11,6 +11,7 @@ from ase import Atoms
 from gathered import gather
 from untrained import make_student
 
+from fastff import batches
 from fastff.batch_lists import list_on_device, list_on_host
 from fastff.batches import BatchEvaluator
 from fastff.errors import DataError, UnsupportedElementError, UsageError
@@ -90,12 +91,14 @@ def test_no_skin(student: Student, structures: list[Atoms]) -> None:
         assert evaluator.n_builds == n_builds
 
 
-def test_a_stale_list_would_show(student: Student, copper: Atoms) -> None:
+def test_a_stale_list_would_show(
+    student: Student, copper: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The criterion is needed: with it out of order the same moves give other forces."""
     evaluator = BatchEvaluator(student, skin=0.5)
     expect(evaluator, [copper])
     never = torch.zeros(1, dtype=torch.float64)
-    evaluator._measure_wear = lambda systems, motion: (systems.positions, never)  # type: ignore[method-assign]
+    monkeypatch.setattr(batches, "measure_wear", lambda systems, *_: (systems.positions, never))
     copper.set_cell(copper.cell.array * 0.8, scale_atoms=True)
     with pytest.raises(AssertionError):
         expect(evaluator, [copper])

@@ -24,7 +24,6 @@ from fastff.distill.explore import (
     Walker,
     _Run,
     explore,
-    look_at,
 )
 from fastff.distill.harvest import (
     Harvest,
@@ -36,6 +35,7 @@ from fastff.distill.harvest import (
     read_harvest,
     write_harvest,
 )
+from fastff.distill.looks import look_at
 from fastff.distill.select import choose_spread, describe_structures, weigh_uncertainty
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph

@@ -15,24 +15,19 @@ from typing import Literal, NamedTuple
 import ase
 import numpy as np
 import torch
-from ase.data import covalent_radii
 from torch import Tensor
 
 from fastff.batch_lists import DeviceLists, HostLists
 from fastff.batches import BatchEvaluator, Systems
 from fastff.distill.dynamics import draw_momenta
+from fastff.distill.looks import look_at
 from fastff.errors import UsageError
-from fastff.gathering import gather_graph
-from fastff.graph import Graph, edge_vectors, select_structures
-from fastff.inference import split_chunks
+from fastff.graph import select_structures
 from fastff.kernels.replay import Replay, hold_weakly
 from fastff.models import Student
-from fastff.models.uncertainty import measure_uncertainty
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
 
 Use = Literal["train", "validation", "test"]
-CHECK_ATOMS = 8192
-"""Most atoms whose uncertainty is measured together."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +228,7 @@ class _Run:
         self.forces, self.found = first.forces.clone(), first
         self.half, self.noise = torch.empty_like(self.momenta), torch.empty_like(self.momenta)
         self.going = self.running.clone()
+        self.looked, self.sound = 0, self._copy_state()
         self._begin_step = Replay(hold_weakly(self._begin), self.device)
         self._finish_step = Replay(hold_weakly(self._finish), self.device)
         self.endings: dict[int, Ending] = {}
@@ -250,11 +246,34 @@ class _Run:
         zeros = lengths.new_zeros(len(self.walkers))
         return zeros.scatter_reduce(0, self.systems.batch, lengths, "amax")
 
+    def _list_state(self) -> list[Tensor]:
+        """What steps change."""
+        return [
+            self.systems.positions,
+            self.momenta,
+            self.forces,
+            self.running,
+            self.ended,
+            self.step,
+        ]
+
+    def _copy_state(self) -> tuple[list[Tensor], Tensor]:
+        return [part.clone() for part in self._list_state()], self.random.get_state()
+
+    def _settle(self, step: int) -> None:
+        """Take the steps since the last look once more, if lists had no room for neighbors meanwhile."""
+        while self.evaluator.was_void():
+            for part, kept in zip(self._list_state(), self.sound[0], strict=True):
+                part.copy_(kept)
+            self.random.set_state(self.sound[1])
+            for _ in range(step - self.looked):
+                self.advance()
+
     def advance(self) -> None:
-        """One step of those that are running, without looking."""
+        """One step of those that are running, without looking and without waiting for the device."""
         self.noise.normal_(generator=self.random)
         self._begin_step()
-        found = self.evaluator.evaluate(self.systems, only_moved=True)
+        found = self.evaluator.evaluate(self.systems, only_moved=True, lazy=True)
         self.found.forces.copy_(found.forces)
         self.found.energy.copy_(found.energy)
         self._finish_step()
@@ -288,7 +307,11 @@ class _Run:
         self.running.copy_(still)
 
     def look(self, step: int) -> None:
-        """Measure uncertainty and distances of those that are running; end those that have gone too far."""
+        """Measure uncertainty and distances of those that are running; end those that have gone too far.
+
+        To be called from time to time: if lists turn out too narrow, all steps since the last look are taken again.
+        """
+        self._settle(step)
         running, ended = torch.stack([self.running.long(), self.ended]).tolist()
         positions = self.systems.positions.cpu().numpy()
         alive: list[int] = []
@@ -313,6 +336,7 @@ class _Run:
                 self._keep(k, self.recent[k][-1])
             if self.walkers[k].use == "train" and grade > self.limits[k]:
                 self._end(k, step, "extrapolation")
+        self.looked, self.sound = step, self._copy_state()
 
     def _keep(self, k: int, look: _Look, *, urgent: bool = False) -> None:
         atoms = self.walkers[k].atoms.copy()
@@ -337,47 +361,3 @@ class _Run:
             self.endings.get(k, Ending(self.settings.n_steps)) for k in range(len(self.walkers))
         ]
         return Exploration(tuple(snapshots), tuple(endings))
-
-
-def look_at(
-    student: Student, structures: Sequence[ase.Atoms], graph: Graph | None = None
-) -> list[tuple[float, float, float]]:
-    """For each structure: closest contact, largest extrapolation grade, spread of the energy in eV/atom.
-
-    The contact is the smallest distance over the sum of the covalent radii, infinite for atoms that see no other;
-    grade and spread are nan if the student has no uncertainty.
-
-    Parameters
-    ----------
-    student : Student
-    structures : sequence of ase.Atoms
-    graph : Graph, optional
-        Of structures of these sizes, with the student's cut-off and on its device; made from them by default.
-    """
-    found: list[tuple[float, float, float]] = []
-    for chunk in split_chunks(structures, CHECK_ATOMS):
-        if graph is None:
-            part = gather_graph(chunk, student.cutoff, student.device)
-        else:
-            part = select_structures(graph, range(len(found), len(found) + len(chunk)))
-        contacts = _measure_contacts(part)
-        if student.uncertainty is None:
-            found += [(contact, math.nan, math.nan) for contact in contacts.tolist()]
-            continue
-        uncertainty = measure_uncertainty(student, part)
-        grades = torch.full_like(contacts, -math.inf)
-        grades = grades.scatter_reduce(0, part.batch, uncertainty.grades.double(), "amax")
-        spreads = uncertainty.energy / torch.bincount(part.batch)
-        table = torch.stack([contacts, grades, spreads.double()], dim=1)
-        found += [(contact, grade, spread) for contact, grade, spread in table.tolist()]
-    return found
-
-
-def _measure_contacts(graph: Graph) -> Tensor:
-    """Smallest distance over the sum of the covalent radii in each structure, (n_systems,) float64."""
-    radii = torch.as_tensor(covalent_radii, dtype=torch.float64, device=graph.numbers.device)
-    radii = radii[graph.numbers]
-    receivers, senders = graph.edge_index
-    ratios = edge_vectors(graph).norm(dim=1) / (radii[receivers] + radii[senders])
-    closest = torch.full((graph.n_systems,), math.inf, dtype=torch.float64, device=radii.device)
-    return closest.scatter_reduce(0, graph.batch[receivers], ratios.double(), "amin")

@@ -331,6 +331,33 @@ def test_batches(architecture, kind):
         assert evaluator.n_builds in (5, 8)  # more images where the smaller cell needs them
 
 
+def test_batches_that_move():
+    """Rows of structures that are due are written by the kernel, others stay; a width that is too small is noticed."""
+    student = make_student("m1", (8, 29), cutoff=3.0)
+    structures = [make_atoms(kind) for kind in ("bulk", "molecule", "slab")]
+    evaluator = BatchEvaluator(student, skin=0.3, lists=batch_lists.DeviceLists)
+    exact, rng = (
+        BatchEvaluator(make_student("m1", (8, 29), cutoff=3.0).double()),
+        np.random.default_rng(2),
+    )
+    for turn in range(5):
+        for atoms, size in zip(structures, (0.08, 0.03, 0.0), strict=True):
+            atoms.positions += rng.uniform(-size, size, (len(atoms), 3))
+        systems = gather(structures)
+        with kernels.use("triton"):
+            found = evaluator.evaluate(systems, only_moved=turn > 0, lazy=turn > 2)
+        with kernels.use("torch"):
+            expected = exact.evaluate(systems)
+        scale = 1.0 + float(expected.forces.abs().max())
+        for name in ("energy", "forces", "virial"):
+            one, other = getattr(found, name), getattr(expected, name)
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-4 * scale)
+    assert dispatch._last_calls["neighbor_list"][0] == "triton"
+    renewed = evaluator.n_builds - 2 * len(structures)
+    assert 0 < renewed < 4 * len(structures)
+    assert not evaluator.was_void()
+
+
 @pytest.mark.parametrize("sort_from", [1, 10_000])
 def test_repeated_searches_give_the_lists_of_the_first(sort_from, monkeypatch):
     """Entry by entry after moves and wraps; rows that overflow, another cell and NaN lead back to the first search."""

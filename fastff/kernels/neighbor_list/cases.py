@@ -54,6 +54,7 @@ def list_builds() -> Iterator[Build]:
         "code_pointers": "*i64",
         "translations": "*fp64",
         "square": "*fp64",
+        "due": "*i32",
         "entries": "*i32",
         "counts": "*i32",
     }

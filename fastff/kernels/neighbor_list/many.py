@@ -6,7 +6,6 @@ thousand atoms (``op.py``), when a list must be renewed (:mod:`fastff.batches`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,20 +46,24 @@ class CellTable:
 def search_cells(
     points: Tensor,
     table: CellTable,
-    systems: Sequence[int],
+    rows: Tensor,
+    due: Tensor,
     reach: float,
     entries: Tensor,
     counts: Tensor,
     code_bits: int,
 ) -> None:
-    """Write the rows of the atoms of some structures; other rows stay.
+    """Write the rows of the atoms of structures that are due; other rows stay. On Triton nothing waits for the device.
 
     Parameters
     ----------
     points : (n_atoms, 3) float64 tensor, Å
         Inside their cells along periodic axes, or no farther apart than ``table`` allows for.
     table : CellTable
-    systems : sequence of int
+    rows : (n_rows,) int64 tensor
+        Atoms that may be listed, ascending.
+    due : (n_systems,) int32 tensor
+        Not zero where a structure's rows are to be written.
     reach : float, Å
     entries : (n_atoms, n_slots) int32 or int64 tensor
         ``sender << code_bits | code`` in the order of the search; neighbors beyond the width are left out.
@@ -68,21 +71,19 @@ def search_cells(
         True even where a row is full.
     code_bits : int
     """
-    if not len(systems):
+    if not len(rows):
         return
-    atoms = np.concatenate(
-        [np.arange(table.starts[k], table.starts[k + 1]) for k in sorted(systems)]
-    )
-    rows = torch.from_numpy(atoms).to(points.device)
 
     def search_all() -> None:
+        chosen = rows[due[table.batch[rows]] != 0]
+        atoms = chosen.cpu().numpy()
         receivers, senders, codes = find_near(points, table, atoms, reach)
-        fill_rows(receivers, (senders << code_bits) | codes, entries, counts, rows)
+        fill_rows(receivers, (senders << code_bits) | codes, entries, counts, chosen)
 
     dispatch.run(
         OP,
         points.device,
-        lambda: launch_rows(points, table, rows, reach, entries, counts, code_bits),
+        lambda: launch_rows(points, table, rows, due, reach, entries, counts, code_bits),
         search_all,
     )
 
@@ -91,6 +92,7 @@ def launch_rows(
     points: Tensor,
     table: CellTable,
     rows: Tensor,
+    due: Tensor,
     reach: float,
     entries: Tensor,
     counts: Tensor,
@@ -99,8 +101,6 @@ def launch_rows(
     """Launch ``rows_kernel`` over some atoms."""
     from fastff.kernels.neighbor_list.rows import ROWS_CONFIG, rows_kernel
 
-    if not len(rows):
-        return
     square = torch.full((1,), reach * reach, dtype=torch.float64, device=points.device)
     with dispatch.on_device(points.device):
         rows_kernel[(len(rows),)](
@@ -111,6 +111,7 @@ def launch_rows(
             table.code_pointers,
             table.translations,
             square,
+            due,
             entries,
             counts,
             entries.shape[1],

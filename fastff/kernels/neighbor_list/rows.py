@@ -24,6 +24,7 @@ def rows_kernel(
     code_pointers,
     translations,
     square,
+    due,
     entries,
     counts,
     n_slots,
@@ -33,8 +34,8 @@ def rows_kernel(
     """Row of one atom, by code and then by sender.
 
     ``points`` (n_atoms, 3) and ``translations`` (n_codes, 3) float64; ``rows``: the atoms to be listed; ``batch``,
-    ``pointers``, ``code_pointers``: see ``CellTable``; ``square`` (1,): squared reach. ``counts`` is true even if the
-    row is full.
+    ``pointers``, ``code_pointers``: see ``CellTable``; ``square`` (1,): squared reach; ``due`` (n_systems,): rows of
+    structures where it is zero stay. ``counts`` is true even if the row is full.
     """
     atom = tl.load(rows + tl.program_id(0).to(tl.int64)).to(tl.int64)
     owner = tl.load(batch + atom)
@@ -43,6 +44,8 @@ def rows_kernel(
     first = tl.load(code_pointers + owner)
     last = tl.load(code_pointers + owner + 1)
     home = first + (last - first) // 2
+    wanted = tl.load(due + owner) != 0
+    last = tl.where(wanted, last, first)
     squared_reach = tl.load(square)
     x0 = tl.load(points + atom * 3)
     y0 = tl.load(points + atom * 3 + 1)
@@ -66,4 +69,4 @@ def rows_kernel(
             entry = ((other.to(tl.int64) << code_bits) | code).to(entries.dtype.element_ty)
             tl.store(row + slot, entry, mask=near & (slot < n_slots))
             count += tl.sum(near.to(tl.int32))
-    tl.store(counts + atom, count)
+    tl.store(counts + atom, count, mask=wanted)
