@@ -7,6 +7,7 @@ Here: the command and its exit codes. Not here: what options mean (:mod:`fastff.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastff.cli.bench_options import check_folder, make_plan, parse_temperature
+from fastff.cli.bench_options import check_folder, make_plan, parse_duration, parse_temperature
 from fastff.cli.bench_records import (
     bench_kernels,
     compare_records,
@@ -119,6 +120,14 @@ def bench(
             "structure and a few minutes), none, full, or so many seconds as are given here.",
         ),
     ] = "auto",
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time-limit",
+            help="Begin nothing new after 600 (seconds), 10min or 0.5h, and write what was measured until then; the "
+            "held-out frames are made in any case.",
+        ),
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="About two minutes: fewer frames, sizes and repeats.")
     ] = False,
@@ -185,6 +194,7 @@ def bench(
         raise UsageError(f"--gpumd needs a CUDA device, this run is on {chosen}; leave it out")
     if against is not None and not compare_teacher:
         raise UsageError("--against compares timings, which --compare-teacher takes; add it")
+    limit = math.inf if time_limit is None else parse_duration(time_limit)
     folder = out if out is not None else choose_folder(model)
     check_folder(folder, force=force)
     plan = make_plan(
@@ -195,7 +205,7 @@ def bench(
     record = run(
         model, labels, structures, teacher, teacher_weights, temperature, plan, folder,
         compare_teacher=compare_teacher, baselines=baseline or [],
-        gpumd=(gpumd, nep) if gpumd is not None and nep is not None else None,
+        gpumd=(gpumd, nep) if gpumd is not None and nep is not None else None, limit=limit,
     )  # fmt: skip
     judge(record, before)
 
@@ -209,7 +219,7 @@ def choose_folder(model: Path) -> Path:
 
 
 def judge(record: BenchRecord, before: Record | None) -> None:
-    """Exit codes of a finished run: accuracy first, then speed.
+    """Exit codes of a finished run: accuracy first, then speed. A required accuracy needs a whole run.
 
     Raises
     ------
@@ -233,6 +243,11 @@ def judge(record: BenchRecord, before: Record | None) -> None:
             f"accuracy {format_percent(overall)} is below the required {format_percent(record.verdict.required)}; "
             "the report says where the error lies"
         )
+    if record.ended is not None and record.verdict.required is not None:
+        raise AccuracyError(
+            f"the required accuracy {format_percent(record.verdict.required)} is not met by a record that is not "
+            f"complete: {record.ended}; give it more time"
+        )
     require_no_slowdown(changes)
 
 
@@ -249,42 +264,63 @@ def run(
     compare_teacher: bool,
     baselines: Sequence[str] = (),
     gpumd: tuple[Path, Path] | None = None,
+    limit: float = math.inf,
 ) -> BenchRecord:
-    """Print the plan, measure, print the tables and write the results."""
+    """Print the plan, measure, print the tables and write the results; those of a run that ends early, too.
+
+    Raises
+    ------
+    KeyboardInterrupt, SystemExit
+        After a signal, when what was measured is written.
+    """
     from fastff.checkpoint import read_header
     from fastff.report.baselines import load_baseline
     from fastff.report.bench import run_bench, write_results
+    from fastff.report.ending import EndedEarlyError, Watch
     from fastff.report.record import RejectedRecordError, write_rejected
     from fastff.structures import read_structures
 
+    watch, console = Watch(limit), make_console()
     header = read_header(model)
     limits = parse_temperature(temperature) if temperature is not None else None
     seeds = read_structures(structures) if structures is not None else None
     others = [load_baseline(spec, plan.device) for spec in baselines]
     source = load(header, teacher, teacher_weights, plan.device) if compare_teacher else None
     print_plan(model, header, labels, seeds, source, limits, plan, others)
+
+    def show_paths(paths: dict[str, Path]) -> None:
+        for name in ("report.html", "bench.json"):
+            console.print(f"wrote {paths[name]}", style="dim", soft_wrap=True)
+
     try:
-        with show_progress() as progress:
-            result = run_bench(
-                model,
-                labels=labels,
-                structures=seeds,
-                teacher=source,
-                temperature=limits,
-                plan=plan,
-                baselines=others,
-                gpumd=gpumd,
-                command=["fastff", *sys.argv[1:]],
-                progress=progress,
-            )
+        with watch.listen():
+            with show_progress() as progress:
+                result = run_bench(
+                    model,
+                    labels=labels,
+                    structures=seeds,
+                    teacher=source,
+                    temperature=limits,
+                    plan=plan,
+                    baselines=others,
+                    gpumd=gpumd,
+                    command=["fastff", *sys.argv[1:]],
+                    progress=progress,
+                    watch=watch,
+                    keep=lambda found: show_paths(write_results(found, folder)),
+                )
+            paths = write_results(result, folder)
     except RejectedRecordError as error:
         path = write_rejected(error, folder)
         raise DataError(f"{error} What was measured is kept in {path}.") from error
-    paths = write_results(result, folder)
+    except EndedEarlyError:
+        console.print(f"stopped by {watch.name} before any frame was compared; nothing is written")
+        watch.leave()
     print_results(result.record)
-    console = make_console()
-    for name in ("report.html", "bench.json"):
-        console.print(f"wrote {paths[name]}", style="dim", soft_wrap=True)
+    show_paths(paths)
+    if watch.received:
+        console.print(f"stopped by {watch.name}; {folder} holds what was measured", soft_wrap=True)
+        watch.leave()
     command = result.record.verdict.next_command.replace(model.name, str(model))
     console.print("next:", command, style="bold", markup=False, soft_wrap=True)
     return result.record

@@ -6,6 +6,7 @@ Here: parsing, the plan they add up to, checks that need no work. Not here: the 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +112,20 @@ def parse_temperature(text: str) -> tuple[float, float]:
     if not 0.0 < low <= high:
         raise UsageError(f"--temperature {text!r} is not a temperature in K; write 300 or 300-900")
     return low, high
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``600``, ``10min`` or ``0.5h``.
+
+    Raises
+    ------
+    UsageError
+        Anything else, or nothing.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)?\s*", text)
+    if found is None or float(found[1]) <= 0.0:
+        raise UsageError(f"--time-limit {text!r} is not a time; write 600 (seconds), 10min or 0.5h")
+    return float(found[1]) * {None: 1.0, "s": 1.0, "min": 60.0, "h": 3600.0}[found[2]]
 
 
 def check_folder(folder: Path, *, force: bool) -> None:

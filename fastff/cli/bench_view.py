@@ -97,7 +97,8 @@ def print_results(record: BenchRecord) -> None:
         assert curve is not None
         console.print(f"\n{curve.includes}", style="dim", soft_wrap=True)
         print_table(speed, highlight=str(record.headline_size))
-        console.print(describe_teacher(record), style="dim", soft_wrap=True, markup=False)
+        if record.find_curve("teacher", "ase-call") is not None:
+            console.print(describe_teacher(record), style="dim", soft_wrap=True, markup=False)
         console.print()
         print_table(tabulate_paths(record))
         console.print()

@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ------
     SystemExit
         Always. 0 success, 2 usage, 3 missing package or weights, 4 bad data, 5 model file, 6 failed check,
-        130 interrupted, 1 anything else.
+        130 interrupted, 143 terminated, 1 anything else.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     end = given.index("--") if "--" in given else len(given)

@@ -1,60 +1,50 @@
 """One bench run: a student judged against its teacher, or against labels that exist.
 
 Here: :func:`run_bench`, which measures and returns a verified :class:`~fastff.report.record.BenchRecord`, and
-:func:`write_results`. Not here: definitions (:mod:`fastff.report.metrics`), timing rules
-(:mod:`fastff.report.timing`), pages (:mod:`fastff.report.html`), the command line (:mod:`fastff.cli.bench`).
+:func:`write_results`. Not here: what the stages do (:mod:`fastff.report.judging`, :mod:`fastff.report.stages`),
+definitions (:mod:`fastff.report.metrics`), pages (:mod:`fastff.report.html`), the command line
+(:mod:`fastff.cli.bench`).
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ase
-import numpy as np
-import torch
-from ase.calculators.calculator import BaseCalculator
 
 from fastff.errors import UsageError
 from fastff.labels import Frame
-from fastff.report.baselines import Baseline, check_names, identify, judge_baseline
-from fastff.report.calibration import CalibrationData, calibrate
+from fastff.report.baselines import Baseline, check_names, judge_baseline
 from fastff.report.comparison import describe_model
-from fastff.report.gpumd import check_gpumd, time_gpumd
-from fastff.report.heldout import (
-    choose_time_step,
-)
+from fastff.report.ending import NEVER, Agenda, EndedEarlyError, Watch, describe_fault
+from fastff.report.gpumd import check_gpumd
 from fastff.report.judging import (
-    JudgedSet,
     Progress,
     Run,
     ignore_progress,
     judge_dynamics,
     judge_labels,
 )
-from fastff.report.noise import NoiseFloor, measure_noise
-from fastff.report.physics.record import PhysicsPart
-from fastff.report.physics.run import measure_physics
-from fastff.report.physics.side import LabelCalculator, Side
 from fastff.report.plan import (
     FULL_PLAN,
     BenchPlan,
     choose_seeds,
     find_temperature,
 )
-from fastff.report.plausibility import check_identity
-from fastff.report.provenance import collect_provenance, count_cores, find_load
-from fastff.report.race import find_headline_size, race
+from fastff.report.provenance import collect_provenance
+from fastff.report.race import find_headline_size
 from fastff.report.record import REJECTED, seal_record, write_record
-from fastff.report.schema import BaselinePart, BenchRecord, compute_ratios
-from fastff.report.speed import SpeedCurve
-from fastff.report.stamps import stamp_part
-from fastff.report.supercells import build_supercells
-from fastff.report.timing import Timed
+from fastff.report.schema import BenchRecord, compute_ratios
+from fastff.report.stages import (
+    Measured,
+    calibrate_student,
+    measure_noises,
+    measure_properties,
+    measure_speed,
+)
 from fastff.report.verdict import write_verdict
 
 if TYPE_CHECKING:
@@ -81,8 +71,12 @@ def run_bench(
     gpumd: tuple[Path, Path] | None = None,
     command: Sequence[str] | None = None,
     progress: Progress = ignore_progress,
+    watch: Watch = NEVER,
+    keep: Callable[[BenchResult], None] | None = None,
 ) -> BenchResult:
     """Judge the student in ``model_path``.
+
+    A run that ``watch`` ends early returns what it has measured until then; its record says what is missing.
 
     Parameters
     ----------
@@ -105,9 +99,15 @@ def run_bench(
         Command line to record, default that of this process.
     progress : callable
         Receives (what is being done, done, total).
+    watch : Watch
+        When to end early.
+    keep : callable, optional
+        Receives what was measured before an error, which is raised all the same.
 
     Raises
     ------
+    EndedEarlyError
+        It was to end before the first frames were compared: there is nothing to return.
     UsageError
         Neither labels nor teacher.
     DataError
@@ -120,40 +120,102 @@ def run_bench(
     if labels is None and teacher is None:
         raise UsageError("nothing to compare with: give --compare-teacher or --labels FILE.")
     student = load_model(model_path, device=plan.device)
-    run = Run(Path(model_path), student, plan, progress, teacher, baselines, gpumd)
-    model = describe_model(run.path, student)
+    run = Run(Path(model_path), student, plan, progress, teacher, baselines, gpumd, watch=watch)
+    found = Measured(describe_model(run.path, student), Agenda(list_stages(run), watch))
     seeds = choose_seeds(student.header, structures)
     _check_baselines(run, seeds)
-    if labels is not None:
-        sets, teacher_record = judge_labels(run, labels)
-        seeds = seeds or [sets[0][1][0].atoms]
+    ended = None
+    try:
+        _measure(run, found, labels, seeds, temperature)
+        watch.close()
+    except EndedEarlyError as error:
+        watch.close()
+        if not run.sets:
+            raise
+        ended = found.agenda.describe_end(str(error))
+    except Exception as error:
+        watch.close()
+        if keep is not None and run.sets:
+            ended = found.agenda.describe_end(describe_fault(error))
+            keep(_assemble(run, found, command, ended))
+        raise
+    return _assemble(run, found, command, ended)
+
+
+def list_stages(run: Run) -> list[str]:
+    """What a run will do, in its order."""
+    stages = {
+        "accuracy": True,
+        "accuracy of other models": bool(run.baselines),
+        "noise floor": True,
+        "calibration": run.student.uncertainty is not None,
+        "physics": run.teacher is not None and run.plan.physics != "none",
+        "speed": run.teacher is not None,
+    }
+    return [stage for stage, planned in stages.items() if planned]
+
+
+def _measure(
+    run: Run,
+    found: Measured,
+    labels: Path | None,
+    seeds: list[ase.Atoms],
+    temperature: tuple[float, float] | None,
+) -> None:
+    """One stage after the other; what is measured goes into ``run`` and ``found`` at once."""
+    begin = found.agenda.begin
+    begin("accuracy")
+    try:
+        if labels is not None:
+            judge_labels(run, labels)
+        else:
+            judge_dynamics(run, seeds, temperature)
+    finally:
+        found.agenda.details = run.open_sets
+    frames = run.sets[0][1]
+    seeds = seeds or [frames[0].atoms]
+    if run.baselines:
+        begin("accuracy of other models")
+        for baseline in run.baselines:
+            run.watch.check()
+            found.judged.append(judge_baseline(baseline, run.sets))
+    begin("noise floor")
+    measure_noises(run, found, frames)
+    if run.student.uncertainty is None:
+        run.notes.append("no calibration of uncertainties: the model file holds none")
     else:
-        sets, teacher_record = judge_dynamics(run, seeds, temperature)
-    comparisons, frames = tuple(comparison for comparison, _ in sets), sets[0][1]
-    judged = [judge_baseline(baseline, sets) for baseline in baselines]
-    teacher_noise, student_noise = _measure_noises(run, frames)
-    calibration = _calibrate(run, sets)
+        begin("calibration")
+        found.calibration = calibrate_student(run)
+    if run.teacher is None:
+        return
     limits = find_temperature(run.header, temperature)
-    curves: tuple[SpeedCurve, ...] = ()
-    physics = None
-    if teacher is not None:
-        physics = _measure_physics(run, seeds[0], frames[0], limits)
-        curves, programs = _measure_speed(run, seeds[0], frames, limits)
-        judged += programs
+    if run.plan.physics != "none":
+        begin("physics")
+        measure_properties(run, found, seeds[0], frames[0], limits)
+    begin("speed")
+    measure_speed(run, found, seeds[0], frames, limits)
+
+
+def _assemble(
+    run: Run, found: Measured, command: Sequence[str] | None, ended: str | None
+) -> BenchResult:
+    """The verified record of what was measured."""
+    comparisons, curves = tuple(comparison for comparison, _ in run.sets), tuple(found.curves)
     headline = find_headline_size(curves)
     ratios = compute_ratios(curves)
     provenance = collect_provenance(command)
-    found = next((r for r in ratios if r.mode == "ase-call" and r.n_atoms == headline), None)
+    ratio = next((r for r in ratios if r.mode == "ase-call" and r.n_atoms == headline), None)
     verdict = write_verdict(
-        model, comparisons, teacher_noise, found, provenance, plan.required, run.path.name, physics
-    )
+        found.model, comparisons, found.teacher_noise, ratio, provenance, run.plan.required, run.path.name,
+        found.physics, ended,
+    )  # fmt: skip
     record = BenchRecord(
-        model=model,
-        teacher=teacher_record,
-        teacher_measured=teacher is not None,
+        model=found.model,
+        teacher=run.teacher_record,
+        teacher_measured=run.teacher is not None,
         comparisons=comparisons,
-        teacher_noise=teacher_noise,
-        student_noise=student_noise,
+        teacher_noise=found.teacher_noise,
+        student_noise=found.student_noise,
         speed=curves,
         ratios=ratios,
         headline_size=headline,
@@ -161,11 +223,12 @@ def run_bench(
         notes=tuple(run.notes),
         durations=run.durations,
         provenance=provenance,
-        baselines=tuple(judged),
-        calibration=calibration,
-        physics=physics,
+        baselines=tuple(found.judged),
+        calibration=found.calibration,
+        physics=found.physics,
+        ended=ended,
     )
-    return BenchResult(seal_record(record), frames)
+    return BenchResult(seal_record(record), run.sets[0][1])
 
 
 def write_results(result: BenchResult, folder: Path) -> dict[str, Path]:
@@ -200,115 +263,3 @@ def _check_baselines(run: Run, seeds: Sequence[ase.Atoms]) -> None:
         if run.teacher is None:
             raise UsageError("--gpumd is timed beside the teacher; add --compare-teacher")
         check_gpumd(*run.gpumd, seeds[0])
-
-
-def _calibrate(run: Run, sets: Sequence[JudgedSet]) -> CalibrationData | None:
-    """Uncertainties beside errors; None if the model file holds no uncertainty, which is noted."""
-    if run.student.uncertainty is None:
-        run.notes.append("no calibration of uncertainties: the model file holds none")
-        return None
-    data = calibrate(run.student, [(comparison.name, frames) for comparison, frames in sets])
-    return stamp_part(data.model_copy(update={"identity": run.identify_student()}))
-
-
-def _measure_physics(
-    run: Run, structure: ase.Atoms, frame: Frame, limits: tuple[float, float]
-) -> PhysicsPart | None:
-    """Physical properties, after a check that both sides give the labels that were compared."""
-    if run.plan.physics == "none":
-        return None
-    assert run.teacher is not None
-    start = time.perf_counter()
-    teacher = Side("teacher", run.teacher.label, identify(run.teacher))
-    student = Side("student", run.label, run.identify_student())
-    expected = run.label([frame.atoms])[0]
-    check_identity(LabelCalculator(student), frame.atoms, expected, "student")
-    if frame.source == "teacher-md":
-        check_identity(LabelCalculator(teacher), frame.atoms, frame.labels, "teacher")
-    part = measure_physics(
-        structure, teacher, student, run.student,
-        temperatures=limits, mode=run.plan.physics, budget=run.plan.physics_budget,
-        progress=run.progress,
-    )  # fmt: skip
-    run.durations["physics"] = time.perf_counter() - start
-    return part
-
-
-def _measure_noises(run: Run, frames: list[Frame]) -> tuple[NoiseFloor | None, NoiseFloor]:
-    start = time.perf_counter()
-    run.progress("noise floor", 0, 1)
-    chosen = np.unique(np.linspace(0, len(frames) - 1, run.plan.n_noise).round().astype(int))
-    images = [frames[i].atoms for i in chosen]
-    student = measure_noise(run.label, images)
-    student = stamp_part(student.model_copy(update={"identity": run.identify_student()}))
-    teacher = None
-    if run.teacher is not None:
-        teacher = measure_noise(run.teacher.label, images)
-        teacher = stamp_part(teacher.model_copy(update={"identity": identify(run.teacher)}))
-    run.durations["noise floor"] = time.perf_counter() - start
-    return teacher, student
-
-
-def _measure_speed(
-    run: Run, structure: ase.Atoms, frames: list[Frame], limits: tuple[float, float]
-) -> tuple[tuple[SpeedCurve, ...], list[BaselinePart]]:
-    assert run.teacher is not None
-    start = time.perf_counter()
-    student = Timed(
-        "student",
-        f"fastff {run.student.config.architecture}",
-        partial(_make_calculator, run),
-        run.identify_student(),
-        run.plan.device,
-    )
-    # Labels from a file may be another teacher's: the timed one is checked against its own.
-    frame = frames[0]
-    if frame.source != "teacher-md":
-        frame = replace(frame, labels=run.teacher.label([frame.atoms])[0])
-    curves = race(
-        student,
-        run.teacher,
-        structure,
-        frame,
-        run.label([frame.atoms])[0],
-        sizes=run.plan.sizes,
-        md_atoms=run.plan.md_atoms,
-        temperature=0.5 * sum(limits),
-        budget=run.plan.budget,
-        progress=run.progress,
-        model=run.student,
-        baselines=run.baselines,
-    )
-    programs = []
-    if run.gpumd is not None:
-        part, curve = time_gpumd(
-            *run.gpumd,
-            build_supercells(structure, run.plan.sizes),
-            temperature=0.5 * sum(limits),
-            time_step=choose_time_step(structure.numbers),
-            budget=run.plan.budget,
-            device="cuda",
-            progress=lambda message: run.progress(f"timing: {message}", 0, 0),
-        )
-        programs.append(part)
-        curves = (*curves, curve)
-    run.durations["speed"] = time.perf_counter() - start
-    _note_load(run, find_load())
-    return curves, programs
-
-
-def _note_load(run: Run, load: float | None) -> None:
-    """Remark on it if others were using the machine while timings were taken."""
-    cores = count_cores()
-    if load is not None and load > cores + 1.0:
-        run.notes.append(
-            f"the machine was busy while timing (load {load:.1f} on {cores} cores): times are too long "
-            "and ratios uncertain"
-        )
-
-
-def _make_calculator(run: Run) -> BaseCalculator:
-    from fastff.calculator import FastFFCalculator
-
-    dtype = "float64" if run.student.dtype is torch.float64 else "float32"
-    return FastFFCalculator(str(run.path), device=run.plan.device, dtype=dtype)

@@ -20,7 +20,7 @@ from fastff.report.physics.record import EosItem
 from fastff.report.plausibility import MOST_FORCE
 from fastff.report.race import find_headline_size
 from fastff.report.schema import SCHEMA, BenchRecord, compute_ratios
-from fastff.report.verdict import WORDING, write_verdict
+from fastff.report.verdict import WORDING, judge_required, write_verdict
 
 CLOSE = 0.1
 """Relative difference of errors between frames predicted alone and in a batch, in single precision."""
@@ -80,7 +80,7 @@ def _verify_verdict(record: BenchRecord) -> None:
     """Passed or not, and the lines: all of the present wording, the main figures of any other."""
     verdict = record.verdict
     overall = record.main.read_accuracy().overall
-    passed = None if verdict.required is None else overall >= verdict.required
+    passed = judge_required(overall, verdict.required, record.ended)
     if verdict.passed is not passed:
         raise DataError(
             f"the verdict says passed={verdict.passed}, but accuracy {overall:.4f} against {verdict.required} "
@@ -90,6 +90,7 @@ def _verify_verdict(record: BenchRecord) -> None:
         fresh = write_verdict(
             record.model, record.comparisons, record.teacher_noise, record.headline,
             record.provenance, verdict.required, record.model.name, record.physics,
+            record.ended,
         )  # fmt: skip
         for stored, written in zip(verdict.lines, fresh.lines, strict=False):
             if stored != written:

@@ -20,6 +20,7 @@ import ase
 from fastff.errors import DataError
 from fastff.labels import Labels
 from fastff.report.baselines import identify
+from fastff.report.ending import NEVER, Watch
 from fastff.report.plausibility import check_identity
 from fastff.report.timing import Timed, TimingPlan, time_calculators
 from fastff.report.verdict import format_seconds
@@ -68,6 +69,7 @@ def choose_fastest(
     budget: float,
     larger: Sequence[ase.Atoms] = (),
     progress: Callable[[str], None] = lambda message: None,
+    watch: Watch = NEVER,
 ) -> Fastest:
     """The teacher with the fastest of its settings, to be timed.
 
@@ -87,6 +89,8 @@ def choose_fastest(
         Structures for a second trial: the largest that is :data:`APART` times ``atoms`` and that there is time for.
     progress : callable
         Receives one short line per setting.
+    watch : Watch
+        Asked before every setting.
 
     Returns
     -------
@@ -109,18 +113,22 @@ def choose_fastest(
     def relabel(atoms: ase.Atoms) -> Labels:
         return teacher.label([atoms])[0]
 
+    def report(message: str) -> None:
+        watch.check()
+        progress(message)
+
     check_identity(entry.factory(), image, labels, "teacher", relabel=relabel)
     best = settings[0]
     tried: list[dict[str, Any]] = []
     if len(settings) > 1:
-        best, tried = _try_all(settings, entry, image, labels, relabel, atoms, budget, progress)
+        best, tried = _try_all(settings, entry, image, labels, relabel, atoms, budget, report)
     identity |= {"settings": best.values, "tried": tried, "unavailable": missing}
     sound = [s for s, one in zip(settings, tried, strict=True) if one["seconds"]] if tried else []
     only = replace(entry, factory=best.make, identity=identity)
     if len(sound) < 2:
         return Fastest(only, only, math.inf)
     for second in _list_seconds(atoms, larger, tried, budget):
-        other, tried = _try_all(sound, entry, image, labels, relabel, second, budget, progress)
+        other, tried = _try_all(sound, entry, image, labels, relabel, second, budget, report)
         done = [one["status"] for one in tried]
         if "measured" in done and set(done) <= {"measured", "too-slow"}:
             break

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastff.errors import DataError, MissingDependencyError, UsageError
 from fastff.memory import is_out_of_memory
+from fastff.report.ending import NEVER, Watch
 from fastff.report.schema import BaselinePart
 from fastff.report.speed import SpeedCurve, SpeedPoint, summarize
 from fastff.report.stamps import stamp_part
@@ -113,11 +114,14 @@ def time_gpumd(
     budget: float,
     device: str,
     progress: Callable[[str], None] = lambda message: None,
+    watch: Watch = NEVER,
+    keep: Callable[[BaselinePart, SpeedCurve], None] = lambda part, curve: None,
 ) -> tuple[BaselinePart, SpeedCurve]:
     """Time GPUMD on ``structures``.
 
     The number of steps is chosen from the speed at the size before, so that a run takes about a fourth of ``budget``
-    seconds; it begins at 100.
+    seconds; it begins at 100. ``watch`` is asked before every size; ``keep`` receives what is returned, of a run that
+    ends early as far as it came.
 
     Raises
     ------
@@ -127,27 +131,38 @@ def time_gpumd(
     identity = {"name": NAME, "nep_sha256": hash_file(nep), "nep": nep.name}
     points: list[SpeedPoint] = []
     rate = 0.0
-    for atoms in structures:
-        count, formula = len(atoms), atoms.get_chemical_formula(empirical=True)
-        wanted = 0.25 * budget * rate / count if rate else 100.0
-        n_steps = int(np.clip(wanted, 100, 20_000))
-        with tempfile.TemporaryDirectory(prefix="fastff-gpumd-") as name:
-            folder = Path(name)
-            write_input(
-                folder, atoms, nep, temperature=temperature, time_step=time_step, n_steps=n_steps
-            )
-            point = _run(executable, folder, count, formula, n_steps, 20.0 * budget + 120.0)
-        progress(f"{NAME}, {count} atoms")
-        points.append(point)
-        if point.status != "measured":
-            break
-        rate = point.atom_steps_per_second or 0.0
-    curve = SpeedCurve(
-        role=NAME, label=f"{NAME} ({nep.name})", mode="program", includes=INCLUDES, device=device,
-        threads=1, identity=identity, time_step=time_step, points=tuple(points),
-    )  # fmt: skip
-    part = BaselinePart(name=NAME, kind="program", identity=identity, comparisons=())
-    return stamp_part(part), stamp_part(curve)
+    try:
+        for atoms in structures:
+            watch.check()
+            count, formula = len(atoms), atoms.get_chemical_formula(empirical=True)
+            wanted = 0.25 * budget * rate / count if rate else 100.0
+            n_steps = int(np.clip(wanted, 100, 20_000))
+            with tempfile.TemporaryDirectory(prefix="fastff-gpumd-") as name:
+                folder = Path(name)
+                write_input(
+                    folder,
+                    atoms,
+                    nep,
+                    temperature=temperature,
+                    time_step=time_step,
+                    n_steps=n_steps,
+                )
+                point = _run(executable, folder, count, formula, n_steps, 20.0 * budget + 120.0)
+            points.append(point)
+            progress(f"{NAME}, {count} atoms")
+            if point.status != "measured":
+                break
+            rate = point.atom_steps_per_second or 0.0
+    finally:
+        with watch.hold():
+            curve = SpeedCurve(
+                role=NAME, label=f"{NAME} ({nep.name})", mode="program", includes=INCLUDES, device=device,
+                threads=1, identity=identity, time_step=time_step, points=tuple(points),
+            )  # fmt: skip
+            part = BaselinePart(name=NAME, kind="program", identity=identity, comparisons=())
+            found = stamp_part(part), stamp_part(curve)
+            keep(*found)
+    return found
 
 
 def _run(

@@ -18,11 +18,10 @@ from ase.calculators.calculator import BaseCalculator
 from fastff.errors import SimulationUnstableError
 from fastff.memory import DeviceMemoryError, is_out_of_memory
 from fastff.report.memory import PeakMemory
-from fastff.report.speed import Mode, SpeedCurve, SpeedPoint, summarize
+from fastff.report.speed import Mode, SpeedCurve, SpeedPoint, Timed, TimingPlan, summarize
 
 if TYPE_CHECKING:
     from fastff.models import Student
-    from fastff.report.timing import Timed, TimingPlan
 
 MODEL_INCLUDES = "energy, forces and virial on a neighbor list that is there; no list, no transfers"
 LIST_INCLUDES = (
@@ -135,13 +134,15 @@ def time_student(
     *,
     time_step: float,
     temperature: float,
+    found: list[SpeedCurve] | None = None,
 ) -> list[SpeedCurve]:
     """Time the three inner paths of a student at every size, by the rules of :mod:`fastff.report.timing`.
 
     Dynamics has steps of ``time_step`` (fs) and begins at ``temperature`` (K), as that of ASE does.
     Sizes whose single call exceeds the budget of the plan end a path; out of memory is a point, not a crash.
+    ``found`` receives every curve when it is done, or as far as it came.
     """
-    curves = []
+    curves = [] if found is None else found
     loop = partial(_time_loop, time_step=time_step, temperature=temperature)
     paths: tuple[tuple[Mode, str, Callable[..., list[float]]], ...] = (
         ("model", MODEL_INCLUDES, _time_model),
@@ -152,47 +153,59 @@ def time_student(
         memory = PeakMemory(entry.device)
         points: list[SpeedPoint] = []
         stopped = ""
-        for atoms in structures:
-            count, formula = len(atoms), atoms.get_chemical_formula(empirical=True)
-            if stopped:
-                point = SpeedPoint(n_atoms=count, formula=formula, status="not-run", reason=stopped)
+        try:
+            for atoms in structures:
+                plan.watch.check()
+                point, stopped = _time_path(measure, student, atoms, plan, memory, stopped)
                 points.append(point)
-                continue
-            memory.reset()
-            try:
-                seconds = measure(student, atoms, plan)
-                point = summarize(count, formula, seconds, memory.measure())
-                if seconds[0] * plan.min_repeats > plan.budget:
-                    stopped = f"takes {seconds[0]:.3g} s at {count} atoms already"
-            except SimulationUnstableError as error:
-                point = SpeedPoint(
-                    n_atoms=count, formula=formula, status="failed", reason=str(error)
+        finally:
+            with plan.watch.hold():
+                curves.append(
+                    SpeedCurve(
+                        role=entry.role,
+                        label=entry.label,
+                        mode=mode,
+                        includes=includes,
+                        device=entry.device,
+                        threads=torch.get_num_threads(),
+                        identity=entry.identity,
+                        memory_kind=memory.kind,
+                        time_step=time_step if mode == "md-loop" else None,
+                        points=tuple(points),
+                    )
                 )
-            except SHORTAGES as error:
-                if not is_shortage(error):
-                    raise
-                stopped = f"stopped at {count} atoms: out of memory"
-                point = SpeedPoint(
-                    n_atoms=count, formula=formula, status="out-of-memory",
-                    reason=type(error).__name__,
-                )  # fmt: skip
-            points.append(point)
         progress(f"{entry.label}, {mode}")
-        curves.append(
-            SpeedCurve(
-                role=entry.role,
-                label=entry.label,
-                mode=mode,
-                includes=includes,
-                device=entry.device,
-                threads=torch.get_num_threads(),
-                identity=entry.identity,
-                memory_kind=memory.kind,
-                time_step=time_step if mode == "md-loop" else None,
-                points=tuple(points),
-            )
-        )
     return curves
+
+
+def _time_path(
+    measure: Callable[..., list[float]],
+    student: Student,
+    atoms: ase.Atoms,
+    plan: TimingPlan,
+    memory: PeakMemory,
+    stopped: str,
+) -> tuple[SpeedPoint, str]:
+    """The point of one size, and why larger ones are left out, if they are."""
+    count, formula = len(atoms), atoms.get_chemical_formula(empirical=True)
+    if stopped:
+        point = SpeedPoint(n_atoms=count, formula=formula, status="not-run", reason=stopped)
+        return point, stopped
+    memory.reset()
+    try:
+        seconds = measure(student, atoms, plan)
+        point = summarize(count, formula, seconds, memory.measure())
+        if seconds[0] * plan.min_repeats > plan.budget:
+            stopped = f"takes {seconds[0]:.3g} s at {count} atoms already"
+    except SimulationUnstableError as error:
+        point = SpeedPoint(n_atoms=count, formula=formula, status="failed", reason=str(error))
+    except SHORTAGES as error:
+        if not is_shortage(error):
+            raise
+        stopped = f"stopped at {count} atoms: out of memory"
+        reason = type(error).__name__
+        point = SpeedPoint(n_atoms=count, formula=formula, status="out-of-memory", reason=reason)
+    return point, stopped
 
 
 def _repeat(call: Callable[[], None], plan: TimingPlan, warmup: int = 4) -> list[float]:

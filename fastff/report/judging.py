@@ -19,6 +19,7 @@ from fastff.errors import SimulationUnstableError
 from fastff.labels import Frame, Labels
 from fastff.report.baselines import Baseline
 from fastff.report.comparison import compare_frames
+from fastff.report.ending import NEVER, Watch
 from fastff.report.heldout import (
     run_heldout,
     select_heldout,
@@ -46,7 +47,11 @@ def ignore_progress(message: str, done: int, total: int) -> None:
 
 @dataclass
 class Run:
-    """What is known while a run goes on."""
+    """What is known while a run goes on.
+
+    ``sets`` and ``teacher_record`` are filled while accuracy is judged, so that what was compared is there where a run
+    ends early; ``open_sets`` are the names of those to come.
+    """
 
     path: Path
     student: Student
@@ -57,6 +62,10 @@ class Run:
     gpumd: tuple[Path, Path] | None = None
     notes: list[str] = field(default_factory=list)
     durations: dict[str, float] = field(default_factory=dict)
+    watch: Watch = NEVER
+    sets: list[JudgedSet] = field(default_factory=list)
+    open_sets: list[str] = field(default_factory=list)
+    teacher_record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -103,7 +112,9 @@ def judge_labels(run: Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any]]
     )
     run.durations["accuracy"] = time.perf_counter() - start
     record = dict(labelled.teacher or (run.teacher.info.to_dict() if run.teacher else taught))
-    return [(comparison, frames)], record
+    run.teacher_record = record
+    run.sets.append((comparison, frames))
+    return run.sets, record
 
 
 def judge_dynamics(
@@ -119,10 +130,13 @@ def judge_dynamics(
         run.notes.append(
             f"the student was distilled from {taught.get('name')}, it is compared here with {record.get('name')}"
         )
-    sets: list[JudgedSet] = []
+    run.teacher_record = record
     plans = plan_run(run.header, structures, temperature, run.plan)
     budgets = share_budget(list(plans), run.plan.dynamics_budget)
+    run.open_sets = list(plans)
     for name, plan in plans.items():
+        if run.sets:  # without the first there is nothing to judge
+            run.watch.check()
         start = time.perf_counter()
         progress = partial(run.progress, f"teacher dynamics, {name}")
         if budgets[name] > 0.0:
@@ -136,8 +150,11 @@ def judge_dynamics(
                 raise
             # beyond the training range the teacher itself may fail; what was found inside it stands
             run.notes.append(f"nothing compared for '{name}': {error}")
+            run.open_sets.remove(name)
             continue
         comparison = compare_frames(name, frames, run.label, "teacher-md", plan.describe())
-        sets.append((comparison, frames))
-        run.durations[f"accuracy, {name}"] = time.perf_counter() - start
-    return sets, record
+        with run.watch.hold():
+            run.sets.append((comparison, frames))
+            run.open_sets.remove(name)
+            run.durations[f"accuracy, {name}"] = time.perf_counter() - start
+    return run.sets, record

@@ -103,12 +103,13 @@ def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
         "atoms", "teacher", "student", "ratio", "student atom-steps/s", "teacher memory",
         "student memory",
     ]  # fmt: skip
-    if student is None or teacher is None:
+    if student is None:
         return headings, []
     ratios = {r.n_atoms: r.ratio for r in record.ratios if r.mode == "ase-call"}
     rows = []
     for mine in student.points:
-        other, ratio = teacher.find(mine.n_atoms), ratios.get(mine.n_atoms)
+        other = None if teacher is None else teacher.find(mine.n_atoms)
+        ratio = ratios.get(mine.n_atoms)
         rows.append(
             [
                 str(mine.n_atoms),
@@ -248,7 +249,8 @@ def write_tables(record: BenchRecord) -> str:
         assert curve is not None
         parts.append(f"{sentence(curve.includes)}; median (10 to 90 % of the calls):")
         parts.append(format_markdown(speed))
-        parts.append(_escape(describe_teacher(record)))
+        if record.find_curve("teacher", "ase-call") is not None:
+            parts.append(_escape(describe_teacher(record)))
         parts.append("Where the time goes, medians of what each column includes:")
         parts.append("\n".join(f"- {_escape(line)}" for line in describe_paths(record)))
         parts.append(format_markdown(tabulate_paths(record)))

@@ -8,6 +8,7 @@ and times both. Not here: the rules of timing (:mod:`fastff.report.timing`), the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import ase
@@ -15,13 +16,15 @@ import numpy as np
 
 from fastff.labels import Frame, Labels
 from fastff.report.baselines import Baseline
+from fastff.report.ending import NEVER, Watch
 from fastff.report.fastest import choose_fastest
 from fastff.report.heldout import choose_time_step
-from fastff.report.inner import time_student
+from fastff.report.inner import CLOCK_INCLUDES, time_student
 from fastff.report.plausibility import check_identity
-from fastff.report.speed import SpeedCurve
+from fastff.report.speed import Mode, SpeedCurve
 from fastff.report.stamps import stamp_part
 from fastff.report.supercells import build_supercells
+from fastff.report.tables import PATHS
 from fastff.report.timing import (
     Timed,
     TimingPlan,
@@ -63,6 +66,8 @@ def race(
     progress: Callable[[str, int, int], None],
     model: Student | None = None,
     baselines: Sequence[Baseline] = (),
+    watch: Watch = NEVER,
+    timings: Timings | None = None,
 ) -> tuple[SpeedCurve, ...]:
     """Time ``student`` and ``teacher`` on supercells of ``structure``.
 
@@ -92,6 +97,10 @@ def race(
         The student itself: model alone, list and model, and fastff's own dynamics are then timed too.
     baselines : sequence of Baseline
         Timed in the same way, each at the sizes that its speed allows.
+    watch : Watch
+        Asked before every size and calculator.
+    timings : Timings, optional
+        Receives the curves, of a race that ends early as far as it came.
 
     Returns
     -------
@@ -108,81 +117,133 @@ def race(
     def complete(atoms: ase.Atoms) -> ase.Atoms:
         return complete_structure(atoms, teacher.padding, all_periodic=teacher.periodic_only)
 
-    check_identity(student.factory(), frame.atoms, predicted, "student")
     cells = [complete(cell) for cell in build_supercells(structure, sizes)]
     counts = [len(cell) for cell in cells]
-    best = choose_fastest(
-        teacher, complete(frame.atoms), frame.labels, cells[counts.index(find_headline(counts))],
-        device=student.device, budget=budget, larger=cells,
-        progress=lambda message: progress(f"timing: {message}", 0, 0),
-    )  # fmt: skip
-    entries = [student, best.small]
-    for baseline in baselines:
-        entries.append(
-            Timed(
-                baseline.name,
-                baseline.name,
-                baseline.factory,
-                baseline.identity,
-                student.device,
-                own_process=baseline.own_process,
-            )
-        )
-        expected = baseline.label([frame.atoms])[0]
-        check_identity(baseline.factory(), baseline.complete(frame.atoms), expected, baseline.name)
     models = {student.role: model, **{b.name: b.model for b in baselines}}
-    timed = [(entry, one) for entry in entries if (one := models.get(entry.role)) is not None]
-    total = len(entries) * (len(cells) + 1) + 3 * len(timed)
-    done = 0
-
-    def report(message: str) -> None:
-        nonlocal done
-        done += 1
-        progress(f"timing: {message}", done, total)
-
-    plan = TimingPlan(budget=budget, required=(counts[0], find_headline(counts)))
-    curves = []
-    for entry in entries:
-        parts = best.split(cells) if entry is best.small else [(entry, cells)]
-        curves += join_curves(
-            [c for one, part in parts for c in time_calculators([one], part, plan, report)]
-        )
-    # of students the model alone is timed on its own, not inside the ASE call
-    own = {entry.role for entry, _ in timed}
-    curves = [c for c in curves if c.mode != "model" or c.role not in own]
-    time_step = choose_time_step(cells[0].numbers)
-    for entry, one in timed:
-        curves += time_student(
-            entry, one, cells, plan, report, time_step=time_step, temperature=temperature
-        )
-    calls = {c.role: c for c in curves if c.mode == "ase-call"}
-    always = min(counts, key=lambda count: abs(np.log(count / md_atoms)))
-    wanted = choose_dynamics_sizes(list(calls.values()), always, budget)
-    chosen = [cell for cell in cells if len(cell) in wanted]
-    for entry in entries:
-        parts = best.split(chosen) if entry is best.small else [(entry, chosen)]
-        found = [
-            time_dynamics(
-                one, part, temperature=temperature, time_step=time_step, budget=budget,
-                calls=calls[entry.role], required=(always,),
+    own = {role for role, one in models.items() if one is not None}
+    timings = Timings() if timings is None else timings
+    curves = timings.curves
+    for role, label in (
+        (student.role, student.label), ("teacher", teacher.name), *((b.name, b.name) for b in baselines),
+    ):  # fmt: skip
+        timings.want(role, label, counts, own)
+    try:
+        check_identity(student.factory(), frame.atoms, predicted, "student")
+        best = choose_fastest(
+            teacher, complete(frame.atoms), frame.labels, cells[counts.index(find_headline(counts))],
+            device=student.device, budget=budget, larger=cells,
+            progress=lambda message: progress(f"timing: {message}", 0, 0), watch=watch,
+        )  # fmt: skip
+        entries = [student, best.small]
+        for baseline in baselines:
+            entries.append(
+                Timed(
+                    baseline.name,
+                    baseline.name,
+                    baseline.factory,
+                    baseline.identity,
+                    student.device,
+                    own_process=baseline.own_process,
+                )
             )
-            for one, part in parts
-        ]  # fmt: skip
-        curves += join_curves(found)
-        report(f"{entry.label}, dynamics through ASE")
-    return tuple(stamp_part(add_conditions(curve, cells, temperature)) for curve in curves)
+            expected = baseline.label([frame.atoms])[0]
+            image = baseline.complete(frame.atoms)
+            check_identity(baseline.factory(), image, expected, baseline.name)
+        timed = [
+            (entry, network) for entry in entries if (network := models.get(entry.role)) is not None
+        ]
+        total = len(entries) * (len(cells) + 1) + 3 * len(timed)
+        done = 0
+
+        def report(message: str) -> None:
+            nonlocal done
+            done += 1
+            progress(f"timing: {message}", done, total)
+
+        plan = TimingPlan(budget=budget, required=(counts[0], find_headline(counts)), watch=watch)
+        for entry in entries:
+            for one, part in best.split(cells) if entry is best.small else [(entry, cells)]:
+                time_calculators([one], part, plan, report, found=curves)
+        time_step = choose_time_step(cells[0].numbers)
+        for entry, network in timed:
+            time_student(
+                entry, network, cells, plan, report,
+                time_step=time_step, temperature=temperature, found=curves,
+            )  # fmt: skip
+        calls = {c.role: c for c in settle_curves(curves, own) if c.mode == "ase-call"}
+        always = min(counts, key=lambda count: abs(np.log(count / md_atoms)))
+        wanted = choose_dynamics_sizes(list(calls.values()), always, budget)
+        chosen = [cell for cell in cells if len(cell) in wanted]
+        for entry in entries:
+            for one, part in best.split(chosen) if entry is best.small else [(entry, chosen)]:
+                time_dynamics(
+                    one, part, temperature=temperature, time_step=time_step, budget=budget,
+                    calls=calls[entry.role], required=(always,), watch=watch, found=curves,
+                )  # fmt: skip
+            report(f"{entry.label}, dynamics through ASE")
+    finally:
+        with watch.hold():
+            settled = [
+                stamp_part(add_conditions(curve, cells, temperature))
+                for curve in settle_curves(curves, own)
+            ]
+            curves[:] = settled
+    return tuple(curves)
+
+
+@dataclass
+class Timings:
+    """What a race has measured, and what it is to measure: by role and mode, in words, and the largest size."""
+
+    curves: list[SpeedCurve] = field(default_factory=list)
+    wanted: dict[tuple[str, Mode], tuple[str, int]] = field(default_factory=dict)
+
+    def want(self, role: str, label: str, counts: Sequence[int], own: set[str]) -> None:
+        """Note what is to be timed of one calculator; those in ``own`` are students, with paths of their own."""
+        modes: tuple[Mode, ...] = ("ase-call", "ase-md")
+        if role in own:
+            modes = ("ase-call", "model", "model-list", "md-loop", "ase-md")
+        for mode in modes:  # sizes of dynamics through ASE are chosen late
+            largest = counts[0] if mode == "ase-md" else counts[-1]
+            self.wanted[role, mode] = (f"{label} {PATHS[mode]}", largest)
+
+    def list_missing(self) -> list[str]:
+        """What has not been timed, with the size above which it has not."""
+        missing = []
+        for (role, mode), (words, largest) in self.wanted.items():
+            found = [c for c in self.curves if (c.role, c.mode) == (role, mode)]
+            last = max((p.n_atoms for c in found for p in c.points), default=0)
+            if not last:
+                missing.append(words)
+            elif last < largest:
+                missing.append(f"{words} above {last} atoms")
+        return missing
+
+
+def settle_curves(curves: Sequence[SpeedCurve], own: set[str]) -> list[SpeedCurve]:
+    """Curves with points, one of each calculator and mode.
+
+    Of those in ``own`` the model alone is timed on its own, not inside the ASE call.
+    """
+    return join_curves(
+        [
+            curve
+            for curve in curves
+            if curve.points and not (curve.role in own and curve.includes == CLOCK_INCLUDES)
+        ]
+    )
 
 
 def join_curves(curves: Sequence[SpeedCurve]) -> list[SpeedCurve]:
-    """One curve of each mode, of the points of all."""
-    joined: dict[str, SpeedCurve] = {}
+    """One curve of each calculator and mode, of the points of all."""
+    joined: dict[tuple[str, str], SpeedCurve] = {}
     for curve in curves:
-        first = joined.get(curve.mode)
+        first = joined.get((curve.role, curve.mode))
         if first is not None:
             remarks = first.includes + curve.includes.removeprefix(first.includes.split(";")[0])
             update = {"points": (*first.points, *curve.points), "includes": remarks}
             curve = first.model_copy(update=update)
-        joined[curve.mode] = curve
+        joined[curve.role, curve.mode] = curve
     return list(joined.values())
 
 

@@ -29,9 +29,9 @@ ADDED = ("baselines", "calibration", "physics")
 
 LATER = (
     "stamp", "identity", "columns", "beyond_columns", "energy_rest", "stress_rest", "wording",
-    "counts", "volume_per_atom", "start_temperature", "peak", "contact",
+    "counts", "volume_per_atom", "start_temperature", "peak", "contact", "ended",
 )  # fmt: skip
-"""Fields of parts that the third schema added; where they are None, they are left out of older digests."""
+"""Fields that the third schema added; where they are None, they are left out of older digests."""
 
 
 class Part(BaseModel):
@@ -115,7 +115,8 @@ class SpeedRatio(Part):
 
 
 class Verdict(Part):
-    """``passed`` is None when nothing was required; ``lines`` are what the command prints.
+    """``passed`` is None when nothing was required, or when the run ended before all of it could be judged; ``lines``
+    are what the command prints.
 
     ``wording`` is that of :mod:`fastff.report.verdict` when they were written, None in records of old schemas.
     """
@@ -128,7 +129,10 @@ class Verdict(Part):
 
 
 class BenchRecord(Part):
-    """Everything that one run of ``fastff bench`` found. ``digest`` is over all other fields."""
+    """Everything that one run of ``fastff bench`` found. ``digest`` is over all other fields.
+
+    ``ended`` says why a run ended early and what is missing; None if everything that was planned was done.
+    """
 
     schema_version: Literal["fastff-bench/1", "fastff-bench/2", "fastff-bench/3"] = "fastff-bench/3"
     model: ModelPart
@@ -147,6 +151,7 @@ class BenchRecord(Part):
     baselines: tuple[BaselinePart, ...] = ()
     calibration: CalibrationData | None = None
     physics: PhysicsPart | None = None
+    ended: str | None = None
     digest: str = ""
 
     @property

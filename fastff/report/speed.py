@@ -1,24 +1,64 @@
-"""What a timing is: points, curves, and the numbers derived from them.
+"""What a timing is: what is timed and for how long, points, curves, and the numbers derived from them.
 
-Here: :class:`SpeedPoint`, :class:`SpeedCurve`, :func:`summarize`, :func:`convert_to_ns_per_day`. Not here: measuring
-(:mod:`fastff.report.timing`), comparing curves (:mod:`fastff.report.record`).
+Here: :class:`Timed`, :class:`TimingPlan`, :class:`SpeedPoint`, :class:`SpeedCurve`, :func:`summarize`,
+:func:`convert_to_ns_per_day`. Not here: measuring (:mod:`fastff.report.timing`), comparing curves
+(:mod:`fastff.report.record`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from fastff.report.ending import NEVER, Watch
 from fastff.report.stamps import Stamped
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import BaseCalculator
 
 Mode = Literal["ase-call", "ase-md", "model", "model-list", "md-loop", "program"]
 """What is timed: one ASE call; a step of ASE's velocity Verlet; the model on a list that is there; list and model; a
 step of fastff's own dynamics; a step of a program that is run as a whole."""
 
 Status = Literal["measured", "out-of-memory", "too-large", "too-slow", "not-run", "failed"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One calculator to be timed.
+
+    ``role`` is ``"teacher"``, ``"student"`` or the name of a baseline; ``identity`` says which one it is (for a student
+    the SHA-256 of its tensors) and travels with the timings; ``largest`` leaves out bigger structures (reported as not
+    run); with ``own_process`` it works in another process, whose memory cannot be measured from here.
+    """
+
+    role: str
+    label: str
+    factory: Callable[[], BaseCalculator]
+    identity: dict[str, Any]
+    device: str = "cpu"
+    largest: int | None = None
+    own_process: bool = False
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How long to measure: seconds per point, repeats, warm-up calls, and sizes measured whatever they cost.
+
+    ``watch`` is asked before every size.
+    """
+
+    budget: float = 20.0
+    min_repeats: int = 3
+    max_repeats: int = 15
+    warmup: int = 2
+    required: Collection[int] = ()
+    seed: int = 0
+    watch: Watch = NEVER
 
 
 class SpeedPoint(BaseModel):

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import ase
 import numpy as np
@@ -26,6 +24,7 @@ from ase import units
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 
 from fastff.errors import UsageError
+from fastff.report.ending import NEVER, Watch
 from fastff.report.inner import (
     CLOCK_INCLUDES,
     SHORTAGES,
@@ -34,8 +33,16 @@ from fastff.report.inner import (
     synchronize,
 )
 from fastff.report.memory import PeakMemory
-from fastff.report.speed import SpeedCurve, SpeedPoint, Status, summarize
+from fastff.report.speed import (
+    SpeedCurve,
+    SpeedPoint,
+    Status,
+    Timed,
+    TimingPlan,
+    summarize,
+)
 
+STANDARD = TimingPlan()
 CALL_INCLUDES = "one ASE call on moved atoms: neighbor list, energy, forces{stress}, transfers"
 MD_INCLUDES = "one velocity Verlet step of ASE from {temperature:g} K: forces, neighbor list as the calculator keeps it"
 FEWEST_STEPS = 8
@@ -48,36 +55,6 @@ MOST_EXCESS = 1.5
 """Times the median that the mean of blocks may be; above it something else than dynamics was in a block."""
 
 
-@dataclass(frozen=True)
-class Timed:
-    """One calculator to be timed.
-
-    ``role`` is ``"teacher"``, ``"student"`` or the name of a baseline; ``identity`` says which one it is (for a student
-    the SHA-256 of its tensors) and travels with the timings; ``largest`` leaves out bigger structures (reported as not
-    run); with ``own_process`` it works in another process, whose memory cannot be measured from here.
-    """
-
-    role: str
-    label: str
-    factory: Callable[[], BaseCalculator]
-    identity: dict[str, Any]
-    device: str = "cpu"
-    largest: int | None = None
-    own_process: bool = False
-
-
-@dataclass(frozen=True)
-class TimingPlan:
-    """How long to measure: seconds per point, repeats, warm-up calls, and sizes measured whatever they cost."""
-
-    budget: float = 20.0
-    min_repeats: int = 3
-    max_repeats: int = 15
-    warmup: int = 2
-    required: Collection[int] = ()
-    seed: int = 0
-
-
 def time_calculator(
     factory: Callable[[], BaseCalculator],
     structures: Sequence[ase.Atoms],
@@ -85,7 +62,7 @@ def time_calculator(
     role: str = "student",
     label: str = "",
     device: str = "cpu",
-    plan: TimingPlan = TimingPlan(),
+    plan: TimingPlan = STANDARD,
 ) -> SpeedCurve:
     """Time one calculator on ``structures``; see :func:`time_calculators`."""
     timed = Timed(role=role, label=label or role, factory=factory, identity={}, device=device)
@@ -95,8 +72,9 @@ def time_calculator(
 def time_calculators(
     entries: Sequence[Timed],
     structures: Sequence[ase.Atoms],
-    plan: TimingPlan = TimingPlan(),
+    plan: TimingPlan = STANDARD,
     progress: Callable[[str], None] = lambda message: None,
+    found: list[SpeedCurve] | None = None,
 ) -> list[SpeedCurve]:
     """Time one ASE call of each calculator at each size, by the rules of this module's docstring.
 
@@ -111,6 +89,8 @@ def time_calculators(
         as far as its previous size tells; sizes in ``required`` are measured all the same.
     progress : callable
         Receives one short line per point.
+    found : list of SpeedCurve, optional
+        Receives every curve when it is done, or as far as it came.
 
     Returns
     -------
@@ -122,18 +102,21 @@ def time_calculators(
         raise UsageError("nothing to time: give at least one structure.")
     if [len(s) for s in structures] != sorted(len(s) for s in structures):
         raise UsageError("structures to time must be in ascending size.")
-    curves = []
+    curves = [] if found is None else found
     for entry in entries:
+        plan.watch.check()
         runner = _Runner(entry, plan)
         try:
             for atoms in structures:
+                plan.watch.check()
                 point = runner.measure(atoms)
                 shown = f"{point.median * 1e3:.4g} ms" if point.median is not None else point.status
                 progress(f"{entry.label}, {point.n_atoms} atoms: {shown}")
         finally:
-            if runner.clock is not None:
-                runner.clock.close()
-        curves += runner.finish()
+            with plan.watch.hold():
+                if runner.clock is not None:
+                    runner.clock.close()
+                curves += runner.finish()
     return curves
 
 
@@ -311,6 +294,8 @@ def time_dynamics(
     required: Collection[int] = (),
     max_steps: int = 400,
     seed: int = 0,
+    watch: Watch = NEVER,
+    found: list[SpeedCurve] | None = None,
 ) -> SpeedCurve:
     """Time constant-energy dynamics by ASE's velocity Verlet from ``temperature`` (K) with ``time_step`` (fs).
 
@@ -318,19 +303,38 @@ def time_dynamics(
     neighbor lists rebuilt now and then are paid for in proportion. At least three steps are measured, after a warm-up
     of 20 where that takes no more than 30 % of the budget. Atoms start slightly displaced. Where the mean of the blocks
     is more than 1.5 times their median, the median counts and the curve says so. Going by the ASE ``calls`` of the same
-    calculator, sizes that do not fit into ``budget`` seconds are left out, unless they are ``required``.
+    calculator, sizes that do not fit into ``budget`` seconds are left out, unless they are ``required``. ``watch`` is
+    asked before every size; ``found`` receives the curve, of a run that ends early as far as it came.
     """
     memory = PeakMemory(entry.device, own_process=entry.own_process)
     calculator = entry.factory()
-    points = []
-    for atoms in structures:
-        call = calls.find(len(atoms)) if calls is not None and len(atoms) not in required else None
-        point = judge_dynamics(call, budget) if call is not None else None
-        if point is None:
-            image = atoms.copy()
-            image.calc = calculator
-            point = _time_steps(image, memory, temperature, time_step, budget, max_steps, seed)
-        points.append(point)
+    points: list[SpeedPoint] = []
+    try:
+        for atoms in structures:
+            watch.check()
+            known = calls is not None and len(atoms) not in required
+            call = calls.find(len(atoms)) if calls is not None and known else None
+            point = judge_dynamics(call, budget) if call is not None else None
+            if point is None:
+                image = atoms.copy()
+                image.calc = calculator
+                point = _time_steps(image, memory, temperature, time_step, budget, max_steps, seed)
+            points.append(point)
+    finally:
+        with watch.hold():
+            curve = _draw_steps(entry, points, memory.kind, temperature, time_step)
+            if found is not None:
+                found.append(curve)
+    return curve
+
+
+def _draw_steps(
+    entry: Timed,
+    points: Sequence[SpeedPoint],
+    memory_kind: str,
+    temperature: float,
+    time_step: float,
+) -> SpeedCurve:
     uneven = ", ".join(str(p.n_atoms) for p in points if p.counts == "median")
     remark = f"; at {uneven} atoms the median of blocks, single ones took far longer"
     return SpeedCurve(
@@ -341,7 +345,7 @@ def time_dynamics(
         device=entry.device,
         threads=torch.get_num_threads(),
         identity=entry.identity,
-        memory_kind=memory.kind,
+        memory_kind=memory_kind,
         time_step=time_step,
         points=tuple(points),
     )

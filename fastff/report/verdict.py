@@ -132,28 +132,40 @@ def write_verdict(
     required: float | None,
     model_path: str,
     physics: PhysicsPart | None = None,
+    ended: str | None = None,
 ) -> Verdict:
-    """Lines on accuracy, errors, temperatures, noise floor, speed, limits and physics; and the command to run next."""
+    """Lines on accuracy, errors, temperatures, noise floor, speed, limits and physics; and the command to run next.
+
+    Of a run that ``ended`` early, a last line says so, and no required accuracy is met.
+    """
     from fastff.report.schema import Verdict
 
     main = comparisons[0]
     accuracy = main.read_accuracy()
-    passed = None if required is None else accuracy.overall >= required
+    passed = judge_required(accuracy.overall, required, ended)
     lines = (
         _judge_accuracy(accuracy, main, required, passed),
         f"Errors: force {format_error(accuracy, 'force')} of {accuracy.force_rms * 1e3:.3g} meV/Å RMS; energy "
         f"{format_error(accuracy, 'energy')}; stress {format_error(accuracy, 'stress')}.",
         *_judge_temperatures(accuracy),
-        _judge_noise(accuracy, noise),
+        _judge_noise(accuracy, noise, ended),
         _judge_speed(headline, provenance),
         _judge_limits(model, comparisons),
         *([] if physics is None else [describe_physics(physics)]),
+        *([] if ended is None else [f"Incomplete: {ended}."]),
     )
     usage = f"fastff predict {model_path} STRUCTURES"
     command = _suggest_training(model) if passed is False else usage
     return Verdict(
         required=required, passed=passed, lines=lines, next_command=command, wording=WORDING
     )
+
+
+def judge_required(overall: float, required: float | None, ended: str | None) -> bool | None:
+    """Whether the required accuracy is met; None where nothing is required, and where a run ended too early to tell."""
+    if required is None or (ended is not None and overall >= required):
+        return None
+    return overall >= required
 
 
 def _suggest_training(model: ModelPart) -> str:
@@ -179,7 +191,8 @@ def _judge_accuracy(
         interval = f"{format_interval(accuracy, 'overall').strip('()')}, {interval}"
     bar = ""
     if required is not None:
-        bar = f"; required {format_percent(required)}: {'met' if passed else 'NOT MET'}"
+        words = {True: "met", False: "NOT MET", None: "reached, but the run ended early"}
+        bar = f"; required {format_percent(required)}: {words[passed]}"
         low, high = accuracy.intervals.get("overall", (accuracy.overall, accuracy.overall))
         if low < required < high:
             bar += ", but the interval holds the required value"
@@ -203,7 +216,9 @@ def _judge_temperatures(accuracy: Accuracy) -> list[str]:
     return [f"Worst temperature: {temperature:.0f} K, {quantity} {format_percent(value)}."]
 
 
-def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None) -> str:
+def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None, ended: str | None) -> str:
+    if noise is None and ended is not None:
+        return "Noise floor: not measured."
     if noise is None:
         return "Noise floor: not measured, because the teacher was not run."
     if accuracy.force is None:

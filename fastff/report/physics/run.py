@@ -19,6 +19,7 @@ import numpy as np
 
 from fastff.distill.cells import build_supercell
 from fastff.distill.dynamics import draw_momenta
+from fastff.report.ending import NEVER, Watch
 from fastff.report.heldout import choose_time_step
 from fastff.report.physics import crystal as crystals
 from fastff.report.physics import dimers, endurance, motion
@@ -65,6 +66,8 @@ def measure_physics(
     mode: Mode = "auto",
     budget: float = 150.0,
     progress: Callable[[str, int, int], None] = lambda message, done, total: None,
+    watch: Watch = NEVER,
+    keep: Callable[[PhysicsPart], None] = lambda part: None,
 ) -> PhysicsPart:
     """Compare the physical properties that fit ``structure``.
 
@@ -83,27 +86,35 @@ def measure_physics(
         Seconds in mode ``"auto"``, about.
     progress : callable
         Receives (what is being done, done, total).
+    watch : Watch
+        Asked before every property.
+    keep : callable
+        Receives the result, of a run that ends early as far as it came.
     """
-    lab = Laboratory(teacher, student, mode, budget, progress)
+    lab = Laboratory(teacher, student, mode, budget, progress, watch)
     lab.limit(RECOGNITION * lab.remaining)
     material = describe_material(structure, partial(relax_bare, student))
     runs = make_runs(lab, material, model, temperatures)
-    lab.work(
-        [
-            _plan_dimers(lab, material, float(model.cutoff)),
-            *_plan_crystal(lab, material),
-            *plan_runs(lab, material, runs),
-            *plan_student(lab, material, runs, temperatures[1]),
-        ]
-    )
-    return PhysicsPart(
-        mode=mode,
-        material=material.words,
-        teacher=teacher.identity,
-        student=student.identity,
-        items=tuple(lab.items),
-        left_out=tuple(lab.left_out),
-    )
+    tasks = [
+        _plan_dimers(lab, material, float(model.cutoff)),
+        *_plan_crystal(lab, material),
+        *plan_runs(lab, material, runs),
+        *plan_student(lab, material, runs, temperatures[1]),
+    ]
+    try:
+        lab.work(tasks)
+    finally:
+        with watch.hold():
+            part = PhysicsPart(
+                mode=mode,
+                material=material.words,
+                teacher=teacher.identity,
+                student=student.identity,
+                items=tuple(lab.items),
+                left_out=tuple(lab.left_out),
+            )
+            keep(part)
+    return part
 
 
 @dataclass

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastff.errors import FastFFError
+from fastff.report.ending import NEVER, Watch
 from fastff.report.physics.derive import TooShortError, derive_quantities
 from fastff.report.physics.record import AnyItem, LeftOut
 from fastff.report.physics.side import OutOfTimeError, Side
@@ -29,6 +30,9 @@ Mode = Literal["auto", "full"]
 
 LENIENCE = 1.5
 """Times its share that a task may run before it is stopped: estimates are rough."""
+
+UNDONE = "the run ended early"
+"""Reason for what is left out then."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class Laboratory:
         Seconds.
     progress : callable
         Receives (what is being done, done, total).
+    watch : Watch
+        Asked before every property.
     """
 
     teacher: Side
@@ -81,6 +87,7 @@ class Laboratory:
     mode: Mode
     budget: float
     progress: Callable[[str, int, int], None]
+    watch: Watch = NEVER
     items: list[AnyItem] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
@@ -102,7 +109,19 @@ class Laboratory:
             side.deadline = time.perf_counter() + seconds
 
     def work(self, tasks: list[Task]) -> None:
-        """Do tasks in their order, then those that were postponed, from the cheapest on, then lengthen what was cut."""
+        """Do tasks in their order, then those that were postponed, from the cheapest on, then lengthen what was cut.
+
+        Where the run ends early, those not done are left out.
+        """
+        try:
+            self._work(tasks)
+        finally:
+            done = {entry.title for entry in (*self.items, *self.left_out)}
+            for task in tasks:
+                if task.title not in done:
+                    self._leave(task, UNDONE)
+
+    def _work(self, tasks: list[Task]) -> None:
         open_shares = {task.title: task.share for task in tasks}
         postponed: list[tuple[float, Task]] = []
         for task in tasks:
@@ -142,6 +161,7 @@ class Laboratory:
             seconds, item = self.remaining / (len(short) - number), found[task.title]
             if not 2.0 * item.seconds < seconds < math.inf:
                 continue
+            self.watch.check()
             self.progress(f"physics: {task.title.lower()}", len(found), 9)
             place = self.items.index(item)
             try:
@@ -168,6 +188,7 @@ class Laboratory:
 
         Unless it is its ``last`` attempt, a task whose runs turn out too short costs more, too.
         """
+        self.watch.check()
         self.progress(f"physics: {task.title.lower()}", len(self.items) + len(self.left_out), 9)
         self.limit(self.remaining)
         try:
