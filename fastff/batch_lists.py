@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from fastff.errors import DataError
+from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.layout import NeighborMatrix, list_shifts, unpack_neighbors
 from fastff.kernels.neighbor_list import build_neighbors
 from fastff.kernels.neighbor_list.many import CellTable, search_cells
-from fastff.kernels.neighbor_list.op import round_slots
+from fastff.kernels.neighbor_list.op import OP, round_slots
 from fastff.kernels.neighbor_list.plan import count_images, make_frame
 from fastff.kernels.neighbor_list.reference import fill_rows
 from fastff.neighbors import build_edges, check_density, complete_cell
@@ -206,11 +207,22 @@ class DeviceLists:
 
     @property
     def renews_itself(self) -> bool:
-        """Whether :meth:`renew_due` does for all structures: none is so large that bins are worth while."""
-        return max(self._sizes) < BINS_FROM
+        """Whether :meth:`renew_due` does for all structures, and without the host.
+
+        None is so large that bins are worth while, and a CUDA device searches with Triton.
+        """
+        device = self._batch.device
+        apart = device.type != "cuda" or dispatch.decide(OP, device)[0] == "triton"
+        return apart and max(self._sizes) < BINS_FROM
+
+    @property
+    def n_slots(self) -> int:
+        """Neighbors that a row has room for."""
+        assert self._matrix is not None
+        return self._matrix.n_slots
 
     def renew_due(self, wrapped: Tensor, due: Tensor) -> Tensor:
-        """List the neighbors of small structures anew in the cells they had, without waiting for the device.
+        """List the neighbors of small structures anew in the cells they had.
 
         Parameters
         ----------
@@ -221,8 +233,8 @@ class DeviceLists:
 
         Returns
         -------
-        () bool tensor
-            Whether a row has no room for its neighbors: :meth:`widen`, and renew all.
+        () int32 tensor
+            Most neighbors of an atom. If more than :attr:`n_slots`, rows were cut: :meth:`widen`, and renew all.
         """
         matrix = self._matrix
         assert matrix is not None
@@ -231,22 +243,18 @@ class DeviceLists:
             wrapped, self._table, self._small_rows, due, self._reach, matrix.entries, matrix.counts,
             matrix.code_bits,
         )  # fmt: skip
-        return matrix.counts.amax() > matrix.n_slots
+        widest = matrix.counts.amax()
+        matrix.counts.clamp_(max=matrix.n_slots)  # kernels read as many as are counted
+        return widest
 
-    def widen(self) -> None:
-        """Make room for more neighbors than there is; all structures must be renewed next."""
-        assert self._matrix is not None
-        self._matrix = self._allocate(
-            _fit_slots(max(self._matrix.n_slots + 1, self._count_widest()))
-        )
+    def widen(self, widest: int) -> None:
+        """Make room for ``widest`` neighbors; all structures must be renewed next."""
+        self._matrix = self._allocate(_fit_slots(max(widest, self.n_slots + 1)))
+        self._joined = self._packed = None
 
     def forget_edges(self) -> None:
         """Lists were renewed by a replayed :meth:`renew_due`."""
         self._joined = None
-
-    def _count_widest(self) -> int:
-        assert self._matrix is not None
-        return int(self._matrix.counts.max())
 
     def _fill(self, wrapped: Tensor, chosen: Sequence[int]) -> None:
         """Write rows until they are wide enough."""
@@ -265,7 +273,7 @@ class DeviceLists:
             )  # fmt: skip
             for receivers, values, rows in large:
                 fill_rows(receivers, values, matrix.entries, matrix.counts, rows)
-            widest = self._count_widest()
+            widest = int(matrix.counts.max())
             if widest <= matrix.n_slots:
                 break
             wider = self._allocate(_fit_slots(widest))

@@ -127,6 +127,7 @@ class BatchEvaluator:
         self._placed: tuple[PackedBatch, NeighborMatrix] | None = None
         self._fused: FusedPotential | None = None
         self._outcome: BatchOutcome | None = None
+        self._n_lazy, self._earlier_void = 0, False
         self._fused_again = Replay(hold_weakly(self._launch_fused), self.student.device)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,8 +174,10 @@ class BatchEvaluator:
         positions = systems.positions.detach().to(device, torch.float64)
         if only_moved and self._last is not None:
             outcome = self._move(positions)
-            if not lazy and self.was_void():
+            if not lazy and self._repair():
+                self._earlier_void = self._n_lazy > 0
                 outcome = self._move(positions)
+            self._n_lazy += lazy
             return outcome
         self._load(
             Systems(
@@ -187,16 +190,24 @@ class BatchEvaluator:
         )
         return self._evaluate()
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def was_void(self) -> bool:
-        """Whether an evaluation since this was last asked lacked neighbors, for want of room; the next one has it.
+        """Whether a lazy evaluation since this was last asked lacked neighbors, for want of room; the next one has it.
 
         Waits for the device.
 
         Raises
         ------
         DataError
-            If positions were not finite; the message names the structure.
+            If positions were not finite; the message names the structure, if they still are not.
         """
+        void = self._repair() or self._earlier_void
+        self._earlier_void, self._n_lazy = False, 0
+        return void
+
+    def _repair(self) -> bool:
+        """Whether rows were cut since batches began to move; then they get more room."""
         moving = self._moving
         if moving is None:
             return False
@@ -208,7 +219,7 @@ class BatchEvaluator:
         if broken:
             self._start_moving(self._lists, moving.given)
             raise DataError("positions were not finite; the dynamics is broken")
-        self._lists.widen()
+        self._lists.widen(int(moving.widest))
         return True
 
     def _evaluate(self) -> BatchOutcome:
@@ -236,6 +247,7 @@ class BatchEvaluator:
             else:
                 self._moving.move(positions)
         else:
+            self._stop_moving()
             self._move_with_host(last, positions)
         return self._evaluate()
 
@@ -243,15 +255,19 @@ class BatchEvaluator:
         """Renew all lists, and leave them to the device from now on."""
         last = self._last
         assert last is not None
+        reference = self._reference
+        assert reference is not None
         systems = last._replace(positions=given)
         last.positions.copy_(self._renew(systems, given, list(range(last.n_systems))))
         self._moving = MovingBatch(
-            lists, given, last.positions, last.cells, last.pbc, last.batch, self.skin
+            lists, given, last.positions, reference.cells, last.pbc, last.batch, self.skin
         )
 
     def _stop_moving(self) -> None:
         if self._moving is not None and self._reference is not None:
             self._reference.positions.copy_(self._moving.base)
+            if bool(self._moving.flags.any()):
+                self._reference.positions.fill_(torch.nan)  # no list is to be trusted
         self._built, self._moving = self._count_built(), None
 
     def _move_with_host(self, last: Systems, positions: Tensor) -> None:

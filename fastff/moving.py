@@ -45,6 +45,8 @@ class MovingBatch:
     flags : (2,) bool tensor
         Whether ever a list had no room for its neighbors, and whether positions were not finite: what was evaluated
         since is void.
+    widest : () int32 tensor
+        Most neighbors of an atom that were ever found.
     counts : (2,) int64 tensor
         Lists renewed, and moves that renewed any.
 
@@ -72,6 +74,7 @@ class MovingBatch:
         self._inverses = inverses[batch]
         self._none = positions.new_zeros(len(cells))
         self.flags = torch.zeros(2, dtype=torch.bool, device=positions.device)
+        self.widest = torch.zeros((), dtype=torch.int32, device=positions.device)
         self.counts = torch.zeros(2, dtype=torch.int64, device=positions.device)
         self._again = Replay(hold_weakly(self._move), positions.device)
 
@@ -95,8 +98,10 @@ class MovingBatch:
         torch.where(fresh, wrapped, now, out=self.positions)
         torch.where(fresh, self.positions, self.base, out=self.base)
         torch.sub(self.positions, self.given, out=self._offset)
-        full = self._lists.renew_due(self.positions, due.to(torch.int32))
-        self.flags |= torch.stack([full, ~lengths.isfinite().all()])
+        widest = self._lists.renew_due(self.positions, due.to(torch.int32))
+        torch.maximum(self.widest, widest, out=self.widest)
+        cut = widest > self._lists.n_slots
+        self.flags |= torch.stack([cut, ~lengths.isfinite().all()])
         self.counts += torch.stack([due.sum(), any_stale.long()])
 
 

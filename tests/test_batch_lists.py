@@ -16,7 +16,7 @@ from untrained import make_student
 
 from fastff import batch_lists, batches
 from fastff.batch_lists import DeviceLists, HostLists, list_on_host
-from fastff.batches import BatchEvaluator
+from fastff.batches import BatchEvaluator, Systems
 from fastff.distill.explore import ExploreSettings, Walker, _Run, explore
 from fastff.errors import DataError
 from fastff.gathering import gather_graph, search_on_device
@@ -198,32 +198,40 @@ def test_what_a_graph_reads_stays_where_it_is(student: Student) -> None:
     assert len(places) < 5
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-def test_a_row_without_room_is_noticed(
-    student: Student, monkeypatch: pytest.MonkeyPatch, lazy: bool
-) -> None:
-    """A list grows beyond its width between two looks: outcomes are void until it is asked, and sound after."""
+def crowd(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> tuple[BatchEvaluator, Systems, torch.Tensor]:
+    """An evaluator whose rows were cut in its last two, lazy evaluations; the batch, and its true forces."""
     monkeypatch.setattr(batch_lists, "_fit_slots", lambda widest: widest)
     atoms = bulk("Cu", cubic=True) * (3, 1, 1)
     atoms.cell[0] *= 2.0
     evaluator = BatchEvaluator(student, lists=DeviceLists)
-    fresh = BatchEvaluator(student, skin=0.0)
     systems = gather([atoms])
     evaluator.evaluate(systems)
+    for _ in range(2):
+        systems.positions[:, 0] *= 0.9  # denser
+        found = evaluator.evaluate(systems, only_moved=True, lazy=True)
+    expected = BatchEvaluator(student, skin=0.0).evaluate(systems).forces
+    assert not torch.allclose(found.forces, expected, rtol=0, atol=1e-6)
+    return evaluator, systems, expected
+
+
+@pytest.mark.parametrize("way", ["asked", "moved", "anew", "asked, then anew"])
+def test_a_row_without_room_is_noticed(
+    student: Student, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """A list grows beyond its width between two looks: nothing that follows is computed with rows that were cut."""
+    evaluator, systems, expected = crowd(student, monkeypatch)
     assert evaluator._lists is not None
     width = evaluator._lists.pack().matrix.n_slots
-    systems.positions[:, 0] *= 0.9  # denser
-    found = evaluator.evaluate(systems, only_moved=True, lazy=lazy)
-    systems.positions[:, 0] *= 0.9
-    found = evaluator.evaluate(systems, only_moved=True, lazy=lazy)
-    expected = fresh.evaluate(systems)
-    if lazy:
-        assert not torch.allclose(found.forces, expected.forces, rtol=0, atol=1e-6)
-        assert evaluator.was_void()
-        found = evaluator.evaluate(systems, only_moved=True, lazy=True)
+    if way.startswith("asked"):
+        with torch.inference_mode():
+            assert evaluator.was_void()
+    found = evaluator.evaluate(systems, only_moved="anew" not in way)
+    torch.testing.assert_close(found.forces, expected, rtol=0, atol=1e-8)
+    assert evaluator.was_void() == (way == "moved")  # those before it were
     assert not evaluator.was_void()
     assert evaluator._lists.pack().matrix.n_slots > width
-    torch.testing.assert_close(found.forces, expected.forces, rtol=0, atol=1e-8)
 
 
 def test_walkers_step_again_where_lists_had_no_room(

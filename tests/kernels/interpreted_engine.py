@@ -7,6 +7,7 @@ tests/kernels/interpreted_engine.py``.
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -356,6 +357,34 @@ def test_batches_that_move():
     renewed = evaluator.n_builds - 2 * len(structures)
     assert 0 < renewed < 4 * len(structures)
     assert not evaluator.was_void()
+
+
+def test_rows_that_were_cut_are_read_no_farther(monkeypatch):
+    """Behind the matrix is memory of others, whose numbers name no atoms."""
+    monkeypatch.setattr(batch_lists, "_fit_slots", lambda widest: widest)
+    real = batch_lists.DeviceLists._allocate
+
+    def allocate(self, n_slots):
+        matrix = real(self, n_slots)
+        size = matrix.entries.numel()
+        larger = torch.full((size + 4096,), 0x3F800000, dtype=matrix.entries.dtype)
+        larger[:size] = 0
+        return replace(matrix, entries=larger[:size].view(matrix.entries.shape))
+
+    monkeypatch.setattr(batch_lists.DeviceLists, "_allocate", allocate)
+    atoms = (bulk("Cu", cubic=True) * (2, 1, 1))[[0, 1, 6, 7, 2, 3, 4, 5]]
+    atoms.cell[0] *= 2.0
+    evaluator = BatchEvaluator(
+        make_student("m1", (8, 29), cutoff=3.0), lists=batch_lists.DeviceLists
+    )
+    systems = gather([atoms])
+    with kernels.use("triton"):
+        evaluator.evaluate(systems)
+        evaluator.evaluate(systems, only_moved=True, lazy=True)
+        systems.positions[:, 0] *= 0.75
+        found = evaluator.evaluate(systems, only_moved=True, lazy=True)
+        assert found.forces.isfinite().all()
+        assert evaluator.was_void()
 
 
 @pytest.mark.parametrize("sort_from", [1, 10_000])

@@ -249,11 +249,9 @@ def test_replayed_walkers(monkeypatch):
     moving = evaluator._moving._again
     replays = (run._begin_step, run._finish_step, moving, evaluator._fused_again)
     assert all(replay.recorded for replay in replays)
-    with (
-        monkeypatch.context() as patch
-    ):  # rows without a slot to spare, which get too narrow now and then
-        patch.setattr(batch_lists, "_fit_slots", lambda widest: widest)
-        found = explore(student, walkers, settings)
+    # rows without a slot to spare, which get too narrow now and then
+    monkeypatch.setattr(batch_lists, "_fit_slots", lambda widest: widest)
+    found = explore(student, walkers, settings)
     monkeypatch.setattr(replay_module, "EAGER_CALLS", 10**9)
     expected = explore(student, walkers, settings)
     assert found.endings == expected.endings
