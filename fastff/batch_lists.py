@@ -347,10 +347,17 @@ def name_structure(number: int) -> Iterator[None]:
 
 def wrap_into(positions: Tensor, cells: Tensor, periodic: Tensor, batch: Tensor) -> Tensor:
     """Positions (n_atoms, 3) inside the cells (n_systems, 3, 3) of their structures along periodic axes."""
-    inverses = torch.linalg.inv_ex(cells)[0]
-    turns = (positions[:, None, :] @ inverses[batch])[:, 0].floor()
-    turns = torch.where(periodic[batch], turns, 0.0)
-    return positions - (turns[:, None, :] @ cells[batch])[:, 0]
+    inverses = torch.where(periodic[:, None, :], torch.linalg.inv_ex(cells)[0], 0.0)
+    return turn_back(positions, inverses[batch], cells[batch])
+
+
+def turn_back(positions: Tensor, inverses: Tensor, cells: Tensor) -> Tensor:
+    """Positions (n_atoms, 3) inside their cells, given those and their inverses per atom (n_atoms, 3, 3).
+
+    Columns of inverses are zero where a cell is not periodic.
+    """
+    turns = (positions[:, None, :] @ inverses)[:, 0].floor()
+    return positions - (turns[:, None, :] @ cells)[:, 0]
 
 
 def check_positions(positions: np.ndarray) -> None:

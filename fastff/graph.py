@@ -108,6 +108,12 @@ def batch_graphs(graphs: Sequence[Graph]) -> Graph:
     )
 
 
+def find_largest(vectors: Tensor, batch: Tensor, n_systems: int) -> Tensor:
+    """Largest length of a vector per atom (n_atoms, 3) in each structure, (n_systems,); nan where any is nan."""
+    lengths = vectors.norm(dim=1)
+    return lengths.new_zeros(n_systems).scatter_reduce(0, batch, lengths, "amax")
+
+
 def select_structures(graph: Graph, chosen: Sequence[int]) -> Graph:
     """The graph of some structures of a batch, by ascending number."""
     if list(chosen) == list(range(graph.n_systems)):

@@ -18,7 +18,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from fastff.electronic import Charges, check_electronic, read_electronic
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.evaluator import find_student_obstacle
-from fastff.gathering import gather_graph
+from fastff.gathering import search_on_device
 from fastff.graph import Graph, batch_graphs
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.evaluate import FusedPotential
@@ -192,7 +192,7 @@ def _join(named: Sequence[_Named], model: Student) -> Graph:
     """One graph on the student's device; errors name the structure."""
     if model.device.type == "cuda":
         try:
-            return gather_graph([atoms for _, atoms in named], model.cutoff, model.device)
+            return search_on_device([atoms for _, atoms in named], model.cutoff, model.device)
         except DataError:
             pass  # found again below, by its name
     graphs = [_list_neighbors(atoms, model.cutoff, name) for name, atoms in named]

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from fastff.batch_lists import DeviceLists
+from fastff.batch_lists import DeviceLists, turn_back
+from fastff.graph import find_largest
 from fastff.kernels.replay import Replay, hold_weakly
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class MovingBatch:
 
     Notes
     -----
-    An atom that the caller puts into another image counts as
-    moved: its list is renewed, as it need not be.
+    An atom that the caller puts into another image counts as moved: its list is renewed, as it need not be.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MovingBatch:
         self._cells = cells[batch]
         inverses = torch.where(pbc[:, None, :], torch.linalg.inv_ex(cells)[0], 0.0)
         self._inverses = inverses[batch]
-        self._none = positions.new_zeros(len(cells))
+        self._n_systems = len(cells)
         self.flags = torch.zeros(2, dtype=torch.bool, device=positions.device)
         self.widest = torch.zeros((), dtype=torch.int32, device=positions.device)
         self.counts = torch.zeros(2, dtype=torch.int64, device=positions.device)
@@ -86,14 +86,12 @@ class MovingBatch:
 
     def _move(self) -> None:
         now = self.given + self._offset
-        lengths = (now - self.base).norm(dim=1)
-        largest = self._none.scatter_reduce(0, self._batch, lengths, "amax")
+        largest = find_largest(now - self.base, self._batch, self._n_systems)
         wear = largest * (2.0 / self._skin)
         stale = ~(wear < 1.0)  # nan is stale
         any_stale = stale.any()
         due = any_stale & ~(wear < RENEW_FROM)
-        turns = (now[:, None, :] @ self._inverses)[:, 0].floor()
-        wrapped = now - (turns[:, None, :] @ self._cells)[:, 0]
+        wrapped = turn_back(now, self._inverses, self._cells)
         fresh = due[self._batch][:, None]
         torch.where(fresh, wrapped, now, out=self.positions)
         torch.where(fresh, self.positions, self.base, out=self.base)
@@ -101,7 +99,7 @@ class MovingBatch:
         widest = self._lists.renew_due(self.positions, due.to(torch.int32))
         torch.maximum(self.widest, widest, out=self.widest)
         cut = widest > self._lists.n_slots
-        self.flags |= torch.stack([cut, ~lengths.isfinite().all()])
+        self.flags |= torch.stack([cut, ~now.isfinite().all()])
         self.counts += torch.stack([due.sum(), any_stale.long()])
 
 
@@ -149,7 +147,5 @@ def measure_wear(systems: Systems, motion: CellMotion, skin: float) -> tuple[Ten
     jumps = (moved[:, None, :] @ motion.inverses)[:, 0].round()
     jumps = torch.where(jumps.isfinite(), jumps, 0.0)
     whole = (jumps[:, None, :] @ motion.cells)[:, 0]
-    lengths = (moved - whole).norm(dim=1)
-    largest = lengths.new_zeros(systems.n_systems)
-    largest = largest.scatter_reduce(0, systems.batch, lengths, "amax")
+    largest = find_largest(moved - whole, systems.batch, systems.n_systems)
     return systems.positions - whole, (motion.loss + 2.0 * largest) / skin

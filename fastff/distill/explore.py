@@ -22,7 +22,7 @@ from fastff.batches import BatchEvaluator, Systems
 from fastff.distill.dynamics import draw_momenta
 from fastff.distill.looks import look_at
 from fastff.errors import UsageError
-from fastff.graph import select_structures
+from fastff.graph import find_largest, select_structures
 from fastff.kernels.replay import Replay, hold_weakly
 from fastff.models import Student
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
@@ -242,9 +242,7 @@ class _Run:
 
     def _find_largest(self, per_atom: Tensor) -> Tensor:
         """Largest length of a vector per atom (n_atoms, 3) in each structure; nan where any is nan."""
-        lengths = per_atom.norm(dim=1)
-        zeros = lengths.new_zeros(len(self.walkers))
-        return zeros.scatter_reduce(0, self.systems.batch, lengths, "amax")
+        return find_largest(per_atom, self.systems.batch, len(self.walkers))
 
     def _list_state(self) -> list[Tensor]:
         """What steps change."""

@@ -263,9 +263,8 @@ def _fit_energy(
     per_atom = torch.stack([one.summed for one in held]) / sizes[:, None]
     relative = errors / sizes
     lengths = per_atom.norm(dim=1)
-    told = (
-        lengths > 1e-6 * lengths.max()
-    )  # an isolated atom has no features, and an error all the same
+    # an isolated atom has no features, and an error all the same
+    told = lengths > 1e-6 * lengths.max()
     if bool(told.any()):
         per_atom, relative = per_atom[told], relative[told]
     best: tuple[float, Tensor, Tensor] | None = None
