@@ -64,7 +64,7 @@ def test_continued_trainings_are_shorter_and_slower(
             ladder.train("m1", Split([frame], [frame], []), "m1", start=given)
     (first, none), (second, given) = seen
     assert (none, given) == (None, start)
-    assert (second.n_steps, second.learning_rate) == (20, first.learning_rate / 2)
+    assert (second.n_steps, second.learning_rate) == (10, first.learning_rate / 2)
 
 
 # --- the whole ---
@@ -233,7 +233,7 @@ def test_the_end_is_a_training_from_scratch_on_all_frames(
     assert [one[0] for one in trainings] == ["m1", "m1-round-1", "m1-round-2", "m1-final"]
     assert (label, n_frames, start) == ("m1-final", outcome.rows[-1].n_train, None)
     assert last.result.n_steps == request_.n_steps
-    best = max((one[3] for one in trainings[-2:]), key=lambda one: one.validation.overall)
+    best = max((one[3] for one in trainings[-2:]), key=lambda one: one.score)
     weights = load_model(outcome.model).state_dict()
     for name, value in best.student.state_dict().items():
         torch.testing.assert_close(weights[name], value)
@@ -267,7 +267,7 @@ def test_resumed_anywhere_equals_uninterrupted(
 
     def training(progress: Any) -> None:
         rounds_done = len(list((out / "rounds").glob("*.npz")))
-        if progress.step == 13 and rounds_done:
+        if progress.step == 7 and rounds_done:
             die(f"training {rounds_done}")
 
     honest = Rounds.label
@@ -334,7 +334,7 @@ def count():
 run(
     read_config(Path(sys.argv[3])),
     out,
-    lambda progress: die(f"training {count()}", progress.step == 13),
+    lambda progress: die(f"training {count()}", progress.step == 7),
     on_explore=lambda number, step, n_steps: die(f"exploring {number}", step > n_steps // 2),
     on_label=lambda number, done, total: die(f"labelling {number}", done > total // 2),
 )

@@ -150,7 +150,8 @@ class FakeLadder(Ladder):
     ) -> Trained:
         self.attempts[name] = self.known[name][0]
         result: Any = None
-        return Trained(name, result, make_accuracy(self.known[name][0]), self.known[name][1])
+        validation, fit = self.known[name]
+        return Trained(name, result, make_accuracy(validation), validation, fit)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +185,7 @@ def test_every_student_tried_counts_in_the_time(
     result = SimpleNamespace(student=nn.Linear(1, 1), seconds=10.0)
     monkeypatch.setattr("fastff.distill.ladder.train_student", lambda *_, **__: result)
     monkeypatch.setattr("fastff.distill.ladder.measure_student", lambda *_: make_accuracy(0.5))
+    monkeypatch.setattr("fastff.distill.ladder.score_student", lambda *_: 0.5)
     request = build_request(labels="x.xyz", target=0.98)
     ladder = Ladder(request, tmp_path, "cpu", False, *[lambda *_: None] * 3)
     frame = Frame(bulk("Cu"), Labels(0.0, np.zeros((1, 3)), None), "x", 0, 300.0, 0)

@@ -333,7 +333,7 @@ def test_patience_counts_from_the_middle_of_the_schedule(
     settings = replace(SETTINGS, n_steps=60, n_validations=12, patience=1, learning_rate=1e-7)
     result = train_student(frames[:20], frames[20:], settings, tmp_path)
     assert 30 <= result.n_steps < 60
-    assert "no better accuracy in 1 validations" in result.stopped
+    assert "no better score in 1 validations" in result.stopped
 
 
 def test_finished_training_is_not_continued(frames: list[Frame], tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_seconds_count_the_runs_that_are_continued(frames: list[Frame], tmp_path
 
 
 def test_a_training_that_falls_apart_ends() -> None:
-    stopper = LatePatience(0, monitor="accuracy", mode="max")
+    stopper = LatePatience(0)
     course = [(0.3, -2.0), (0.3, -3.0), (0.9, 0.5), (0.9, 0.85), (0.9, 0.5)]
     assert not any(stopper.falls(best, newest) for best, newest in course)
     assert stopper.falls(0.9, math.nan)

@@ -56,30 +56,39 @@ LEARNED = 0.5
 
 
 class LatePatience(EarlyStopping):
-    """Early stopping that loses patience only after ``begin`` optimiser steps; the threshold counts at once.
+    """Early stopping by the score, which loses patience only after ``begin`` optimiser steps.
 
-    A training that falls apart ends at once, too.
+    A training that reaches the accuracy ``stop_at``, or that falls apart, ends at once.
 
     Attributes
     ----------
+    reached : bool
+        Whether ``stop_at`` was reached.
     fall : tuple of float or None
         Best and newest accuracy of a training that has fallen apart.
     """
 
-    def __init__(self, begin: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, begin: int, stop_at: float | None = None, **kwargs: Any) -> None:
+        super().__init__(
+            monitor="score", mode="max", min_delta=1e-4, check_on_train_epoch_end=False, **kwargs
+        )
         self.patience: int
+        self.reached = False
         self.fall: tuple[float, float] | None = None
-        self._begin, self._n_below = begin, 0
+        self._begin, self._stop_at, self._n_below = begin, stop_at, 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge the newest validation."""
+        assert isinstance(pl_module, DistillationModule)
         patience = self.patience
         if trainer.global_step < self._begin:
             self.patience, self.wait_count = sys.maxsize, 0
         super().on_validation_end(trainer, pl_module)
         self.patience = patience
-        if self.falls(float(self.best_score), float(trainer.callback_metrics["accuracy"])):
+        newest = float(trainer.callback_metrics["accuracy"])
+        self.reached = self._stop_at is not None and newest >= self._stop_at
+        best = max(row["accuracy"] for row in pl_module.learning_curve)
+        if self.falls(best, newest) or self.reached:
             trainer.should_stop = True
 
     def falls(self, best: float, newest: float) -> bool:

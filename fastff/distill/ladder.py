@@ -17,6 +17,7 @@ import torch
 from fastff.distill.module import measure_frames
 from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.request import DistillRequest
+from fastff.distill.score import Score
 from fastff.distill.split import PHYSICAL_SOURCES, Split
 from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
 from fastff.inference import predict
@@ -30,7 +31,7 @@ LEAST_FOR_UNCERTAINTY, MOST_FOR_UNCERTAINTY = 4, 300
 """Frames that the uncertainty is fitted on."""
 MOST_FOR_FIT = 200
 """Training frames on which it is measured how well a student fits."""
-ROUND_STEPS, ROUND_RATE = 0.5, 0.5
+ROUND_STEPS, ROUND_RATE = 0.25, 0.5
 """Steps and learning rate of a training that continues from earlier weights, relative to one from scratch."""
 MOST_REPEATS = 3
 """How often new frames are repeated so that they make up half of what is trained on."""
@@ -38,11 +39,13 @@ MOST_REPEATS = 3
 
 @dataclass(frozen=True)
 class Trained:
-    """A student with its accuracy on validation frames and on training frames that look like simulations."""
+    """A student with its accuracy and score on validation frames and its accuracy on training frames that look like
+    simulations."""
 
     name: str
     result: TrainResult
     validation: Accuracy
+    score: float
     fit: float
 
     @property
@@ -127,13 +130,14 @@ class Ladder:
         accuracy = measure_student(moved, split.validation)
         self.on_trained(name, result, accuracy)
         self.attempts[name] = accuracy.overall
+        score = score_student(moved, split.validation)
         fit = measure_student(moved, choose_fitted(split.train)).overall
-        return Trained(name, result, accuracy, fit)
+        return Trained(name, result, accuracy, score, fit)
 
     def climb(
         self, split: Split, *, present: Trained | None = None, suffix: str = "", grow: bool = False
     ) -> Trained:
-        """Train larger students until one is large enough; the best on the validation frames.
+        """Train larger students until one is large enough; the one of the best score on the validation frames.
 
         Parameters
         ----------
@@ -153,7 +157,7 @@ class Ladder:
             if best is not None and self._is_enough(best, grow):
                 break
             trained = self.train(name, split, name + suffix, grow=grow)
-            if best is None or trained.validation.overall > best.validation.overall:
+            if best is None or trained.score > best.score:
                 best = trained
         assert best is not None
         return best
@@ -175,6 +179,20 @@ def measure_student(student: Student, frames: Sequence[Frame]) -> Accuracy:
     """Accuracy of a student against labelled frames."""
     images = [frame.atoms for frame in frames]
     return measure_frames(list(frames), predict(student, images, charges="ignore"))
+
+
+def score_student(student: Student, frames: Sequence[Frame]) -> float:
+    """By what students are compared on the same labelled frames; see :mod:`fastff.distill.score`."""
+    images = [frame.atoms for frame in frames]
+    return Score(frames).measure(predict(student, images, charges="ignore"))
+
+
+def judge_again(trained: Trained, frames: Sequence[Frame], device: torch.device) -> Trained:
+    """The same student with its accuracy and score on other validation frames."""
+    moved = copy.deepcopy(trained.student).to(device)
+    return replace(
+        trained, validation=measure_student(moved, frames), score=score_student(moved, frames)
+    )
 
 
 def choose_fitted(frames: Sequence[Frame]) -> list[Frame]:
@@ -202,13 +220,16 @@ def choose_settings(
     """Training settings of one student.
 
     Where the request leaves the number of steps open, it is thirty passes over the atoms on a CPU and ten times as
-    many on a GPU, and at least 2,000 steps. Where data will still come (``grow``), that is the most it may be.
+    many on a GPU, and at least 2,000 steps. Where data will still come (``grow``), half of that is the most it may be:
+    on few frames a student gains nothing from more.
     """
     n_atoms = sum(len(frame.atoms) for frame in split.train)
     on_gpu = device != "cpu" and torch.cuda.is_available()
     batch_atoms = request.batch_atoms or (2048 if on_gpu else 512)
     passes = (300 if on_gpu else 30) * n_atoms // batch_atoms
     n_steps = int(np.clip(passes, 2000, 50000))
+    if grow:
+        n_steps = max(2000, n_steps // 2)
     if request.n_steps is not None:
         n_steps = min(request.n_steps, n_steps) if grow else request.n_steps
     return TrainSettings(

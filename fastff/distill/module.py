@@ -24,6 +24,7 @@ from fastff.distill.losses import (
     pick_fields,
 )
 from fastff.distill.ranks import count_ranks, find_rank, gather_from_ranks, sum_over_ranks
+from fastff.distill.score import Score
 from fastff.distill.soap import Soap
 from fastff.errors import DataError
 from fastff.gathering import gather_graph
@@ -88,6 +89,7 @@ class DistillationModule(pl.LightningModule):
         )
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self._validation_graphs: list[Graph] = []
+        self._score: Score | None = None
         self._started = time.perf_counter()
         self._seconds_before = 0.0
 
@@ -140,14 +142,19 @@ class DistillationModule(pl.LightningModule):
         self._check_losses()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure the accuracy over all validation frames, predicted as a user predicts, with the averaged weights."""
-        accuracy = measure_frames(self.validation_frames, self._predict_validation())
+        """Accuracy and score over all validation frames, predicted as a user predicts, with the averaged weights."""
+        predicted = self._predict_validation()
+        accuracy = measure_frames(self.validation_frames, predicted)
+        self._score = self._score or Score(self.validation_frames)
+        score = self._score.measure(predicted)
         several = count_ranks() > 1
+        self.log("score", score, batch_size=1, sync_dist=several)
         self.log("accuracy", accuracy.overall, prog_bar=True, batch_size=1, sync_dist=several)
         self.log("force_accuracy", accuracy.force or 0.0, batch_size=1, sync_dist=several)
         self.learning_curve.append(
             {
                 "step": self.global_step,
+                "score": score,
                 "accuracy": accuracy.overall,
                 "force_accuracy": accuracy.force or 0.0,
                 "force_mae": accuracy.force_mae,

@@ -59,7 +59,8 @@ class DistillRequest(BaseModel):
     learning_rate : float
     batch_atoms : int
     patience : int
-        Validations without a better accuracy after which training stops, in the second half of the schedule.
+        Validations without a better score (:mod:`fastff.distill.score`) after which training stops, in the second half
+        of the schedule.
     stop_at : float or None
         Validation accuracy at which training stops at once.
     seed : int

@@ -39,6 +39,7 @@ from fastff.distill.ladder import (
     Trained,
     calibrate_uncertainty,
     choose_settings,
+    judge_again,
     measure_student,
     pick_torch_device,
     replay_frames,
@@ -58,7 +59,7 @@ from fastff.report.metrics import Accuracy
 ALLOWANCE = 0.03
 """By how much the force accuracy above the range of temperatures may fall short of the target."""
 LEAST_GAIN = 0.002
-"""A round that improves the validation accuracy by less does not help."""
+"""A round that improves the score on the validation frames by less does not help."""
 GROWTH = 1.5
 """How many times the frames of the last training from scratch are worth another one after the rounds."""
 TEACHER, STUDENT, HOT = "teacher-driven", "student-driven", "student-driven, hot"
@@ -270,20 +271,17 @@ class Rounds:
 
         Both are compared on the same validation frames, those of this round included.
         """
-        moved = copy.deepcopy(trained.student).to(self.device)
-        known = measure_student(moved, split.validation)
+        known = judge_again(trained, split.validation, self.device)
         replayed = replace(split, train=replay_frames(split.train, new))
         label = f"{trained.name}-round-{number}"
         later = self.ladder.train(trained.name, replayed, label, start=trained.student)
-        helped = later.validation.overall >= known.overall + LEAST_GAIN
-        best = later if later.validation.overall > known.overall else trained
-        if best is trained:
-            best = replace(trained, validation=known)
+        helped = later.score >= known.score + LEAST_GAIN
+        best = later if later.score > known.score else known
         whole = replace(split, train=[*split.train, *new])
         climbed = self.ladder.climb(whole, present=best, suffix=f"-round-{number}", grow=helped)
         if climbed is not best:
             best, self._n_first = climbed, len(whole.train)
-        return best, best.validation.overall >= known.overall + LEAST_GAIN
+        return best, best.score >= known.score + LEAST_GAIN
 
     def finish(self, trained: Trained, split: Split) -> Trained:
         """After the last round, train once more from scratch where frames have multiplied since; the better one.
@@ -293,13 +291,9 @@ class Rounds:
         worth = len(split.train) >= GROWTH * self._n_first and self._has_time(trained, split)
         if not gather_from_ranks(worth)[0]:  # what the first of several processes finds
             return trained
-        known = measure_student(copy.deepcopy(trained.student).to(self.device), split.validation)
+        known = judge_again(trained, split.validation, self.device)
         later = self.ladder.train(trained.name, split, f"{trained.name}-final")
-        return (
-            later
-            if later.validation.overall > known.overall
-            else replace(trained, validation=known)
-        )
+        return later if later.score > known.score else known
 
     def _has_time(self, trained: Trained, split: Split) -> bool:
         """Whether a training from scratch would end within the minutes there are."""

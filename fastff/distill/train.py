@@ -81,8 +81,8 @@ class TrainSettings:
     n_validations : int
         Validations over the run, about.
     patience : int
-        Stop after this many validations without a better accuracy, counted from the middle of the schedule on: before,
-        a high learning rate hides what comes. The default lets nearly every schedule end.
+        Stop after this many validations without a better score (:mod:`fastff.distill.score`), counted from the middle
+        of the schedule on: before, a high learning rate hides what comes. The default lets nearly every schedule end.
     stop_at : float or None
         Stop as soon as the validation accuracy reaches this.
     seed : int
@@ -118,8 +118,8 @@ class TrainSettings:
 class TrainResult:
     """A trained student and how it got there.
 
-    ``learning_curve`` is a list of ``{step, accuracy, force_accuracy, force_mae}``; ``seconds`` includes those of
-    interrupted runs that this one continues, up to their last checkpoints.
+    ``learning_curve`` is a list of ``{step, score, accuracy, force_accuracy, force_mae}``; ``seconds`` includes those
+    of interrupted runs that this one continues, up to their last checkpoints.
     """
 
     student: Student
@@ -163,7 +163,7 @@ def train_student(
     resume: bool = False,
     on_step: Callable[[TrainProgress], None] | None = None,
 ) -> TrainResult:
-    """Train a student from labels to its best validated weights.
+    """Train a student from labels to the weights with the best score on the validation frames.
 
     Parameters
     ----------
@@ -273,7 +273,7 @@ def _fit(
     keeper = ModelCheckpoint(
         dirpath=out / CHECKPOINTS,
         filename="{step:07d}",
-        monitor="accuracy",
+        monitor="score",
         mode="max",
         save_top_k=2,
         save_last=True,
@@ -281,13 +281,7 @@ def _fit(
         save_on_train_epoch_end=False,
     )
     stopper = LatePatience(
-        begin=module.n_steps // 2,
-        monitor="accuracy",
-        mode="max",
-        patience=settings.patience,
-        min_delta=1e-4,
-        stopping_threshold=settings.stop_at,
-        check_on_train_epoch_end=False,
+        begin=module.n_steps // 2, stop_at=settings.stop_at, patience=settings.patience
     )
     callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper]
     if on_step is not None:
@@ -352,8 +346,8 @@ def _describe_stop(trainer: pl.Trainer, stopper: LatePatience, settings: TrainSe
             f"fell apart, from {best:.1%} to {newest:.1%} by step {trainer.global_step}; lower the learning rate, "
             f"{settings.learning_rate:g}"
         )
-    if reason is EarlyStoppingReason.STOPPING_THRESHOLD:
+    if stopper.reached:
         return f"reached {settings.stop_at:.1%} at step {trainer.global_step}"
     if reason is EarlyStoppingReason.PATIENCE_EXHAUSTED:
-        return f"no better accuracy in {settings.patience} validations"
+        return f"no better score in {settings.patience} validations"
     return "schedule complete"
