@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,14 +12,17 @@ from ase.build import bulk
 from torch import Tensor
 from untrained import KINDS, make_student
 
+from fastff.checkpoint import load_model, save_model
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
 from fastff.inference import predict
 from fastff.kernels.couplings import CUBIC_TRIPLES
+from fastff.kernels.moment_potential.layout import find_obstacle
 from fastff.kernels.node_block.reference import bound_inputs
 from fastff.kernels.rows import pick_rows
 from fastff.models import ARCHITECTURES, Student, StudentConfig, build_student, configure_student
 from fastff.models.dense import lay_out_edges
+from fastff.models.fused import collect_weights
 from fastff.models.moment import MomentStudent
 from fastff.neighbors import atoms_to_graph
 from fastff.testing import make_structures, measure_forces
@@ -231,6 +235,8 @@ def test_construction_under_another_default_dtype() -> None:
         ({"n_hops": 0}, "n_hops"),
         ({"n_hops": 4}, "n_hops 4 must be 1 to 3"),
         ({"body_order": 1}, "body_order"),
+        ({"message_degree": 3}, "message_degree 3 must be 0 to 2"),
+        ({"message_degree": 1, "n_mixed": 8}, r"mixed channels \(8\) as channels \(16\)"),
     ],
 )
 def test_configurations_that_mean_nothing(change: dict, message: str) -> None:
@@ -263,10 +269,11 @@ def test_ablations_use_fewer_invariants(sizes: dict, n_used: int) -> None:
 def test_configuration_goes_through_json() -> None:
     import json
 
-    for sizes in ({}, {"n_hops": 3}):
+    for sizes in ({}, {"n_hops": 3}, {"message_degree": 1}):
         config = configure_student("m2-l", (29, 8, 8), cutoff=4.5, **sizes)
         assert config.elements == (8, 29)
-        assert ("n_hops" in config.to_dict()) == ("n_hops" in sizes)
+        for name in ("n_hops", "message_degree"):
+            assert (name in config.to_dict()) == (name in sizes)
         assert StudentConfig(**json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -292,6 +299,23 @@ def test_hops_of_a_configuration_are_those_of_the_student(architecture: str) -> 
     if architecture != "painn":
         with pytest.raises(ValueError, match="n_hops 4 must be 1 to 3"):
             MomentStudent(plain.config, n_hops=4)
+
+
+def test_directed_messages_survive_a_file_and_the_kernels_say_that_they_do_not_take_them(
+    tmp_path: Path,
+) -> None:
+    student = make_student("m2-directed", ELEMENTS)
+    save_model(tmp_path / "m.safetensors", student, {})
+    assert load_model(tmp_path / "m.safetensors").config.message_degree == 2
+    plain = make_student("m2-hop3", ELEMENTS, n_channels=6, n_mixed=6)
+    assert "blocks.0.message_scale" in student.state_dict()
+    assert not any("message_scale" in name for name in plain.state_dict())
+    structures = list(make_structures(ELEMENTS).values())
+    read = predict(load_model(tmp_path / "m.safetensors"), structures)
+    for one, other in zip(predict(student, structures), read, strict=True):
+        assert one.energy == other.energy
+    wide = build_student(StudentConfig("m2", ELEMENTS, n_channels=16, n_mixed=16, message_degree=1))
+    assert find_obstacle(collect_weights(wide)) == "messages of degree 1, the kernels take scalars"
 
 
 def test_picked_rows_are_indexed_rows_with_the_same_gradient() -> None:

@@ -16,8 +16,9 @@ from fastff.testing import make_structures
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ARCHITECTURES},
     "m2-hop3": ("m2", {"n_hops": 3}),
+    "m2-directed": ("m2", {"n_hops": 3, "message_degree": 2, "n_channels": 6, "n_mixed": 6}),
 }
-"""What tests of every student run over: each architecture, and a third hop."""
+"""What tests of every student run over: each architecture, a third hop, and messages up to degree two."""
 
 
 def make_student(
@@ -25,10 +26,10 @@ def make_student(
 ) -> Student:
     """A student calibrated on small structures, float32, with composition energies of thousands of eV.
 
-    ``kind``: one of :data:`KINDS`, changed by ``sizes``.
+    ``kind``: one of :data:`KINDS`; ``sizes`` are for what that leaves open.
     """
     architecture, own = KINDS[kind]
-    sizes = {**own, **sizes}
+    sizes = {**sizes, **own}
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = build_student(configure_student(architecture, tuple(elements), **sizes)).float()

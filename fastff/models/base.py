@@ -57,6 +57,9 @@ class StudentConfig:
         meaning to ``painn``.
     n_hops : int or None
         1 to :data:`MAX_HOPS`, or None: as many as the architecture has. Not in the file of a model where None.
+    message_degree : int
+        Largest degree of the messages of a moment student, 0 to 2; 0: scalars. Above 0 as many mixed channels as
+        channels are needed, and the fused kernels do not take it. Not in the file of a model where 0.
     """
 
     architecture: str
@@ -71,6 +74,7 @@ class StudentConfig:
     body_order: int = 4
     input_limit: float | None = None
     n_hops: int | None = None
+    message_degree: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "elements", tuple(sorted({int(z) for z in self.elements})))
@@ -97,11 +101,21 @@ class StudentConfig:
                 f"n_hops {self.n_hops} must be 1 to {MAX_HOPS}, or None for the architecture's"
             )
 
+        if type(self.message_degree) is not int or not 0 <= self.message_degree <= 2:
+            raise DataError(f"message_degree {self.message_degree} must be 0 to 2")
+        if self.message_degree > 0 and self.n_mixed != self.n_channels:
+            raise DataError(
+                f"message_degree {self.message_degree} needs as many mixed channels ({self.n_mixed}) as channels "
+                f"({self.n_channels})"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; ``StudentConfig(**d)`` gives the configuration back."""
         found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         if self.n_hops is None:
             del found["n_hops"]  # unknown to readers of earlier files
+        if self.message_degree == 0:
+            del found["message_degree"]
         return found
 
 

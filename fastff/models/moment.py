@@ -6,7 +6,8 @@ composition energies (:mod:`fastff.models.base`).
 
 Hop 1 sums radial functions times a species-pair factor times spherical harmonics into moments, couples them to
 invariants up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Each further hop does
-the same with the neighbor's messages as factors; ``StudentConfig.n_hops`` may ask for a third. Cost does not grow with
+the same with the neighbor's messages as factors; ``StudentConfig.n_hops`` may ask for a third, and
+``StudentConfig.message_degree`` for messages that depend on the direction they are read from. Cost does not grow with
 the number of elements.
 """
 
@@ -14,18 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastff.kernels.couplings import CUBIC_TRIPLES
-from fastff.kernels.moments.reference import (
-    EdgeGeometry,
-    compute_moments,
-    compute_moments_adjoint,
-    describe_edges,
-)
+from fastff.kernels.moment_potential.hops import Hop, pull_hops, run_hops, run_vacuum
+from fastff.kernels.moments.messages import direct_messages, read_messages
+from fastff.kernels.moments.reference import EdgeGeometry, compute_moments, describe_edges
 from fastff.kernels.node_block.reference import (
     N_INVARIANT_KINDS,
     CubicTable,
@@ -35,7 +32,6 @@ from fastff.kernels.node_block.reference import (
     build_cubic_table,
     compute_invariants,
     compute_node,
-    compute_node_adjoint,
     mix_channels,
 )
 from fastff.kernels.rows import pick_rows
@@ -48,6 +44,7 @@ class NodeBlock(nn.Module):
     shift: Tensor
     scale: Tensor
     inverse_limit: Tensor
+    message_scale: Tensor
 
     def __init__(self, config: StudentConfig, n_extra: int, n_messages: int) -> None:
         super().__init__()
@@ -72,13 +69,19 @@ class NodeBlock(nn.Module):
         self.readout = nn.Parameter(torch.randn(1, h2).expand(n_species, h2) / math.sqrt(h2))
         self.message = draw(h2, n_messages, fan_in=h2)
         self.message_bias = nn.Parameter(torch.randn(n_species, n_messages))
+        self.has_gates = config.message_degree > 0 and n_messages > 0
+        if self.has_gates:
+            self.register_buffer("message_scale", torch.ones(n_messages))
 
     @torch.no_grad()
     def calibrate(
         self, moments: Tensor, extra: Tensor | None, species: Tensor, table: CubicTable
     ) -> None:
-        """Set shift and scale of the inputs from sample moments (n_atoms, 16, n_channels)."""
-        inputs, _ = compute_invariants(mix_channels(moments, self.mixing), table)
+        """Set shift and scale of the inputs, and the scale of gates, from sample moments (n_atoms, 16, n_channels)."""
+        mixed = mix_channels(moments, self.mixing)
+        if self.has_gates:
+            self._calibrate_gates(mixed)
+        inputs, _ = compute_invariants(mixed, table)
         if extra is not None:
             inputs = torch.cat([inputs, extra], dim=1)
         inputs = trim_outliers(inputs, species)
@@ -87,6 +90,18 @@ class NodeBlock(nn.Module):
         self.shift.copy_(inputs.mean(dim=0))
         self.scale.copy_(1.0 / torch.maximum(spread, floor).clamp_min(1e-6))
         self.scale.mul_(self._used.to(self.scale))
+
+    def _calibrate_gates(self, mixed: Tensor) -> None:
+        """What a neighbor reads of every degree shall be half as large as a gate, at the root mean square.
+
+        A degree that symmetry forbids in the sample counts as a twentieth of l = 0.
+        """
+        n_channels = mixed.shape[2]
+        floor = 0.05 * mixed[:, 0].square().mean().sqrt().clamp_min(1e-6)
+        for degree in range(1, len(self.message_scale) // n_channels):
+            part = mixed[:, degree**2 : (degree + 1) ** 2]
+            size = torch.maximum(part.square().sum(dim=1).mean().sqrt(), floor)
+            self.message_scale[degree * n_channels : (degree + 1) * n_channels] = 0.5 / size
 
     def evaluate_unbounded(self, cache: NodeCache, species: Tensor) -> Tensor:
         """Last hidden layer (n_atoms, H2), had the inputs not been bounded; see ``bound_inputs``."""
@@ -111,15 +126,9 @@ class NodeBlock(nn.Module):
             self.weight2,
             self.bias2,
             self.readout,
-            self.message,
-            self.message_bias,
+            self.message * self.message_scale if self.has_gates else self.message,
+            self.message_bias * self.message_scale if self.has_gates else self.message_bias,
         )
-
-
-def _gather_messages(messages: Tensor, senders: Tensor) -> Tensor:
-    """Message of the sender in every slot, (n_atoms, n_slots, n_channels)."""
-    picked = messages.index_select(0, senders.flatten())
-    return picked.view(*senders.shape, messages.shape[1])
 
 
 def trim_outliers(inputs: Tensor, species: Tensor) -> Tensor:
@@ -146,15 +155,6 @@ def mask_invariants(config: StudentConfig, n_extra: int) -> Tensor:
     return torch.cat([kinds, torch.ones(n_extra, dtype=torch.bool)])
 
 
-class _Hop(NamedTuple):
-    """What a hop keeps: radial weights, factors and radial functions of its slots, and what its node block kept."""
-
-    weights: Tensor
-    factors: Tensor
-    radial: Tensor
-    cache: NodeCache
-
-
 class MomentStudent(Student):
     """Moment model of one to three hops with an analytic adjoint. See the module docstring."""
 
@@ -178,7 +178,7 @@ class MomentStudent(Student):
             NodeBlock(
                 config,
                 n_extra=0 if hop == 0 else n_channels,
-                n_messages=0 if hop == last else n_channels,
+                n_messages=0 if hop == last else n_channels * (config.message_degree + 1),
             )
             for hop in range(n_hops)
         )
@@ -200,19 +200,6 @@ class MomentStudent(Student):
         of_sender = (species[senders][:, :, None] == known).to(self.dtype)
         return of_sender @ pick_rows(self.pair_factors, species)
 
-    def _compute_vacuum(self) -> list[tuple[Tensor, NodeCache]]:
-        """What each node block makes of an atom of each species without neighbours: energy, and what it kept."""
-        species = torch.arange(len(self.elements), device=self.device)
-        moments = self.pair_factors.new_zeros(len(species), 16, self.config.n_channels)
-        found: list[tuple[Tensor, NodeCache]] = []
-        messages: Tensor | None = None
-        for block in self.blocks:
-            energy, messages, cache = compute_node(
-                moments, messages, species, block.weights, self.cubic_table
-            )
-            found.append((energy, cache))
-        return found
-
     def evaluate_dense(
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -228,11 +215,8 @@ class MomentStudent(Student):
 
     def describe_atoms(self, vectors: Tensor, senders: Tensor, species: Tensor) -> Features:
         """See :meth:`fastff.models.base.Student.describe_atoms`."""
-        geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
-        vacuum = self._compute_vacuum()
-        _, hops = self._run_hops(geometry, senders, species, vacuum)
-        caches = [hop.cache for hop in hops]
-        return self._collect_features(caches, [cache for _, cache in vacuum], species)
+        _, hops, vacuum = self._run(self._describe(vectors), senders, species)
+        return self._collect_features([hop.cache for hop in hops], vacuum, species)
 
     def _collect_features(
         self, caches: list[NodeCache], vacuum: list[NodeCache], species: Tensor
@@ -245,54 +229,38 @@ class MomentStudent(Student):
             unbounded.append(block.evaluate_unbounded(cache, species) - pick_rows(bare, species))
         return Features(torch.cat(values, dim=1), torch.cat(unbounded, dim=1))
 
-    def _run_hops(
-        self,
-        geometry: EdgeGeometry,
-        senders: Tensor,
-        species: Tensor,
-        vacuum: list[tuple[Tensor, NodeCache]],
-    ) -> tuple[Tensor, list[_Hop]]:
-        """Energies (n_atoms,), and what every hop kept for its adjoint."""
-        factors = self._gather_pairs(species, senders)
-        messages: Tensor | None = None
-        energies = torch.zeros_like(geometry.distance[:, 0, 0])
-        hops: list[_Hop] = []
-        for hop, block in enumerate(self.blocks):
-            if messages is not None:
-                factors = _gather_messages(messages, senders)
-            weights = self._gather_radial(hop, species)
-            moments, radial = compute_moments(geometry, weights, factors)
-            energy, messages, cache = compute_node(
-                moments, messages, species, block.weights, self.cubic_table
-            )
-            energies = energies + (energy - pick_rows(vacuum[hop][0], species))
-            hops.append(_Hop(weights, factors, radial, cache))
-        return energies, hops
+    def _describe(self, vectors: Tensor) -> EdgeGeometry:
+        return describe_edges(vectors, self.cutoff, self.config.n_radial)
+
+    def _run(
+        self, geometry: EdgeGeometry, senders: Tensor, species: Tensor
+    ) -> tuple[Tensor, list[Hop], list[NodeCache]]:
+        """Energies (n_atoms,), what every hop kept, and what each node block keeps of an atom of each species alone."""
+        blocks = [block.weights for block in self.blocks]
+        known = torch.arange(len(self.elements), device=species.device)
+        table = self.cubic_table
+        vacuum = run_vacuum(blocks, self.config.n_channels, known, table)
+        energies, hops = run_hops(
+            geometry,
+            senders,
+            species,
+            [self._gather_radial(hop, species) for hop in range(self.n_hops)],
+            self._gather_pairs(species, senders),
+            blocks,
+            [energy for energy, _ in vacuum],
+            table,
+        )
+        return energies, hops, [cache for _, cache in vacuum]
 
     def _evaluate(
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor, list[NodeCache], list[NodeCache]]:
         """As :meth:`evaluate_dense`, with what each node block kept, of the atoms and of the vacuum."""
-        geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
-        vacuum = self._compute_vacuum()
-        energies, hops = self._run_hops(geometry, senders, species, vacuum)
-        gradient = torch.zeros_like(geometry.unit)
-        message_gradient: Tensor | None = None
-        for hop in reversed(range(self.n_hops)):
-            weights, factors, radial, cache = hops[hop]
-            moments_gradient, extra_gradient = compute_node_adjoint(
-                cache, message_gradient, species, self.blocks[hop].weights, self.cubic_table
-            )
-            vector_gradient, factor_gradient = compute_moments_adjoint(
-                geometry, weights, factors, radial, moments_gradient
-            )
-            gradient = gradient + vector_gradient
-            if hop > 0:
-                message_gradient = extra_gradient.index_add(
-                    0, senders.flatten(), factor_gradient.flatten(0, 1)
-                )
-        caches = [hop.cache for hop in hops]
-        return energies, gradient, caches, [cache for _, cache in vacuum]
+        geometry = self._describe(vectors)
+        energies, hops, vacuum = self._run(geometry, senders, species)
+        blocks = [block.weights for block in self.blocks]
+        gradient = pull_hops(geometry, senders, species, hops, blocks, self.cubic_table)
+        return energies, gradient, [hop.cache for hop in hops], vacuum
 
     @torch.no_grad()
     def calibrate(self, vectors: Tensor, senders: Tensor, species: Tensor) -> None:
@@ -303,18 +271,23 @@ class MomentStudent(Student):
         square, so that environments far from the sample stay in a sane range. Both are those of the bulk of each
         species (:func:`trim_outliers`).
         """
-        geometry = describe_edges(vectors, self.cutoff, self.config.n_radial)
-        messages: Tensor | None = None
+        geometry = self._describe(vectors)
+        carried: Tensor | None = None
+        extra: Tensor | None = None
         factors = self._gather_pairs(species, senders)
         for hop, block in enumerate(self.blocks):
-            if messages is not None:
-                factors = _gather_messages(messages, senders)
+            if carried is not None:
+                factors, _ = read_messages(carried, senders, geometry.harmonics)
             self.moment_scale[hop] = 1.0
             weights = self._gather_radial(hop, species)
             moments, _ = compute_moments(geometry, weights, factors)
             size = moments[:, 0].square().mean().sqrt().clamp_min(1e-6)
             self.moment_scale[hop] = 1.0 / size
-            block.calibrate(moments / size, messages, species, self.cubic_table)
-            _, messages, _ = compute_node(
-                moments / size, messages, species, block.weights, self.cubic_table
+            block.calibrate(moments / size, extra, species, self.cubic_table)
+            _, messages, cache = compute_node(
+                moments / size, extra, species, block.weights, self.cubic_table
             )
+            if messages.shape[1]:
+                n_channels = self.config.n_channels
+                carried = direct_messages(messages, cache.mixed, n_channels)
+                extra = messages[:, :n_channels]

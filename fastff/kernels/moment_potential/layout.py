@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from fastff.errors import DataError
+from fastff.kernels.moment_potential.hops import run_vacuum
+from fastff.kernels.moments.messages import find_message_degree
 from fastff.kernels.node_block.reference import (
     N_INVARIANT_KINDS,
     NodeWeights,
     build_cubic_table,
-    compute_node,
 )
 
 GRID_BITS = 26
@@ -49,13 +50,9 @@ def compute_vacuum(weights: PotentialWeights) -> list[Tensor]:
     """Energy (S,) that each node block gives an atom of each species without neighbours, before ``energy_scale``."""
     radial = weights.radial
     species = torch.arange(radial.shape[1], device=radial.device)
-    moments = radial.new_zeros(len(species), 16, radial.shape[3])
     table = build_cubic_table(radial.dtype, radial.device)
-    energies, messages = [], None
-    for block in weights.blocks:
-        energy, messages, _ = compute_node(moments, messages, species, block, table)
-        energies.append(energy)
-    return energies
+    found = run_vacuum(weights.blocks, radial.shape[3], species, table)
+    return [energies for energies, _ in found]
 
 
 class PackedBlock(NamedTuple):
@@ -102,6 +99,9 @@ def find_obstacle(weights: PotentialWeights) -> str | None:
     for width in widths:
         if width < 16 or width & (width - 1):
             return f"a width of {width}, the kernels take powers of two from 16"
+    degree = max(find_message_degree(b.message.shape[1], n_channels) for b in weights.blocks)
+    if degree > 0:
+        return f"messages of degree {degree}, the kernels take scalars"
     if weights.cutoff >= MAX_REACH / 2:
         return f"cutoff {weights.cutoff} Å, the position grid holds up to {MAX_REACH / 2} Å"
     if weights.core is not None and float(weights.core[1].max()) > weights.cutoff:

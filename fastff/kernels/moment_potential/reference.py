@@ -13,22 +13,15 @@ import torch
 from torch import Tensor
 
 from fastff.kernels.edge_features.reference import evaluate_envelope
+from fastff.kernels.moment_potential.hops import pull_hops, run_hops
 from fastff.kernels.moment_potential.layout import (
     NeighborMatrix,
     PotentialWeights,
     compute_vacuum,
     unpack_neighbors,
 )
-from fastff.kernels.moments.reference import (
-    compute_moments,
-    compute_moments_adjoint,
-    describe_edges,
-)
-from fastff.kernels.node_block.reference import (
-    build_cubic_table,
-    compute_node,
-    compute_node_adjoint,
-)
+from fastff.kernels.moments.reference import describe_edges
+from fastff.kernels.node_block.reference import build_cubic_table
 
 CORE_TERMS = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
 """Amplitude and decay of the universal screening function (Ziegler, Biersack, Littmark 1985)."""
@@ -107,34 +100,17 @@ def evaluate_reference(
 def _evaluate_learned(
     weights: PotentialWeights, vectors: Tensor, senders: Tensor, species: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Energies before ``energy_scale`` and their gradient in the vectors; see ``MomentStudent.evaluate_hops``."""
+    """Energies before ``energy_scale`` and their gradient in the vectors; see :mod:`.hops`."""
     table = build_cubic_table(vectors.dtype, vectors.device)
     geometry = describe_edges(vectors, weights.cutoff, weights.radial.shape[2])
-    factors = weights.pair_factors[species[:, None], species[senders]]
-    messages: Tensor | None = None
-    energies = torch.zeros_like(vectors[:, 0, 0])
-    saved = []
-    for hop, (block, vacuum) in enumerate(
-        zip(weights.blocks, compute_vacuum(weights), strict=True)
-    ):
-        if messages is not None:
-            factors = messages[senders]
-        radial_weights = weights.radial[hop][species]
-        moments, radial = compute_moments(geometry, radial_weights, factors)
-        energy, messages, cache = compute_node(moments, messages, species, block, table)
-        energies = energies + (energy - vacuum[species])
-        saved.append((radial_weights, factors, radial, cache))
-    gradient = torch.zeros_like(vectors)
-    message_gradient: Tensor | None = None
-    for hop in reversed(range(len(weights.blocks))):
-        radial_weights, factors, radial, cache = saved[hop]
-        moments_gradient, extra = compute_node_adjoint(
-            cache, message_gradient, species, weights.blocks[hop], table
-        )
-        vector_gradient, factor_gradient = compute_moments_adjoint(
-            geometry, radial_weights, factors, radial, moments_gradient
-        )
-        gradient = gradient + vector_gradient
-        if hop > 0:
-            message_gradient = extra.index_add(0, senders.flatten(), factor_gradient.flatten(0, 1))
-    return energies, gradient
+    energies, hops = run_hops(
+        geometry,
+        senders,
+        species,
+        [radial[species] for radial in weights.radial],
+        weights.pair_factors[species[:, None], species[senders]],
+        weights.blocks,
+        compute_vacuum(weights),
+        table,
+    )
+    return energies, pull_hops(geometry, senders, species, hops, weights.blocks, table)

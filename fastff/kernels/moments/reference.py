@@ -113,6 +113,7 @@ def compute_moments_adjoint(
     factors: Tensor,
     radial: Tensor,
     moments_gradient: Tensor,
+    picked: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the energy in the edge vectors and in the factors, given its gradient in the moments.
 
@@ -122,6 +123,9 @@ def compute_moments_adjoint(
         As given to and returned by :func:`compute_moments`.
     moments_gradient : (n_atoms, 16, n_channels) tensor
         ``dE/dA``.
+    picked : (n_atoms, n_slots, n_parts, n_channels) tensor, optional
+        What the factors were read from, where they depend on the direction
+        (:func:`fastff.kernels.moments.messages.read_messages`).
 
     Returns
     -------
@@ -135,9 +139,13 @@ def compute_moments_adjoint(
     basis_gradient = mix_radial(radial_gradient, weights.transpose(1, 2))
     along = (basis_gradient * geometry.basis_slope).sum(dim=-1, keepdim=True)
     pull = (radial * factors) @ moments_gradient.transpose(1, 2)
+    factors_gradient = channel_gradient * radial
+    if picked is not None:
+        aside = (picked @ factors_gradient[..., None])[..., 0]
+        pull = pull + torch.nn.functional.pad(aside, (0, pull.shape[-1] - aside.shape[-1]))
     lower = pull @ build_gradient_table(pull.dtype, pull.device)
     lower = lower.unflatten(-1, (3, 9)) * geometry.harmonics[..., None, :9]
     across = lower.sum(dim=-1)
     across = across - geometry.unit * (across * geometry.unit).sum(dim=-1, keepdim=True)
     vector_gradient = along * geometry.unit + across / geometry.distance
-    return vector_gradient, channel_gradient * radial
+    return vector_gradient, factors_gradient

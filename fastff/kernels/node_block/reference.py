@@ -32,7 +32,7 @@ class NodeWeights(NamedTuple):
     mixing (4, C, Q): per degree l; shift, scale (I,): affine normalisation of the inputs; inverse_limit (): what
     normalised inputs are bounded by, inverted, or zero (see :func:`bound_inputs`);
     weight1 (I, H1), bias1 (S, H1), weight2 (H1, H2), bias2 (S, H2); readout (S, H2): energy per species;
-    message (H2, M) and message_bias (S, M), or M = 0 for a block that sends nothing.
+    message (H2, M) and message_bias (S, M): scalars, then gates of directed messages; M = 0 where nothing is sent.
     """
 
     mixing: Tensor
@@ -222,6 +222,7 @@ def compute_node_adjoint(
     species: Tensor,
     weights: NodeWeights,
     table: CubicTable,
+    sent_gradient: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of the total energy in the moments and in the extra inputs.
 
@@ -231,6 +232,8 @@ def compute_node_adjoint(
         From :func:`compute_node`.
     message_gradient : (n_atoms, n_messages) tensor or None
         ``dE/d(messages)``; None where nothing depends on them.
+    sent_gradient : (n_atoms, n_parts, n_mixed) tensor, optional
+        Gradient in the first components of the mixed moments that messages were made of.
 
     Returns
     -------
@@ -246,6 +249,9 @@ def compute_node_adjoint(
     mixed_gradient = compute_invariants_adjoint(
         input_gradient[:, :n_invariants], cache.mixed, cache.products, table
     )
+    if sent_gradient is not None:
+        rest = mixed_gradient.shape[1] - sent_gradient.shape[1]
+        mixed_gradient = mixed_gradient + torch.nn.functional.pad(sent_gradient, (0, 0, 0, rest))
     return mix_channels(mixed_gradient, weights.mixing.transpose(1, 2)), input_gradient[
         :, n_invariants:
     ]
