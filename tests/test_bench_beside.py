@@ -17,7 +17,14 @@ from typer.testing import CliRunner
 
 from fastff.checkpoint import save_model
 from fastff.cli import app
-from fastff.errors import AccuracyError, DataError, UnsupportedElementError, UsageError
+from fastff.cli.bench_records import require_accuracy
+from fastff.errors import (
+    AccuracyError,
+    DataError,
+    ModelFileError,
+    UnsupportedElementError,
+    UsageError,
+)
 from fastff.models import build_student, configure_student
 from fastff.report import kernel_work
 from fastff.report import kernels as report_kernels
@@ -27,7 +34,7 @@ from fastff.report.gpumd import read_nep_elements, read_speeds, time_gpumd, writ
 from fastff.report.html import render_report
 from fastff.report.markdown import write_tables
 from fastff.report.plan import BenchPlan
-from fastff.report.record import verify_record, write_record
+from fastff.report.record import read_record, verify_record, write_record
 from fastff.report.regression import (
     SlowdownError,
     check_machines,
@@ -44,6 +51,8 @@ PLAN = BenchPlan(
     n_frames=4, n_temperatures=2, n_equilibrate=2, interval=2, sizes=(32,), budget=0.3,
     md_atoms=32, outside=False, n_noise=2, physics="none",
 )  # fmt: skip
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
 
 SPEEDS = """---------------------------------------------------------------
 Time used for this run = 0.02 second.
@@ -386,7 +395,8 @@ def test_a_record_of_no_use_is_refused_with_those_that_are(record, models, tmp_p
             [str(models[0]), "--compare-teacher", "--teacher", "analytic:morse", "--against", str(path)],
         ):  # fmt: skip
             out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
-            done = CliRunner().invoke(app, ["bench", *arguments, *out])
+            own = [] if arguments[0].endswith(".json") else out
+            done = CliRunner().invoke(app, ["bench", *arguments, *own])
             assert isinstance(done.exception, DataError)
             said = str(done.exception)
             assert reason in said
@@ -510,11 +520,81 @@ def test_a_wrong_kernel_has_no_time():
         (["m.safetensors", "--compare-teacher", "--physics", "some"], "not one of auto"),
         (["m.safetensors", "--compare-teacher", "--physics", "-3"], "number of seconds above 0"),
         (["m.safetensors", "--compare-teacher", "--physics", "nan"], "number of seconds above 0"),
+        (["m.safetensors"], "nothing to compare with; add --compare-teacher or --labels FILE"),
     ],
 )
-def test_command_refuses_what_it_cannot_honour(arguments, words, tmp_path):
+def test_command_refuses_what_it_cannot_honour(arguments, words, models, tmp_path):
+    given = [str(models[0]) if word == "m.safetensors" else word for word in arguments]
     done = CliRunner().invoke(
-        app, ["bench", "--out", str(tmp_path / "out"), "--device", "cpu", *arguments]
+        app, ["bench", "--out", str(tmp_path / "out"), "--device", "cpu", *given]
     )
     assert isinstance(done.exception, UsageError)
     assert words in str(done.exception)
+
+
+def test_a_model_file_is_looked_at_before_what_is_missing_beside_it(tmp_path):
+    junk = tmp_path / "junk.safetensors"
+    junk.write_text("<html>not found</html>")
+    for path, words in (
+        (tmp_path / "none.safetensors", "no model file at"),
+        (junk, "not a readable"),
+    ):
+        error = CliRunner().invoke(app, ["bench", str(path)]).exception
+        assert isinstance(error, ModelFileError)
+        assert error.exit_code == 5
+        assert words in str(error)
+        assert str(path) in str(error)
+        assert "\n" not in str(error)
+
+
+# Records that exist --------------------------------------------------------------------------------------------------
+
+
+def test_an_accuracy_is_required_of_a_record_too(tmp_path):
+    path, page = RESULTS / "cuau-7net-0-h100.json", tmp_path / "page"  # 96.6 %
+    force = ["--out", str(page), "--force"]
+
+    def invoke(*arguments):
+        return CliRunner().invoke(app, ["bench", str(path), *arguments])
+
+    for beside in (force, ["--against", str(path)]):
+        missed = invoke("--require", "0.99", *beside)
+        assert isinstance(missed.exception, AccuracyError)
+        assert missed.exception.exit_code == 6
+        assert str(missed.exception).startswith("accuracy 96.6 % is below the required 99.0 %")
+        reached = invoke("--require", "0.96", *beside)
+        assert reached.exit_code == 0
+        assert "accuracy 96.6 %; required 96.0 %: met" in reached.output
+        assert invoke(*beside).exit_code == 0
+    assert (page / f"{path.stem}.html").exists()
+    # a run that was ended early is no whole one
+    ended = read_record(path).model_copy(update={"ended": "stopped while timing"})
+    with pytest.raises(AccuracyError, match="not complete: stopped"):
+        require_accuracy(ended, 0.5)
+
+
+def test_options_that_mean_nothing_for_a_record_are_refused(record, kernel_record, tmp_path):
+    path = tmp_path / "a.json"
+    write_record(record, path)
+    every = (
+        ["--compare-teacher"], ["--labels", "l.h5"], ["--structures", "s.xyz"], ["--teacher", "t"],
+        ["--teacher-weights", "w"], ["--baseline", "b"], ["--gpumd", "g"], ["--nep", "n"], ["--temperature", "300"],
+        ["--sizes", "64"], ["--frames", "4"], ["--steps", "4"], ["--budget", "1"], ["--physics", "none"],
+        ["--time-limit", "9"], ["--quick"], ["--device", "cpu"],
+    )  # fmt: skip
+    for option in every:
+        error = CliRunner().invoke(app, ["bench", str(path), *option]).exception
+        assert isinstance(error, UsageError), option
+        assert str(error) == f"a record was measured already; leave out {option[0]}"
+    error = (
+        CliRunner()
+        .invoke(app, ["bench", str(path), "--against", str(path), *every[0], "--out", "o"])
+        .exception
+    )
+    assert isinstance(error, UsageError)
+    assert str(error).endswith("leave out --compare-teacher, --out")
+    kernels = tmp_path / "kernels.json"
+    kernels.write_text(kernel_record.model_dump_json())
+    error = CliRunner().invoke(app, ["bench", str(kernels), "--require", "0.9"]).exception
+    assert isinstance(error, UsageError)
+    assert "record of kernels" in str(error)

@@ -25,13 +25,16 @@ from fastff.report.physics.derive import (
     fit_eos,
 )
 from fastff.report.physics.magnitudes import find_magnitude_faults
-from fastff.report.physics.material import describe_material
+from fastff.report.physics.material import describe_material, find_space_group
 from fastff.report.physics.record import (
     DimerCurve,
     DimerItem,
     ElasticItem,
+    EnergyTrace,
     EosItem,
     LeftOut,
+    NveItem,
+    PhononItem,
     PhysicsPart,
     RdfCurve,
     RdfItem,
@@ -39,6 +42,8 @@ from fastff.report.physics.record import (
 )
 from fastff.report.physics.run import measure_physics, verify_physics
 from fastff.report.physics.side import Side, relax_bare
+from fastff.report.physics.summary import describe_physics
+from fastff.report.physics_figures import describe_item, draw_item
 from fastff.report.plan import choose_seeds
 from fastff.report.stamps import check_stamp
 from fastff.teachers import load_teacher
@@ -291,8 +296,6 @@ def test_a_repulsive_pair_has_no_minimum():
 
 @pytest.mark.parametrize("dip", [0.0, 0.01, 0.5])
 def test_the_verdict_names_pairs_that_only_the_teacher_binds(dip):
-    from fastff.report.verdict import describe_physics
-
     teacher = (1.0, -2.0, -1.0, 0.0)
     curves = [
         DimerCurve(pair=pair, distances=(1, 2, 3, 4), teacher=teacher, student=student)
@@ -371,8 +374,6 @@ def test_a_foreign_calculator_is_caught_before_physics(copper):
 
 
 def test_the_verdict_names_the_worst_deviations_and_what_is_missing():
-    from fastff.report.verdict import describe_physics
-
     vacancy = VacancyItem(
         title="Vacancies", description="", formula={"Cu": 1}, n_atoms=32,
         teacher_perfect=-128.0, student_perfect=-128.0,
@@ -390,6 +391,115 @@ def test_the_verdict_names_the_worst_deviations_and_what_is_missing():
     assert "formation energy -23.0 %" in line
     assert "phonons not measured: phonopy is not installed" in line
     assert "diffusion" not in line
+
+
+def make_part(*items, **more):
+    return PhysicsPart(
+        mode="auto", material="Cu", teacher={}, student={}, left_out=(),
+        items=tuple(item.model_copy(update={"quantities": derive_quantities(item)}) for item in items), **more,
+    )  # fmt: skip
+
+
+def make_rdf(student, error=0.1):
+    r = np.arange(0.025, 6.0, 0.05)
+    g = np.exp(-(((r - 2.5) / 0.3) ** 2)) * 3.0 + (r > 2.0)
+    errors = tuple(np.full(len(r), error))
+    curve = RdfCurve(
+        pair="Cu-Cu", radii=tuple(r), teacher=None if student is None else tuple(g),
+        teacher_error=None if student is None else errors,
+        student=tuple(g * (student or 1.0)), student_error=errors,
+    )  # fmt: skip
+    return RdfItem(
+        title="Pair distributions",
+        description="",
+        temperature=300,
+        n_blocks=2,
+        curves=(curve,),
+        peak="first",
+    )
+
+
+def test_the_verdict_says_what_was_compared_where_nothing_deviates():
+    trace = EnergyTrace(times=(0.0, 1.0, 2.0), energies=(0.0, 0.1, 0.3))
+    nve = NveItem(
+        title="Conservation of energy",
+        description="",
+        temperature=300,
+        time_step=1.0,
+        teacher=trace,
+        student=trace,
+    )
+    within = describe_physics(make_part(make_rdf(1.01), nve))
+    assert within == "Physics of Cu: all 2 compared quantities are within noise."
+    beyond = describe_physics(make_part(make_rdf(1.5, 0.01), nve))
+    assert "worst deviations: Cu-Cu, difference of g(r) +50.0 %" in beyond
+    alone = describe_physics(make_part(make_rdf(None), nve))
+    assert "compared were only conservation of energy, no measure of the student" in alone
+    assert "nothing of both sides was measured" in describe_physics(make_part(make_rdf(None)))
+
+
+def test_imaginary_modes_and_lost_symmetry_are_said():
+    def make_phonons(teacher, student):
+        return PhononItem(
+            title="Phonons", description="", path=(0.0, 1.0), marks=((0.0, "Γ"), (1.0, "X")),
+            teacher=((teacher, 5.0), (1.0, 6.0)), student=((student, 5.0), (1.0, 6.0)),
+        )  # fmt: skip
+
+    both = describe_physics(make_part(make_phonons(-1.97, -1.934)))
+    assert "imaginary modes of the teacher (to 1.97i THz) and the student (to 1.93i THz)" in both
+    one = describe_physics(make_part(make_phonons(-1e-7, -0.5)))
+    assert (
+        "imaginary modes of the student (to 0.50i THz): the relaxed structure is no minimum" in one
+    )
+    assert "imaginary" not in describe_physics(make_part(make_phonons(-1e-7, -0.05)))
+    low, high = "Amm2 (38)", "P4_2/mnm (136)"
+    groups = {"teacher": (low, high), "student": (low, high)}
+    line = describe_physics(make_part(make_phonons(0.0, 0.0), symmetry=groups))
+    assert (
+        f"relaxed by the teacher and the student it has space group {low}, {high} only within 0.2 Å"
+        in line
+    )
+    groups["student"] = (high, high)
+    line = describe_physics(make_part(make_phonons(0.0, 0.0), symmetry=groups))
+    assert f"relaxed by the teacher it has space group {low}" in line
+    # before space groups were recorded, elastic constants tell: 409, 383 and 170 GPa in a rutile that is none
+    matrix = np.diag([409.0, 383.0, 170.0, 28.0, 56.0, 90.0])
+    elastic = ElasticItem(
+        title="Elastic constants", description="", cubic=False,
+        teacher=tuple(map(tuple, matrix.tolist())), student=tuple(map(tuple, matrix.tolist())),
+    )  # fmt: skip
+    old = describe_physics(make_part(make_phonons(-1.97, -1.934), elastic))
+    assert "no two of the teacher's C11, C22, C33 agree there (409, 383, 170 GPa)" in old
+    assert (
+        "C22" not in describe_physics(make_part(make_phonons(0.0, 0.0), elastic)).split("worst")[0]
+    )
+
+
+def test_symmetries_of_relaxed_cells_are_recorded(copper, part):
+    pytest.importorskip("spglib")
+    assert part.symmetry == dict.fromkeys(("teacher", "student"), ("Fm-3m (225)", "Fm-3m (225)"))
+    tall = bulk("Cu", cubic=True)
+    tall.set_cell(tall.cell.array * [[1.0], [1.0], [1.02]], scale_atoms=True)
+    assert find_space_group(tall, 0.02) == "I4/mmm (139)"
+    assert find_space_group(tall, 0.2) == "Fm-3m (225)"
+    crystal = crystals.Crystal(describe_material(bulk("Cu", cubic=True)), copper, copper)
+    assert crystal.find_symmetries() is None
+    crystal._relaxed["teacher"] = tall
+    assert crystal.find_symmetries() == {"teacher": ("I4/mmm (139)", "Fm-3m (225)")}
+
+
+def test_captions_say_who_ran():
+    old = make_rdf(None).model_copy(
+        update={
+            "description": "81 atoms, 1.01 ps of each side after equilibration; the teacher was not run: slow"
+        }
+    )
+    assert describe_item(old).startswith(
+        "81 atoms, 1.01 ps of the student alone after equilibration"
+    )
+    assert "each side" not in draw_item(old)[0][1]
+    both = make_rdf(1.0).model_copy(update={"description": old.description})
+    assert "of each side" in describe_item(both)
 
 
 def test_provenance_names_what_phonons_depend_on():

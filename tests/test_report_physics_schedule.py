@@ -218,6 +218,7 @@ def test_a_slow_teacher_is_absent_from_runs_and_the_reason_is_given():
     assert [item.kind for item in lab.items] == ["rdf"], lab.left_out
     item = lab.items[0]
     assert item.curves[0].teacher is None
+    assert "ps of the student alone after equilibration" in item.description
     assert "the teacher was not run: 670 steps of it take about" in item.description
     assert item.quantities[0].student is not None
     assert item.quantities[0].teacher is None

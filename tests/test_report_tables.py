@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import re
+from html import escape
+from pathlib import Path
 
 import pytest
 from producers import edit
 
+from fastff.report.calibration import CalibrationData
 from fastff.report.html import _list_tiles, render_report
-from fastff.report.markdown import DYNAMICS, tabulate_accuracy, tabulate_dynamics, tabulate_speed
+from fastff.report.markdown import (
+    DYNAMICS,
+    tabulate_accuracy,
+    tabulate_dynamics,
+    tabulate_speed,
+    write_tables,
+)
 from fastff.report.physics.derive import derive_quantities
-from fastff.report.record import verify_record
+from fastff.report.record import read_record, verify_record
 from fastff.report.schema import compute_digest
 from fastff.report.spread import QUANTITIES
 from fastff.report.tables import (
     LAUNCHED_ONE_BY_ONE,
     PATHS,
+    describe_calibration,
     describe_paths,
     tabulate_baselines,
+    tabulate_calibration,
     tabulate_paths,
     tabulate_physics,
 )
-from fastff.report.verdict import format_percent
+from fastff.report.verdict import UNDEFINED, format_percent, list_lines
 from fastff.units import EV_PER_A3_TO_GPA
+
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
 
 
 def read(table):
@@ -263,3 +276,67 @@ def test_lists_of_old_records_say_that_their_kernels_were_not_replayed(whole_rec
 
     assert "one by one" in describe("cuda")[0]
     assert "one by one" not in describe("cpu")[0]
+
+
+def test_uncertainty_of_every_set_of_frames(whole_record):
+    """As on strained frames of a stored record: 12 % of 8 errors within one deviation, 38 % within two."""
+    within = [(0, 1.0, 0.5)] * 22 + [(0, 1.0, 1.5)] * 8
+    beyond = [(1, 1.0, 0.5)] + [(1, 1.0, 1.5)] * 2 + [(1, 1.0, 3.0)] * 5
+    few = [(2, 1.0, 0.5)] * 1 + [(2, 1.0, 1.5)]
+    data = CalibrationData(
+        names=("held-out frames", "strained by ±5 %", "two frames"), energy=(*within, *beyond, *few),
+        within=(22 / 30, 1.0), grades=(), beyond=(0.0, 0.01, 0.0),
+    )  # fmt: skip
+    words = describe_calibration(data)
+    assert (
+        "held-out frames 73 % and 100 %; strained by ±5 % 12 % and 37 %; two frames 50 % and 100 %"
+        in words
+    )
+    assert words.endswith(
+        "Not to be trusted on: strained by ±5 %; errors there are larger than it says."
+    )
+    rows = tabulate_calibration(data)[1]
+    assert rows[1] == ["strained by ±5 %", "8", "12 %", "37 %", "1 %"]
+    page, text = render_report(whole_record), write_tables(whole_record)
+    own = tabulate_calibration(whole_record.calibration)
+    assert len(own[1]) == len(whole_record.comparisons)
+    for cell in (*own[0], *(cell for row in own[1] for cell in row)):
+        assert escape(cell) in page
+        assert cell in text
+    assert describe_calibration(whole_record.calibration) in text
+
+
+def test_ratios_at_sizes_without_a_trial_are_marked(whole_record):
+    """Settings that were compared at the size of the headline alone, as in records from before there was a second."""
+    assert "only; the teacher may be faster" not in write_tables(whole_record)
+    size = whole_record.headline_size
+    tried = [
+        {"settings": {"compile": on}, "n_atoms": size, "seconds": 1.0, "reason": ""}
+        for on in (True, False)
+    ]
+    identity = {"settings": {"compile": True}, "tried": tried, "unavailable": []}
+    curves = tuple(
+        c.model_copy(update={"identity": {**c.identity, **identity}}) if c.role == "teacher" else c
+        for c in whole_record.speed
+    )
+    record = whole_record.model_copy(update={"speed": curves})
+    found = {row["atoms"]: row["ratio"] for row in read(tabulate_speed(record))}
+    assert "*" not in found.pop(str(size))
+    assert all("×* (" in ratio for ratio in found.values() if ratio != UNDEFINED)
+    expected = f"settings chosen at {size:,} atoms only" if found else ""
+    assert expected in write_tables(record)
+
+
+@pytest.mark.parametrize("name", ["tio2-7net-0-h200", "water-7net-0-h100", "cuau-7net-0-h100"])
+def test_pages_of_old_records_have_the_present_words(name):
+    record = read_record(RESULTS / f"{name}.json")
+    page, text = render_report(record), write_tables(record)
+    assert "no quantity of both sides" in "".join(record.verdict.lines) or name.startswith("tio2")
+    for shown in (text, page[: page.index('<script type="application/json"')]):
+        assert "no quantity of both sides" not in shown
+        assert ("imaginary modes of the teacher (to 1.97i THz)" in shown) == name.startswith("tio2")
+    assert "settings chosen at" in text
+    lines = "\n".join(list_lines(record))
+    # every figure of the accuracy, the noise and the speed is the stored one
+    for stored in record.verdict.lines[:5]:
+        assert stored in lines

@@ -18,14 +18,15 @@ import typer
 from fastff.cli.bench_options import check_folder, make_plan, parse_duration, parse_temperature
 from fastff.cli.bench_records import (
     bench_kernels,
-    compare_records,
+    check_record_options,
     print_changes,
     read_earlier,
-    rebuild_page,
+    require_accuracy,
+    use_record,
 )
 from fastff.cli.bench_view import print_plan, print_results, show_progress
 from fastff.cli.terminal import DeviceOption, make_console, resolve_device
-from fastff.errors import AccuracyError, DataError, UsageError
+from fastff.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from fastff.report.plan import BenchPlan
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 
 def bench(
+    context: typer.Context,
     model: Annotated[
         Path | None,
         typer.Argument(
@@ -176,11 +178,10 @@ def bench(
     if model is None:
         raise UsageError("nothing to judge; name a model file, or give --kernels")
     if model.suffix == ".json":
-        if against is not None:
-            compare_records(model, against)
-        else:
-            rebuild_page(model, out, force=force)
+        check_record_options(context, against)
+        use_record(model, against, out, require=require, force=force)
         return
+    check_model(model)
     if labels is None and not compare_teacher:
         raise UsageError("nothing to compare with; add --compare-teacher or --labels FILE")
     if teacher is not None and not compare_teacher:
@@ -218,6 +219,18 @@ def choose_folder(model: Path) -> Path:
     return Path("runs") / f"bench-{model}" if shipped else model.parent / "bench"
 
 
+def check_model(model: Path) -> None:
+    """Refuse what is no model file, before anything else is asked of the user.
+
+    Raises
+    ------
+    ModelFileError
+    """
+    from fastff.checkpoint import read_header
+
+    read_header(model)
+
+
 def judge(record: BenchRecord, before: Record | None) -> None:
     """Exit codes of a finished run: accuracy first, then speed. A required accuracy needs a whole run.
 
@@ -226,7 +239,6 @@ def judge(record: BenchRecord, before: Record | None) -> None:
     AccuracyError, SlowdownError
     """
     from fastff.report.regression import compare_speed, require_no_slowdown
-    from fastff.report.verdict import format_percent
 
     failed = record.verdict.passed is False
     changes = []
@@ -237,17 +249,7 @@ def judge(record: BenchRecord, before: Record | None) -> None:
             raise
     if changes:
         print_changes(changes)
-    if failed:
-        overall = record.main.read_accuracy().overall
-        raise AccuracyError(
-            f"accuracy {format_percent(overall)} is below the required {format_percent(record.verdict.required)}; "
-            "the report says where the error lies"
-        )
-    if record.ended is not None and record.verdict.required is not None:
-        raise AccuracyError(
-            f"the required accuracy {format_percent(record.verdict.required)} is not met by a record that is not "
-            f"complete: {record.ended}; give it more time"
-        )
+    require_accuracy(record, record.verdict.required)
     require_no_slowdown(changes)
 
 

@@ -1,6 +1,7 @@
 """Records of ``fastff bench`` that exist, and those of kernels.
 
-Here: rebuilding a page, comparing two records, ``--kernels``. Not here: judging a model (:mod:`fastff.cli.bench`).
+Here: rebuilding a page, comparing two records, ``--require``, ``--kernels``. Not here: judging a model
+(:mod:`fastff.cli.bench`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,105 @@ from typing import TYPE_CHECKING
 from fastff.cli.bench_options import check_folder
 from fastff.cli.bench_view import print_table, show_progress
 from fastff.cli.terminal import make_console, print_warning
-from fastff.errors import DataError
+from fastff.errors import AccuracyError, DataError, UsageError
 
 if TYPE_CHECKING:
     import torch
+    import typer
 
     from fastff.report.regression import Change, Record
+    from fastff.report.schema import BenchRecord
+
+OF_RECORDS = ("model", "against", "require", "out", "force")
+"""Parameters of the command that mean something for a record that exists."""
+
+OF_PAGES = ("out", "force")
+"""Those of its page alone, which a comparison does not make."""
+
+
+def check_record_options(context: typer.Context, against: Path | None) -> None:
+    """Refuse options that mean nothing for a record that exists, instead of ignoring them.
+
+    Raises
+    ------
+    UsageError
+        One line that names them.
+    """
+    useful = set(OF_RECORDS) - set(OF_PAGES if against is not None else ())
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name is not None
+        and parameter.name not in useful
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        what = (
+            "comparing two records measures and writes nothing"
+            if against
+            else "a record was measured already"
+        )
+        raise UsageError(f"{what}; leave out {', '.join(given)}")
+
+
+def use_record(
+    path: Path, against: Path | None, out: Path | None, *, require: float | None, force: bool
+) -> None:
+    """Compare a record with an earlier one, or make its page; then judge its accuracy, then its speed.
+
+    Raises
+    ------
+    AccuracyError
+        It misses the required accuracy.
+    SlowdownError
+        It is slower than the earlier one beyond noise.
+    UsageError
+        An accuracy is required of a record of kernels.
+    """
+    from fastff.report.kernels import KernelRecord
+    from fastff.report.record import read_record
+    from fastff.report.regression import read_any, require_no_slowdown
+    from fastff.report.verdict import format_percent
+
+    if require is not None and isinstance(read_any(path), KernelRecord):
+        raise UsageError(
+            f"{path} is a record of kernels, which has no accuracy; leave out --require"
+        )
+    changes: list[Change] = []
+    if against is not None:
+        changes = compare_records(path, against)
+    else:
+        rebuild_page(path, out, force=force)
+    if require is not None:
+        record = read_record(path)
+        require_accuracy(record, require)
+        overall = format_percent(record.main.read_accuracy().overall)
+        make_console().print(f"accuracy {overall}; required {format_percent(require)}: met")
+    require_no_slowdown(changes)
+
+
+def require_accuracy(record: BenchRecord, required: float | None) -> None:
+    """Raise unless a record reaches the accuracy that is required, and is complete.
+
+    Raises
+    ------
+    AccuracyError
+    """
+    from fastff.report.verdict import format_percent
+
+    overall = record.main.read_accuracy().overall
+    if required is None:
+        return
+    if overall < required:
+        raise AccuracyError(
+            f"accuracy {format_percent(overall)} is below the required {format_percent(required)}; "
+            "the report says where the error lies"
+        )
+    if record.ended is not None:
+        raise AccuracyError(
+            f"the required accuracy {format_percent(required)} is not met by a record that is not "
+            f"complete: {record.ended}; give it more time"
+        )
 
 
 def rebuild_page(path: Path, out: Path | None, *, force: bool) -> None:
@@ -61,21 +155,15 @@ def read_earlier(path: Path, device: str, model: Path | None = None) -> Record:
     return read_comparable(path, fits)
 
 
-def compare_records(path: Path, against: Path) -> None:
-    """Compare the timings of two records.
-
-    Raises
-    ------
-    SlowdownError
-        The first is slower than the second beyond noise.
-    """
-    from fastff.report.regression import compare_speed, read_comparable, require_no_slowdown
+def compare_records(path: Path, against: Path) -> list[Change]:
+    """Compare and print the timings of two records."""
+    from fastff.report.regression import compare_speed, read_comparable
 
     after = read_comparable(path)
     before = read_comparable(against, lambda record: _check_comparable(record, after))
     changes = compare_speed(before, after)
     print_changes(changes)
-    require_no_slowdown(changes)
+    return changes
 
 
 def _check_comparable(before: Record, after: Record) -> None:

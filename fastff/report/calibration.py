@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from scipy.stats import binom
 
 from fastff.labels import Frame
 from fastff.report.stamps import Stamped
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from fastff.models import Student
 
 N_GRADE_BINS = 12
+
+EXPECTED = (0.6827, 0.9545)
+"""Shares of normal errors within one and two standard deviations."""
+
+LEAST_WITHIN = (0.5, 0.85)
+"""Shares below which an uncertainty is not to be trusted."""
+
+CHANCE = 0.01
 
 
 class GradeBin(BaseModel):
@@ -47,6 +56,31 @@ class CalibrationData(Stamped):
     grades: tuple[GradeBin, ...]
     beyond: tuple[float, ...]
     identity: dict[str, Any] | None = None
+
+    def list_within(self) -> list[tuple[int, float, float]]:
+        """Number of frames and the shares within one and two standard deviations, of each comparison."""
+        found = []
+        for number in range(len(self.names)):
+            rows = np.array([row for row in self.energy if row[0] == number]).reshape(-1, 3)
+            ratio = np.abs(rows[:, 2]) / np.maximum(rows[:, 1], 1e-300)
+            shares = [float((ratio <= k).mean()) if len(rows) else 1.0 for k in (1.0, 2.0)]
+            found.append((len(rows), shares[0], shares[1]))
+        return found
+
+    def list_doubtful(self) -> list[str]:
+        """Comparisons whose errors are larger than the uncertainty says, beyond chance.
+
+        The share within one or two standard deviations is below :data:`LEAST_WITHIN`, and so small a number of frames
+        has a probability below :data:`CHANCE` if errors are normal and the calibration good.
+        """
+        return [
+            name
+            for name, (count, *shares) in zip(self.names, self.list_within(), strict=True)
+            if any(
+                share < least and binom.cdf(round(share * count), count, expected) < CHANCE
+                for share, least, expected in zip(shares, LEAST_WITHIN, EXPECTED, strict=True)
+            )
+        ]
 
     def count_within(self) -> tuple[float, float]:
         """``within`` from ``energy``."""

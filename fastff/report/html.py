@@ -23,6 +23,7 @@ from fastff.report.markdown import (
     describe_contest,
     describe_doubt,
     describe_intervals,
+    describe_mark,
     describe_offsets,
     describe_range,
     describe_teacher,
@@ -32,14 +33,16 @@ from fastff.report.markdown import (
     tabulate_speed,
     tabulate_temperatures,
 )
-from fastff.report.physics_figures import draw_item
+from fastff.report.physics_figures import describe_item, draw_item
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import SpeedCurve
 from fastff.report.tables import (
     STATUS_WORDS,
+    describe_calibration,
     describe_paths,
     tabulate_baselines,
+    tabulate_calibration,
     tabulate_paths,
     tabulate_physics,
 )
@@ -49,6 +52,7 @@ from fastff.report.verdict import (
     format_bytes,
     format_percent,
     format_share,
+    list_lines,
 )
 
 Figure = tuple[Markup, str]
@@ -87,6 +91,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
     return environment.get_template("report.html.j2").render(
         record=record,
         title=describe_contest(record),
+        verdict_lines=list_lines(record),
         tiles=_list_tiles(record),
         accuracy_table=tabulate_accuracy(record),
         intervals=describe_intervals(record),
@@ -94,6 +99,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         speed_table=tabulate_speed(record),
         teacher_settings=describe_teacher(record),
         teacher_doubt=describe_doubt(record),
+        only_trial=describe_mark(record),
         dynamics_table=tabulate_dynamics(record),
         element_table=_tabulate_elements(record),
         temperature_table=tabulate_temperatures(record),
@@ -104,6 +110,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         baseline_table=tabulate_baselines(record) if record.baselines else None,
         trust_title=" and ".join(_list_trust(record)).capitalize(),
         trust_figures=_draw_trust(record),
+        calibration_table=tabulate_calibration(record.calibration) if record.calibration else None,
         physics_table=tabulate_physics(record),
         physics_figures=_draw_physics(record),
         paths_table=tabulate_paths(record),
@@ -112,6 +119,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         model_facts=_list_model_facts(record),
         provenance_facts=_list_provenance(record),
         sentence=sentence,
+        describe_item=describe_item,
         embedded=Markup(content.replace("<", "\\u003c")),
     )
 
@@ -272,17 +280,9 @@ def _draw_trust(record: BenchRecord) -> list[Figure]:
         )
     data = record.calibration
     if data is not None:
-        within = [format_percent(value, 0) for value in data.within]
-        caption = (
-            f"Calibration: {within[0]} of the held-out errors are within one predicted standard deviation (68 % "
-            f"expected), {within[1]} within two (95 %); lines: error of one and two deviations."
-        )
+        caption = f"{describe_calibration(data)} Lines: error of one and two deviations."
         drawn.append((trust_figures.draw_calibration(data), caption))
-        beyond = "; ".join(
-            f"{name}: {format_share(share)}"
-            for name, share in zip(data.names, data.beyond, strict=True)
-        )
-        caption = f"Force error by extrapolation grade, bins of equal population. Atoms beyond 1: {beyond}."
+        caption = "Force error by extrapolation grade, bins of equal population; atoms beyond 1 are in the table below."
         drawn.append((trust_figures.draw_grades(data), caption))
     return [(Markup(svg), caption) for svg, caption in drawn]
 

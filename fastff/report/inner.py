@@ -218,9 +218,7 @@ def _repeat(call: Callable[[], None], plan: TimingPlan, warmup: int = 4) -> list
             break
     seconds: list[float] = []
     begin = time.perf_counter()
-    while len(seconds) < plan.min_repeats or (
-        len(seconds) < plan.max_repeats and time.perf_counter() - begin < plan.budget / 2
-    ):
+    while plan.needs_more(seconds, time.perf_counter() - begin):
         synchronize()
         start = time.perf_counter()
         call()
@@ -309,11 +307,9 @@ def _time_loop(
     share = plan.budget / 2
     run(min(100, max(2, int(0.2 * share / first))))
     single = run(2)
-    block = max(1, min(200, int(0.2 * share / single)))
+    block = max(1, min(200, int(0.1 * share / single)))
     seconds: list[float] = []
     begin = time.perf_counter()
-    while len(seconds) < plan.min_repeats or (
-        len(seconds) < plan.max_repeats and time.perf_counter() - begin < share
-    ):
+    while plan.needs_more(seconds, time.perf_counter() - begin):
         seconds.append(run(block))
     return seconds

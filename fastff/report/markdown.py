@@ -12,8 +12,10 @@ from fastff.report.speed import Mode, SpeedPoint, convert_to_ns_per_day, find_ra
 from fastff.report.tables import (
     STATUS_WORDS,
     Table,
+    describe_calibration,
     describe_paths,
     tabulate_baselines,
+    tabulate_calibration,
     tabulate_paths,
     tabulate_physics,
 )
@@ -28,6 +30,7 @@ from fastff.report.verdict import (
     format_ratio,
     format_seconds,
     format_share,
+    list_lines,
 )
 
 
@@ -49,6 +52,27 @@ def describe_doubt(record: BenchRecord) -> str:
     curve = record.find_curve("teacher", "ase-call")
     n_atoms = None if curve is None else find_only_trial(curve.identity)
     return "" if n_atoms is None else f", with the settings that were fastest at {n_atoms:,} atoms"
+
+
+MARK = "*"
+"""Of ratios at sizes where settings of the teacher were not compared."""
+
+
+def find_mark(record: BenchRecord, n_atoms: int) -> str:
+    """:data:`MARK` where settings of the teacher were compared at another size alone, else nothing."""
+    curve = record.find_curve("teacher", "ase-call")
+    only = None if curve is None else find_only_trial(curve.identity)
+    return "" if only in (None, n_atoms) else MARK
+
+
+def describe_mark(record: BenchRecord) -> str:
+    """What :data:`MARK` stands for in the table of speed; empty where it is not there."""
+    curve = record.find_curve("teacher", "ase-call")
+    only = None if curve is None else find_only_trial(curve.identity)
+    marked = any(find_mark(record, r.n_atoms) for r in record.ratios if r.mode == "ase-call")
+    if only is None or not marked:
+        return ""
+    return f"{MARK} settings chosen at {only:,} atoms only; the teacher may be faster here with others."
 
 
 def tabulate_accuracy(record: BenchRecord) -> Table:
@@ -93,7 +117,8 @@ def tabulate_temperatures(record: BenchRecord) -> Table:
 def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
     """One row for each size: one ASE call of teacher and student, their ratio, throughput and memory.
 
-    The ratio has its spread; ``ranges`` adds the 10 to 90 % range to each median.
+    The ratio has its spread, and a mark where :func:`describe_mark` limits it; ``ranges`` adds the 10 to 90 % range to
+    each median.
     """
     student, teacher = (
         record.find_curve("student", "ase-call"),
@@ -115,7 +140,7 @@ def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
                 str(mine.n_atoms),
                 describe_point(other, ranges=ranges),
                 describe_point(mine, ranges=ranges),
-                f"{format_ratio(ratio)} ({describe_range(record, mine.n_atoms)})"
+                f"{format_ratio(ratio)}{find_mark(record, mine.n_atoms)} ({describe_range(record, mine.n_atoms)})"
                 if ratio
                 else UNDEFINED,
                 format_count(mine.atom_steps_per_second),
@@ -225,7 +250,7 @@ def write_tables(record: BenchRecord) -> str:
     provenance = record.provenance
     parts = [
         f"## {describe_contest(record)}",
-        "\n".join(f"- {_escape(line)}" for line in record.verdict.lines),
+        "\n".join(f"- {_escape(line)}" for line in list_lines(record)),
         format_markdown(tabulate_accuracy(record)),
         _escape(describe_intervals(record)),
         _escape(describe_offsets(record)),
@@ -239,6 +264,9 @@ def write_tables(record: BenchRecord) -> str:
         left = [f"- {i.title}: left out, {_escape(i.reason)}" for i in record.physics.left_out]
         if left:
             parts.append("\n".join(left))
+    if record.calibration is not None:
+        parts.append(_escape(describe_calibration(record.calibration)))
+        parts.append(format_markdown(tabulate_calibration(record.calibration)))
     temperatures = tabulate_temperatures(record)
     if temperatures[1]:
         parts.append("Accuracy by temperature:")
@@ -249,6 +277,8 @@ def write_tables(record: BenchRecord) -> str:
         assert curve is not None
         parts.append(f"{sentence(curve.includes)}; median (10 to 90 % of the calls):")
         parts.append(format_markdown(speed))
+        if describe_mark(record):
+            parts.append(f"\\{describe_mark(record)}")
         if record.find_curve("teacher", "ase-call") is not None:
             parts.append(_escape(describe_teacher(record)))
         parts.append("Where the time goes, medians of what each column includes:")

@@ -28,20 +28,30 @@ MOST_PAIRS = 6
 def draw_item(item: AnyItem) -> list[tuple[str, str]]:
     """SVG and caption of every figure of an item; none for those that are numbers alone."""
     if isinstance(item, EosItem):
-        return [(draw_eos(item), f"{item.title}. {item.description}.")]
+        return [(draw_eos(item), f"{item.title}. {describe_item(item)}.")]
     if isinstance(item, PhononItem):
-        return [(draw_phonons(item), f"{item.title}. {item.description}.")]
+        return [(draw_phonons(item), f"{item.title}. {describe_item(item)}.")]
     if isinstance(item, DimerItem):
-        return [(draw_dimers(item), f"{item.title}. {item.description}.")]
+        return [(draw_dimers(item), f"{item.title}. {describe_item(item)}.")]
     if isinstance(item, RdfItem):
         return [
-            (draw_rdf(item), f"{item.title}. {item.description}; bands are two standard errors.")
+            (draw_rdf(item), f"{item.title}. {describe_item(item)}; bands are two standard errors.")
         ]
     if isinstance(item, DiffusionItem):
-        return [(draw_diffusion(item), f"{item.title}. {item.description}.")]
+        return [(draw_diffusion(item), f"{item.title}. {describe_item(item)}.")]
     if isinstance(item, NveItem):
-        return [(draw_nve(item), f"{item.title}. {item.description}.")]
+        return [(draw_nve(item), f"{item.title}. {describe_item(item)}.")]
     return []
+
+
+def describe_item(item: AnyItem) -> str:
+    """What was done; records from before said of runs of the student alone that they were of each side."""
+    alone = isinstance(item, RdfItem) and all(curve.teacher is None for curve in item.curves)
+    return (
+        item.description.replace(" of each side after", " of the student alone after")
+        if alone
+        else item.description
+    )
 
 
 @styled

@@ -23,15 +23,10 @@ from fastff.report.inner import CLOCK_INCLUDES, time_student
 from fastff.report.plausibility import check_identity
 from fastff.report.speed import Mode, SpeedCurve
 from fastff.report.stamps import stamp_part
+from fastff.report.stepping import judge_dynamics, time_dynamics
 from fastff.report.supercells import build_supercells
 from fastff.report.tables import PATHS
-from fastff.report.timing import (
-    Timed,
-    TimingPlan,
-    judge_dynamics,
-    time_calculators,
-    time_dynamics,
-)
+from fastff.report.timing import Timed, TimingPlan, time_calculators
 
 if TYPE_CHECKING:
     from fastff.models import Student

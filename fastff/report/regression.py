@@ -3,8 +3,9 @@
 Here: :func:`compare_speed`, :func:`read_comparable`, which names the records beside one that is of no use, and what
 must agree (:func:`check_machines`, :func:`check_students`). Not here: measuring.
 
-A point is slower beyond noise if its median is more than ``tolerance`` above the earlier one and even its fastest tenth
-(10 % quantile of the repeats) is above the earlier slowest tenth (90 %): the two sets of repeats lie apart.
+A point is slower beyond noise if its median is more than ``tolerance`` above the earlier one and the 95 % intervals of
+the two medians (:func:`fastff.report.repeats.find_median_interval`) lie apart. How far single calls scatter does not
+matter: the median of many is known better than any of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fastff.report.kernels import SCHEMA as KERNEL_SCHEMA
 from fastff.report.kernels import KernelRecord, read_kernels
 from fastff.report.provenance import Provenance
 from fastff.report.record import read_record
+from fastff.report.repeats import find_median_interval
 from fastff.report.schema import BenchRecord, ModelPart
 from fastff.report.speed import SpeedCurve, SpeedPoint
 
@@ -202,7 +204,7 @@ def require_no_slowdown(changes: Sequence[Change]) -> None:
 
 def _judge(what: str, then: Sequence[float], now: Sequence[float], tolerance: float) -> Change:
     before, after = float(np.median(then)), float(np.median(now))
-    apart = float(np.quantile(now, 0.1)) > float(np.quantile(then, 0.9))
+    apart = find_median_interval(now)[0] > find_median_interval(then)[1]
     return Change(what, before, after, apart and after > (1.0 + tolerance) * before)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from fastff.report.ending import NEVER, Watch
+from fastff.report.repeats import needs_more
 from fastff.report.stamps import Stamped
 
 if TYPE_CHECKING:
@@ -49,16 +50,25 @@ class Timed:
 class TimingPlan:
     """How long to measure: seconds per point, repeats, warm-up calls, and sizes measured whatever they cost.
 
-    ``watch`` is asked before every size.
+    ``max_repeats`` is the usual number, see :func:`fastff.report.repeats.needs_more`; ``watch`` is asked before every
+    size.
     """
 
     budget: float = 20.0
     min_repeats: int = 3
     max_repeats: int = 15
     warmup: int = 2
+    long_warmup: int = 5
     required: Collection[int] = ()
     seed: int = 0
     watch: Watch = NEVER
+
+    def needs_more(self, seconds: Sequence[float], elapsed: float) -> bool:
+        """Whether to repeat once more after ``elapsed`` seconds of repeats, for which there is half of the budget."""
+        return needs_more(
+            seconds, elapsed, least=self.min_repeats, usual=self.max_repeats, budget=self.budget,
+            share=0.5,
+        )  # fmt: skip
 
 
 class SpeedPoint(BaseModel):

@@ -19,6 +19,7 @@ from fastff.report.verdict import (
 )
 
 if TYPE_CHECKING:
+    from fastff.report.calibration import CalibrationData
     from fastff.report.kernels import KernelRecord, KernelRow
     from fastff.report.physics.record import EnergyTrace, Quantity
     from fastff.report.schema import BenchRecord
@@ -187,6 +188,42 @@ def tabulate_physics(record: BenchRecord) -> Table:
                 ]
             )
     return ["property", "quantity", "unit", "teacher", "student", "difference"], rows
+
+
+def tabulate_calibration(data: CalibrationData) -> Table:
+    """One row for each set of frames: how often its errors are within the uncertainty, atoms beyond training."""
+    rows = [
+        [name, str(count), format_percent(one, 0), format_percent(two, 0), format_share(beyond)]
+        for name, (count, one, two), beyond in zip(
+            data.names, data.list_within(), data.beyond, strict=True
+        )
+    ]
+    headings = [
+        "frames",
+        "number",
+        "within one deviation (68 %)",
+        "within two (95 %)",
+        "atoms of grade above 1",
+    ]
+    return headings, rows
+
+
+def describe_calibration(data: CalibrationData) -> str:
+    """Shares of errors within one and two predicted deviations on every set of frames, and where they are few."""
+    sets = [
+        f"{name} {format_percent(one, 0)} and {format_percent(two, 0)}"
+        for name, (_, one, two) in zip(data.names, data.list_within(), strict=True)
+    ]
+    doubtful = data.list_doubtful()
+    judged = (
+        f"Not to be trusted on: {'; '.join(doubtful)}; errors there are larger than it says."
+        if doubtful
+        else "On no set are errors larger than it says, beyond chance."
+    )
+    return (
+        "Uncertainty of the energy, errors within one predicted standard deviation (68 % expected) and two (95 %): "
+        f"{'; '.join(sets)}. {judged}"
+    )
 
 
 def _describe_duration(trace: EnergyTrace | None) -> str:

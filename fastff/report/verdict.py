@@ -5,30 +5,23 @@ Here: :func:`write_verdict` and number formats shared by terminal, Markdown and 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from fastff.report.metrics import Accuracy
-from fastff.report.physics.derive import compare_quantity, find_unbound
+from fastff.report.physics.summary import describe_physics
 from fastff.report.spread import LEAST_TRAJECTORIES
 from fastff.units import EV_PER_A3_TO_GPA, show_percent
 
 if TYPE_CHECKING:
     from fastff.report.noise import NoiseFloor
-    from fastff.report.physics.record import PhysicsPart, Quantity
+    from fastff.report.physics.record import PhysicsPart
     from fastff.report.provenance import Provenance
-    from fastff.report.schema import Comparison, ModelPart, SpeedRatio, Verdict
+    from fastff.report.schema import BenchRecord, Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 3
+WORDING = 4
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
-
-N_DEVIATIONS = 4
-"""Quantities named in the verdict, the worst of each property."""
-
-UNTRAINED = ("dimers", "nve", "stability")
-"""Properties whose deviations from the teacher's are no measure of the student."""
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
@@ -161,6 +154,17 @@ def write_verdict(
     )
 
 
+def list_lines(record: BenchRecord) -> tuple[str, ...]:
+    """The lines of a record's verdict in the present wording, so that pages of old records say what is known today."""
+    stored = record.verdict
+    if stored.wording == WORDING:
+        return stored.lines
+    return write_verdict(
+        record.model, record.comparisons, record.teacher_noise, record.headline, record.provenance, stored.required,
+        record.model.name, record.physics, record.ended,
+    ).lines  # fmt: skip
+
+
 def judge_required(overall: float, required: float | None, ended: str | None) -> bool | None:
     """Whether the required accuracy is met; None where nothing is required, and where a run ended too early to tell."""
     if required is None or (ended is not None and overall >= required):
@@ -258,48 +262,3 @@ def _judge_limits(model: ModelPart, comparisons: tuple[Comparison, ...]) -> str:
     if outside:
         return f"Limits: {span}; outside the {comparisons[0].name}: {outside}."
     return f"Limits: {span}; nothing beyond these frames was tested."
-
-
-def describe_physics(part: PhysicsPart) -> str:
-    """The worst deviations of derived quantities, pairs that are not bound, runs that broke, what was not measured."""
-    worst = []
-    for item in part.items:
-        found = [
-            (abs(difference), difference, q.name)
-            for q in item.quantities
-            if item.kind not in UNTRAINED
-            and q.name != "lowest frequency"  # zero at Γ, but for noise
-            and (difference := compare_quantity(q)) is not None
-            and not _is_noise(q)
-        ]
-        if found:
-            worst.append(max(found))
-    shown = [
-        f"{name} {100.0 * difference:+.1f} %"
-        for _, difference, name in sorted(worst, reverse=True)[:N_DEVIATIONS]
-    ]
-    parts = [", ".join(shown) if shown else "no quantity of both sides"]
-    for item in part.items:
-        if item.kind == "stability":
-            parts += [
-                f"unstable at {run.temperature:.0f} K: {run.reason}"
-                for run in item.runs
-                if run.reason
-            ]
-        elif item.kind == "dimers" and (unbound := find_unbound(item)):
-            parts.append(f"no bound pair where the teacher binds: {', '.join(unbound)}")
-        elif item.kind == "rdf" and item.curves[0].teacher is None:
-            parts.append("dynamics of the student alone, the teacher's was too slow")
-    # what does not fit the structure is no omission
-    missing = [left for left in part.left_out if not left.reason.startswith("the structure is")]
-    parts += [f"{left.title.lower()} not measured: {left.reason}" for left in missing]
-    return f"Physics of {part.material}, worst deviations: {'; '.join(parts)}."
-
-
-def _is_noise(quantity: Quantity) -> bool:
-    """Whether the sides differ by less than two standard errors, where these are known."""
-    values = (quantity.teacher, quantity.student, quantity.teacher_error, quantity.student_error)
-    if any(value is None for value in values):
-        return False
-    teacher, student, *errors = (float(value) for value in values if value is not None)
-    return abs(student - teacher) < 2.0 * math.hypot(*errors)

@@ -15,9 +15,10 @@ import numpy as np
 from fastff.distill.cells import build_supercell
 from fastff.errors import MissingDependencyError
 from fastff.report.physics.derive import PropertyError
-from fastff.report.physics.material import Material
+from fastff.report.physics.material import Material, find_space_group
 from fastff.report.physics.record import ElasticItem, EosItem, PhononItem, VacancyItem
 from fastff.report.physics.side import Side, relax_cell, relax_positions
+from fastff.report.physics.summary import WITHIN
 from fastff.units import EV_PER_A3_TO_GPA, VOIGT
 
 SCALES = tuple(np.linspace(0.94, 1.06, 9))
@@ -50,6 +51,15 @@ class Crystal:
             atoms.calc = None
             self._relaxed[side.role] = atoms
         return self._relaxed[side.role].copy()
+
+    def find_symmetries(self) -> dict[str, tuple[str, str]] | None:
+        """Space groups of the relaxed cell of each side, at both tolerances of :data:`WITHIN`; None if unknown."""
+        found = {}
+        for role, atoms in sorted(self._relaxed.items(), reverse=True):
+            tight, loose = (find_space_group(atoms, tolerance) for tolerance in WITHIN)
+            if tight is not None and loose is not None:
+                found[role] = (tight, loose)
+        return found or None
 
 
 def measure_eos(crystal: Crystal) -> EosItem:

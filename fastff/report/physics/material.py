@@ -170,6 +170,22 @@ def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
     return UnitCell(atoms, fault=fault if len(atoms) > LARGEST_ASYMMETRIC else "")
 
 
+def find_space_group(atoms: ase.Atoms, tolerance: float) -> str | None:
+    """Symbol and number, as ``P4_2/mnm (136)``, at a tolerance in Å; None where spglib is missing or finds none."""
+    try:
+        import spglib
+    except ImportError:
+        return None
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    try:
+        group: str | None = spglib.get_spacegroup(cell, symprec=tolerance)
+    except Exception as error:  # as in find_primitive
+        if not type(error).__module__.startswith("spglib"):
+            raise
+        return None
+    return group
+
+
 def find_primitive(
     atoms: ase.Atoms, tolerance: float, *, idealize: bool = False
 ) -> ase.Atoms | None:

@@ -161,10 +161,11 @@ def compare_distributions(
             error = blocks[:, number].std(axis=0, ddof=1) / np.sqrt(len(blocks))
             values[f"{role}_error"] = tuple(error.tolist())
         curves.append(RdfCurve(pair="-".join(pair), radii=radii, **values))
+    whose = "of each side" if teacher is not None else "of the student alone"
     return RdfItem(
         title="Pair distributions",
         description=f"{len(student.first)} atoms at {temperature:.0f} K under the same Langevin thermostat "
-        f"({FRICTION:g}/fs), {_count_replicas(student)}{shortest:.3g} ps of each side after equilibration; standard "
+        f"({FRICTION:g}/fs), {_count_replicas(student)}{shortest:.3g} ps {whose} after equilibration; standard "
         f"errors over {n_blocks * len(student.replicas)} blocks of {shortest / n_blocks:.2g} ps"
         f"{_describe_absence(absence)}",
         temperature=temperature,
@@ -259,11 +260,12 @@ def compare_diffusion(
         raise PropertyError(
             f"nothing diffuses, going by mean square displacements: {'; '.join(faults)}"
         )
+    both = " on both sides" if teacher is not None else ""
     missing = f"; left out, by mean square displacement: {'; '.join(faults)}" if faults else ""
     return DiffusionItem(
         title="Diffusion",
         description="Slope of the mean square displacement over the second half of its times, in the runs of the pair "
-        f"distributions (thermostat {FRICTION:g}/fs, which slows diffusion on both sides); standard errors over "
+        f"distributions (thermostat {FRICTION:g}/fs, which slows diffusion{both}); standard errors over "
         f"{3 * len(student.replicas)} blocks, no correction for the size of the cell{missing}"
         f"{_describe_absence(absence)}",
         temperature=temperature,

@@ -231,6 +231,9 @@ class PhysicsPart(PhysicsBase):
         What the structure was taken for, in words.
     teacher, student : dict
         Which models gave the two sides: name and version; SHA-256 of the tensors.
+    symmetry : dict or None
+        Of crystals that were relaxed: space group of the unit cell of each side at a small and a large tolerance, see
+        :data:`fastff.report.physics.summary.WITHIN`.
     """
 
     mode: Literal["auto", "full"]
@@ -239,3 +242,4 @@ class PhysicsPart(PhysicsBase):
     student: dict[str, Any]
     items: tuple[AnyItem, ...]
     left_out: tuple[LeftOut, ...]
+    symmetry: dict[str, tuple[str, str]] | None = None

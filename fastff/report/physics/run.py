@@ -95,9 +95,10 @@ def measure_physics(
     lab.limit(RECOGNITION * lab.remaining)
     material = describe_material(structure, partial(relax_bare, student))
     runs = make_runs(lab, material, model, temperatures)
+    crystal = crystals.Crystal(material, teacher, student)
     tasks = [
         _plan_dimers(lab, material, float(model.cutoff)),
-        *_plan_crystal(lab, material),
+        *_plan_crystal(lab, crystal),
         *plan_runs(lab, material, runs),
         *plan_student(lab, material, runs, temperatures[1]),
     ]
@@ -112,6 +113,7 @@ def measure_physics(
                 student=student.identity,
                 items=tuple(lab.items),
                 left_out=tuple(lab.left_out),
+                symmetry=crystal.find_symmetries(),
             )
             keep(part)
     return part
@@ -209,8 +211,8 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
     ]  # fmt: skip
 
 
-def _plan_crystal(lab: Laboratory, material: Material) -> list[Task]:
-    crystal, unit = crystals.Crystal(material, lab.teacher, lab.student), material.unit
+def _plan_crystal(lab: Laboratory, crystal: crystals.Crystal) -> list[Task]:
+    material, unit = crystal.material, crystal.material.unit
     fits = "" if material.kind == "crystal" else f"the structure is {WORDS[material.kind]}"
     many = ""
     if sum(material.formula.values()) > 6 or len(material.formula) > 3:
