@@ -203,7 +203,6 @@ def run_job(
 ) -> None:
     """Label, train, judge, and store the record."""
     from fastff.checkpoint import load_model, write_atomically
-    from fastff.report.provenance import collect_provenance
 
     name = f"{arm}-{budget}-{seed}"
     target = arguments.out / "jobs" / f"{name}.json"
@@ -223,13 +222,19 @@ def run_job(
         "settings": {key: str(value) for key, value in vars(arguments).items()},
         **judge(load_model(outcome.model), test, arguments, folder),
         "seconds_this_process": round(time.perf_counter() - start, 1),
-        "provenance": {
-            **collect_provenance().model_dump(mode="json"),
-            **({"commit": os.environ["FASTFF_COMMIT"]} if "FASTFF_COMMIT" in os.environ else {}),
-        },
+        "provenance": find_provenance(),
     }
     write_atomically(target, (json.dumps(record, indent=1) + "\n").encode())
     print(tabulate([record]).splitlines()[-1], flush=True)
+
+
+def find_provenance() -> dict[str, Any]:
+    """Machine, versions, command and date; the commit from git, or from ``FASTFF_COMMIT``."""
+    from fastff.report.provenance import collect_provenance
+
+    commit = os.environ.get("FASTFF_COMMIT")
+    found = collect_provenance().model_dump(mode="json")
+    return {**found, **({"commit": commit} if commit else {})}
 
 
 def tabulate(records: list[dict[str, Any]]) -> str:
@@ -289,7 +294,13 @@ def main() -> None:
                     run_job(arm, budget, seed, test, arguments)
     paths = sorted((arguments.out / "jobs").glob("*.json"))
     records = [json.loads(path.read_text()) for path in paths]
-    (arguments.out / "on-policy.json").write_text(json.dumps(records, indent=1) + "\n")
+    whole = {
+        "what": "Ways of spending the same number of teacher evaluations",
+        "arms": ARMS,
+        "rows": records,
+        "provenance": find_provenance(),
+    }
+    (arguments.out / "on-policy.json").write_text(json.dumps(whole, indent=1) + "\n")
     (arguments.out / "on-policy.md").write_text(tabulate(records))
     print(tabulate(records))
 

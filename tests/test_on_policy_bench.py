@@ -47,7 +47,9 @@ def test_an_arm_is_measured_once(
     )
     monkeypatch.setattr(sys, "argv", arguments.split())
     bench.main()
-    records: list[dict[str, Any]] = json.loads((tmp_path / "out" / "on-policy.json").read_text())
+    whole: dict[str, Any] = json.loads((tmp_path / "out" / "on-policy.json").read_text())
+    assert whole["provenance"]["cpu"]
+    records: list[dict[str, Any]] = whole["rows"]
     assert [record["arm"] for record in records] == ["rattle", "teacher-md"]
     for record in records:
         assert {"teacher-driven", "own dynamics"} <= set(record["accuracy"])
