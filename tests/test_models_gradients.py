@@ -301,7 +301,7 @@ def test_hops_of_a_configuration_are_those_of_the_student(architecture: str) -> 
             MomentStudent(plain.config, n_hops=4)
 
 
-def test_directed_messages_survive_a_file_and_the_kernels_say_that_they_do_not_take_them(
+def test_directed_messages_survive_a_file_and_the_kernels_say_up_to_which_degree(
     tmp_path: Path,
 ) -> None:
     student = make_student("m2-directed", ELEMENTS)
@@ -314,8 +314,8 @@ def test_directed_messages_survive_a_file_and_the_kernels_say_that_they_do_not_t
     read = predict(load_model(tmp_path / "m.safetensors"), structures)
     for one, other in zip(predict(student, structures), read, strict=True):
         assert one.energy == other.energy
-    wide = build_student(StudentConfig("m2", ELEMENTS, n_channels=16, n_mixed=16, message_degree=1))
-    assert find_obstacle(collect_weights(wide)) == "messages of degree 1, the kernels take scalars"
+    wide = build_student(StudentConfig("m2", ELEMENTS, n_channels=16, n_mixed=16, message_degree=2))
+    assert find_obstacle(collect_weights(wide)) == "messages of degree 2, the kernels take up to 1"
 
 
 def test_picked_rows_are_indexed_rows_with_the_same_gradient() -> None:

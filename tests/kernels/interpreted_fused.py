@@ -27,6 +27,8 @@ from fastff.kernels.moment_potential import definitions, moment_potential, workl
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.reference import evaluate_reference
 from fastff.kernels.moment_potential.workspace import Options
+from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
+from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.products import multiply
 from fastff.report import kernel_steps, kernel_work
 
@@ -36,6 +38,8 @@ REACH = 4.4
 SCALE = 2.0**32
 TOLERANCE = 3e-6
 SCATTERS = ("fixed", "store", "float")
+HOPS = [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1)]
+"""Hop, and degree of the messages that it reads."""
 
 
 def make_system(name: str = "NaCl", n_species: int = 2, n_atoms: int = 0) -> System:
@@ -96,12 +100,12 @@ def test_place(n_atoms):
     assert (space.accumulators == 0).all()
 
 
-@pytest.mark.parametrize("hop", [0, 1, 2])
+@pytest.mark.parametrize(("hop", "degree"), HOPS)
 @pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32)])
-def test_moments(hop, n_atoms, width):
-    sizes = {"n_channels": width, "n_mixed": width}
+def test_moments(hop, degree, n_atoms, width):
+    sizes = {"n_channels": width, "n_mixed": width, "message_degree": degree}
     system, potential, space = prepare(hop + 1, n_atoms, **sizes)
-    messages = draw(n_atoms, width)
+    messages = draw(n_atoms, (degree + 1) ** 2 * width)
     if hop:
         space.messages[hop - 1].copy_(messages)
     potential.launch_moments(space, system.matrix, hop)
@@ -111,11 +115,12 @@ def test_moments(hop, n_atoms, width):
     check(space.moments[hop], expected)
 
 
-@pytest.mark.parametrize("hop", [0, 1, 2])
+@pytest.mark.parametrize(("hop", "degree"), HOPS)
 @pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32)])
-def test_moments_adjoint(hop, n_atoms, width):
-    system, potential, space = prepare(hop + 1, n_atoms, n_channels=width, n_mixed=width)
-    messages = draw(n_atoms, width)
+def test_moments_adjoint(hop, degree, n_atoms, width):
+    sizes = {"n_channels": width, "n_mixed": width, "message_degree": degree}
+    system, potential, space = prepare(hop + 1, n_atoms, **sizes)
+    messages = draw(n_atoms, (degree + 1) ** 2 * width)
     if hop:
         space.messages[hop - 1].copy_(messages)
         space.message_gradients[hop - 1].zero_()
@@ -204,6 +209,55 @@ def test_perceptron_between_two_hops(n_atoms, scatter):
     check(space.invariants[1], pull[:, :128])
     check(space.message_gradients[0] / scale, pull[:, 128:])
     assert torch.equal(space.messages[0], own)
+
+
+@pytest.mark.parametrize("scatter", ["fixed", "float"])
+@pytest.mark.parametrize("hop", [0, 1])
+def test_directed_messages(hop, scatter):
+    """What the first of two hops and the middle of three send, and the way back; in their buffers and no others."""
+    n_atoms, width = 37, 16
+    weights = make_weights(hop + 2, message_degree=1)
+    potential = FusedPotential(weights, "cpu", Options(scatter=scatter))
+    space = potential.allocate(n_atoms, 1)
+    scale = SCALE if scatter == "fixed" else 1.0
+    poison(space)
+    species = torch.arange(n_atoms) % 2
+    space.sites[:, 3] = species
+    block = potential.packed.blocks[hop]
+    inputs, mixed = draw(n_atoms, 8 * width), draw(n_atoms, 16, width)
+    own, back = draw(n_atoms, 4 * width), draw(n_atoms, 4, width).flip(1)
+    scalars = own[:, :width] if hop else None
+    if hop:
+        space.messages[0].copy_(own)
+    space.invariants[hop].copy_(inputs)
+    space.mixed[hop].copy_(mixed)
+    potential.launch_perceptron(space, hop, adjoint=False)
+    energies, written, _ = definitions.define_perceptron(inputs, scalars, None, species, block)
+    check(space.node_energies[hop, :n_atoms], energies)
+    check(space.messages[hop], direct_messages(written, mixed.double(), width).flatten(1))
+    space.message_gradients[hop].copy_(back.flatten(1) * scale)
+    potential.launch_perceptron(space, hop, adjoint=True)
+    gates, sent = direct_messages_adjoint(back.double(), written, mixed.double())
+    pull = definitions.define_perceptron(inputs, scalars, gates, species, block)[2]
+    check(space.invariants[hop], pull[:, : 8 * width])
+    if hop:
+        assert torch.equal(space.messages[0], own)
+        check(space.message_gradients[0][:, :width] / scale, pull[:, 8 * width :])
+        assert (space.message_gradients[0][:, width:] == 0).all()
+    space.invariants[hop].copy_(inputs)
+    potential.launch_pullback(space, hop)
+    table = build_cubic_table(torch.float64, torch.device("cpu"))
+    expected = definitions.define_pullback(mixed, inputs, block.mixing, table, sent)
+    check(space.moments[hop], expected)
+
+
+@pytest.mark.parametrize(("scatter", "n_hops"), [("fixed", 2), ("store", 3), ("float", 2)])
+def test_evaluation_with_directed_messages(scatter, n_hops):
+    system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
+    system.species.copy_(torch.arange(4) % 2)
+    matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
+    weights = draw_weights(n_hops, 2, system, message_degree=1)
+    compare(system, matrix, weights, Options(scatter=scatter))
 
 
 @pytest.mark.parametrize(

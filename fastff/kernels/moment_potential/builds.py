@@ -34,6 +34,8 @@ def _make(
 ) -> Build:
     """Complete a build: the type of every argument that is no constant, and full float32 products on AMD."""
     constants = dict(given)
+    if "DEGREE" in kernel.arg_names:
+        constants.setdefault("DEGREE", 0)
     types = {"ATOMS": "i32", **(types or {})}
     at_compile_time = {p.name for p in kernel.params if p.is_constexpr}
     constants |= {k: v for k, v in config.blocks.items() if k in at_compile_time}
@@ -64,14 +66,19 @@ def _make_all(
     )
 
 
-def _list_sums(channels: int, suffix: str, *, middle: bool = False) -> Iterator[Build]:
-    """Moments and their adjoint of the first hop and of later ones; ``middle``: of a hop between two others, too."""
+def _list_sums(
+    channels: int, suffix: str, *, middle: bool = False, degree: int = 0
+) -> Iterator[Build]:
+    """Moments and their adjoint of the first hop and of later ones; ``middle``: of a hop between two others, too.
+
+    ``degree``: of the messages; the first hop reads none, and is left out where they are directed.
+    """
     from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
     from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
 
-    key = make_key(torch.float32, channels=channels)
-    for hop in (0, 1):
-        constants: dict[str, Any] = {"C": channels, "BY_SENDER": hop > 0}
+    key = make_key(torch.float32, channels=channels, **_name_degree(degree))
+    for hop in (0, 1) if degree == 0 else (1,):
+        constants: dict[str, Any] = {"C": channels, "BY_SENDER": hop > 0, "DEGREE": degree}
         name = f"{suffix} hop {hop + 1}"
         yield from _make_all(f"moments {name}", moments_kernel, constants, MOMENTS_SPACE, key)
         constants |= {"HAS_CORE": hop == 0, "WITH_VIRIAL": True, "SCATTER": "fixed"}
@@ -88,11 +95,19 @@ def _list_sums(channels: int, suffix: str, *, middle: bool = False) -> Iterator[
 
 
 def _list_nodes(
-    channels: int, mixed: int, hidden: int, suffix: str, *, few: bool = False, middle: bool = False
+    channels: int,
+    mixed: int,
+    hidden: int,
+    suffix: str,
+    *,
+    few: bool = False,
+    middle: bool = False,
+    degree: int = 0,
 ) -> Iterator[Build]:
     """Kernels of the node block: invariants and back, and the perceptron as each hop launches it.
 
-    ``few``: as they are launched over few atoms. ``middle``: a hop between two others, too.
+    ``few``: as they are launched over few atoms. ``middle``: a hop between two others, too. ``degree``: of the
+    messages; where they are directed, what does not depend on them is left out.
     """
     from fastff.kernels.node_block import kernels
 
@@ -113,7 +128,10 @@ def _list_nodes(
         (kernels.INVARIANTS_SPACE, kernels.invariants_kernel),
         (kernels.PULLBACK_SPACE, kernels.pullback_kernel),
     ):
-        yield from make(f"{space.kernel} {suffix}", kernel, sizes, space, mixed=mixed)
+        if degree and "DEGREE" not in kernel.arg_names:
+            continue
+        given = {**sizes, "DEGREE": degree} if "DEGREE" in kernel.arg_names else sizes
+        yield from make(f"{space.kernel} {suffix}", kernel, given, space, mixed=mixed)
     for name, extra, last, adjoint in (
         ("only", False, True, True),
         ("send", False, False, False),
@@ -122,17 +140,22 @@ def _list_nodes(
         ("back", True, False, True),
         ("last", True, True, True),
     ):
-        if extra and not last and not middle:
+        if (extra and not last and not middle) or (degree and name == "only"):
             continue
         constants = {
             "C": channels, "INPUTS": 8 * mixed, "H1": hidden, "H2": hidden,
             "HAS_EXTRA": extra, "WITH_ENERGY": last or not adjoint, "FIXED": True,
             "WITH_MESSAGES": not last and not adjoint, "WITH_ADJOINT": adjoint,
-            "PULL_MESSAGES": adjoint and not last,
+            "PULL_MESSAGES": adjoint and not last, "DEGREE": degree,
         }  # fmt: skip
         space, kernel = kernels.PERCEPTRON_SPACE, kernels.perceptron_kernel
-        widths = {"inputs": 8 * mixed, "hidden": hidden}
+        widths = {"inputs": 8 * mixed, "hidden": hidden, **_name_degree(degree)}
         yield from make(f"{space.kernel} {suffix} {name}", kernel, constants, space, **widths)
+
+
+def _name_degree(degree: int) -> dict[str, int]:
+    """The part of a launch key that tells directed messages, as ``evaluate.FusedPotential`` looks it up."""
+    return {"degree": degree} if degree else {}
 
 
 def list_builds() -> Iterator[Build]:
@@ -154,6 +177,10 @@ def list_builds() -> Iterator[Build]:
     yield from _list_nodes(16, 16, 64, "C=16 few", few=True)
     yield from _list_sums(32, "C=32", middle=True)
     yield from _list_nodes(32, 32, 64, "C=32", middle=True)
+    for channels in (16, 32):
+        name, middle = f"C={channels} directed", channels == 32
+        yield from _list_sums(channels, name, middle=middle, degree=1)
+        yield from _list_nodes(channels, channels, 64, name, middle=middle, degree=1)
     for precision in ("tf32", "ieee"):
         for channels in (16, 32):
             yield from _list_products(channels, precision, ("sm_90",))

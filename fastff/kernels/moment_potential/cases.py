@@ -20,6 +20,7 @@ from fastff.kernels.moment_potential.layout import (
     list_shifts,
     make_translations,
 )
+from fastff.kernels.moments.messages import direct_messages, read_messages
 from fastff.kernels.moments.reference import compute_moments, describe_edges
 from fastff.kernels.node_block.reference import (
     N_INVARIANT_KINDS,
@@ -181,6 +182,7 @@ def draw_weights(
     core: bool = True,
     force: float = 1.0,
     limit: float | None = 4.0,
+    message_degree: int = 0,
 ) -> PotentialWeights:
     """Random float64 parameters on the CPU, normalised on a sample as the student calibrates itself.
 
@@ -205,20 +207,21 @@ def draw_weights(
     table = build_cubic_table(torch.float64, torch.device("cpu"))
     factors = pair_factors[species[:, None], species[senders]]
     blocks: list[NodeWeights] = []
-    messages: Tensor | None = None
+    carried: Tensor | None = None
+    extra: Tensor | None = None
     for hop in range(n_hops):
         n_inputs = N_INVARIANT_KINDS * n_mixed + (n_channels if hop else 0)
-        n_messages = n_channels if hop < n_hops - 1 else 0
-        if messages is not None:
-            factors = messages[senders]
+        n_messages = n_channels * (message_degree + 1) if hop < n_hops - 1 else 0
+        if carried is not None:
+            factors, _ = read_messages(carried, senders, geometry.harmonics)
         moments, _ = compute_moments(geometry, radial[hop][species], factors)
         size = moments[:, 0].square().mean().sqrt()
         radial[hop] /= size
         moments = moments / size
         mixing = draw(4, n_channels, n_mixed, fan_in=n_channels)
         inputs, _ = compute_invariants(mix_channels(moments, mixing), table)
-        if messages is not None:
-            inputs = torch.cat([inputs, messages], dim=1)
+        if extra is not None:
+            inputs = torch.cat([inputs, extra], dim=1)
         floor = 0.05 * inputs.square().mean(dim=0).sqrt()
         spread = torch.maximum(inputs.std(dim=0, correction=0), floor)
         h1, h2 = hidden
@@ -236,7 +239,10 @@ def draw_weights(
             draw(n_species, n_messages),
         )
         blocks.append(block)
-        _, messages, _ = compute_node(moments, messages, species, block, table)
+        _, messages, cache = compute_node(moments, extra, species, block, table)
+        if n_messages:
+            carried = direct_messages(messages, cache.mixed, n_channels)
+            extra = messages[:, :n_channels]
     tables = None
     if core:
         numbers = torch.linspace(20.0, 30.0, n_species, dtype=torch.float64)

@@ -20,6 +20,7 @@ from fastff.kernels.moment_potential.layout import (
     unpack_neighbors,
 )
 from fastff.kernels.moment_potential.reference import evaluate_core
+from fastff.kernels.moments.messages import read_messages, read_messages_adjoint
 from fastff.kernels.moments.reference import (
     EdgeGeometry,
     compute_moments,
@@ -39,7 +40,7 @@ from fastff.kernels.node_block.reference import (
 
 
 class SumsAdjoint(NamedTuple):
-    """Forces (n_atoms, 3) eV/Å, terms (n_atoms, 7): virial and core energy, message gradients (n_atoms, C)."""
+    """Forces (n_atoms, 3) eV/Å, terms (n_atoms, 7): virial and core energy, message gradients like the messages."""
 
     forces: Tensor
     terms: Tensor
@@ -65,18 +66,19 @@ def _prepare_sums(
     hop: int,
     messages: Tensor,
     dtype: torch.dtype,
-) -> tuple[EdgeGeometry, Tensor, Tensor]:
-    """Geometry, radial weights of every receiver and factors of every slot."""
+) -> tuple[EdgeGeometry, Tensor, Tensor, Tensor | None]:
+    """Geometry, radial weights of every receiver, factors of every slot, and what they were read from."""
     vectors, _ = measure_edges(sites, matrix, packed.cutoff, dtype)
     weights = packed.radial[hop].to(dtype) / (2.0 / packed.cutoff) ** 0.5  # the basis has its norm
     species = sites[:, 3].long()
     geometry = describe_edges(vectors, packed.cutoff, weights.shape[1])
     senders = unpack_neighbors(matrix)[0]
     if hop == 0:
-        factors = packed.pair_factors.to(dtype)[species[:, None], species[senders]]
-    else:
-        factors = messages.to(dtype)[senders]
-    return geometry, weights[species], factors
+        pairs = packed.pair_factors.to(dtype)[species[:, None], species[senders]]
+        return geometry, weights[species], pairs, None
+    carried = messages.to(dtype).view(messages.shape[0], -1, packed.n_channels)
+    factors, picked = read_messages(carried, senders, geometry.harmonics)
+    return geometry, weights[species], factors, picked
 
 
 def define_moments(
@@ -87,8 +89,9 @@ def define_moments(
     messages: Tensor,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Moments (n_atoms, 16, C) of a hop."""
-    return compute_moments(*_prepare_sums(sites, matrix, packed, hop, messages, dtype))[0]
+    """Moments (n_atoms, 16, C) of a hop, given messages (n_atoms, (degree + 1)^2 C)."""
+    geometry, weights, factors, _ = _prepare_sums(sites, matrix, packed, hop, messages, dtype)
+    return compute_moments(geometry, weights, factors)[0]
 
 
 def define_adjoint(
@@ -101,9 +104,11 @@ def define_adjoint(
     dtype: torch.dtype = torch.float64,
 ) -> SumsAdjoint:
     """What one hop adds to forces, terms and message gradients, given dE/dA (n_atoms, 16, C); core in hop 1."""
-    geometry, weights, factors = _prepare_sums(sites, matrix, packed, hop, messages, dtype)
+    geometry, weights, factors, picked = _prepare_sums(sites, matrix, packed, hop, messages, dtype)
     _, radial = compute_moments(geometry, weights, factors)
-    edge, factor = compute_moments_adjoint(geometry, weights, factors, radial, gradients.to(dtype))
+    edge, factor = compute_moments_adjoint(
+        geometry, weights, factors, radial, gradients.to(dtype), picked
+    )
     vectors, filled = measure_edges(sites, matrix, packed.cutoff, dtype)
     senders = unpack_neighbors(matrix)[0]
     core_energy = edge.new_zeros(edge.shape[0])
@@ -121,9 +126,9 @@ def define_adjoint(
     outer = torch.einsum("isa,isb->iab", vectors, edge)
     outer = 0.5 * (outer + outer.mT)
     parts = [outer[:, a, b] for a, b in ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))]
-    messages_back = factor.new_zeros(factor.shape[0], factor.shape[2])
-    messages_back = messages_back.index_add(0, flat, factor.flatten(0, 1))
-    return SumsAdjoint(forces, torch.stack([*parts, core_energy], dim=1), messages_back)
+    n_parts = 1 if picked is None else picked.shape[2]
+    back = read_messages_adjoint(factor, senders, geometry.harmonics, n_parts).flatten(1)
+    return SumsAdjoint(forces, torch.stack([*parts, core_energy], dim=1), back)
 
 
 def define_invariants(
@@ -137,14 +142,23 @@ def define_invariants(
 
 
 def define_pullback(
-    mixed: Tensor, gradients: Tensor, mixing: Tensor, table: CubicTable | None = None
+    mixed: Tensor,
+    gradients: Tensor,
+    mixing: Tensor,
+    table: CubicTable | None = None,
+    sent: Tensor | None = None,
 ) -> Tensor:
-    """dE/dA (n_atoms, 16, C) from mixed moments and dE/d(invariants), in the dtype of the table."""
+    """dE/dA (n_atoms, 16, C) from mixed moments and dE/d(invariants), in the dtype of the table.
+
+    ``sent`` (n_atoms, n_parts, C): gradient in the first mixed moments that messages were made of.
+    """
     table = table or build_cubic_table(torch.float64, mixed.device)
     dtype = table.coefficients.dtype
     mixed = mixed.to(dtype)
     _, products = compute_invariants(mixed, table)
     back = compute_invariants_adjoint(gradients.to(dtype), mixed, products, table)
+    if sent is not None:
+        back[:, : sent.shape[1]] += sent.to(dtype)
     return mix_channels(back, mixing.to(dtype).transpose(1, 2))
 
 
@@ -156,7 +170,10 @@ def define_perceptron(
     block: PackedBlock,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Energies (n_atoms,), messages (n_atoms, M) and gradient in all inputs (n_atoms, 8 Q + extra)."""
+    """Energies (n_atoms,), scalars and gates (n_atoms, M) to send, and gradient in all inputs (n_atoms, 8 Q + extra).
+
+    ``messages`` (n_atoms, C) are the atom's own scalars, ``message_gradients`` (n_atoms, M) those in what it sends.
+    """
     exact = PackedBlock(*(part.to(dtype) for part in block))
     inputs = invariants.to(dtype)
     if messages is not None:

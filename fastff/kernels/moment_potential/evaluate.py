@@ -99,7 +99,13 @@ class FusedPotential:
     @property
     def n_channels(self) -> int:
         """Channels of the moments."""
-        return int(self.packed.pair_factors.shape[2])
+        return self.packed.n_channels
+
+    @property
+    def _degree(self) -> dict[str, int]:
+        """What launch configurations of directed messages are looked up by, beside the widths."""
+        degree = self.packed.message_degree
+        return {"degree": degree} if degree else {}
 
     def allocate(self, n_atoms: int, n_slots: int) -> Workspace:
         """Return the workspace of a size, allocated anew only when the size differs from the last one's."""
@@ -199,7 +205,8 @@ class FusedPotential:
         """Moments of one hop."""
         from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
 
-        arguments = self._configure(MOMENTS_SPACE, channels=self.n_channels)
+        degree = self._degree if hop else {}
+        arguments = self._configure(MOMENTS_SPACE, channels=self.n_channels, **degree)
         arguments["ATOMS"] = limit_atoms(arguments["ATOMS"], matrix.n_atoms)
         moments_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
             space.sites,
@@ -216,6 +223,7 @@ class FusedPotential:
             self.packed.cutoff,
             C=self.n_channels,
             BY_SENDER=hop > 0,
+            DEGREE=degree.get("degree", 0),
             PRECISION=self.precision,
             **arguments,
         )
@@ -250,11 +258,12 @@ class FusedPotential:
         hidden = block.weight2.shape
         n_atoms, n_inputs = space.invariants[hop].shape
         arguments = self._configure_node(
-            PERCEPTRON_SPACE, n_atoms, inputs=n_inputs, hidden=hidden[0]
+            PERCEPTRON_SPACE, n_atoms, inputs=n_inputs, hidden=hidden[0], **self._degree
         )
         perceptron_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.sites,
             space.invariants[hop],
+            space.mixed[hop],
             space.messages[own],
             block.shift,
             block.curb,
@@ -281,6 +290,7 @@ class FusedPotential:
             WITH_MESSAGES=not last and not adjoint,
             WITH_ADJOINT=adjoint,
             PULL_MESSAGES=adjoint and not last,
+            DEGREE=self.packed.message_degree,
             FIXED=self.options.scatter != "float",
             PRECISION=self.precision,
             **arguments,
@@ -291,15 +301,18 @@ class FusedPotential:
         from fastff.kernels.node_block.kernels import PULLBACK_SPACE, pullback_kernel
 
         n_atoms, mixing = space.sites.shape[0], self.packed.blocks[hop].mixing
+        last = hop == self.n_hops - 1
         arguments = self._configure_node(PULLBACK_SPACE, n_atoms, mixed=mixing.shape[2])
         pullback_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.mixed[hop],
             space.invariants[hop],
+            space.messages[0 if last else hop],
             mixing,
             space.moments[hop],
             n_atoms,
             C=self.n_channels,
             Q=mixing.shape[2],
+            DEGREE=0 if last else self.packed.message_degree,
             PRECISION=self.precision,
             **arguments,
         )
@@ -315,7 +328,8 @@ class FusedPotential:
 
         core = self.packed.core
         accumulate = hop < self.n_hops - 1
-        arguments = self._configure(ADJOINT_SPACE, channels=self.n_channels)
+        degree = self._degree if hop else {}
+        arguments = self._configure(ADJOINT_SPACE, channels=self.n_channels, **degree)
         adjoint_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
             space.sites,
             matrix.translations,
@@ -337,6 +351,7 @@ class FusedPotential:
             self.packed.core_reach,
             C=self.n_channels,
             BY_SENDER=hop > 0,
+            DEGREE=degree.get("degree", 0),
             HAS_CORE=core is not None and hop == 0,
             WITH_VIRIAL=self.options.with_virial,
             ACCUMULATE=accumulate,

@@ -25,6 +25,8 @@ from fastff.kernels.node_block.reference import (
 GRID_BITS = 26
 """Positions count 2^-26 Å (1.5e-8 Å) in 32 wrapping bits; see ``fastff.kernels.moments.edges``."""
 MAX_REACH = 2.0 ** (31 - GRID_BITS)
+MAX_DEGREE = 1
+"""Of messages, in the kernels."""
 PADDED_RADIAL = 8
 """Radial functions in the kernels; models with fewer are padded with zero weights."""
 
@@ -88,6 +90,16 @@ class PackedWeights(NamedTuple):
     core: Tensor | None
     core_reach: float
 
+    @property
+    def message_degree(self) -> int:
+        """Largest degree of the messages between hops; 0 where nothing is sent."""
+        return max(0, find_message_degree(self.blocks[0].message.shape[1], self.n_channels))
+
+    @property
+    def n_channels(self) -> int:
+        """Channels of the moments."""
+        return int(self.pair_factors.shape[2])
+
 
 def find_obstacle(weights: PotentialWeights) -> str | None:
     """Why the kernels cannot take these sizes, or None."""
@@ -100,8 +112,8 @@ def find_obstacle(weights: PotentialWeights) -> str | None:
         if width < 16 or width & (width - 1):
             return f"a width of {width}, the kernels take powers of two from 16"
     degree = max(find_message_degree(b.message.shape[1], n_channels) for b in weights.blocks)
-    if degree > 0:
-        return f"messages of degree {degree}, the kernels take scalars"
+    if degree > MAX_DEGREE:
+        return f"messages of degree {degree}, the kernels take up to {MAX_DEGREE}"
     if weights.cutoff >= MAX_REACH / 2:
         return f"cutoff {weights.cutoff} Å, the position grid holds up to {MAX_REACH / 2} Å"
     if weights.core is not None and float(weights.core[1].max()) > weights.cutoff:

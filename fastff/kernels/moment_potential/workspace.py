@@ -53,7 +53,8 @@ class Workspace:
 
     Per hop: ``moments`` (n_atoms, 16, C), later their gradients; ``mixed`` (n_atoms, 16, Q), the same memory where
     C equals Q; ``invariants`` (n_atoms, 8 Q), later their gradients. Per hop but the last, or a single empty one:
-    ``messages`` (n_atoms, C) that it sends, which the hops after it read again on the way back, and their gradients.
+    ``messages`` (n_atoms, (degree + 1)^2 C) that it sends, which the hops after it read again on the way back, and
+    their gradients.
     """
 
     sites: Tensor
@@ -84,6 +85,7 @@ def build_workspace(
     n_hops = len(packed.blocks)
     senders = range(max(n_hops - 1, 1))
     n_senders = n_atoms if n_hops > 1 else 0
+    n_sent = (packed.message_degree + 1) ** 2 * channels
     wide = torch.float32 if scatter == "float" else torch.int64
     n_blocks = -(-n_atoms // FINISH_BLOCK)
     n_mixed = int(packed.blocks[0].mixing.shape[2])
@@ -96,8 +98,8 @@ def build_workspace(
         moments=moments,
         mixed=mixed,
         invariants=[make(n_atoms, N_INVARIANT_KINDS * n_mixed) for _ in range(n_hops)],
-        messages=[make(n_senders, channels) for _ in senders],
-        message_gradients=[make(n_senders, channels, dtype=wide) for _ in senders],
+        messages=[make(n_senders, n_sent) for _ in senders],
+        message_gradients=[make(n_senders, n_sent, dtype=wide) for _ in senders],
         node_energies=make(n_hops, -(-n_atoms // 32) * 32),
         terms=make(n_atoms, 8),
         accumulators=make(n_atoms, 4, dtype=torch.int64 if scatter == "fixed" else torch.float32),

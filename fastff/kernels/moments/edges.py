@@ -97,6 +97,32 @@ def load_edges(sites, translations, entries, inside, x0, y0, z0, code_bits, cuto
 
 
 @triton.jit
+def locate_factors(sender, pair, C: tl.constexpr, BY_SENDER: tl.constexpr, DEGREE: tl.constexpr):
+    """Where the factors of a tile of slots begin: those of senders' messages, or of species pairs."""
+    if BY_SENDER:
+        return sender * ((DEGREE + 1) * (DEGREE + 1) * C)
+    else:
+        return pair.to(tl.int64) * C
+
+
+@triton.jit
+def read_factors(
+    place, inside, x, y, z, C: tl.constexpr, BY_SENDER: tl.constexpr, DEGREE: tl.constexpr
+):
+    """Factors of a tile of slots along their unit vectors; see ``moments.messages.read_messages``.
+
+    ``place`` (n, C) points to the first of each slot's factors.
+    """
+    there = inside[:, None]
+    factor = tl.load(place, mask=there, other=0.0)
+    if BY_SENDER and DEGREE > 0:
+        factor += tl.load(place + C, mask=there, other=0.0) * (y * _SQRT3)[:, None]
+        factor += tl.load(place + 2 * C, mask=there, other=0.0) * (z * _SQRT3)[:, None]
+        factor += tl.load(place + 3 * C, mask=there, other=0.0) * (x * _SQRT3)[:, None]
+    return factor
+
+
+@triton.jit
 def evaluate_wave(x):
     """``sin(pi x)`` and ``cos(pi x)`` for 0 <= x <= 1 (minimax in (x - 1/2)^2, error below 1e-9 before rounding)."""
     y = x - 0.5

@@ -7,6 +7,7 @@ launches (:mod:`fastff.kernels.moment_potential`).
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -19,9 +20,11 @@ from fastff.kernels.moments.edges import (
     evaluate_wave,
     load_center,
     load_edges,
+    locate_factors,
+    read_factors,
 )
 from fastff.kernels.products import multiply
-from fastff.kernels.tuning import LaunchConfig, LaunchSpace
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 MOMENTS_SPACE = LaunchSpace(
     "moments",
@@ -30,6 +33,12 @@ MOMENTS_SPACE = LaunchSpace(
         LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
         for tile, num_warps in ((16, 1), (32, 1), (64, 1), (64, 2))
         for atoms in (1, 4)
+    ),
+    (
+        (
+            make_key(torch.float32, channels=32, degree=1),
+            LaunchConfig({"TILE": 16, "ATOMS": 4}, 1, 1),
+        ),
     ),
 )
 _SIZES = ["n_atoms", "n_slots", "n_species", "code_bits", "ATOMS"]
@@ -51,6 +60,7 @@ def moments_kernel(
     cutoff,
     C: tl.constexpr,
     BY_SENDER: tl.constexpr,
+    DEGREE: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
     ATOMS,
@@ -58,8 +68,8 @@ def moments_kernel(
     """Moments (n_atoms, 16, C) of every atom.
 
     ``weights`` (n_species, 8, C) hold the radial weights of the receiver's species, times the norm of the basis;
-    ``factors`` are messages (n_atoms, C) where BY_SENDER, else pair factors (n_species, n_species, C). A program takes
-    ATOMS atoms, one after another: known at run time, because no result depends on it.
+    ``factors`` are messages (n_atoms, (DEGREE + 1)^2, C) where BY_SENDER, else pair factors (n_species, n_species, C).
+    A program takes ATOMS atoms, one after another: known at run time, because no result depends on it.
     """
     channels = tl.arange(0, C)
     radials = tl.arange(0, PADDED_RADIAL)
@@ -90,11 +100,13 @@ def moments_kernel(
             basis = evaluate_basis(sine, cosine, envelope * inverse)
             radial = multiply(basis, mix, tl.zeros((TILE, C), dtype=tl.float32), PRECISION)
             pair = species0 * n_species + species
-            source = sender * C if BY_SENDER else pair.to(tl.int64) * C
-            factor = tl.load(
-                factors + source[:, None] + channels[None, :], mask=inside[:, None], other=0.0
-            )
-            harmonics = evaluate_harmonics(dx * inverse, dy * inverse, dz * inverse)
+            source = locate_factors(sender, pair, C, BY_SENDER, DEGREE)
+            place = factors + source[:, None] + channels[None, :]
+            ux = dx * inverse
+            uy = dy * inverse
+            uz = dz * inverse
+            factor = read_factors(place, inside, ux, uy, uz, C, BY_SENDER, DEGREE)
+            harmonics = evaluate_harmonics(ux, uy, uz)
             total = multiply(tl.trans(harmonics), radial * factor, total, PRECISION)
         out = moments + atom * (16 * C) + components[:, None] * C + channels[None, :]
         tl.store(out, total)

@@ -18,6 +18,7 @@ Three ways to bring reactions to the senders (SCATTER):
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -31,10 +32,12 @@ from fastff.kernels.moments.edges import (
     evaluate_wave,
     load_center,
     load_edges,
+    locate_factors,
+    read_factors,
     split8,
 )
 from fastff.kernels.products import multiply_coarsely
-from fastff.kernels.tuning import LaunchConfig, LaunchSpace
+from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 FIXED_BITS = 32
 FIXED_UNIT = 2.0**-FIXED_BITS
@@ -45,13 +48,24 @@ ADJOINT_SPACE = LaunchSpace(
     LaunchConfig({"TILE": 32, "ATOMS": 1}, 1, 1),
     tuple(
         LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
-        for tile, num_warps in ((16, 1), (32, 1), (64, 1), (64, 2))
+        for tile, num_warps in ((16, 1), (16, 2), (32, 1), (64, 1), (64, 2))
         for atoms in (1, 4)
+    ),
+    (
+        (
+            make_key(torch.float32, channels=16, degree=1),
+            LaunchConfig({"TILE": 16, "ATOMS": 1}, 1, 1),
+        ),
+        (
+            make_key(torch.float32, channels=32, degree=1),
+            LaunchConfig({"TILE": 16, "ATOMS": 1}, 2, 1),
+        ),
     ),
 )
 GATHER_SPACE = LaunchSpace("gather_forces", LaunchConfig({"BLOCK": 32}, 1, 1))
 _SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
 _SCALE: tl.constexpr = tl.constexpr(2.0**FIXED_BITS)
+_SQRT3: tl.constexpr = tl.constexpr(3.0**0.5)
 _PI: tl.constexpr = tl.constexpr(3.141592653589793)
 
 
@@ -62,6 +76,18 @@ def add_at(target, value, mask, SCATTER: tl.constexpr):
         tl.atomic_add(target, value, mask=mask, sem="relaxed")
     else:
         tl.atomic_add(target, (value * _SCALE).to(tl.int64), mask=mask, sem="relaxed")
+
+
+@triton.jit
+def turn_factor(place, target, back, along, there, SCATTER: tl.constexpr):
+    """One component of messages of degree one: adds its gradient at the sender, and returns that in the direction.
+
+    ``place`` (n, C) points to the component, ``target`` to its accumulators, ``back`` (n, C) is the gradient in the
+    factors, ``along`` (n,) the component of the unit vector.
+    """
+    message = tl.load(place, mask=there, other=0.0)
+    add_at(target, back * (along * _SQRT3)[:, None], there, SCATTER)
+    return tl.sum(back * message, axis=1) * _SQRT3
 
 
 @triton.jit
@@ -130,6 +156,7 @@ def adjoint_kernel(
     core_reach,
     C: tl.constexpr,
     BY_SENDER: tl.constexpr,
+    DEGREE: tl.constexpr,
     HAS_CORE: tl.constexpr,
     WITH_VIRIAL: tl.constexpr,
     ACCUMULATE: tl.constexpr,
@@ -142,8 +169,8 @@ def adjoint_kernel(
 
     ``forces`` (n_atoms, 4) are accumulators, int64 unless SCATTER is ``float``, that already hold zeros or an earlier
     hop; ``terms`` (n_atoms, 8): virial xx, yy, zz, yz, xz, xy, core energy, unused, overwritten unless ACCUMULATE;
-    ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where SCATTER is ``store``; ``message_gradients`` (n_atoms, C):
-    accumulators like ``forces`` (int64 also for ``store``), where BY_SENDER.
+    ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where SCATTER is ``store``; ``message_gradients``
+    (n_atoms, (DEGREE + 1)^2, C): accumulators like ``forces`` (int64 also for ``store``), where BY_SENDER.
     """
     channels = tl.arange(0, C)
     radials = tl.arange(0, N_RADIAL)
@@ -190,10 +217,9 @@ def adjoint_kernel(
             uy = dy * inverse
             uz = dz * inverse
             pair = species0 * n_species + species
-            source = sender * C if BY_SENDER else pair.to(tl.int64) * C
-            factor = tl.load(
-                factors + source[:, None] + channels[None, :], mask=inside[:, None], other=0.0
-            )
+            source = locate_factors(sender, pair, C, BY_SENDER, DEGREE)
+            place = factors + source[:, None] + channels[None, :]
+            factor = read_factors(place, inside, ux, uy, uz, C, BY_SENDER, DEGREE)
             harmonics = evaluate_harmonics(ux, uy, uz)
             empty = tl.zeros((TILE, C), dtype=tl.float32)
             channel_gradient = multiply_coarsely(harmonics, pull, empty, PRECISION)
@@ -209,14 +235,16 @@ def adjoint_kernel(
             none = tl.zeros((TILE, 16), dtype=tl.float32)
             harmonics_gradient = multiply_coarsely(radial * factor, push, none, PRECISION)
             if BY_SENDER:
-                add_at(
-                    message_gradients + source[:, None] + channels[None, :],
-                    channel_gradient * radial,
-                    inside[:, None],
-                    SCATTER,
-                )
+                back = channel_gradient * radial
+                target = message_gradients + source[:, None] + channels[None, :]
+                add_at(target, back, inside[:, None], SCATTER)
             along = contract_slope(basis_gradient, sine, cosine, amplitude, slope, inverse_cutoff)
             gx, gy, gz = contract_harmonics(harmonics_gradient, ux, uy, uz)
+            if BY_SENDER and DEGREE > 0:
+                there = inside[:, None]
+                gy += turn_factor(place + C, target + C, back, uy, there, SCATTER)
+                gz += turn_factor(place + 2 * C, target + 2 * C, back, uz, there, SCATTER)
+                gx += turn_factor(place + 3 * C, target + 3 * C, back, ux, there, SCATTER)
             if HAS_CORE:  # noqa: SIM102 (compile-time, then run-time)
                 if tl.min(distance) < core_reach:
                     value, core_slope = evaluate_core(distance, inverse, pair, core, inside)

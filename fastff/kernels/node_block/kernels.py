@@ -43,6 +43,10 @@ PERCEPTRON_SPACE = LaunchSpace(
             make_key(torch.float32, channels=32, inputs=256, hidden=64),
             LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
         ),
+        (
+            make_key(torch.float32, channels=32, degree=1, inputs=256, hidden=64),
+            LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
+        ),
     ),
 )
 PULLBACK_SPACE = LaunchSpace(
@@ -120,6 +124,15 @@ def invariants_kernel(
 
 
 @triton.jit
+def load_sums(place, mask, FIXED: tl.constexpr):
+    """Accumulated gradients as float32."""
+    raw = tl.load(place, mask=mask, other=0)
+    if FIXED:
+        raw = raw.to(tl.float32) * (1.0 / _SCALE)
+    return raw
+
+
+@triton.jit
 def multiply_parts(left, layer, down, across, total, PRECISION: tl.constexpr, DEPTH: tl.constexpr):
     """``left @ layer + total`` with a layer in memory, DEPTH of its rows at a time: whole and split in high and low
     parts, it would not fit in registers.
@@ -142,6 +155,7 @@ def multiply_parts(left, layer, down, across, total, PRECISION: tl.constexpr, DE
 def perceptron_kernel(
     sites,
     invariants,
+    mixed,
     messages_in,
     shift,
     curb,
@@ -168,17 +182,20 @@ def perceptron_kernel(
     WITH_MESSAGES: tl.constexpr,
     WITH_ADJOINT: tl.constexpr,
     PULL_MESSAGES: tl.constexpr,
+    DEGREE: tl.constexpr,
     FIXED: tl.constexpr,
     PRECISION: tl.constexpr,
     ATOMS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Energies (n_atoms,), messages (n_atoms, C) and dE/d(invariants) (n_atoms, INPUTS) of ATOMS atoms per program.
+    """Energies (n_atoms,), messages and dE/d(invariants) (n_atoms, INPUTS) of ATOMS atoms per program.
 
     Weights are those of ``node_block.reference.NodeWeights`` with the input scale multiplied into ``weight1``; ``curb``
     is the input scale over the limit of the inputs.
     HAS_EXTRA: the atom's own message (``messages_in``) is an input too, and its gradient goes to ``extra_gradients``,
     in fixed point where FIXED. PULL_MESSAGES: ``message_gradients`` (in fixed point where FIXED) are pulled back too.
+    Messages and their gradients are (n_atoms, (DEGREE + 1)^2, C). Of degree one they are ``mixed`` moments (n_atoms,
+    16, C) times gates; pulled back, the gradient in those moments takes their place in ``messages_out``.
     ``gradients`` may be the memory of ``invariants``. DEPTH inputs are taken at a time.
     """
     rows = tl.program_id(0).to(tl.int64) * ATOMS + tl.arange(0, ATOMS)
@@ -187,11 +204,13 @@ def perceptron_kernel(
     channels = tl.arange(0, C)
     hidden1 = tl.arange(0, H1)
     hidden2 = tl.arange(0, H2)
+    WIDTH: tl.constexpr = (DEGREE + 1) * C
+    SENT: tl.constexpr = (DEGREE + 1) * WIDTH
     species = tl.load(sites + rows * 4 + 3, mask=inside, other=0)
 
     pre = tl.load(bias1 + species[:, None] * H1 + hidden1[None, :])
     if HAS_EXTRA:
-        own_place = messages_in + rows[:, None] * C + channels[None, :]
+        own_place = messages_in + rows[:, None] * SENT + channels[None, :]
         own, own_factor = load_inputs(own_place, shift, curb, channels + INPUTS, there)
         layer = tl.load(weight1 + (channels + INPUTS)[:, None] * H1 + hidden1[None, :])
         pre = multiply(own * own_factor, layer, pre, PRECISION)
@@ -210,30 +229,53 @@ def perceptron_kernel(
         energy = tl.sum(value2 * pull, axis=1) - tl.load(vacuum + species)
         tl.store(energies + rows, energy, mask=inside)
     if WITH_MESSAGES:
-        layer = tl.load(message + hidden2[:, None] * C + channels[None, :])
-        out = tl.load(message_bias + species[:, None] * C + channels[None, :])
+        layer = tl.load(message + hidden2[:, None] * WIDTH + channels[None, :])
+        out = tl.load(message_bias + species[:, None] * WIDTH + channels[None, :])
         out = multiply(value2, layer, out, PRECISION)
-        tl.store(messages_out + rows[:, None] * C + channels[None, :], out, mask=there)
+        tl.store(messages_out + rows[:, None] * SENT + channels[None, :], out, mask=there)
+        if DEGREE > 0:
+            layer = tl.load(message + hidden2[:, None] * WIDTH + C + channels[None, :])
+            gate = tl.load(message_bias + species[:, None] * WIDTH + C + channels[None, :])
+            gate = multiply(value2, layer, gate, PRECISION)
+            target = messages_out + rows[:, None] * SENT + channels[None, :]
+            moment = mixed + rows[:, None] * (16 * C) + channels[None, :]
+            for lm in tl.static_range(1, 4):
+                part = tl.load(moment + lm * C, mask=there, other=0.0)
+                tl.store(target + lm * C, gate * part, mask=there)
     if WITH_ADJOINT:
         if PULL_MESSAGES:
-            raw = tl.load(
-                message_gradients + rows[:, None] * C + channels[None, :], mask=there, other=0
-            )
-            if FIXED:
-                raw = raw.to(tl.float32) * (1.0 / _SCALE)
-            layer = tl.load(message + hidden2[None, :] * C + channels[:, None])
+            sums = message_gradients + rows[:, None] * SENT + channels[None, :]
+            raw = load_sums(sums, there, FIXED)
+            layer = tl.load(message + hidden2[None, :] * WIDTH + channels[:, None])
             pull = multiply(raw, layer, pull, PRECISION)
+            if DEGREE > 0:
+                layer = tl.load(message + hidden2[:, None] * WIDTH + C + channels[None, :])
+                gate = tl.load(message_bias + species[:, None] * WIDTH + C + channels[None, :])
+                gate = multiply(value2, layer, gate, PRECISION)
+                turn = tl.zeros((ATOMS, C), dtype=tl.float32)
+                target = messages_out + rows[:, None] * SENT + channels[None, :]
+                moment = mixed + rows[:, None] * (16 * C) + channels[None, :]
+                for lm in tl.static_range(1, 4):
+                    raw = load_sums(sums + lm * C, there, FIXED)
+                    turn += raw * tl.load(moment + lm * C, mask=there, other=0.0)
+                    tl.store(target + lm * C, gate * raw, mask=there)
+                layer = tl.load(message + hidden2[None, :] * WIDTH + C + channels[:, None])
+                pull = multiply(turn, layer, pull, PRECISION)
         none = tl.zeros((ATOMS, H1), dtype=tl.float32)
         pull = multiply_parts(pull * slope2, weight2, 1, H2, none, PRECISION, _PART) * slope1
         if HAS_EXTRA:
             layer = tl.load(weight1 + (channels + INPUTS)[None, :] * H1 + hidden1[:, None])
             extra = multiply(pull, layer, tl.zeros((ATOMS, C), dtype=tl.float32), PRECISION)
-            own_place = messages_in + rows[:, None] * C + channels[None, :]
+            own_place = messages_in + rows[:, None] * SENT + channels[None, :]
             _own, own_factor = load_inputs(own_place, shift, curb, channels + INPUTS, there)
             extra = extra * (own_factor * own_factor * own_factor)
             if FIXED:
                 extra = (extra * _SCALE).to(tl.int64)
-            tl.store(extra_gradients + rows[:, None] * C + channels[None, :], extra, mask=there)
+            back = extra_gradients + rows[:, None] * SENT + channels[None, :]
+            tl.store(back, extra, mask=there)
+            if DEGREE > 0:
+                for lm in tl.static_range(1, 4):
+                    tl.store(back + lm * C, tl.zeros_like(extra), mask=there)
         for first in range(0, INPUTS, DEPTH):
             column = first + tl.arange(0, DEPTH)
             fall = tl.load(weight1 + column[None, :] * H1 + hidden1[:, None])
@@ -249,15 +291,19 @@ def perceptron_kernel(
 def pullback_kernel(
     mixed,
     invariant_gradients,
+    sent,
     mixing,
     gradients,
     n_atoms,
     C: tl.constexpr,
     Q: tl.constexpr,
+    DEGREE: tl.constexpr,
     PRECISION: tl.constexpr,
     ATOMS: tl.constexpr,
 ):
     """dE/dA (n_atoms, 16, C) from mixed moments (n_atoms, 16, Q) and dE/d(invariants) (n_atoms, 8 Q).
+
+    DEGREE: ``sent`` (n_atoms, 4, Q) holds, but for l = 0, a gradient in the mixed moments that messages were made of.
 
     Overwrites ``mixed`` with the gradient in it: passing that through memory keeps the layout that products want out of
     the couplings, where it would replicate everything. ``gradients`` may be the memory of ``mixed`` where C equals Q.
@@ -280,6 +326,9 @@ def pullback_kernel(
         else:
             grad = parts[lm] * pulls[find_degree(lm)] * (2.0 / (2 * find_degree(lm) + 1))
             grad += evaluate_cubic_slope(parts, pulls, lm)
+            if DEGREE > 0 and lm < 4:
+                back = sent + rows[:, None] * (4 * Q) + lm * Q + mixeds
+                grad += tl.load(back, mask=there, other=0.0)
         tl.store(place + lm * Q, grad, mask=there)
     tl.debug_barrier()
     for degree in tl.static_range(4):
