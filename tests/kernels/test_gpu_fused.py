@@ -38,16 +38,19 @@ DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else
 
 @pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
 @pytest.mark.parametrize(
-    ("name", "n_hops", "n_species", "width"),
+    ("name", "n_hops", "n_species", "width", "degree"),
     [
-        ("Cu", 1, 1, 16),
-        ("NaCl", 2, 3, 16),
-        ("Si", 2, 1, 32),
-        ("NaCl", 1, 2, 32),
-        ("NaCl", 3, 3, 32),
+        ("Cu", 1, 1, 16, 0),
+        ("NaCl", 2, 3, 16, 0),
+        ("Si", 2, 1, 32, 0),
+        ("NaCl", 1, 2, 32, 0),
+        ("NaCl", 3, 3, 32, 0),
+        ("NaCl", 2, 2, 16, 1),
+        ("Si", 2, 1, 32, 1),
+        ("NaCl", 3, 2, 32, 1),
     ],
 )
-def test_evaluation(name, n_hops, n_species, width, precision):
+def test_evaluation(name, n_hops, n_species, width, degree, precision):
     """Forces of about 1 eV/Å off by less than 1e-5 RMS, energies and virial; two poisoned runs of the same bits."""
     repeats, reach, rattle = (1, 3.4, 0.05) if INTERPRETED else (5, 5.4, 0.1)
     system = build_lattice(name, repeats, reach, DEVICE, rattle=rattle, seed=11)
@@ -56,7 +59,8 @@ def test_evaluation(name, n_hops, n_species, width, precision):
     system.species.copy_(species)
     sample = build_lattice(name, 2, reach, "cpu", rattle=0.1, seed=3)
     sample.species.copy_(torch.arange(len(sample.species)) % n_species)
-    weights = draw_weights(n_hops, n_species, sample, n_channels=width, n_mixed=width)
+    sizes = {"n_channels": width, "n_mixed": width, "message_degree": degree}
+    weights = draw_weights(n_hops, n_species, sample, **sizes)
     geometry = (system.positions, system.species, system.matrix, system.translations)
     exact = evaluate_reference(convert_weights(weights, DEVICE, torch.float64), *geometry)
     potential = FusedPotential(weights, DEVICE, Options(precision=precision))
