@@ -244,6 +244,11 @@ def test_configurations_that_mean_nothing(change: dict, message: str) -> None:
         StudentConfig(**{"architecture": "m1", "elements": (29,), **change})
 
 
+def test_a_student_of_one_hop_sends_no_messages() -> None:
+    with pytest.raises(DataError, match="one hop sends no messages"):
+        build_student(StudentConfig("m1", (29,), message_degree=1))
+
+
 def test_unknown_architectures_are_named() -> None:
     with pytest.raises(UsageError, match="'m9'; choose one of m1, m2, m2-l"):
         build_student(StudentConfig("m9", (29,)))

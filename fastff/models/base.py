@@ -59,7 +59,8 @@ class StudentConfig:
         1 to :data:`MAX_HOPS`, or None: as many as the architecture has. Not in the file of a model where None.
     message_degree : int
         Largest degree of the messages of a moment student, 0 to 2; 0: scalars. Above 0 as many mixed channels as
-        channels are needed; the fused kernels take up to 1. Not in the file of a model where 0.
+        channels are needed; the fused kernels take up to 1. Not in the file of a model where 0. Of no meaning to
+        ``painn``.
     """
 
     architecture: str

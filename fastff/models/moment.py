@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastff.errors import DataError
 from fastff.kernels.couplings import CUBIC_TRIPLES
 from fastff.kernels.moment_potential.hops import Hop, pull_hops, run_hops, run_vacuum
 from fastff.kernels.moments.messages import direct_messages, read_messages
@@ -166,6 +167,10 @@ class MomentStudent(Student):
         super().__init__(config)
         if not 1 <= n_hops <= MAX_HOPS:
             raise ValueError(f"n_hops {n_hops} must be 1 to {MAX_HOPS}")
+        if n_hops == 1 and config.message_degree > 0:
+            raise DataError(
+                f"message_degree {config.message_degree}: a student of one hop sends no messages; leave it out"
+            )
         self.n_hops = n_hops
         n_species, n_channels = len(config.elements), config.n_channels
         shape = (n_hops, n_species, config.n_radial, n_channels)
