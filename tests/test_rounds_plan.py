@@ -144,6 +144,7 @@ class FakeLadder(Ladder):
     """Students of known accuracy on validation and training frames."""
 
     known: dict[str, tuple[float, float]] = {}  # noqa: RUF012
+    scores: dict[str, float] = {}  # noqa: RUF012
 
     def train(
         self, name: str, split: Any, label: str, *, start: Any = None, grow: bool = False
@@ -151,7 +152,8 @@ class FakeLadder(Ladder):
         self.attempts[name] = self.known[name][0]
         result: Any = None
         validation, fit = self.known[name]
-        return Trained(name, result, make_accuracy(validation), validation, fit)
+        score = self.scores.get(name, validation)
+        return Trained(name, result, make_accuracy(validation), score, fit)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +181,24 @@ def test_a_larger_student_is_tried_where_the_present_one_is_too_small(
     assert list(ladder.attempts) == tried
 
 
+def test_the_score_decides_among_students_that_miss_the_target(tmp_path: Path) -> None:
+    request = build_request(labels="x.xyz", target=0.98)
+    ladder = FakeLadder(request, tmp_path, "cpu", False, *[lambda *_: None] * 3)
+    split: Any = None
+    ladder.known = {"m1": (0.95, 0.96), "m2": (0.94, 0.96), "m2-l": (0.90, 0.96)}
+    ladder.scores = {"m1": 0.93, "m2": 0.96, "m2-l": 0.95}
+    assert ladder.climb(split).name == "m2"
+    ladder.known["m2-l"] = (0.985, 0.99)  # met: a better score of another student does not matter
+    assert ladder.climb(split).name == "m2-l"
+
+
 def test_every_student_tried_counts_in_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = SimpleNamespace(student=nn.Linear(1, 1), seconds=10.0)
     monkeypatch.setattr("fastff.distill.ladder.train_student", lambda *_, **__: result)
     monkeypatch.setattr("fastff.distill.ladder.measure_student", lambda *_: make_accuracy(0.5))
-    monkeypatch.setattr("fastff.distill.ladder.score_student", lambda *_: 0.5)
+    monkeypatch.setattr("fastff.distill.ladder.judge_student", lambda *_: (make_accuracy(0.5), 0.5))
     request = build_request(labels="x.xyz", target=0.98)
     ladder = Ladder(request, tmp_path, "cpu", False, *[lambda *_: None] * 3)
     frame = Frame(bulk("Cu"), Labels(0.0, np.zeros((1, 3)), None), "x", 0, 300.0, 0)

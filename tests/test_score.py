@@ -75,3 +75,12 @@ def test_what_is_not_finite_is_worst_and_perfect_crystals_have_a_score() -> None
     assert Score(still).measure([f.labels for f in still]) == 1.0
     moved = [Labels(1.0, np.full((8, 3), 0.01), None) for _ in still]
     assert 0.9 < Score(still).measure(moved) < 1.0
+
+
+def test_energy_does_not_decide_where_there_is_nothing_to_tell_apart() -> None:
+    """One frame has no spread of energies: 1 meV/atom off would outweigh any error of forces."""
+    frames = make_frames(1)
+    good = [replace(one, energy=one.energy + 0.008) for one in predict(frames, 0.05)]
+    bad = [replace(one, energy=one.energy + 0.004) for one in predict(frames, 0.3)]
+    assert Score(frames).measure(bad) < Score(frames).measure(good)
+    assert Score(frames).measure(good) > 0.9

@@ -28,6 +28,7 @@ from fastff.distill.data import (
     prepare_frames,
     stack_voigt,
 )
+from fastff.distill.ladder import measure_student
 from fastff.distill.losses import BATCH_FIELDS, ResidualLosses
 from fastff.distill.module import measure_frames
 from fastff.distill.resident import ResidentBatches
@@ -382,3 +383,19 @@ def test_what_fell_apart_is_said_and_the_best_weights_are_kept(
     assert result.n_steps < 60
     assert "fell apart" in result.stopped
     assert "lower the learning rate" in result.stopped
+
+
+def test_what_reached_the_threshold_is_kept_whatever_its_score(
+    frames: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores fall from one validation to the next, so that the first weights have the best one."""
+    scores = iter(range(0, -1000, -1))
+    monkeypatch.setattr("fastff.distill.module.Score.measure", lambda *_: float(next(scores)))
+    settings = replace(SETTINGS, n_steps=60, n_validations=12)
+    curve = train_student(frames[:20], frames[20:], settings, tmp_path / "a").learning_curve
+    threshold = curve[-1]["accuracy"]
+    assert threshold > curve[0]["accuracy"]
+    again = replace(settings, stop_at=threshold)
+    result = train_student(frames[:20], frames[20:], again, tmp_path / "b")
+    assert result.stopped.startswith("reached")
+    assert measure_student(result.student, frames[20:]).overall >= threshold - 1e-6

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -58,7 +59,8 @@ LEARNED = 0.5
 class LatePatience(EarlyStopping):
     """Early stopping by the score, which loses patience only after ``begin`` optimiser steps.
 
-    A training that reaches the accuracy ``stop_at``, or that falls apart, ends at once.
+    A training that reaches the accuracy ``stop_at``, or that falls apart, ends at once; the former leaves a checkpoint
+    at ``path``, since weights of a better score may be less accurate.
 
     Attributes
     ----------
@@ -68,14 +70,16 @@ class LatePatience(EarlyStopping):
         Best and newest accuracy of a training that has fallen apart.
     """
 
-    def __init__(self, begin: int, stop_at: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, begin: int, stop_at: float | None = None, path: Path | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(
             monitor="score", mode="max", min_delta=1e-4, check_on_train_epoch_end=False, **kwargs
         )
         self.patience: int
         self.reached = False
         self.fall: tuple[float, float] | None = None
-        self._begin, self._stop_at, self._n_below = begin, stop_at, 0
+        self._begin, self._stop_at, self._path, self._n_below = begin, stop_at, path, 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge the newest validation."""
@@ -87,6 +91,8 @@ class LatePatience(EarlyStopping):
         self.patience = patience
         newest = float(trainer.callback_metrics["accuracy"])
         self.reached = self._stop_at is not None and newest >= self._stop_at
+        if self.reached and self._path is not None:
+            trainer.save_checkpoint(self._path, weights_only=False)
         best = max(row["accuracy"] for row in pl_module.learning_curve)
         if self.falls(best, newest) or self.reached:
             trainer.should_stop = True

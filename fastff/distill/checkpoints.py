@@ -27,6 +27,8 @@ from fastff.errors import DataError, ModelFileError
 logger = logging.getLogger(__name__)
 
 LAST_NAME, PREVIOUS_NAME = "last.ckpt", "previous.ckpt"
+REACHED_NAME = "reached.ckpt"
+"""Of the weights that met the accuracy at which a training stops."""
 
 NEEDED = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")
 """What a checkpoint must hold to go on from."""
@@ -138,19 +140,20 @@ def read_best(folder: Path, name: str) -> dict[str, Any]:
         except DataError:
             continue
         curve = content.get("learning_curve") or [{"accuracy": float("-inf")}]
-        others.append((float(curve[-1]["accuracy"]), path.name, content))
+        newest = curve[-1]  # of a version without scores: by accuracy
+        others.append((float(newest.get("score", newest["accuracy"])), path.name, content))
     if not others:
         raise DataError(
             f"the best checkpoint {folder / name} is damaged ({reason}) and no other is left; "
             "train again in a new folder"
         )
-    accuracy, other, content = max(others, key=lambda entry: entry[:2])
+    score, other, content = max(others, key=lambda entry: entry[:2])
     logger.warning(
-        "the best checkpoint %s is damaged (%s); taking %s with validation accuracy %.4f",
+        "the best checkpoint %s is damaged (%s); taking %s with validation score %.4f",
         name,
         reason,
         other,
-        accuracy,
+        score,
     )
     return content
 

@@ -127,17 +127,16 @@ class Ladder:
         )
         self.seconds += result.seconds
         moved = copy.deepcopy(result.student).to(pick_torch_device(self.device))
-        accuracy = measure_student(moved, split.validation)
+        accuracy, score = judge_student(moved, split.validation)
         self.on_trained(name, result, accuracy)
         self.attempts[name] = accuracy.overall
-        score = score_student(moved, split.validation)
         fit = measure_student(moved, choose_fitted(split.train)).overall
         return Trained(name, result, accuracy, score, fit)
 
     def climb(
         self, split: Split, *, present: Trained | None = None, suffix: str = "", grow: bool = False
     ) -> Trained:
-        """Train larger students until one is large enough; the one of the best score on the validation frames.
+        """Train larger students until one is large enough; the best on the validation frames (:meth:`rank`).
 
         Parameters
         ----------
@@ -157,10 +156,14 @@ class Ladder:
             if best is not None and self._is_enough(best, grow):
                 break
             trained = self.train(name, split, name + suffix, grow=grow)
-            if best is None or trained.score > best.score:
+            if best is None or self.rank(trained) > self.rank(best):
                 best = trained
         assert best is not None
         return best
+
+    def rank(self, trained: Trained) -> tuple[bool, float]:
+        """Grows from worse to better students: whether the target is met on the validation frames, then the score."""
+        return trained.validation.overall >= self.request.target, trained.score
 
     def _is_enough(self, trained: Trained, grow: bool) -> bool:
         target = self.request.target
@@ -181,18 +184,16 @@ def measure_student(student: Student, frames: Sequence[Frame]) -> Accuracy:
     return measure_frames(list(frames), predict(student, images, charges="ignore"))
 
 
-def score_student(student: Student, frames: Sequence[Frame]) -> float:
-    """By what students are compared on the same labelled frames; see :mod:`fastff.distill.score`."""
-    images = [frame.atoms for frame in frames]
-    return Score(frames).measure(predict(student, images, charges="ignore"))
+def judge_student(student: Student, frames: Sequence[Frame]) -> tuple[Accuracy, float]:
+    """Accuracy on labelled frames, and the score by which students are compared (:mod:`fastff.distill.score`)."""
+    predicted = predict(student, [frame.atoms for frame in frames], charges="ignore")
+    return measure_frames(list(frames), predicted), Score(frames).measure(predicted)
 
 
 def judge_again(trained: Trained, frames: Sequence[Frame], device: torch.device) -> Trained:
     """The same student with its accuracy and score on other validation frames."""
-    moved = copy.deepcopy(trained.student).to(device)
-    return replace(
-        trained, validation=measure_student(moved, frames), score=score_student(moved, frames)
-    )
+    accuracy, score = judge_student(copy.deepcopy(trained.student).to(device), frames)
+    return replace(trained, validation=accuracy, score=score)
 
 
 def choose_fitted(frames: Sequence[Frame]) -> list[Frame]:

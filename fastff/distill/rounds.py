@@ -276,7 +276,7 @@ class Rounds:
         label = f"{trained.name}-round-{number}"
         later = self.ladder.train(trained.name, replayed, label, start=trained.student)
         helped = later.score >= known.score + LEAST_GAIN
-        best = later if later.score > known.score else known
+        best = max((known, later), key=self.ladder.rank)
         whole = replace(split, train=[*split.train, *new])
         climbed = self.ladder.climb(whole, present=best, suffix=f"-round-{number}", grow=helped)
         if climbed is not best:
@@ -293,7 +293,7 @@ class Rounds:
             return trained
         known = judge_again(trained, split.validation, self.device)
         later = self.ladder.train(trained.name, split, f"{trained.name}-final")
-        return later if later.score > known.score else known
+        return max((known, later), key=self.ladder.rank)
 
     def _has_time(self, trained: Trained, split: Split) -> bool:
         """Whether a training from scratch would end within the minutes there are."""

@@ -20,12 +20,16 @@ from fastff.distill.losses import LossWeights, measure_strain, relative_huber
 from fastff.errors import DataError
 from fastff.labels import Frame, Labels
 
+LEAST_SPREAD = 2e-5
+"""eV/atom of the energies about their compositions' mean, below which they say nothing."""
+
 
 class Score:
     """One minus the root of twice the weighted loss of forces, energies per atom and stress.
 
     Where no error exceeds a tenth of its unit, this is one minus a weighted root mean square of relative errors. Units
     are those of the median frame of the frames themselves, so that scores of two students on the same frames compare.
+    Energies that do not differ, as of a single frame, have no unit and do not count.
 
     Parameters
     ----------
@@ -54,13 +58,10 @@ class Score:
             ],
             dtype=torch.float64,
         )
-        terms = [
-            (weights[0], relative_huber(force_error, known.force_rms).mean()),
-            (
-                weights[1],
-                relative_huber(energy_error / self._strain_of_frame, known.energy_spread).mean(),
-            ),
-        ]
+        terms = [(weights[0], relative_huber(force_error, known.force_rms).mean())]
+        if known.energy_spread > LEAST_SPREAD:
+            relative = energy_error / self._strain_of_frame
+            terms.append((weights[1], relative_huber(relative, known.energy_spread).mean()))
         stressed = [
             (found.stress - frame.labels.stress) / float(strain)
             for frame, found, strain in zip(

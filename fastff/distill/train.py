@@ -29,6 +29,8 @@ from fastff.distill.callbacks import (
     quiet_lightning,
 )
 from fastff.distill.checkpoints import (
+    LAST_NAME,
+    REACHED_NAME,
     SafeCheckpointIO,
     find_checkpoint,
     read_best,
@@ -281,7 +283,10 @@ def _fit(
         save_on_train_epoch_end=False,
     )
     stopper = LatePatience(
-        begin=module.n_steps // 2, stop_at=settings.stop_at, patience=settings.patience
+        begin=module.n_steps // 2,
+        stop_at=settings.stop_at,
+        path=out / CHECKPOINTS / REACHED_NAME,
+        patience=settings.patience,
     )
     callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper]
     if on_step is not None:
@@ -318,7 +323,7 @@ def _fit(
             weights_only=True,
         )
     record = {
-        "best": Path(keeper.best_model_path).name,
+        "best": REACHED_NAME if stopper.reached else Path(keeper.best_model_path).name or LAST_NAME,
         "n_steps": trainer.global_step,
         "seconds": module.seconds,
         "stopped": _describe_stop(trainer, stopper, settings),
