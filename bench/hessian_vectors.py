@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -233,8 +232,6 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 write_atomically(path, json.dumps(record).encode())
                 print(tabulate([record]).splitlines()[-1], flush=True)
             records.append(json.loads(path.read_text()))
-    commit = os.environ.get("FASTFF_COMMIT")
-    provenance = collect_provenance().model_dump(mode="json")
     return {
         "what": "Hessian-vector targets for the same number of teacher evaluations",
         "arms": ARMS,
@@ -245,7 +242,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "n_test": len(test),
         "n_test_targets": sum(frame.hessian_vector is not None for frame in test),
         "records": records,
-        "provenance": {**provenance, **({"commit": commit} if commit else {})},
+        "provenance": collect_provenance().model_dump(mode="json"),
     }
 
 

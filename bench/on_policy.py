@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -203,6 +202,7 @@ def run_job(
 ) -> None:
     """Label, train, judge, and store the record."""
     from fastff.checkpoint import load_model, write_atomically
+    from fastff.report.provenance import collect_provenance
 
     name = f"{arm}-{budget}-{seed}"
     target = arguments.out / "jobs" / f"{name}.json"
@@ -222,19 +222,10 @@ def run_job(
         "settings": {key: str(value) for key, value in vars(arguments).items()},
         **judge(load_model(outcome.model), test, arguments, folder),
         "seconds_this_process": round(time.perf_counter() - start, 1),
-        "provenance": find_provenance(),
+        "provenance": collect_provenance().model_dump(mode="json"),
     }
     write_atomically(target, (json.dumps(record, indent=1) + "\n").encode())
     print(tabulate([record]).splitlines()[-1], flush=True)
-
-
-def find_provenance() -> dict[str, Any]:
-    """Machine, versions, command and date; the commit from git, or from ``FASTFF_COMMIT``."""
-    from fastff.report.provenance import collect_provenance
-
-    commit = os.environ.get("FASTFF_COMMIT")
-    found = collect_provenance().model_dump(mode="json")
-    return {**found, **({"commit": commit} if commit else {})}
 
 
 def tabulate(records: list[dict[str, Any]]) -> str:
@@ -262,6 +253,8 @@ def tabulate(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
+    from fastff.report.provenance import collect_provenance
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teacher", default="analytic:angular")
     parser.add_argument("--teacher-weights", type=Path)
@@ -298,7 +291,7 @@ def main() -> None:
         "what": "Ways of spending the same number of teacher evaluations",
         "arms": ARMS,
         "rows": records,
-        "provenance": find_provenance(),
+        "provenance": collect_provenance().model_dump(mode="json"),
     }
     (arguments.out / "on-policy.json").write_text(json.dumps(whole, indent=1) + "\n")
     (arguments.out / "on-policy.md").write_text(tabulate(records))

@@ -59,15 +59,15 @@ ABLATIONS = [
     vary("m2", "rc6-hop3", cutoff=6.0, n_hops=3),
     vary("m2-l", "hop3", n_hops=3),
     vary("m2-l", "rc6-hop3", cutoff=6.0, n_hops=3),
-    *(vary("m2-l", f"d{n}", message_degree=n) for n in (1, 2)),
-    *(vary("m2-l", f"rc6-d{n}", cutoff=6.0, message_degree=n) for n in (1, 2)),
     *(
-        vary("m2-l", f"{at}hop3-slow", r, rate=0.4, n_hops=3)
+        vary("m2-l", f"{at}{label}", r, **sizes)
         for at, r in (("", 5.0), ("rc6-", 6.0))
-    ),
-    *(
-        vary("m2-l", f"{at}hop3-d1-slow", r, rate=0.4, n_hops=3, message_degree=1)
-        for at, r in (("", 5.0), ("rc6-", 6.0))
+        for label, sizes in (
+            ("d1", {"message_degree": 1}),
+            ("d2", {"message_degree": 2}),
+            ("hop3-slow", {"rate": 0.4, "n_hops": 3}),
+            ("hop3-d1-slow", {"rate": 0.4, "n_hops": 3, "message_degree": 1}),
+        )
     ),
     vary("m2-l", "rc7", cutoff=7.0),
     vary("m2-l", "rc6-k12", cutoff=6.0, n_radial=12),

@@ -69,11 +69,11 @@ def use_record(
         An accuracy is required of a record of kernels.
     """
     from fastff.report.kernels import KernelRecord
-    from fastff.report.record import read_record
     from fastff.report.regression import read_any, require_no_slowdown
     from fastff.report.verdict import format_percent
 
-    if require is not None and isinstance(read_any(path), KernelRecord):
+    judged = read_any(path) if require is not None else None
+    if isinstance(judged, KernelRecord):
         raise UsageError(
             f"{path} is a record of kernels, which has no accuracy; leave out --require"
         )
@@ -82,10 +82,9 @@ def use_record(
         changes = compare_records(path, against)
     else:
         rebuild_page(path, out, force=force)
-    if require is not None:
-        record = read_record(path)
-        require_accuracy(record, require)
-        overall = format_percent(record.main.read_accuracy().overall)
+    if judged is not None and require is not None:
+        require_accuracy(judged, require)
+        overall = format_percent(judged.main.read_accuracy().overall)
         make_console().print(f"accuracy {overall}; required {format_percent(require)}: met")
     require_no_slowdown(changes)
 
@@ -99,9 +98,9 @@ def require_accuracy(record: BenchRecord, required: float | None) -> None:
     """
     from fastff.report.verdict import format_percent
 
-    overall = record.main.read_accuracy().overall
     if required is None:
         return
+    overall = record.main.read_accuracy().overall
     if overall < required:
         raise AccuracyError(
             f"accuracy {format_percent(overall)} is below the required {format_percent(required)}; "

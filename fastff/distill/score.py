@@ -40,11 +40,11 @@ class Score:
     def __init__(self, frames: Sequence[Frame]) -> None:
         self._frames = list(frames)
         self._statistics = _measure_units(self._frames)
-        self._n_atoms = torch.tensor([len(frame.atoms) for frame in self._frames])
-        self._batch = torch.arange(len(self._frames)).repeat_interleave(self._n_atoms)
+        n_atoms = torch.tensor([len(frame.atoms) for frame in self._frames])
+        batch = torch.arange(len(self._frames)).repeat_interleave(n_atoms)
         self._forces = _join_forces([frame.labels for frame in self._frames])
         self._strain, self._strain_of_frame = measure_strain(
-            self._forces.norm(dim=1), self._statistics.force_rms, self._batch, len(self._frames)
+            self._forces.norm(dim=1), self._statistics.force_rms, batch, len(self._frames)
         )
 
     def measure(self, predicted: Sequence[Labels]) -> float:

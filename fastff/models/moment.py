@@ -220,7 +220,8 @@ class MomentStudent(Student):
 
     def describe_atoms(self, vectors: Tensor, senders: Tensor, species: Tensor) -> Features:
         """See :meth:`fastff.models.base.Student.describe_atoms`."""
-        _, hops, vacuum = self._run(self._describe(vectors), senders, species)
+        blocks = [block.weights for block in self.blocks]
+        _, hops, vacuum = self._run(self._describe(vectors), senders, species, blocks)
         return self._collect_features([hop.cache for hop in hops], vacuum, species)
 
     def _collect_features(
@@ -238,10 +239,9 @@ class MomentStudent(Student):
         return describe_edges(vectors, self.cutoff, self.config.n_radial)
 
     def _run(
-        self, geometry: EdgeGeometry, senders: Tensor, species: Tensor
+        self, geometry: EdgeGeometry, senders: Tensor, species: Tensor, blocks: list[NodeWeights]
     ) -> tuple[Tensor, list[Hop], list[NodeCache]]:
         """Energies (n_atoms,), what every hop kept, and what each node block keeps of an atom of each species alone."""
-        blocks = [block.weights for block in self.blocks]
         known = torch.arange(len(self.elements), device=species.device)
         table = self.cubic_table
         vacuum = run_vacuum(blocks, self.config.n_channels, known, table)
@@ -262,8 +262,8 @@ class MomentStudent(Student):
     ) -> tuple[Tensor, Tensor, list[NodeCache], list[NodeCache]]:
         """As :meth:`evaluate_dense`, with what each node block kept, of the atoms and of the vacuum."""
         geometry = self._describe(vectors)
-        energies, hops, vacuum = self._run(geometry, senders, species)
         blocks = [block.weights for block in self.blocks]
+        energies, hops, vacuum = self._run(geometry, senders, species, blocks)
         gradient = pull_hops(geometry, senders, species, hops, blocks, self.cubic_table)
         return energies, gradient, [hop.cache for hop in hops], vacuum
 

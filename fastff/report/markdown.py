@@ -58,17 +58,20 @@ MARK = "*"
 """Of ratios at sizes where settings of the teacher were not compared."""
 
 
+def _find_only_size(record: BenchRecord) -> int | None:
+    """Atoms at which alone settings of the teacher were compared, if at one size."""
+    curve = record.find_curve("teacher", "ase-call")
+    return None if curve is None else find_only_trial(curve.identity)
+
+
 def find_mark(record: BenchRecord, n_atoms: int) -> str:
     """:data:`MARK` where settings of the teacher were compared at another size alone, else nothing."""
-    curve = record.find_curve("teacher", "ase-call")
-    only = None if curve is None else find_only_trial(curve.identity)
-    return "" if only in (None, n_atoms) else MARK
+    return "" if _find_only_size(record) in (None, n_atoms) else MARK
 
 
 def describe_mark(record: BenchRecord) -> str:
     """What :data:`MARK` stands for in the table of speed; empty where it is not there."""
-    curve = record.find_curve("teacher", "ase-call")
-    only = None if curve is None else find_only_trial(curve.identity)
+    only = _find_only_size(record)
     marked = any(find_mark(record, r.n_atoms) for r in record.ratios if r.mode == "ase-call")
     if only is None or not marked:
         return ""

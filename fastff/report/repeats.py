@@ -40,9 +40,8 @@ def find_median_interval(seconds: Sequence[float]) -> tuple[float, float]:
     count = len(values)
     if count < 2:
         return 0.0, float("inf")
-    rank = int(
-        binom.ppf(0.5 * (1.0 - LEVEL), count, 0.5)
-    )  # at most so many repeats are below, with 2.5 %
+    # at most so many repeats are below, with 2.5 %
+    rank = int(binom.ppf(0.5 * (1.0 - LEVEL), count, 0.5))
     if binom.cdf(rank, count, 0.5) > 0.5 * (1.0 - LEVEL):
         rank -= 1
     if rank >= 0:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastff.kernels.contract import Build, list_launched, restrict_targets
-from fastff.kernels.moment_potential.evaluate import spread_atoms
+from fastff.kernels.moment_potential.evaluate import name_degree, spread_atoms
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 _INTEGERS = ("n_atoms", "n_slots", "n_species", "code_bits", "stride", "n_partials")
@@ -76,7 +76,7 @@ def _list_sums(
     from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
     from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
 
-    key = make_key(torch.float32, channels=channels, **_name_degree(degree))
+    key = make_key(torch.float32, channels=channels, **name_degree(degree))
     for hop in (0, 1) if degree == 0 else (1,):
         constants: dict[str, Any] = {"C": channels, "BY_SENDER": hop > 0, "DEGREE": degree}
         name = f"{suffix} hop {hop + 1}"
@@ -149,13 +149,8 @@ def _list_nodes(
             "PULL_MESSAGES": adjoint and not last, "DEGREE": degree,
         }  # fmt: skip
         space, kernel = kernels.PERCEPTRON_SPACE, kernels.perceptron_kernel
-        widths = {"inputs": 8 * mixed, "hidden": hidden, **_name_degree(degree)}
+        widths = {"inputs": 8 * mixed, "hidden": hidden, **name_degree(degree)}
         yield from make(f"{space.kernel} {suffix} {name}", kernel, constants, space, **widths)
-
-
-def _name_degree(degree: int) -> dict[str, int]:
-    """The part of a launch key that tells directed messages, as ``evaluate.FusedPotential`` looks it up."""
-    return {"degree": degree} if degree else {}
 
 
 def list_builds() -> Iterator[Build]:

@@ -45,6 +45,11 @@ FEW: dict[str, int] = {"ATOMS": 16, "DEPTH": 64, "num_warps": 4}
 in ``bench/results/kernels/launch-sizes-h100.json``."""
 
 
+def name_degree(degree: int) -> dict[str, int]:
+    """The part of a launch key that tells directed messages from scalars, which have none."""
+    return {"degree": degree} if degree else {}
+
+
 def spread_atoms(arguments: dict[str, Any], n_atoms: int) -> dict[str, Any]:
     """Launch arguments of a node kernel of 16 channels for a number of atoms.
 
@@ -86,6 +91,7 @@ class FusedPotential:
     ) -> None:
         self.device = torch.device(device)
         self.packed: PackedWeights = pack_weights(weights, self.device)
+        self.message_degree = self.packed.message_degree
         self.precision = choose_precision(options.precision)
         self.options = options
         self._workspace: Workspace | None = None
@@ -100,12 +106,6 @@ class FusedPotential:
     def n_channels(self) -> int:
         """Channels of the moments."""
         return self.packed.n_channels
-
-    @property
-    def _degree(self) -> dict[str, int]:
-        """What launch configurations of directed messages are looked up by, beside the widths."""
-        degree = self.packed.message_degree
-        return {"degree": degree} if degree else {}
 
     def allocate(self, n_atoms: int, n_slots: int) -> Workspace:
         """Return the workspace of a size, allocated anew only when the size differs from the last one's."""
@@ -205,8 +205,8 @@ class FusedPotential:
         """Moments of one hop."""
         from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
 
-        degree = self._degree if hop else {}
-        arguments = self._configure(MOMENTS_SPACE, channels=self.n_channels, **degree)
+        degree = self.message_degree if hop else 0
+        arguments = self._configure(MOMENTS_SPACE, channels=self.n_channels, **name_degree(degree))
         arguments["ATOMS"] = limit_atoms(arguments["ATOMS"], matrix.n_atoms)
         moments_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
             space.sites,
@@ -223,7 +223,7 @@ class FusedPotential:
             self.packed.cutoff,
             C=self.n_channels,
             BY_SENDER=hop > 0,
-            DEGREE=degree.get("degree", 0),
+            DEGREE=degree,
             PRECISION=self.precision,
             **arguments,
         )
@@ -258,7 +258,11 @@ class FusedPotential:
         hidden = block.weight2.shape
         n_atoms, n_inputs = space.invariants[hop].shape
         arguments = self._configure_node(
-            PERCEPTRON_SPACE, n_atoms, inputs=n_inputs, hidden=hidden[0], **self._degree
+            PERCEPTRON_SPACE,
+            n_atoms,
+            inputs=n_inputs,
+            hidden=hidden[0],
+            **name_degree(self.message_degree),
         )
         perceptron_kernel[(-(-n_atoms // arguments["ATOMS"]),)](
             space.sites,
@@ -290,7 +294,7 @@ class FusedPotential:
             WITH_MESSAGES=not last and not adjoint,
             WITH_ADJOINT=adjoint,
             PULL_MESSAGES=adjoint and not last,
-            DEGREE=self.packed.message_degree,
+            DEGREE=self.message_degree,
             FIXED=self.options.scatter != "float",
             PRECISION=self.precision,
             **arguments,
@@ -312,7 +316,7 @@ class FusedPotential:
             n_atoms,
             C=self.n_channels,
             Q=mixing.shape[2],
-            DEGREE=0 if last else self.packed.message_degree,
+            DEGREE=0 if last else self.message_degree,
             PRECISION=self.precision,
             **arguments,
         )
@@ -328,8 +332,8 @@ class FusedPotential:
 
         core = self.packed.core
         accumulate = hop < self.n_hops - 1
-        degree = self._degree if hop else {}
-        arguments = self._configure(ADJOINT_SPACE, channels=self.n_channels, **degree)
+        degree = self.message_degree if hop else 0
+        arguments = self._configure(ADJOINT_SPACE, channels=self.n_channels, **name_degree(degree))
         adjoint_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
             space.sites,
             matrix.translations,
@@ -351,7 +355,7 @@ class FusedPotential:
             self.packed.core_reach,
             C=self.n_channels,
             BY_SENDER=hop > 0,
-            DEGREE=degree.get("degree", 0),
+            DEGREE=degree,
             HAS_CORE=core is not None and hop == 0,
             WITH_VIRIAL=self.options.with_virial,
             ACCUMULATE=accumulate,

@@ -21,13 +21,13 @@ MAX_REACH = 2.0 ** (31 - GRID_BITS)
 N_RADIAL: tl.constexpr = tl.constexpr(8)
 PADDED_RADIAL: tl.constexpr = tl.constexpr(16)
 _UNIT: tl.constexpr = tl.constexpr(GRID_UNIT)
-_SQRT3: tl.constexpr = tl.constexpr(3.0**0.5)
+SQRT3: tl.constexpr = tl.constexpr(3.0**0.5)
 _SQRT5: tl.constexpr = tl.constexpr(5.0**0.5)
 _SQRT7: tl.constexpr = tl.constexpr(7.0**0.5)
 _SQRT15: tl.constexpr = tl.constexpr(15.0**0.5)
 _SQRT105: tl.constexpr = tl.constexpr(105.0**0.5)
 _SQRT21_8: tl.constexpr = tl.constexpr((21.0 / 8.0) ** 0.5)
-_SQRT35_8: tl.constexpr = tl.constexpr((35.0 / 8.0) ** 0.5)
+SQRT35_8: tl.constexpr = tl.constexpr((35.0 / 8.0) ** 0.5)
 
 
 @triton.jit
@@ -116,9 +116,9 @@ def read_factors(
     there = inside[:, None]
     factor = tl.load(place, mask=there, other=0.0)
     if BY_SENDER and DEGREE > 0:
-        factor += tl.load(place + C, mask=there, other=0.0) * (y * _SQRT3)[:, None]
-        factor += tl.load(place + 2 * C, mask=there, other=0.0) * (z * _SQRT3)[:, None]
-        factor += tl.load(place + 3 * C, mask=there, other=0.0) * (x * _SQRT3)[:, None]
+        factor += tl.load(place + C, mask=there, other=0.0) * (y * SQRT3)[:, None]
+        factor += tl.load(place + 2 * C, mask=there, other=0.0) * (z * SQRT3)[:, None]
+        factor += tl.load(place + 3 * C, mask=there, other=0.0) * (x * SQRT3)[:, None]
     return factor
 
 
@@ -174,21 +174,21 @@ def evaluate_harmonics(x, y, z):
     z5 = 5.0 * zz - 1.0
     return stack16(
         tl.zeros_like(x) + 1.0,
-        y * _SQRT3,
-        z * _SQRT3,
-        x * _SQRT3,
+        y * SQRT3,
+        z * SQRT3,
+        x * SQRT3,
         x * y * _SQRT15,
         y * z * _SQRT15,
         (3.0 * zz - 1.0) * (0.5 * _SQRT5),
         x * z * _SQRT15,
         (xx - yy) * (0.5 * _SQRT15),
-        y * (3.0 * xx - yy) * _SQRT35_8,
+        y * (3.0 * xx - yy) * SQRT35_8,
         x * y * z * _SQRT105,
         y * z5 * _SQRT21_8,
         z * (z5 - 2.0) * (0.5 * _SQRT7),
         x * z5 * _SQRT21_8,
         z * (xx - yy) * (0.5 * _SQRT105),
-        x * (xx - 3.0 * yy) * _SQRT35_8,
+        x * (xx - 3.0 * yy) * SQRT35_8,
     )
 
 
@@ -205,18 +205,18 @@ def contract_harmonics(gradient, x, y, z):
     g6 = g6 * (3.0 * _SQRT5)
     g7 = g7 * _SQRT15
     g8 = g8 * _SQRT15
-    g9 = g9 * (3.0 * _SQRT35_8)
+    g9 = g9 * (3.0 * SQRT35_8)
     g10 = g10 * _SQRT105
     g14 = g14 * _SQRT105
-    g15 = g15 * (3.0 * _SQRT35_8)
+    g15 = g15 * (3.0 * SQRT35_8)
     plane = xx - yy
     twice = 2.0 * x * y
     steep = z * (10.0 * _SQRT21_8)
-    gx = g3 * _SQRT3 + y * g4 + z * g7 + x * g8
+    gx = g3 * SQRT3 + y * g4 + z * g7 + x * g8
     gx += twice * g9 + y * z * g10 + z5 * g13 + x * z * g14 + plane * g15
-    gy = g1 * _SQRT3 + x * g4 + z * g5 - y * g8
+    gy = g1 * SQRT3 + x * g4 + z * g5 - y * g8
     gy += plane * g9 + x * z * g10 + z5 * g11 - y * z * g14 - twice * g15
-    gz = g2 * _SQRT3 + y * g5 + z * g6 + x * g7
+    gz = g2 * SQRT3 + y * g5 + z * g6 + x * g7
     gz += x * y * g10 + steep * (y * g11 + x * g13) + 0.5 * plane * g14
     gz += (5.0 * zz - 1.0) * g12 * (1.5 * _SQRT7)
     return gx, gy, gz

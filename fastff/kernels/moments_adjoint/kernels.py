@@ -25,6 +25,7 @@ import triton.language as tl
 from fastff.kernels.moments.edges import (
     N_RADIAL,
     PADDED_RADIAL,
+    SQRT3,
     contract_harmonics,
     evaluate_basis,
     evaluate_envelope,
@@ -65,7 +66,6 @@ ADJOINT_SPACE = LaunchSpace(
 GATHER_SPACE = LaunchSpace("gather_forces", LaunchConfig({"BLOCK": 32}, 1, 1))
 _SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
 _SCALE: tl.constexpr = tl.constexpr(2.0**FIXED_BITS)
-_SQRT3: tl.constexpr = tl.constexpr(3.0**0.5)
 _PI: tl.constexpr = tl.constexpr(3.141592653589793)
 
 
@@ -86,8 +86,8 @@ def turn_factor(place, target, back, along, there, SCATTER: tl.constexpr):
     factors, ``along`` (n,) the component of the unit vector.
     """
     message = tl.load(place, mask=there, other=0.0)
-    add_at(target, back * (along * _SQRT3)[:, None], there, SCATTER)
-    return tl.sum(back * message, axis=1) * _SQRT3
+    add_at(target, back * (along * SQRT3)[:, None], there, SCATTER)
+    return tl.sum(back * message, axis=1) * SQRT3
 
 
 @triton.jit

@@ -97,10 +97,8 @@ def _find_deviation(item: AnyItem, quantity: Quantity) -> tuple[float, bool] | N
         if quantity.unit != "%" or quantity.student is None or quantity.student_error is None:
             return None
         return 0.01 * quantity.student, quantity.student <= 2.0 * quantity.student_error
-    if (
-        quantity.name == "lowest frequency"
-    ):  # zero at Γ, but for noise; imaginary ones have words of their own
-        return None
+    if quantity.name == "lowest frequency":
+        return None  # zero at Γ, but for noise; imaginary ones have words of their own
     difference = compare_quantity(quantity)
     return None if difference is None else (difference, _is_noise(quantity))
 
