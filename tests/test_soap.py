@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -208,3 +209,42 @@ def test_the_captured_update_equals_the_eager_one(monkeypatch: pytest.MonkeyPatc
     assert first._update.replay.recorded
     assert second._update is not None
     assert not second._update.replay.recorded
+
+
+def test_one_large_gradient_against_the_others_does_not_turn_a_training_back() -> None:
+    def travel(spike: float, **settings: float) -> float:
+        parameter = nn.Parameter(torch.zeros(4, 3))
+        optimizer = Soap([parameter], lr=1e-2, weight_decay=0.0, **settings)
+        for step in range(80):
+            if step == 60:
+                before = parameter.detach().clone()
+            parameter.grad = torch.full((4, 3), 1.0 if step != 60 else spike)
+            optimizer.step()
+        return float((before - parameter.detach()).mean())
+
+    straight = travel(1.0)
+    assert travel(1.5) == travel(1.5, clip=math.inf), "within the norm nothing is clipped"
+    assert travel(-1e3) > 0.25 * straight
+    assert travel(-1e3, clip=math.inf) < 0.0
+
+
+def test_clipping_lets_a_parameter_awake() -> None:
+    """Without gradients so far nothing is typical, and a first one is taken as it is."""
+    parameter = nn.Parameter(torch.zeros(3, 2))
+    optimizer = Soap([parameter], lr=1e-2)
+    for step in range(60):
+        parameter.grad = torch.ones(3, 2) if step > 40 else torch.zeros(3, 2)
+        optimizer.step()
+    assert float(parameter.abs().min()) > 0.05
+
+
+def test_a_state_from_before_clipping_goes_on() -> None:
+    parameter = nn.Parameter(torch.ones(3, 2))
+    parameter.grad = torch.ones(3, 2)
+    optimizer = Soap([parameter])
+    optimizer.step()
+    state = optimizer.state_dict()
+    del state["param_groups"][0]["clip"]
+    restored = Soap([parameter])
+    restored.load_state_dict(state)
+    restored.step()

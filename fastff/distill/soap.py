@@ -10,6 +10,7 @@ Here: the update, its replay on a GPU, its state. Not here: learning rates, sche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +25,9 @@ TINY = 1e-19
 """Keeps a matrix without any gradient, or whose squares underflow, from dividing by zero."""
 DIAGONAL_SHARE = 1e-5
 """Part of the mean eigenvalue added before a basis is turned, so that directions without gradients keep theirs."""
+
+UNCLIPPED = 20
+"""Steps in the beginning that clip nothing: what is typical is not known yet."""
 
 State = dict[str, Tensor]
 
@@ -51,6 +55,10 @@ class Soap(torch.optim.Optimizer):
         Decoupled, relative to the learning rate.
     refresh_every : int
         Steps between two turns of the basis.
+    clip : float
+        Largest norm of a matrix's gradient, relative to the root of the averaged squares of those before; larger ones
+        are scaled down. The averages forget within twenty steps: one batch of atoms pushed together would otherwise
+        decide where all parameters go for as long.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class Soap(torch.optim.Optimizer):
         eps: float = 1e-3,
         weight_decay: float = 1e-4,
         refresh_every: int = 10,
+        clip: float = 2.0,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -71,6 +80,7 @@ class Soap(torch.optim.Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "refresh_every": refresh_every,
+            "clip": clip,
         }
         super().__init__(params, defaults)
         if len(self.param_groups) > 1:
@@ -81,6 +91,7 @@ class Soap(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a copy, or what :meth:`load_state_dict` read."""
         super().__setstate__(state)
+        self.param_groups[0].setdefault("clip", self.defaults["clip"])  # not in earlier states
         self._stacks = _stack_parameters(self.param_groups[0]["params"])
         self._update = None  # its tensors are others
 
@@ -106,7 +117,9 @@ class Soap(torch.optim.Optimizer):
         rate = group["lr"] * (1.0 - beta2**n_steps) ** 0.5 / (1.0 - beta1**n_steps)
         if self._update is None or not self._update.fits():
             self._update = _Update(group, stacks, states)
-        self._update(keep, rate)
+        known = 1.0 - beta2 ** (n_steps - 1)  # of the averaged squares, before this step
+        room = group["clip"] ** 2 / known if n_steps > UNCLIPPED else math.inf
+        self._update(keep, rate, room)
         if n_steps % group["refresh_every"] == 0:
             for state in states:
                 _refresh_basis(state)
@@ -114,7 +127,7 @@ class Soap(torch.optim.Optimizer):
 
 
 class _Update:
-    """The update of all stacks, over fixed copies of the gradients and two scalars, so that a GPU can replay it."""
+    """The update of all stacks, over fixed copies of the gradients and three scalars, so that a GPU can replay it."""
 
     def __init__(
         self, group: dict[str, Any], stacks: list[list[nn.Parameter]], states: list[State]
@@ -123,7 +136,7 @@ class _Update:
         first = stacks[0][0]
         self._places = self._locate()
         self._gradients = [[torch.empty_like(p) for p in stack] for stack in stacks]
-        self._keep, self._rate = first.new_zeros(()), first.new_zeros(())
+        self._keep, self._rate, self._room = (first.new_zeros(()) for _ in range(3))
         self.replay = Replay(hold_weakly(self._apply), first.device)
 
     def _locate(self) -> list[int]:
@@ -133,17 +146,19 @@ class _Update:
         """Whether the parameters are still where a recording updates them."""
         return self._locate() == self._places
 
-    def __call__(self, keep: float, rate: float) -> None:
+    def __call__(self, keep: float, rate: float, room: float) -> None:
         """Move the parameters by their present gradients."""
         for stack, gradients in zip(self._stacks, self._gradients, strict=True):
             torch._foreach_copy_(gradients, _pick_gradients(stack))
         self._keep.fill_(keep)
         self._rate.fill_(rate)
+        self._room.fill_(room)
         self.replay()
 
     def _apply(self) -> None:
         joined = [_join(gradients) for gradients in self._gradients]
-        _apply_update(self._group, self._stacks, self._states, joined, self._keep, self._rate)
+        scalars = self._keep, self._rate, self._room
+        _apply_update(self._group, self._stacks, self._states, joined, *scalars)
 
 
 def _stack_parameters(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -206,11 +221,16 @@ def _apply_update(
     gradients: list[Tensor],
     keep: Tensor,
     rate: Tensor,
+    room: Tensor,
 ) -> None:
-    """Move the parameters: what is recorded on a GPU. ``keep`` and ``rate`` hold the schedule and its corrections."""
+    """Move the parameters: what is recorded on a GPU. ``keep`` and ``rate`` hold the schedule and its corrections.
+
+    ``room`` is how large the mean square of a gradient may be, relative to the averaged ones before any correction.
+    """
     beta1, beta2 = group["betas"]
-    for stack, state, gradient in zip(stacks, states, gradients, strict=True):
+    for stack, state, given in zip(stacks, states, gradients, strict=True):
         mean, square = state["mean"], state["square"]
+        gradient = _clip(given, square, room)
         mean.lerp_(gradient, 1.0 - beta1)
         turned, direction = gradient, mean
         if "left" in state:
@@ -231,6 +251,14 @@ def _apply_update(
             own = moves[place : place + count].view(parameter.shape)
             parameter.copy_(parameter * keep - own)
             place += count
+
+
+def _clip(gradients: Tensor, square: Tensor, room: Tensor) -> Tensor:
+    """Gradients (n_matrices, rows, columns) of a mean square of at most ``room`` times the average, if there is one."""
+    typical = square.mean(dim=(1, 2), keepdim=True)
+    size = gradients.square().mean(dim=(1, 2), keepdim=True)
+    share = (typical * room / size).clamp_max(1.0).sqrt().nan_to_num(nan=1.0)
+    return gradients * torch.where(typical > 0.0, share, 1.0)
 
 
 def _refresh_basis(state: State) -> None:
