@@ -50,7 +50,7 @@ def test_forces_are_large_enough_to_mean_something(student: Student) -> None:
         prediction = evaluate(student, [atoms])
         if name != "one-atom":
             assert prediction.forces.abs().max() > 0.01, name
-        assert (prediction.stress.abs() > 1e-8).all(), name
+        assert prediction.stress.abs().amax(dim=(1, 2)) > 1e-6, name
 
 
 def test_learned_part_alone(student: Student) -> None:

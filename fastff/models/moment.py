@@ -46,6 +46,8 @@ class NodeBlock(nn.Module):
     scale: Tensor
     inverse_limit: Tensor
     message_scale: Tensor
+    message_curb: Tensor
+    moment_curb: Tensor
 
     def __init__(self, config: StudentConfig, n_extra: int, n_messages: int) -> None:
         super().__init__()
@@ -70,9 +72,12 @@ class NodeBlock(nn.Module):
         self.readout = nn.Parameter(torch.randn(1, h2).expand(n_species, h2) / math.sqrt(h2))
         self.message = draw(h2, n_messages, fan_in=h2)
         self.message_bias = nn.Parameter(torch.randn(n_species, n_messages))
+        self.config = config
         self.has_gates = config.message_degree > 0 and n_messages > 0
         if self.has_gates:
             self.register_buffer("message_scale", torch.ones(n_messages))
+        for name in ("message_curb", "moment_curb"):
+            self.register_buffer(name, torch.zeros(n_messages), persistent=self.has_gates)
 
     @torch.no_grad()
     def calibrate(
@@ -95,14 +100,28 @@ class NodeBlock(nn.Module):
     def _calibrate_gates(self, mixed: Tensor) -> None:
         """What a neighbor reads of every degree shall be half as large as a gate, at the root mean square.
 
-        A degree that symmetry forbids in the sample counts as a twentieth of l = 0.
+        A degree that symmetry forbids in the sample counts as a twentieth of l = 0. Moments are kept within as many
+        root mean squares as inputs are within standard deviations.
         """
         n_channels = mixed.shape[2]
         floor = 0.05 * mixed[:, 0].square().mean().sqrt().clamp_min(1e-6)
         for degree in range(1, len(self.message_scale) // n_channels):
             part = mixed[:, degree**2 : (degree + 1) ** 2]
             size = torch.maximum(part.square().sum(dim=1).mean().sqrt(), floor)
-            self.message_scale[degree * n_channels : (degree + 1) * n_channels] = 0.5 / size
+            columns = slice(degree * n_channels, (degree + 1) * n_channels)
+            self.message_scale[columns] = 0.5 / size
+            self.moment_curb[columns] = self.inverse_limit / size
+
+    @torch.no_grad()
+    def calibrate_messages(self, messages: Tensor) -> None:
+        """Keep messages within as many root mean squares of those of a sample as inputs are within deviations.
+
+        Of all scalars, and all gates of a degree, together; where there are no gates, nothing is bounded.
+        """
+        if self.has_gates:
+            parts = messages.view(len(messages), self.config.message_degree + 1, -1)
+            size = parts.square().mean(dim=(0, 2), keepdim=True).sqrt().clamp_min(1e-6)
+            self.message_curb.copy_((self.inverse_limit / size).expand_as(parts)[0].flatten())
 
     def evaluate_unbounded(self, cache: NodeCache, species: Tensor) -> Tensor:
         """Last hidden layer (n_atoms, H2), had the inputs not been bounded; see ``bound_inputs``."""
@@ -129,6 +148,8 @@ class NodeBlock(nn.Module):
             self.readout,
             self.message * self.message_scale if self.has_gates else self.message,
             self.message_bias * self.message_scale if self.has_gates else self.message_bias,
+            self.message_curb,
+            self.moment_curb,
         )
 
 
@@ -289,10 +310,11 @@ class MomentStudent(Student):
             size = moments[:, 0].square().mean().sqrt().clamp_min(1e-6)
             self.moment_scale[hop] = 1.0 / size
             block.calibrate(moments / size, extra, species, self.cubic_table)
-            _, messages, cache = compute_node(
-                moments / size, extra, species, block.weights, self.cubic_table
-            )
+            node = moments / size, extra, species
+            _, messages, _ = compute_node(*node, block.weights, self.cubic_table)
+            block.calibrate_messages(messages)
+            _, messages, cache = compute_node(*node, block.weights, self.cubic_table)
             if messages.shape[1]:
                 n_channels = self.config.n_channels
-                carried = direct_messages(messages, cache.mixed, n_channels)
+                carried = direct_messages(messages, cache.mixed, n_channels, block.moment_curb)
                 extra = messages[:, :n_channels]

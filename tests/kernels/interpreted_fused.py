@@ -226,7 +226,7 @@ def test_directed_messages(hop, scatter):
     block = potential.packed.blocks[hop]
     inputs, mixed = draw(n_atoms, 8 * width), draw(n_atoms, 16, width)
     own, back = draw(n_atoms, 4 * width), draw(n_atoms, 4, width).flip(1)
-    scalars = own[:, :width] if hop else None
+    scalars, curb = own[:, :width] if hop else None, block.moment_curb.double()
     if hop:
         space.messages[0].copy_(own)
     space.invariants[hop].copy_(inputs)
@@ -234,10 +234,10 @@ def test_directed_messages(hop, scatter):
     potential.launch_perceptron(space, hop, adjoint=False)
     energies, written, _ = definitions.define_perceptron(inputs, scalars, None, species, block)
     check(space.node_energies[hop, :n_atoms], energies)
-    check(space.messages[hop], direct_messages(written, mixed.double(), width).flatten(1))
+    check(space.messages[hop], direct_messages(written, mixed.double(), width, curb).flatten(1))
     space.message_gradients[hop].copy_(back.flatten(1) * scale)
     potential.launch_perceptron(space, hop, adjoint=True)
-    gates, sent = direct_messages_adjoint(back.double(), written, mixed.double())
+    gates, sent = direct_messages_adjoint(back.double(), written, mixed.double(), curb)
     pull = definitions.define_perceptron(inputs, scalars, gates, species, block)[2]
     check(space.invariants[hop], pull[:, : 8 * width])
     if hop:

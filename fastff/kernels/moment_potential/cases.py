@@ -225,6 +225,9 @@ def draw_weights(
         floor = 0.05 * inputs.square().mean(dim=0).sqrt()
         spread = torch.maximum(inputs.std(dim=0, correction=0), floor)
         h1, h2 = hidden
+        curb = torch.full(
+            (n_messages,), 0.3, dtype=torch.float64
+        )  # messages and moments are about one
         block = NodeWeights(
             mixing,
             inputs.mean(dim=0),
@@ -237,11 +240,13 @@ def draw_weights(
             draw(n_species, h2, fan_in=h2),
             draw(h2, n_messages, fan_in=h2),
             draw(n_species, n_messages),
+            curb,
+            curb * (torch.arange(n_messages) >= n_channels),
         )
         blocks.append(block)
         _, messages, cache = compute_node(moments, extra, species, block, table)
         if n_messages:
-            carried = direct_messages(messages, cache.mixed, n_channels)
+            carried = direct_messages(messages, cache.mixed, n_channels, block.moment_curb)
             extra = messages[:, :n_channels]
     tables = None
     if core:

@@ -32,6 +32,7 @@ from fastff.kernels.node_block.reference import (
     CubicTable,
     activate,
     bound_inputs,
+    bound_messages,
     build_cubic_table,
     compute_invariants,
     compute_invariants_adjoint,
@@ -185,8 +186,11 @@ def define_perceptron(
     hidden2, slope2 = activate(hidden1 @ exact.weight2 + exact.bias2[species])
     energies = (hidden2 * exact.readout[species]).sum(dim=1) - exact.vacuum[species]
     out = hidden2 @ exact.message + exact.message_bias[species]
+    slope = torch.ones_like(out)
+    if out.shape[1] > block.mixing.shape[1]:
+        out, slope = bound_messages(out, exact.message_curb)
     pull = exact.readout[species]
     if message_gradients is not None:
-        pull = pull + message_gradients.to(dtype) @ exact.message.T
+        pull = pull + (message_gradients.to(dtype) * slope) @ exact.message.T
     pull = ((pull * slope2) @ exact.weight2.T * slope1) @ exact.weight1.T * slope0
     return energies, out, pull

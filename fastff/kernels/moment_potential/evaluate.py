@@ -279,6 +279,8 @@ class FusedPotential:
             block.vacuum,
             block.message,
             block.message_bias,
+            block.message_curb,
+            block.moment_curb,
             space.node_energies[hop],
             space.messages[sent],
             space.message_gradients[sent],

@@ -104,7 +104,7 @@ def run_hops(
         energies = energies + (energy - pick_rows(alone, species))
         hops.append(Hop(weights, factors, radial, picked, cache, messages))
         if messages.shape[1]:
-            carried = direct_messages(messages, cache.mixed, n_channels)
+            carried = direct_messages(messages, cache.mixed, n_channels, block.moment_curb)
             extra = messages[:, :n_channels]
     return energies, hops
 
@@ -137,7 +137,7 @@ def pull_hops(
                 factors_gradient, senders, geometry.harmonics, n_parts
             )
             messages_gradient, sent_gradient = direct_messages_adjoint(
-                carried_gradient, before.messages, before.cache.mixed
+                carried_gradient, before.messages, before.cache.mixed, blocks[k - 1].moment_curb
             )
             rest = messages_gradient.shape[1] - extra_gradient.shape[1]
             messages_gradient = messages_gradient + torch.nn.functional.pad(

@@ -60,7 +60,7 @@ def compute_vacuum(weights: PotentialWeights) -> list[Tensor]:
 class PackedBlock(NamedTuple):
     """One node block in float32: input scale inside ``weight1``, energy scale inside ``readout`` and ``vacuum``.
 
-    curb (I,): input scale over the limit of the inputs, zero where there is none.
+    curb (I,): input scale over the limit of the inputs, zero where there is none; the other two as in ``NodeWeights``.
     """
 
     mixing: Tensor
@@ -74,6 +74,8 @@ class PackedBlock(NamedTuple):
     vacuum: Tensor
     message: Tensor
     message_bias: Tensor
+    message_curb: Tensor
+    moment_curb: Tensor
 
 
 class PackedWeights(NamedTuple):
@@ -166,6 +168,8 @@ def pack_weights(weights: PotentialWeights, device: torch.device) -> PackedWeigh
             place(vacuum * exact.energy_scale),
             place(block.message),
             place(block.message_bias),
+            place(block.message_curb),
+            place(block.moment_curb),
         )
         for block, vacuum in zip(exact.blocks, compute_vacuum(exact), strict=True)
     )

@@ -80,6 +80,43 @@ def load_inputs(place, shift, curb, column, mask):
     return part, tl.rsqrt(1.0 + ratio * ratio)
 
 
+@triton.jit
+def evaluate_messages(
+    hidden,
+    message,
+    message_bias,
+    species,
+    FIRST: tl.constexpr,
+    C: tl.constexpr,
+    H2: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """C messages (ATOMS, C) from column FIRST of WIDTH, without limit, from the last hidden layer (ATOMS, H2)."""
+    columns = FIRST + tl.arange(0, C)
+    layer = tl.load(message + tl.arange(0, H2)[:, None] * WIDTH + columns[None, :])
+    bias = tl.load(message_bias + species[:, None] * WIDTH + columns[None, :])
+    return multiply(hidden, layer, bias, PRECISION)
+
+
+@triton.jit
+def curb_messages(out, curb):
+    """The factor that keeps messages within their limits; see ``reference.bound_messages``."""
+    ratio = out * tl.load(curb)[None, :]
+    return tl.rsqrt(1.0 + ratio * ratio)
+
+
+@triton.jit
+def curb_moments(moment, curb, there, C: tl.constexpr):
+    """The factor that keeps moments of l = 1 within their limit; see ``moments.messages.bound_moments``."""
+    total = tl.zeros(moment.shape, dtype=tl.float32)
+    for lm in tl.static_range(1, 4):
+        part = tl.load(moment + lm * C, mask=there, other=0.0)
+        total += part * part
+    limit = tl.load(curb)[None, :]
+    return tl.rsqrt(1.0 + total * (limit * limit))
+
+
 @triton.jit(do_not_specialize=["n_atoms"])
 def invariants_kernel(
     moments,
@@ -167,6 +204,8 @@ def perceptron_kernel(
     vacuum,
     message,
     message_bias,
+    message_curb,
+    moment_curb,
     energies,
     messages_out,
     message_gradients,
@@ -229,16 +268,18 @@ def perceptron_kernel(
         energy = tl.sum(value2 * pull, axis=1) - tl.load(vacuum + species)
         tl.store(energies + rows, energy, mask=inside)
     if WITH_MESSAGES:
-        layer = tl.load(message + hidden2[:, None] * WIDTH + channels[None, :])
-        out = tl.load(message_bias + species[:, None] * WIDTH + channels[None, :])
-        out = multiply(value2, layer, out, PRECISION)
+        out = evaluate_messages(value2, message, message_bias, species, 0, C, H2, WIDTH, PRECISION)
+        if DEGREE > 0:
+            out *= curb_messages(out, message_curb + channels)
         tl.store(messages_out + rows[:, None] * SENT + channels[None, :], out, mask=there)
         if DEGREE > 0:
-            layer = tl.load(message + hidden2[:, None] * WIDTH + C + channels[None, :])
-            gate = tl.load(message_bias + species[:, None] * WIDTH + C + channels[None, :])
-            gate = multiply(value2, layer, gate, PRECISION)
+            gate = evaluate_messages(
+                value2, message, message_bias, species, C, C, H2, WIDTH, PRECISION
+            )
+            gate *= curb_messages(gate, message_curb + C + channels)
             target = messages_out + rows[:, None] * SENT + channels[None, :]
             moment = mixed + rows[:, None] * (16 * C) + channels[None, :]
+            gate *= curb_moments(moment, moment_curb + C + channels, there, C)
             for lm in tl.static_range(1, 4):
                 part = tl.load(moment + lm * C, mask=there, other=0.0)
                 tl.store(target + lm * C, gate * part, mask=there)
@@ -246,21 +287,36 @@ def perceptron_kernel(
         if PULL_MESSAGES:
             sums = message_gradients + rows[:, None] * SENT + channels[None, :]
             raw = load_sums(sums, there, FIXED)
+            if DEGREE > 0:
+                out = evaluate_messages(
+                    value2, message, message_bias, species, 0, C, H2, WIDTH, PRECISION
+                )
+                keep = curb_messages(out, message_curb + channels)
+                raw = raw * (keep * keep * keep)
             layer = tl.load(message + hidden2[None, :] * WIDTH + channels[:, None])
             pull = multiply(raw, layer, pull, PRECISION)
             if DEGREE > 0:
-                layer = tl.load(message + hidden2[:, None] * WIDTH + C + channels[None, :])
-                gate = tl.load(message_bias + species[:, None] * WIDTH + C + channels[None, :])
-                gate = multiply(value2, layer, gate, PRECISION)
-                turn = tl.zeros((ATOMS, C), dtype=tl.float32)
+                gate = evaluate_messages(
+                    value2, message, message_bias, species, C, C, H2, WIDTH, PRECISION
+                )
+                keep = curb_messages(gate, message_curb + C + channels)
+                gate *= keep
                 target = messages_out + rows[:, None] * SENT + channels[None, :]
                 moment = mixed + rows[:, None] * (16 * C) + channels[None, :]
+                held = curb_moments(moment, moment_curb + C + channels, there, C)
+                turn = tl.zeros((ATOMS, C), dtype=tl.float32)
                 for lm in tl.static_range(1, 4):
                     raw = load_sums(sums + lm * C, there, FIXED)
                     turn += raw * tl.load(moment + lm * C, mask=there, other=0.0)
-                    tl.store(target + lm * C, gate * raw, mask=there)
+                turn *= held
+                steep = tl.load(moment_curb + C + channels)[None, :]
+                bent = steep * steep * turn * held
+                for lm in tl.static_range(1, 4):
+                    raw = load_sums(sums + lm * C, there, FIXED)
+                    part = tl.load(moment + lm * C, mask=there, other=0.0)
+                    tl.store(target + lm * C, gate * held * (raw - bent * part), mask=there)
                 layer = tl.load(message + hidden2[None, :] * WIDTH + C + channels[:, None])
-                pull = multiply(turn, layer, pull, PRECISION)
+                pull = multiply(turn * (keep * keep * keep), layer, pull, PRECISION)
         none = tl.zeros((ATOMS, H1), dtype=tl.float32)
         pull = multiply_parts(pull * slope2, weight2, 1, H2, none, PRECISION, _PART) * slope1
         if HAS_EXTRA:

@@ -32,7 +32,9 @@ class NodeWeights(NamedTuple):
     mixing (4, C, Q): per degree l; shift, scale (I,): affine normalisation of the inputs; inverse_limit (): what
     normalised inputs are bounded by, inverted, or zero (see :func:`bound_inputs`);
     weight1 (I, H1), bias1 (S, H1), weight2 (H1, H2), bias2 (S, H2); readout (S, H2): energy per species;
-    message (H2, M) and message_bias (S, M): scalars, then gates of directed messages; M = 0 where nothing is sent.
+    message (H2, M) and message_bias (S, M): scalars, then gates of directed messages; M = 0 where nothing is sent;
+    message_curb (M,): one over the limit of each, read where gates are among them (:func:`bound_messages`);
+    moment_curb (M,): one over the limit of the moments that a gate multiplies, zero for scalars.
     """
 
     mixing: Tensor
@@ -46,12 +48,15 @@ class NodeWeights(NamedTuple):
     readout: Tensor
     message: Tensor
     message_bias: Tensor
+    message_curb: Tensor
+    moment_curb: Tensor
 
 
 class NodeCache(NamedTuple):
     """Intermediates of the forward computation: what the adjoint reads, and the last hidden layer (n_atoms, H2).
 
-    bounded, slope0 (n_atoms, I): inputs within their limit, and their derivative in the raw ones.
+    bounded, slope0 (n_atoms, I): inputs within their limit, and their derivative in the raw ones; message_slope
+    (n_atoms, M): that of messages, or None where they have no limit.
     """
 
     mixed: Tensor
@@ -61,6 +66,7 @@ class NodeCache(NamedTuple):
     slope1: Tensor
     slope2: Tensor
     hidden: Tensor
+    message_slope: Tensor | None
 
 
 class CubicTable(NamedTuple):
@@ -176,6 +182,16 @@ def bound_inputs(
     return centred * scale * factor, scale * (factor * factor * factor)
 
 
+def bound_messages(messages: Tensor, curb: Tensor) -> tuple[Tensor, Tensor]:
+    """Messages (n_atoms, M) kept within limits (M,), given one over them, and their derivative in those without.
+
+    As :func:`bound_inputs`. Moments of the next hop are then no larger than sums over neighbors of bounded messages;
+    without, a strange atom's grow with a power of the number of hops, and its environment is lost to the inputs' bound.
+    """
+    factor = torch.rsqrt(1.0 + (messages * curb).square())
+    return messages * factor, factor * factor * factor
+
+
 def activate(x: Tensor) -> tuple[Tensor, Tensor]:
     """SiLU and its derivative."""
     gate = torch.sigmoid(x)
@@ -213,7 +229,11 @@ def compute_node(
     hidden2, slope2 = activate(hidden1 @ weights.weight2 + pick_rows(weights.bias2, species))
     energies = (hidden2 * pick_rows(weights.readout, species)).sum(dim=1)
     messages = hidden2 @ weights.message + pick_rows(weights.message_bias, species)
-    return energies, messages, NodeCache(mixed, products, inputs, slope0, slope1, slope2, hidden2)
+    slope: Tensor | None = None
+    if messages.shape[1] > moments.shape[2]:
+        messages, slope = bound_messages(messages, weights.message_curb)
+    cache = NodeCache(mixed, products, inputs, slope0, slope1, slope2, hidden2, slope)
+    return energies, messages, cache
 
 
 def compute_node_adjoint(
@@ -242,6 +262,8 @@ def compute_node_adjoint(
     """
     hidden2_gradient = pick_rows(weights.readout, species)
     if message_gradient is not None:
+        if cache.message_slope is not None:
+            message_gradient = message_gradient * cache.message_slope
         hidden2_gradient = hidden2_gradient + message_gradient @ weights.message.T
     hidden1_gradient = (hidden2_gradient * cache.slope2) @ weights.weight2.T
     input_gradient = ((hidden1_gradient * cache.slope1) @ weights.weight1.T) * cache.slope0
