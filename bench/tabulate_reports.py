@@ -5,6 +5,8 @@ Here: one row a report. Not here: other tables, and where they go (``tabulate.py
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tabulate_speed import RESULTS
 
 from fastff.report.fastest import find_only_trial
@@ -41,7 +43,8 @@ def tabulate_reports() -> list[str]:
             for key in ("highest temperature", "strained")
         }
         start = [
-            f"`{record.model.name}` (`{record.model.architecture}`, {record.model.cutoff:g} Å)",
+            f"`{record.model.name}` (`{record.model.architecture}`, {record.model.cutoff:g} Å)"
+            f"{describe_start(record)}",
             *map(format_percent, (accuracy.force, accuracy.energy, accuracy.stress)),
             *(
                 "–" if found is None else f"{format_percent(found.overall)}"
@@ -66,6 +69,14 @@ def tabulate_reports() -> list[str]:
                 f"| {' | '.join([*(start if number == 0 else [''] * len(start)), *cells])} |"
             )
     return lines
+
+
+def describe_start(record: BenchRecord) -> str:
+    """Where dynamics and physics start, if not from a structure of the student's own training (``--structures``)."""
+    words = (record.provenance.command or "").split()
+    if "--structures" not in words:
+        return ""
+    return f", from `{Path(words[words.index('--structures') + 1]).name}`"
 
 
 def describe_machine(record: BenchRecord) -> str:
