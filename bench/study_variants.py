@@ -67,6 +67,7 @@ ABLATIONS = [
             ("d2", {"message_degree": 2}),
             ("hop3-slow", {"rate": 0.4, "n_hops": 3}),
             ("hop3-d1-slow", {"rate": 0.4, "n_hops": 3, "message_degree": 1}),
+            ("hop3-d1", {"n_hops": 3, "message_degree": 1}),
             ("c48-d1", {"n_channels": 48, "n_mixed": 48, "message_degree": 1}),
         )
     ),
