@@ -14,7 +14,7 @@ from ase.calculators.morse import MorsePotential
 
 from fastff.errors import DataError
 from fastff.labels import Labels
-from fastff.report.fastest import choose_fastest, describe_settings
+from fastff.report.fastest import choose_fastest, describe_settings, find_untried_span
 from fastff.report.inner import ModelClock
 from fastff.report.race import join_curves
 from fastff.report.timing import Timed, TimingPlan, time_calculators
@@ -175,6 +175,28 @@ def test_many_atoms_have_a_setting_of_their_own():
     assert "one size" not in text
     curves = join_curves([c for entry, part in parts for c in time_calculators([entry], part)])
     assert [[p.n_atoms for p in c.points] for c in curves] == [[4, 8, 32]]
+
+
+def test_between_sizes_of_different_winners_both_are_tried():
+    """By the mean of both sizes 24 atoms would be timed with what won at 80."""
+    atoms = make_atoms()
+    larger = [atoms.repeat((n, 1, 1)) for n in (1, 6, 20)]
+    ways = [({"way": "lean"}, 0.0, 2e-3), ({"way": "rich"}, 0.1, 0.0)]
+    teacher = ManyWays([Setting(values, partial(Growing, a, b)) for values, a, b in ways])
+    best = choose_fastest(
+        teacher, atoms, label(atoms), atoms, device="cpu", budget=2.0, larger=larger
+    )
+    assert best.limit == 18
+    parts = best.split(larger)
+    assert [[len(cell) for cell in part] for _, part in parts] == [[4, 24], [80]]
+    assert "At 24 atoms with way lean: the fastest of 2 settings" in describe_settings(
+        best.small.identity
+    )
+    assert find_untried_span(best.small.identity) is None
+    earlier = {k: v for k, v in best.small.identity.items() if k != "tried_between"}
+    assert find_untried_span(earlier) == (4, 80)
+    same = {**earlier, "settings_large": earlier["settings"]}
+    assert find_untried_span(same) is None
 
 
 class Small(SlowMorse):

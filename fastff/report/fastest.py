@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import ase
@@ -43,20 +44,24 @@ APART = 4.0
 class Fastest:
     """The teacher with the fastest of its settings for few atoms and for many; both have the same identity.
 
-    ``limit`` is the number of atoms from which ``large`` is taken.
+    ``limit`` is the number of atoms from which ``large`` is taken, ``between`` what won at sizes where both were tried
+    because they had won on either side.
     """
 
     small: Timed
     large: Timed
     limit: float
+    between: Mapping[int, Timed] = field(default_factory=dict)
 
     def split(self, cells: Sequence[ase.Atoms]) -> list[tuple[Timed, list[ase.Atoms]]]:
         """Structures with what they are to be timed with, in their order."""
-        if self.large is self.small:
-            return [(self.small, list(cells))]
-        few = [cell for cell in cells if len(cell) < self.limit]
-        many = [cell for cell in cells if len(cell) >= self.limit]
-        return [(entry, part) for entry, part in ((self.small, few), (self.large, many)) if part]
+
+        def pick(cell: ase.Atoms) -> Timed:
+            rest = self.small if len(cell) < self.limit else self.large
+            return self.between.get(len(cell), rest)
+
+        parts = [list(part) for _, part in groupby(cells, key=lambda cell: id(pick(cell)))]
+        return [(pick(part[0]), part) for part in parts]
 
 
 def choose_fastest(
@@ -97,7 +102,8 @@ def choose_fastest(
     Fastest
         Its identity holds ``name`` and ``version`` of the teacher, ``settings`` that were chosen, ``tried`` with the
         time or fault of each and how far its forces are from the labels, and ``unavailable``; after a second trial
-        also ``settings_large``, ``tried_large`` and ``large_from``.
+        also ``settings_large``, ``tried_large`` and ``large_from``, and ``tried_between``, a trial of both winners for
+        each size in between, where they differ.
 
     Raises
     ------
@@ -137,7 +143,18 @@ def choose_fastest(
     limit = math.ceil(math.sqrt(len(atoms) * len(second)))
     identity |= {"settings_large": other.values, "tried_large": tried, "large_from": limit}
     small, large = (replace(entry, factory=s.make, identity=identity) for s in (best, other))
-    return Fastest(small, small if other is best else large, limit)
+    if other is best:
+        return Fastest(small, small, limit)
+    between: dict[int, Timed] = {}
+    identity["tried_between"] = trials = []
+    for cell in larger:
+        if len(atoms) < len(cell) < len(second) and len(cell) not in between:
+            won, tried = _try_all(
+                [best, other], entry, image, labels, relabel, cell, budget, report
+            )
+            between[len(cell)] = small if won is best else large
+            trials.append(tried)
+    return Fastest(small, large, limit, between)
 
 
 def _list_seconds(
@@ -240,6 +257,18 @@ def find_only_trial(identity: Mapping[str, Any]) -> int | None:
     return int(tried[0]["n_atoms"])
 
 
+def find_untried_span(identity: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Atoms of the two sizes at which settings were compared, where different ones won and none was tried in between.
+
+    Records of before 27 November 2026 hold no trials in between.
+    """
+    if "settings_large" not in identity or "tried_between" in identity:
+        return None
+    if identity["settings_large"] == identity["settings"]:
+        return None
+    return int(identity["tried"][0]["n_atoms"]), int(identity["tried_large"][0]["n_atoms"])
+
+
 def describe_settings(identity: Mapping[str, Any]) -> str:
     """In whole sentences: how the teacher was set up when it was timed, what else was tried, what was not there."""
     if "settings" not in identity:
@@ -260,6 +289,12 @@ def describe_settings(identity: Mapping[str, Any]) -> str:
                 f"From {identity['large_from']:,} atoms on with {describe_values(identity['settings_large'])}: "
                 f"{_describe_trial(identity['tried_large'])}."
             )
+            for tried in identity.get("tried_between", ()):
+                timed = [one for one in tried if one["seconds"] is not None]
+                won = min(timed, key=lambda one: one["seconds"], default=tried[0])
+                sentences.append(
+                    f"At {won['n_atoms']:,} atoms with {describe_values(won['settings'])}: {_describe_trial(tried)}."
+                )
         else:
             sentences.append(
                 "Settings were chosen at this one size, that of the headline; at other sizes another may be faster."

@@ -6,7 +6,7 @@ Here: :func:`write_tables`, and the rows that terminal and page show too. Not he
 
 from __future__ import annotations
 
-from fastff.report.fastest import describe_settings, find_only_trial
+from fastff.report.fastest import describe_settings, find_only_trial, find_untried_span
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import Mode, SpeedPoint, convert_to_ns_per_day, find_ratio_range
 from fastff.report.tables import (
@@ -58,24 +58,28 @@ MARK = "*"
 """Of ratios at sizes where settings of the teacher were not compared."""
 
 
-def _find_only_size(record: BenchRecord) -> int | None:
-    """Atoms at which alone settings of the teacher were compared, if at one size."""
-    curve = record.find_curve("teacher", "ase-call")
-    return None if curve is None else find_only_trial(curve.identity)
-
-
 def find_mark(record: BenchRecord, n_atoms: int) -> str:
-    """:data:`MARK` where settings of the teacher were compared at another size alone, else nothing."""
-    return "" if _find_only_size(record) in (None, n_atoms) else MARK
+    """:data:`MARK` where settings of the teacher were not compared at this size and others may win, else nothing."""
+    curve = record.find_curve("teacher", "ase-call")
+    if curve is None:
+        return ""
+    only, span = find_only_trial(curve.identity), find_untried_span(curve.identity)
+    apart = only not in (None, n_atoms) or (span is not None and span[0] < n_atoms < span[1])
+    return MARK if apart else ""
 
 
 def describe_mark(record: BenchRecord) -> str:
     """What :data:`MARK` stands for in the table of speed; empty where it is not there."""
-    only = _find_only_size(record)
+    curve = record.find_curve("teacher", "ase-call")
     marked = any(find_mark(record, r.n_atoms) for r in record.ratios if r.mode == "ase-call")
-    if only is None or not marked:
+    if curve is None or not marked:
         return ""
-    return f"{MARK} settings chosen at {only:,} atoms only; the teacher may be faster here with others."
+    span = find_untried_span(curve.identity)
+    if span is None:
+        where = f"settings chosen at {find_only_trial(curve.identity):,} atoms only"
+    else:
+        where = f"at {span[0]:,} and {span[1]:,} atoms different settings won, and none were compared in between"
+    return f"{MARK} {where}; the teacher may be faster here with others."
 
 
 def tabulate_accuracy(record: BenchRecord) -> Table:

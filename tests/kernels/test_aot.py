@@ -82,11 +82,8 @@ def test_no_kernel_spills():
         ("node_perceptron C=16 last", "sm_90"): 40,
         ("node_perceptron C=16 few last", "sm_80"): 8,
         # messages of degree one, not tuned on a GPU yet
-        ("node_perceptron C=16 directed last", "sm_80"): 8,
-        ("node_perceptron C=16 directed last", "sm_90"): 40,
-        ("node_perceptron C=16 directed pull", "sm_90"): 40,
-        ("node_perceptron C=32 directed back", "sm_80"): 72,
-        ("node_perceptron C=32 directed send", "sm_80"): 8,
+        ("node_perceptron C=16 directed last", "sm_90"): 24,
+        ("node_perceptron C=32 directed back", "sm_90"): 8,
         (
             "node_perceptron C=16 few last",
             "sm_90",

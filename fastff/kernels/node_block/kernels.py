@@ -43,9 +43,14 @@ PERCEPTRON_SPACE = LaunchSpace(
             make_key(torch.float32, channels=32, inputs=256, hidden=64),
             LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
         ),
-        (
-            make_key(torch.float32, channels=32, degree=1, inputs=256, hidden=64),
-            LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
+        *(
+            (
+                make_key(
+                    torch.float32, channels=channels, degree=1, inputs=8 * channels, hidden=64
+                ),
+                LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
+            )
+            for channels in (16, 32)
         ),
     ),
 )
