@@ -32,6 +32,7 @@ from fastff.report.verdict import (
     format_share,
     list_lines,
 )
+from fastff.units import EV_PER_A3_TO_GPA
 
 
 def describe_contest(record: BenchRecord) -> str:
@@ -116,9 +117,22 @@ def tabulate_temperatures(record: BenchRecord) -> Table:
             str(row["n_frames"]),
         ]
         + [format_percent(row[quantity]) for quantity in ("force", "energy", "stress")]
+        + [
+            show_size(row.get("force_rms"), 1000.0),
+            show_size(row.get("stress_rms"), EV_PER_A3_TO_GPA),
+        ]
         for row in record.main.read_accuracy().per_temperature
     ]
-    return ["temperature (K)", "frames", "force", "energy", "stress"], rows
+    sizes = ["RMS force (meV/Å)", "RMS stress (GPa)"]
+    return ["temperature (K)", "frames", "force", "energy", "stress", *sizes], rows
+
+
+def show_size(value: float | None, factor: float) -> str:
+    """A root mean square in the unit that ``factor`` leads to, as a plain number of three digits."""
+    if value is None:
+        return UNDEFINED
+    size = factor * value
+    return f"{size:,.0f}" if size >= 100.0 else f"{size:.3g}"
 
 
 def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
