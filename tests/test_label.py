@@ -21,8 +21,8 @@ from ase.io import write
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.jobs import parse_shard, read_jobs
-from fastff.distill.labelling import describe_caveats, draw_direction
-from fastff.distill.merging import merge_labels
+from fastff.distill.labelling import Labeller, describe_caveats, draw_direction
+from fastff.distill.merging import merge_labels, quarantine_frames
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, Labels
@@ -150,6 +150,50 @@ def test_shards_merge_to_what_one_process_makes(
     code, _, err = run_cli("merge", *shards, "--out", out)
     assert code == 2
     assert "exists already" in err
+
+
+def test_merging_notices_shards_that_are_absent_or_unfinished(
+    run_cli: Run, copper_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is asked not to; setting frames of a shard aside changes nothing."""
+
+    def stop(*_: object) -> None:
+        raise DataError("stopped")
+
+    arguments = ("label", "--teacher", "analytic:emt", copper_file, "--quiet", "--no-self-check")
+    arguments += ("--batch-atoms", "6", "--out", tmp_path / "labels.h5", "--shard")
+    first, second, third = shards = [tmp_path / f"labels.{k}-of-3.h5" for k in (1, 2, 3)]
+    merge = ("merge", *shards, "--out", tmp_path / "all.h5")
+    assert run_cli(*arguments, "1/3")[0] == run_cli(*arguments, "3/3")[0] == 0
+    code, _, err = run_cli("merge", first, third, "--out", tmp_path / "all.h5")
+    assert code == 4
+    assert "missing shard 2 of 3" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "all.h5").exists()
+    code, text, _ = run_cli("merge", first, third, "--out", tmp_path / "some.h5", "--partial")
+    assert code == 0
+    assert "13 frames of 2 files" in text
+    assert "missing shard 2 of 3" in text
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "run", stop)
+        assert run_cli(*arguments, "2/3")[0] == 4
+    quarantine_frames(second, {0: "looked odd"})
+    code, _, err = run_cli(*merge)
+    assert code == 4
+    assert "missing 5 frames of shard 2 of 3" in err
+    assert run_cli(*arguments, "2/3")[0] == 0
+    code, text, _ = run_cli(*merge)
+    assert code == 0
+    assert "19 frames of 3 files" in text
+    assert "missing" not in text
+    with LabelStore(tmp_path / "all.h5") as store:
+        assert "shard" not in store.record
+    write(copper_file, make_frames(12))  # a shard of another job is none of these
+    third.unlink()
+    assert run_cli(*arguments, "3/3")[0] == 0
+    code, _, err = run_cli("merge", *shards, "--out", tmp_path / "mixed.h5")
+    assert code == 4
+    assert "missing shard 3 of 3; shards 1, 2 of 3" in err
 
 
 def test_labels_of_two_teachers_do_not_mix(run_cli: Run, copper_file: Path, tmp_path: Path) -> None:

@@ -132,7 +132,14 @@ def label(
 ) -> None:
     """Label structures with a teacher; the same command continues after an interruption."""
     from fastff.cli.train import parse_temperatures, read_options
-    from fastff.distill.jobs import choose_examples, name_shard, parse_shard, read_jobs, take_shard
+    from fastff.distill.jobs import (
+        choose_examples,
+        describe_shard,
+        name_shard,
+        parse_shard,
+        read_jobs,
+        take_shard,
+    )
     from fastff.distill.labelling import LabelSettings, is_first_process
 
     if out.suffix.lower() not in (".h5", ".hdf5"):
@@ -193,11 +200,13 @@ def label(
             console, load, jobs, examples, out, settings, device, devices, nodes, silent=silent
         )
         return
+    part = None
     if shard is not None:
         index, count = parse_shard(shard)
+        part = describe_shard(jobs, index, count)
         jobs, out = take_shard(jobs, index - 1, count), name_shard(out, index, count)
     resolve_device(device)
-    label_here(console, load(device), jobs, examples, out, settings, silent=silent)
+    label_here(console, load(device), jobs, examples, out, settings, part, silent=silent)
 
 
 def label_here(
@@ -207,10 +216,12 @@ def label_here(
     examples: Sequence[Atoms],
     out: Path,
     settings: LabelSettings,
+    part: dict[str, Any] | None = None,
     *,
     silent: bool,
 ) -> None:
-    """Label in this process."""
+    """Label in this process; with ``part``, a shard of a job."""
+    from fastff.distill.jobs import SHARD
     from fastff.distill.labelling import Labeller
     from fastff.distill.store import LabelStore
 
@@ -219,6 +230,9 @@ def label_here(
     with show_labelling(console, silent=silent) as listener, LabelStore(out, "a", teacher) as store:
         listener.on_teacher(teacher)
         labeller = Labeller(teacher, store, jobs, settings, on_batch=listener.on_batch)
+        if part is not None:
+            in_the_end = len(store) + store.n_quarantined + labeller.plan.n_pending
+            store.note(**{SHARD: {**part, "n_frames": in_the_end}})
         if check := labeller.check_teacher(examples):
             listener.on_check(check)
         listener.on_plan(labeller.measure())
