@@ -176,6 +176,14 @@ def describe_shard(jobs: Sequence[LabelJob], index: int, count: int) -> dict[str
     return {"job": content.hexdigest()[:16], "index": index, "count": count}
 
 
+def drop_repeats(jobs: Sequence[LabelJob]) -> list[LabelJob]:
+    """The jobs without those whose structure is that of an earlier one."""
+    distinct: dict[bytes, LabelJob] = {}
+    for job in jobs:
+        distinct.setdefault(hash_structure(job.atoms), job)
+    return list(distinct.values())
+
+
 def take_shard(jobs: Sequence[LabelJob], index: int, count: int) -> list[LabelJob]:
     """Every ``count``-th job, from number ``index`` (counted from 0)."""
     return list(jobs[index::count])
