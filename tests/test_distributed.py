@@ -151,10 +151,11 @@ def list_processes(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("then", [2, 1])
 def test_processes_are_started_ended_and_resumed(
-    frames: list[Frame], validation: list[Frame], alone: Any, tmp_path: Path
+    then: int, frames: list[Frame], validation: list[Frame], alone: Any, tmp_path: Path
 ) -> None:
-    """They die with the training that started them; resumed, they end where one process does."""
+    """They die with the training that started them; resumed by two or by one, it ends where one process does."""
     settings = replace(ONE, devices=2)
     steps: list[TrainProgress] = []
 
@@ -174,7 +175,16 @@ def test_processes_are_started_ended_and_resumed(
         time.sleep(0.1)
     assert list_processes(tmp_path) == []
     assert not (tmp_path / "finished.json").exists()
-    result = train_student(frames, validation, settings, tmp_path, resume=True)
+    again: list[TrainProgress] = []
+    result = train_student(
+        frames,
+        validation,
+        replace(settings, devices=then),
+        tmp_path,
+        resume=True,
+        on_step=again.append,
+    )
+    assert again[0].step > 1  # from the middle
     assert result.stopped == alone.stopped
     assert not (tmp_path / JOB_NAME).exists()
     compare(result.student, result.learning_curve, alone)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,47 +12,24 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 from ase.io import write
+from copper_jobs import make_frames, write_copper
 
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.jobs import parse_shard, read_jobs
-from fastff.distill.labelling import describe_caveats, draw_direction
-from fastff.distill.merging import merge_labels
+from fastff.distill.labelling import Labeller, describe_caveats, draw_direction
+from fastff.distill.merging import merge_labels, quarantine_frames
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, Labels
 from fastff.teachers import load_teacher
 
 Run = Callable[..., tuple[int, str, str]]
-ROOT = Path(__file__).resolve().parents[1]
-
-SLOW_TEACHER = '''
-import os, time
-from ase.calculators.emt import EMT
-
-class SlowEMT(EMT):
-    """EMT that takes its time and counts its calls in a file."""
-    def calculate(self, *args, **kwargs):
-        time.sleep(float(os.environ.get("TEACHER_SECONDS", "0.02")))
-        super().calculate(*args, **kwargs)
-'''
-
-
-def make_frames(count: int) -> list[ase.Atoms]:
-    frames = []
-    for seed in range(count):
-        atoms = bulk("Cu", cubic=True) * ((2, 1, 1) if seed % 2 else (1, 1, 1))
-        atoms.rattle(0.08, seed=seed)
-        frames.append(atoms)
-    return frames
 
 
 @pytest.fixture
 def copper_file(tmp_path: Path) -> Path:
-    """Twenty frames, and the first one again."""
-    frames = make_frames(20)
-    write(tmp_path / "cu.xyz", [*frames, frames[0]])
-    return tmp_path / "cu.xyz"
+    return write_copper(tmp_path)
 
 
 def test_every_frame_is_labelled_once_and_the_teacher_is_on_record(
@@ -152,6 +124,50 @@ def test_shards_merge_to_what_one_process_makes(
     assert "exists already" in err
 
 
+def test_merging_notices_shards_that_are_absent_or_unfinished(
+    run_cli: Run, copper_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless it is asked not to; setting frames of a shard aside changes nothing."""
+
+    def stop(*_: object) -> None:
+        raise DataError("stopped")
+
+    arguments = ("label", "--teacher", "analytic:emt", copper_file, "--quiet", "--no-self-check")
+    arguments += ("--batch-atoms", "6", "--out", tmp_path / "labels.h5", "--shard")
+    first, second, third = shards = [tmp_path / f"labels.{k}-of-3.h5" for k in (1, 2, 3)]
+    merge = ("merge", *shards, "--out", tmp_path / "all.h5")
+    assert run_cli(*arguments, "1/3")[0] == run_cli(*arguments, "3/3")[0] == 0
+    code, _, err = run_cli("merge", first, third, "--out", tmp_path / "all.h5")
+    assert code == 4
+    assert "missing shard 2 of 3" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "all.h5").exists()
+    code, text, _ = run_cli("merge", first, third, "--out", tmp_path / "some.h5", "--partial")
+    assert code == 0
+    assert "13 frames of 2 files" in text
+    assert "missing shard 2 of 3" in text
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "run", stop)
+        assert run_cli(*arguments, "2/3")[0] == 4
+    quarantine_frames(second, {0: "looked odd"})
+    code, _, err = run_cli(*merge)
+    assert code == 4
+    assert "missing 5 frames of shard 2 of 3" in err
+    assert run_cli(*arguments, "2/3")[0] == 0
+    code, text, _ = run_cli(*merge)
+    assert code == 0
+    assert "19 frames of 3 files" in text
+    assert "missing" not in text
+    with LabelStore(tmp_path / "all.h5") as store:
+        assert "shard" not in store.record
+    write(copper_file, make_frames(12))  # a shard of another job is none of these
+    third.unlink()
+    assert run_cli(*arguments, "3/3")[0] == 0
+    code, _, err = run_cli("merge", *shards, "--out", tmp_path / "mixed.h5")
+    assert code == 4
+    assert "missing shard 3 of 3; shards 1, 2 of 3" in err
+
+
 def test_labels_of_two_teachers_do_not_mix(run_cli: Run, copper_file: Path, tmp_path: Path) -> None:
     arguments = (copper_file, "--quiet", "--no-self-check", "--out")
     assert run_cli("label", "--teacher", "analytic:emt", *arguments, tmp_path / "a.h5")[0] == 0
@@ -191,114 +207,6 @@ def test_merging_keeps_test_trajectories_and_quarantine(tmp_path: Path) -> None:
         assert [frame.step for frame in store.read()] == [1, 2, 3, 4, 5]
         assert store.held_out == {2}
         assert [reason for _, reason in store.read_quarantine()] == ["looked odd"]
-
-
-def start(arguments: list[str], folder: Path, seconds: float) -> subprocess.Popen[bytes]:
-    (folder / "slow_teacher.py").write_text(SLOW_TEACHER)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}",
-        "TEACHER_SECONDS": str(seconds),
-    }
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
-        environment.pop(name, None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "fastff", "label", *arguments],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def count_frames(path: Path) -> int:
-    try:
-        with LabelStore(path) as store:
-            return len(store)
-    except DataError:
-        return 0
-
-
-@pytest.mark.slow
-def test_kill_9_loses_and_doubles_nothing(copper_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "labels.h5"
-    arguments = ["cu.xyz", "--teacher", "ase:slow_teacher:SlowEMT", "--out", "labels.h5"]
-    arguments += ["--batch-atoms", "6", "--no-self-check"]
-    seen = 0
-    for wanted in (3, 9):
-        process = start(arguments, tmp_path, 0.15)
-        deadline = time.time() + 60
-        while count_frames(out) < wanted and process.poll() is None and time.time() < deadline:
-            time.sleep(0.02)
-        assert process.poll() is None, process.stdout.read().decode()  # type: ignore[union-attr]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        with LabelStore(out) as store:
-            frames = store.read()
-        assert seen <= len(frames) < 20
-        assert len(frames) >= wanted
-        seen = len(frames)
-    process = start(arguments, tmp_path, 0.0)
-    text = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 0, text
-    assert re.search(
-        rf"plan +{20 - seen} of 21 frames to label, {seen} stored by an earlier run", text
-    )
-    with LabelStore(out) as store:
-        hashes = [hash_structure(frame.atoms) for frame in store.read()]
-    assert hashes == [hash_structure(job.atoms) for job in read_jobs([copper_file])[:20]]
-
-
-@pytest.mark.slow
-def test_two_processes_share_the_work_and_survive_a_kill(copper_file: Path, tmp_path: Path) -> None:
-    """Lightning starts the second process itself; gloo on the CPU."""
-    out, parts = tmp_path / "labels.h5", tmp_path / "labels.h5.parts"
-    arguments = ["cu.xyz", "--teacher", "ase:slow_teacher:SlowEMT", "--out", "labels.h5"]
-    arguments += ["--batch-atoms", "6", "--no-self-check", "--device", "cpu", "--devices", "2"]
-    process = start(arguments, tmp_path, 0.2)
-    deadline = time.time() + 120
-    files = [parts / "1-of-2.h5", parts / "2-of-2.h5"]
-    while min(map(count_frames, files)) < 2 and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
-    assert process.poll() is None, process.stdout.read().decode()  # type: ignore[union-attr]
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()  # type: ignore[union-attr]
-    assert not out.exists()
-    found = sum(map(count_frames, files))
-    assert 4 <= found < 20
-    process = start(arguments, tmp_path, 0.0)
-    text = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 0, text
-    assert text.count("verdict") == 1
-    assert re.search(r"evaluations of \d+ atoms in all, about", " ".join(text.split())), text
-    assert "holds 20 frames" in text
-    said = " ".join(text.split())
-    assert f"{20 - found} frames labelled" in said
-    assert re.search(rf"by 2 processes \(.* when warm\), {found} found stored", said), said
-    assert not parts.exists()
-    with LabelStore(out) as store:
-        hashes = [hash_structure(frame.atoms) for frame in store.read()]
-    assert hashes == [hash_structure(job.atoms) for job in read_jobs([copper_file])[:20]]
-
-
-@pytest.mark.slow
-def test_other_processes_do_not_wait_for_the_self_check(copper_file: Path, tmp_path: Path) -> None:
-    """The second labels while the first still measures the teacher."""
-    parts = tmp_path / "labels.h5.parts"
-    arguments = ["cu.xyz", "--teacher", "ase:slow_teacher:SlowEMT", "--out", "labels.h5"]
-    arguments += ["--batch-atoms", "2", "--device", "cpu", "--devices", "2"]
-    process = start(arguments, tmp_path, 0.3)
-    deadline = time.time() + 120
-    while not count_frames(parts / "2-of-2.h5") and process.poll() is None:
-        assert time.time() < deadline
-        time.sleep(0.02)
-    first = count_frames(parts / "1-of-2.h5")
-    os.killpg(process.pid, signal.SIGKILL)
-    text = process.communicate()[0].decode()
-    assert count_frames(parts / "2-of-2.h5") > 0, text
-    assert first == 0
 
 
 def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Path) -> None:

@@ -7,15 +7,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 from ase.io import write
 from emt_frames import label_by_emt, make_alloys
 
 from fastff.checkpoint import load_model
+from fastff.cli.terminal import count_devices
 from fastff.distill.request import build_request
 from fastff.distill.run import distill
 from fastff.distill.store import LabelStore
@@ -70,6 +74,28 @@ def test_two_processes_give_the_verdict_of_one(labels: Path, tmp_path: Path) -> 
     headers = [load_model(tmp_path / name / "model.safetensors").header for name in ("two", "run")]
     curves = [header["training"]["learning_curve"] for header in headers]
     assert curves[0] == curves[1]
+
+
+def test_auto_is_every_gpu_in_sight(
+    run_cli: Callable[..., tuple[int, str, str]], labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def note(*_: Any, devices: int, **__: Any) -> None:
+        asked.append(devices)
+        raise UsageError("seen")
+
+    monkeypatch.setattr("fastff.distill.run.distill", note)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    for words in (("--devices", "auto"), ("--devices", "auto", "--device", "cpu"), ()):
+        assert "seen" in run_cli("train", "--labels", labels, *words)[2]
+    assert asked == [3, 1, 1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert count_devices("auto", "auto") == 1
+    for wrong in ("0", "-1", "many"):
+        code, _, err = run_cli("train", "--labels", labels, "--devices", wrong)
+        assert code == 2
+        assert "is not a number above 0 or auto" in err
 
 
 def test_a_launcher_and_a_teacher_do_not_go_together(

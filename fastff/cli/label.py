@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastff.cli.label_view import print_verdict, show_labelling
-from fastff.cli.terminal import DeviceOption, make_console, resolve_device
+from fastff.cli.terminal import DeviceOption, count_devices, make_console, resolve_device
 from fastff.errors import UsageError
 
 if TYPE_CHECKING:
@@ -132,14 +132,22 @@ def label(
 ) -> None:
     """Label structures with a teacher; the same command continues after an interruption."""
     from fastff.cli.train import parse_temperatures, read_options
-    from fastff.distill.jobs import choose_examples, name_shard, parse_shard, read_jobs, take_shard
+    from fastff.distill.jobs import (
+        choose_examples,
+        describe_shard,
+        name_shard,
+        parse_shard,
+        read_jobs,
+        take_shard,
+    )
     from fastff.distill.labelling import LabelSettings, is_first_process
 
     if out.suffix.lower() not in (".h5", ".hdf5"):
         raise UsageError(
             f"--out {out} must end in .h5; `fastff labels FILE --export` writes other formats"
         )
-    many = devices != "1" or nodes > 1
+    n_devices = count_devices(devices, device)
+    many = n_devices > 1 or nodes > 1
     if sample and (shard or many or hessian_vectors):
         raise UsageError(
             "--sample runs in one process without Hessian-vector targets; for several jobs give each its own --seed "
@@ -190,14 +198,16 @@ def label(
     examples = choose_examples(jobs)
     if many:
         label_in_processes(
-            console, load, jobs, examples, out, settings, device, devices, nodes, silent=silent
+            console, load, jobs, examples, out, settings, device, n_devices, nodes, silent=silent
         )
         return
+    part = None
     if shard is not None:
         index, count = parse_shard(shard)
+        part = describe_shard(jobs, index, count)
         jobs, out = take_shard(jobs, index - 1, count), name_shard(out, index, count)
     resolve_device(device)
-    label_here(console, load(device), jobs, examples, out, settings, silent=silent)
+    label_here(console, load(device), jobs, examples, out, settings, part, silent=silent)
 
 
 def label_here(
@@ -207,22 +217,34 @@ def label_here(
     examples: Sequence[Atoms],
     out: Path,
     settings: LabelSettings,
+    part: dict[str, Any] | None = None,
     *,
     silent: bool,
 ) -> None:
-    """Label in this process."""
+    """Label in this process; with ``part``, a shard of a job."""
+    from fastff.distill.jobs import SHARD
     from fastff.distill.labelling import Labeller
+    from fastff.distill.parts import find_stored, join_parts, list_parts, require_unused
     from fastff.distill.store import LabelStore
 
     for job in jobs:  # before there is a file that belongs to this teacher
         teacher.check_elements(job.atoms)
+    require_unused(out, teacher)
+    parts = list_parts(out)  # of a killed run of several processes
+    known = find_stored(parts, teacher)
     with show_labelling(console, silent=silent) as listener, LabelStore(out, "a", teacher) as store:
         listener.on_teacher(teacher)
-        labeller = Labeller(teacher, store, jobs, settings, on_batch=listener.on_batch)
+        labeller = Labeller(teacher, store, jobs, settings, known=known, on_batch=listener.on_batch)
+        if part is not None:
+            in_the_end = len(store) + store.n_quarantined + labeller.plan.n_pending
+            store.note(**{SHARD: {**part, "n_frames": in_the_end}})
         if check := labeller.check_teacher(examples):
             listener.on_check(check)
         listener.on_plan(labeller.measure())
         report = labeller.run()
+    if parts:
+        join_parts(out)
+    with LabelStore(out) as store:
         stored = len(store), store.n_quarantined, store.record
     print_verdict(console, str(report), out, *stored, teacher=teacher.info)
 
@@ -235,7 +257,7 @@ def label_in_processes(
     out: Path,
     settings: LabelSettings,
     device: str,
-    devices: str,
+    devices: int,
     nodes: int,
     *,
     silent: bool,
@@ -244,17 +266,14 @@ def label_in_processes(
     from fastff.distill.scaling import label_with_launcher
     from fastff.distill.store import LabelStore
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {device} with --devices: name the kind only, cpu or cuda")
-    kinds = {"cuda": "gpu"}
-    with show_labelling(console, silent=silent) as listener:
+    with show_labelling(console, silent=silent, what="labelling, first process") as listener:
         report, merged = label_with_launcher(
             load,
             jobs,
             examples,
             out,
             settings,
-            accelerator=kinds.get(device, device),
+            device=device,
             devices=devices,
             nodes=nodes,
             listener=listener,

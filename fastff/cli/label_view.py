@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastff.cli.terminal import stop_bar
+from fastff.cli.terminal import print_error, stop_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def show_labelling(console: Console, *, silent: bool) -> Iterator[LabelListener]:
+def show_labelling(
+    console: Console, *, silent: bool, what: str = "labelling"
+) -> Iterator[LabelListener]:
     """A listener that prints the teacher, its self-check and the plan, and shows a progress bar."""
     from rich.progress import (
         BarColumn,
@@ -33,16 +35,16 @@ def show_labelling(console: Console, *, silent: bool) -> Iterator[LabelListener]
     from fastff.distill.labelling import LabelListener, describe_caveats, describe_check
 
     if silent:
-        yield LabelListener()
+        yield LabelListener(on_failure=show_failure)
         return
     bar = Progress(
-        TextColumn("labelling"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
     )
-    task = bar.add_task("labelling", total=None)
+    task = bar.add_task(what, total=None)
     info: list[Any] = []
 
     def show_teacher(teacher: Teacher) -> None:
@@ -66,10 +68,20 @@ def show_labelling(console: Console, *, silent: bool) -> Iterator[LabelListener]
     def show_batch(done: int, total: int) -> None:
         bar.update(task, completed=done, total=total)
 
+    def stop(text: str) -> None:
+        stop_bar(bar)
+        show_failure(text)
+
     try:
-        yield LabelListener(show_teacher, show_check, show_plan, show_batch)
+        yield LabelListener(show_teacher, show_check, show_plan, show_batch, stop)
     finally:
         stop_bar(bar)
+
+
+def show_failure(text: str) -> None:
+    """Why another process has ended, unless it has said so itself."""
+    if text:
+        print_error(text)
 
 
 def print_teacher(console: Console, info: Any) -> None:

@@ -92,6 +92,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def count_devices(devices: str, device: str) -> int:
+    """Turn what the user wrote into a number of devices; ``auto`` is every GPU in sight, and one where there is none.
+
+    Raises
+    ------
+    UsageError
+        If ``devices`` is no number above 0 and not ``auto``.
+    """
+    if devices != "auto":
+        if not (devices.isdigit() and int(devices) > 0):
+            raise UsageError(f"--devices {devices!r} is not a number above 0 or auto")
+        return int(devices)
+    import torch
+
+    return 1 if device == "cpu" else max(1, torch.cuda.device_count())
+
+
 def resolve_dtype(dtype: DType) -> torch.dtype:
     """The torch dtype of a ``--dtype`` option."""
     import torch

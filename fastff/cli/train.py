@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastff.cli.terminal import DeviceOption, make_console, resolve_device
+from fastff.cli.terminal import DeviceOption, count_devices, make_console, resolve_device
 from fastff.cli.train_view import build_listener, print_verdict, warn_of_findings
 from fastff.errors import AccuracyError, UsageError
 
@@ -152,8 +152,9 @@ def train(
     ] = False,
     device: DeviceOption = "auto",
     devices: Annotated[
-        int, typer.Option(min=1, help="Of each node, to train on together.", rich_help_panel=_RUN)
-    ] = 1,
+        str,
+        typer.Option(help="Of each node, to train on together; or auto.", rich_help_panel=_RUN),
+    ] = "1",
     nodes: Annotated[
         int,
         typer.Option(
@@ -205,7 +206,7 @@ def train(
             request,
             folder,
             device=device,
-            devices=devices,
+            devices=count_devices(devices, device),
             nodes=nodes,
             resume=resume,
             listener=listener if is_first_process() else None,

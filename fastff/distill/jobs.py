@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ase
 
@@ -23,6 +24,8 @@ from fastff.structures import read_structures
 
 BATCH_ATOMS = 1024
 """Limit of a batch, at least."""
+SHARD = "shard"
+"""Key of a label file's record that says what it is part of, and how many frames it holds once it is finished."""
 MAX_SOURCE = 32
 """Longest name of a source, bytes in UTF-8."""
 
@@ -165,6 +168,20 @@ def parse_shard(text: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match.group(1)) <= int(match.group(2)):
         raise UsageError(f"--shard {text!r} is not I/N with I from 1 to N, such as 3/16")
     return int(match.group(1)), int(match.group(2))
+
+
+def describe_shard(jobs: Sequence[LabelJob], index: int, count: int) -> dict[str, Any]:
+    """What shard ``index`` (counted from 1) of these jobs is part of, as its file records it."""
+    content = hashlib.sha256(b"".join(hash_structure(job.atoms) for job in jobs))
+    return {"job": content.hexdigest()[:16], "index": index, "count": count}
+
+
+def drop_repeats(jobs: Sequence[LabelJob]) -> list[LabelJob]:
+    """The jobs without those whose structure is that of an earlier one."""
+    distinct: dict[bytes, LabelJob] = {}
+    for job in jobs:
+        distinct.setdefault(hash_structure(job.atoms), job)
+    return list(distinct.values())
 
 
 def take_shard(jobs: Sequence[LabelJob], index: int, count: int) -> list[LabelJob]:

@@ -17,7 +17,7 @@ class LabelPlan:
     Attributes
     ----------
     n_frames : int
-        Frames asked of this process.
+        Frames asked for.
     n_found : int
         Of these, stored by an earlier run.
     n_repeated : int
@@ -28,6 +28,8 @@ class LabelPlan:
         Structures, and the sum of their atoms, that the teacher will see.
     seconds_per_atom : float
         Time of the teacher, nan until measured.
+    n_processes : int
+        That share the work.
     """
 
     n_frames: int
@@ -37,6 +39,7 @@ class LabelPlan:
     n_evaluations: int
     n_atoms: int
     seconds_per_atom: float = math.nan
+    n_processes: int = 1
 
     def __str__(self) -> str:
         parts = [f"{self.n_pending} of {self.n_frames} frames to label"]
@@ -47,9 +50,11 @@ class LabelPlan:
         lines = [", ".join(parts)]
         if self.n_pending:
             cost = f"{self.n_evaluations} evaluations of {self.n_atoms} atoms in all"
-            seconds = self.seconds_per_atom * self.n_atoms
+            seconds = self.seconds_per_atom * self.n_atoms / self.n_processes
             if math.isfinite(seconds):
                 cost += f", about {format_duration(seconds)}"
+            if self.n_processes > 1:
+                cost += f" with {self.n_processes} processes"
             lines.append(cost)
         return "\n".join(lines)
 

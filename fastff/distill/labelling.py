@@ -17,7 +17,7 @@ import ase
 import numpy as np
 
 import fastff
-from fastff.distill.content import hash_structure
+from fastff.distill.content import describe_teacher, hash_structure
 from fastff.distill.jobs import LabelJob, batch_jobs, count_batch_atoms
 from fastff.distill.label_report import COLD_BATCHES, LabelPlan, LabelReport
 from fastff.distill.store import LabelStore
@@ -53,6 +53,11 @@ class LabelSettings:
     force_limit: float | None = None
     self_check: bool = True
 
+    @property
+    def copies(self) -> int:
+        """Structures that the teacher sees for each frame."""
+        return 1 if self.hessian_step is None else 3
+
     def __post_init__(self) -> None:
         if self.batch_atoms is not None and self.batch_atoms < 1:
             raise UsageError(f"batches of {self.batch_atoms} atoms make no sense; use at least 1")
@@ -74,6 +79,8 @@ class LabelListener:
     on_check: Callable[[dict[str, Any]], None] = lambda check: None
     on_plan: Callable[[LabelPlan], None] = lambda plan: None
     on_batch: Callable[[int, int], None] = lambda done, total: None
+    on_failure: Callable[[str], None] = lambda text: None
+    """Another process has ended; this one does so next. Without text, that one has said why."""
 
 
 def is_first_process() -> bool:
@@ -126,18 +133,10 @@ class Labeller:
                 f"{store.path} holds {without} frames without Hessian-vector targets; write to a new file, or leave "
                 "the option out"
             )
-        pending, seen = [], set()
-        for job in jobs:
-            key = store.hash(job.atoms)
-            if key in seen:
-                self.report.n_repeated += 1
-            elif store.has(key) or key in known:
-                self.report.n_found += 1
-            else:
-                teacher.check_elements(job.atoms)
-                pending.append(job)
-            seen.add(key)
-        self.plan = self._make_plan(len(jobs), pending)
+        self.plan, pending = plan_labels(
+            jobs, teacher, lambda key: store.has(key) or key in known, settings
+        )
+        self.report.n_found, self.report.n_repeated = self.plan.n_found, self.plan.n_repeated
         self._n_pending_atoms = sum(len(job.atoms) for job in pending)
         self.batches = batch_jobs(pending, settings.batch_atoms or count_batch_atoms(teacher))
         self._n_done = 0
@@ -146,17 +145,6 @@ class Labeller:
         self._unstored: list[tuple[Frame, bool]] = []  # with whether it is held out
         self._stored_at = time.perf_counter()
         self._reserved = False
-
-    def _make_plan(self, n_frames: int, pending: Sequence[LabelJob]) -> LabelPlan:
-        copies = 1 if self.settings.hessian_step is None else 3
-        return LabelPlan(
-            n_frames=n_frames,
-            n_found=self.report.n_found,
-            n_repeated=self.report.n_repeated,
-            n_pending=len(pending),
-            n_evaluations=copies * len(pending),
-            n_atoms=copies * sum(len(job.atoms) for job in pending),
-        )
 
     def check_teacher(self, examples: Sequence[ase.Atoms]) -> dict[str, Any] | None:
         """Measure the teacher once and store the outcome; None where it was stored before or is not asked for."""
@@ -199,7 +187,7 @@ class Labeller:
         self._unstored += zip(frames, (job.held_out for job in jobs), strict=True)
         if time.perf_counter() - self._stored_at >= STORE_EVERY:
             self._write()
-        copies = 1 if self.settings.hessian_step is None else 3
+        copies = self.settings.copies
         n_atoms, seconds = copies * sum(len(job.atoms) for job in jobs), time.perf_counter() - start
         self.report.n_atoms += n_atoms
         self.report.seconds += seconds
@@ -233,6 +221,44 @@ class Labeller:
                 self.report.n_labelled += outcome.added
                 self.report.set_aside += outcome.quarantined
         self._stored_at = time.perf_counter()
+
+
+def plan_labels(
+    jobs: Sequence[LabelJob],
+    teacher: Teacher,
+    is_stored: Callable[[bytes], bool],
+    settings: LabelSettings,
+) -> tuple[LabelPlan, list[LabelJob]]:
+    """What is to be done for some jobs, given whether the frame of a content hash is stored, and the jobs left to do.
+
+    Raises
+    ------
+    UnsupportedElementError
+        One of these has elements the teacher does not know.
+    """
+    pending: list[LabelJob] = []
+    n_found = n_repeated = 0
+    seen: set[bytes] = set()
+    record = describe_teacher(teacher)
+    for job in jobs:
+        key = hash_structure(job.atoms, record)
+        if key in seen:
+            n_repeated += 1
+        elif is_stored(key):
+            n_found += 1
+        else:
+            teacher.check_elements(job.atoms)
+            pending.append(job)
+        seen.add(key)
+    plan = LabelPlan(
+        n_frames=len(jobs),
+        n_found=n_found,
+        n_repeated=n_repeated,
+        n_pending=len(pending),
+        n_evaluations=settings.copies * len(pending),
+        n_atoms=settings.copies * sum(len(job.atoms) for job in pending),
+    )
+    return plan, pending
 
 
 def label_jobs(

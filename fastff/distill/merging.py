@@ -8,6 +8,7 @@ Both write a new file beside the old one and put it in place in one atomic renam
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fastff.distill.content import require_same_teacher
+from fastff.distill.jobs import SHARD
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame
@@ -34,11 +36,14 @@ class MergeReport:
         In the new file.
     n_duplicates : int
         Frames that several files, or one file twice, held.
+    missing : tuple of str
+        What shards among the files lack, see :func:`find_missing`.
     """
 
     n_frames: int
     n_quarantined: int
     n_duplicates: int
+    missing: tuple[str, ...] = ()
 
 
 def merge_labels(
@@ -47,6 +52,7 @@ def merge_labels(
     *,
     replace: bool = False,
     aside: Mapping[bytes, str] | None = None,
+    partial: bool = False,
 ) -> MergeReport:
     """Join label files.
 
@@ -62,12 +68,14 @@ def merge_labels(
         ``out`` may exist, even among the sources.
     aside : mapping of bytes to str, optional
         Content hashes of frames to set aside, each with the reason.
+    partial : bool
+        Join shards although some are absent or unfinished.
 
     Raises
     ------
     DataError
-        Files of different teachers, a file that is no label file, or a trajectory that is held out in one file and not
-        in another.
+        Files of different teachers, a file that is no label file, a trajectory that is held out in one file and not
+        in another, or shards that are not complete.
     UsageError
         No sources, or ``out`` exists.
     """
@@ -87,11 +95,20 @@ def merge_labels(
             stores = [stack.enter_context(LabelStore(path)) for path in sources]
             for store in stores[1:]:
                 require_same_teacher(stores[0].teacher, store.teacher, str(sources[0]))
+            missing = find_missing(stores)
+            if missing and not partial:
+                raise DataError(
+                    f"not all that was asked for is labelled in these files: missing {'; '.join(missing)}; finish with "
+                    "`fastff label --shard`, or merge all the same with --partial"
+                )
             held_out = find_held_out(stores)
             target = stack.enter_context(LabelStore(temporary, "w", teacher=stores[0].teacher))
-            target.note(
-                **{key: value for store in reversed(stores) for key, value in store.record.items()}
-            )
+            record = {
+                key: value for store in reversed(stores) for key, value in store.record.items()
+            }
+            if len(stores) > 1:  # together they are no shard
+                record.pop(SHARD, None)
+            target.note(**record)
             duplicates = 0
             for frames in read_in_order(stores):
                 duplicates += append_frames(target, frames, held_out, aside or {})
@@ -99,7 +116,7 @@ def merge_labels(
                 kept = store.read_quarantine()
                 report = target.append([f for f, _ in kept], reasons=[reason for _, reason in kept])
                 duplicates += report.duplicates
-            outcome = MergeReport(len(target), target.n_quarantined, duplicates)
+            outcome = MergeReport(len(target), target.n_quarantined, duplicates, tuple(missing))
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,7 +128,7 @@ def quarantine_frames(path: Path, reasons: Mapping[int, str]) -> MergeReport:
     with LabelStore(path) as store:
         hashes = store.read_column("hash")
     aside = {hashes[index].tobytes(): reason for index, reason in reasons.items()}
-    return merge_labels([path], path, replace=True, aside=aside)
+    return merge_labels([path], path, replace=True, aside=aside, partial=True)
 
 
 def append_frames(
@@ -127,6 +144,30 @@ def append_frames(
         reasons = [aside.get(target.hash(frame.atoms), "") for frame in part]
         duplicates += target.append(part, held_out=flag, reasons=reasons).duplicates
     return duplicates
+
+
+def find_missing(stores: Sequence[LabelStore]) -> list[str]:
+    """What the shards among some files lack, in words: whole shards, and frames of those that are unfinished.
+
+    Files that do not say what they are part of lack nothing.
+    """
+    jobs: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
+    for store in stores:
+        if shard := store.record.get(SHARD):
+            lacking = shard["n_frames"] - len(store) - store.n_quarantined
+            found = jobs[shard["job"], shard["count"]]
+            found[shard["index"]] = min(lacking, found.get(shard["index"], lacking))
+    missing = []
+    for (_, count), found in jobs.items():
+        absent = [str(index) for index in range(1, count + 1) if index not in found]
+        if absent:
+            missing.append(f"shard{'s' * (len(absent) > 1)} {', '.join(absent)} of {count}")
+        missing += [
+            f"{lacking} frames of shard {index} of {count}"
+            for index, lacking in sorted(found.items())
+            if lacking > 0
+        ]
+    return missing
 
 
 def find_held_out(stores: Sequence[LabelStore]) -> frozenset[int]:

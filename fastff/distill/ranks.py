@@ -1,4 +1,4 @@
-"""Processes that train one student together.
+"""Processes that train one student, or label, together.
 
 Here: whether this process was started as one of several, and how Lightning is to join them. Not here: starting them
 (:mod:`fastff.distill.launch`, torchrun, SLURM), the division of batches (:mod:`fastff.distill.data`).
@@ -44,7 +44,7 @@ def count_processes() -> int:
 
 
 def check_group(devices: int, nodes: int) -> bool:
-    """Whether the processes that are to train have been started already.
+    """Whether the processes that are to work together have been started already.
 
     Parameters
     ----------
@@ -57,7 +57,9 @@ def check_group(devices: int, nodes: int) -> bool:
         The numbers make no sense, or a launcher started another number of processes, or none on several nodes.
     """
     if devices < 1 or nodes < 1:
-        raise UsageError(f"{devices} devices on {nodes} nodes cannot train; use at least 1 of each")
+        raise UsageError(
+            f"{devices} devices on {nodes} nodes make no sense; use at least 1 of each"
+        )
     wanted, found = devices * nodes, count_processes()
     if found > 1 and found != wanted:
         raise UsageError(
@@ -65,7 +67,7 @@ def check_group(devices: int, nodes: int) -> bool:
         )
     if found == 1 and nodes > 1:
         raise UsageError(
-            f"training on {nodes} nodes needs a launcher that starts a process for every device: srun or torchrun"
+            f"work on {nodes} nodes needs a launcher that starts a process for every device: srun or torchrun"
         )
     return found == wanted
 

@@ -1,7 +1,8 @@
 """Labelling with several processes, started by Lightning's own launchers.
 
 Here: a Lightning module whose prediction is labelling, one label file for each process, and their merge by the first.
-Not here: starting processes (Lightning, torchrun or SLURM do), labelling itself (:mod:`fastff.distill.labelling`).
+Not here: starting processes (Lightning, torchrun or SLURM do) and watching them (:mod:`fastff.distill.siblings`), the
+files of processes (:mod:`fastff.distill.parts`), labelling itself (:mod:`fastff.distill.labelling`).
 
 Processes never talk to each other before they are done. What killed runs left, with however many processes,
 is found and not labelled again.
@@ -10,9 +11,10 @@ is found and not labelled again.
 from __future__ import annotations
 
 import os
-import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +22,18 @@ from typing import TYPE_CHECKING, Any
 import ase
 import lightning
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from fastff.distill.callbacks import quiet_lightning
-from fastff.distill.jobs import LabelJob, take_shard
-from fastff.distill.label_report import COLD_BATCHES, LabelReport
-from fastff.distill.labelling import Labeller, LabelListener, LabelSettings
-from fastff.distill.merging import MergeReport, merge_labels
-from fastff.distill.ranks import gather_from_ranks, share_cores
+from fastff.distill.jobs import LabelJob, drop_repeats, take_shard
+from fastff.distill.label_report import COLD_BATCHES, LabelPlan, LabelReport
+from fastff.distill.labelling import Labeller, LabelListener, LabelSettings, plan_labels
+from fastff.distill.merging import MergeReport
+from fastff.distill.parts import find_stored, join_parts, list_parts, name_folder
+from fastff.distill.ranks import check_group, gather_from_ranks, place_trainer, share_cores
+from fastff.distill.siblings import GRACE, WatchingLauncher, WatchingStrategy, follow_launcher
 from fastff.distill.store import LabelStore
-from fastff.errors import UsageError
+from fastff.errors import FastFFError
 
 if TYPE_CHECKING:
     from fastff.teachers import Teacher
@@ -40,41 +43,70 @@ LONGEST_WAIT = timedelta(days=7)
 
 
 class LabelModule(lightning.LightningModule):
-    """Predicting a batch is labelling and storing it."""
+    """Predicting a batch is labelling and storing it.
+
+    Parameters
+    ----------
+    teacher : Teacher
+        On the device of this process.
+    jobs : sequence of LabelJob
+        All of them, no structure twice.
+    examples, out, settings, listener
+        As in :func:`label_with_launcher`.
+    plan : LabelPlan
+        Of all processes together.
+
+    Attributes
+    ----------
+    labeller : Labeller or None
+        Of the part of this process, once there is one.
+    error : Exception or None
+        What this process itself has raised.
+    """
 
     def __init__(
         self,
-        load: Callable[[str], Teacher],
+        teacher: Teacher,
         jobs: Sequence[LabelJob],
         examples: Sequence[ase.Atoms],
         out: Path,
         settings: LabelSettings,
         listener: LabelListener,
+        plan: LabelPlan,
     ) -> None:
         super().__init__()
-        self._load, self._jobs, self._examples = load, jobs, examples
+        self._teacher, self._jobs, self._examples = teacher, jobs, examples
         self._out, self._settings, self._listener = out, settings, listener
+        self._plan = plan
         self.labeller: Labeller | None = None
+        self.error: Exception | None = None
         self._n_batches = 0
 
+    @contextmanager
+    def _own_work(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
     def setup(self, stage: str) -> None:
-        """Load this process's teacher on its own device and open its own label file."""
+        """Open this process's own label file."""
         rank, count = self.trainer.global_rank, self.trainer.world_size
-        teacher = self._load(str(self.trainer.strategy.root_device))
-        folder = name_folder(self._out)
-        own = folder / f"{rank + 1}-of-{count}.h5"
-        store = LabelStore(own, "a", teacher=teacher)
-        self.labeller = Labeller(
-            teacher,
-            store,
-            take_shard(self._jobs, rank, count),
-            self._settings,
-            known=find_stored([self._out, *sorted(folder.glob("*.h5"))], own, teacher),
-            on_batch=self._listener.on_batch if rank == 0 else lambda done, total: None,
-        )
+        own = name_folder(self._out) / f"{rank + 1}-of-{count}.h5"
+        with self._own_work():
+            others = [path for path in (self._out, *list_parts(self._out)) if path != own]
+            self.labeller = Labeller(
+                self._teacher,
+                LabelStore(own, "a", teacher=self._teacher),
+                take_shard(self._jobs, rank, count),
+                self._settings,
+                known=find_stored(others, self._teacher),
+                on_batch=self._listener.on_batch if rank == 0 else lambda done, total: None,
+            )
         self._n_batches = len(self.labeller.batches)
         if rank == 0:
-            self._listener.on_teacher(teacher)
+            self._listener.on_teacher(self._teacher)
 
     def predict_dataloader(self) -> Any:
         """The batches that are left to this process."""
@@ -95,13 +127,15 @@ class LabelModule(lightning.LightningModule):
         """
         assert self.labeller is not None
         first = self.trainer.is_global_zero
-        if first and batch_idx == 0 and (check := self.labeller.check_teacher(self._examples)):
-            self._listener.on_check(check)
-        if batch:
-            self.labeller.label_batch(batch)
-        if first and batch_idx + 1 == min(COLD_BATCHES, max(self._n_batches, 1)):
-            self.labeller.store_labels()
-            self._listener.on_plan(self.labeller.plan)
+        with self._own_work():
+            if first and batch_idx == 0 and (check := self.labeller.check_teacher(self._examples)):
+                self._listener.on_check(check)
+            if batch:
+                self.labeller.label_batch(batch)
+            if first and batch_idx + 1 == min(COLD_BATCHES, max(self._n_batches, 1)):
+                self.labeller.store_labels()
+                measured = self.labeller.plan.seconds_per_atom
+                self._listener.on_plan(replace(self._plan, seconds_per_atom=measured))
         return len(batch)
 
     def close(self) -> None:
@@ -120,8 +154,8 @@ def label_with_launcher(
     out: Path,
     settings: LabelSettings,
     *,
-    accelerator: str,
-    devices: str,
+    device: str,
+    devices: int,
     nodes: int = 1,
     listener: LabelListener | None = None,
 ) -> tuple[LabelReport, MergeReport | None]:
@@ -138,55 +172,79 @@ def label_with_launcher(
     out : Path
         The merged label file. Each process writes its own in a folder beside it, which is removed in the end.
     settings : LabelSettings
-    accelerator : str
-        ``"cpu"``, ``"gpu"`` or ``"auto"``.
-    devices : str
-        Number of devices of each node, or ``"auto"``.
-    nodes : int
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"auto"``.
+    devices, nodes : int
+        Devices of each node, and nodes; more than one device in all.
     listener : LabelListener, optional
 
     Returns
     -------
     (LabelReport, MergeReport or None)
         Of all processes together, and of the merge where this process made it.
+
+    Raises
+    ------
+    UsageError
+        Fewer devices than asked for, or a launcher started another number of processes.
+    DataError
+        Elements that the teacher does not know, or files of another teacher; found before any process is started.
+    FastFFError
+        Another process has ended.
     """
-    if devices != "auto" and not (devices.isdigit() and int(devices) > 0):
-        raise UsageError(f"--devices {devices!r} is not a number above 0 or auto")
-    module = LabelModule(load, jobs, examples, out, settings, listener or LabelListener())
+    listener = listener or LabelListener()
+    placement = place_trainer(device, devices, nodes)
+    check_group(devices, nodes)
+    follow_launcher()
     with quiet_lightning():
-        return _predict(module, out, accelerator, devices, nodes)
+        # gloo: a barrier needs no GPU, and NCCL would take memory on it
+        strategy = WatchingStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
+        trainer = lightning.Trainer(
+            **{**placement, "strategy": strategy},
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        with _use_threads(share_cores(trainer.num_devices)):
+            teacher = load(str(strategy.root_device))
+            stored = find_stored([out, *list_parts(out)], teacher)
+            plan, _ = plan_labels(jobs, teacher, stored.__contains__, settings)
+            plan = replace(plan, n_processes=trainer.world_size)
+            module = LabelModule(
+                teacher, drop_repeats(jobs), examples, out, settings, listener, plan
+            )
+            report, merged = _predict(trainer, module, out, listener)
+    return replace(report, n_repeated=plan.n_repeated), merged
 
 
 def _predict(
-    module: LabelModule, out: Path, accelerator: str, devices: str, nodes: int
+    trainer: lightning.Trainer, module: LabelModule, out: Path, listener: LabelListener
 ) -> tuple[LabelReport, MergeReport | None]:
     """Run the module in every process, wait for all, merge in the first."""
-    trainer = lightning.Trainer(
-        accelerator=accelerator,
-        devices="auto" if devices == "auto" else int(devices),
-        num_nodes=nodes,
-        # gloo: a barrier needs no GPU, and NCCL would take memory on it
-        strategy=DDPStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    launcher = trainer.strategy.launcher
+    assert isinstance(launcher, WatchingLauncher)
+    launcher.on_failure = listener.on_failure
     try:
-        with _use_threads(share_cores(trainer.num_devices)):
+        try:
             trainer.predict(module, return_predictions=False)
-    finally:
-        module.close()  # also where a teacher failed, which ends prediction without a teardown
-    trainer.strategy.barrier("labels are complete")
-    assert module.labeller is not None
-    reports = gather_from_ranks(module.labeller.report)
-    merged = None
-    if trainer.is_global_zero:
-        folder = name_folder(out)
-        sources = ([out] if out.exists() else []) + sorted(folder.glob("*.h5"))
-        merged = merge_labels(sources, out, replace=True)
-        shutil.rmtree(folder)
+        finally:
+            module.close()  # also where a teacher failed, which ends prediction without a teardown
+        trainer.strategy.barrier("labels are complete")
+        assert module.labeller is not None
+        reports = gather_from_ranks(module.labeller.report)
+    except BaseException as error:
+        lost = isinstance(error, RuntimeError) and error is not module.error
+        if lost:
+            time.sleep(GRACE)
+        launcher.end_all()
+        if not lost:
+            raise
+        raise FastFFError(
+            "another process has ended before it had labelled its part; the same command goes on with what is stored"
+        ) from error
+    merged = join_parts(out) if trainer.is_global_zero else None
     return LabelReport.join(reports), merged
 
 
@@ -204,28 +262,6 @@ def _use_threads(number: int) -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = said
-
-
-def name_folder(out: Path) -> Path:
-    """Folder of the files of single processes."""
-    return out.with_name(f"{out.name}.parts")
-
-
-def find_stored(paths: Sequence[Path], own: Path, teacher: Teacher) -> set[bytes]:
-    """Content hashes of all frames in other files of the same job.
-
-    Raises
-    ------
-    DataError
-        A file of another teacher.
-    """
-    found: set[bytes] = set()
-    for path in paths:
-        if path != own and path.exists():
-            with LabelStore(path, "r", teacher=teacher) as store:
-                for group in ("frames", "quarantine"):
-                    found |= {row.tobytes() for row in store.read_column("hash", group)}
-    return found
 
 
 def _pass_on(batch: Any) -> Any:

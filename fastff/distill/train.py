@@ -257,8 +257,6 @@ def _fit_elsewhere(
             on_step(TrainProgress(**message))
 
     run_workers(out, settings.devices, pass_on)
-    for path in (job, weights):
-        path.unlink(missing_ok=True)
 
 
 def _fit(
@@ -331,6 +329,11 @@ def _fit(
     }
     if trainer.is_global_zero:
         write_atomically(out / FINISHED_NAME, json.dumps(record).encode())
+        for name in (
+            JOB_NAME,
+            START_NAME,
+        ):  # of this run or of one with another number of processes
+            (out / name).unlink(missing_ok=True)
     trainer.strategy.barrier("the record is written")
 
 
