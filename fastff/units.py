@@ -1,4 +1,4 @@
-"""Units, sign conventions, and how shares are shown, written once.
+"""Units, sign conventions, and how shares, numbers and formulas are shown, written once.
 
 Inside fastff: positions in Å, energies in eV, forces in eV/Å (``-dE/dr``), stress in eV/Å^3
 (positive under tension, ASE's sign), time in fs at public surfaces, temperature in K. Conversion factors are ASE's;
@@ -8,6 +8,7 @@ this module only names the few that are used in more than one place.
 from __future__ import annotations
 
 from ase import units
+from ase.formula import Formula
 
 EV_PER_A3_TO_GPA: float = 1.0 / units.GPa
 """Multiply a stress in eV/Å^3 by this to get GPa."""
@@ -30,3 +31,21 @@ def show_percent(value: float, digits: int = 1, *, up: bool = False) -> str:
     scale = 10**digits
     steps = -int(-value * 100 * scale // 1) if up else int(value * 100 * scale // 1)
     return f"{steps / scale:.{digits}f} %"
+
+
+def show_number(value: float, digits: int = 3, sign: str = "") -> str:
+    """``1034.2`` as ``1,030``: so many significant digits, never as a power of ten where that is large.
+
+    ``sign`` is ``"+"`` where positive numbers have theirs.
+    """
+    text = f"{value:{sign}.{digits}g}"
+    return f"{float(text):{sign},.0f}" if "e+" in text else text
+
+
+def show_formula(formula: str, *, reduce: bool = False) -> str:
+    """``O2Ti`` as ``TiO2``, metals first; ``reduce`` makes ``H2O`` of ``H54O27``. What is no formula stays as it is."""
+    try:
+        found = Formula(formula, strict=True)
+    except ValueError:
+        return formula
+    return str((found.reduce()[0] if reduce else found).format("metal"))

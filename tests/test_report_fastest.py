@@ -90,7 +90,10 @@ def test_the_fastest_setting_that_says_the_same_is_timed():
     assert (wrong["seconds"], wrong["reason"]) == (None, "does not give the teacher's labels")
     assert broken["reason"] == "RuntimeError: no compiler"
     text = describe_settings(timed.identity)
-    assert "timed with compile on: the fastest of 4 settings, one ASE call at 4 atoms" in text
+    assert (
+        "timed with compile on: the fastest of 4 settings, medians of 3 to 5 ASE calls at 4 atoms"
+        in text
+    )
     assert "accelerator broken: RuntimeError: no compiler" in text
     assert "Not available on this machine: accelerator x: its package is not installed." in text
 
@@ -167,9 +170,12 @@ def test_many_atoms_have_a_setting_of_their_own():
     assert [[len(cell) for cell in part] for _, part in parts] == [[4, 8], [32]]
     assert [entry.factory().fixed for entry, _ in parts] == [0.0, 0.03]
     text = describe_settings(identity)
-    assert "timed with way lean: the fastest of 2 settings, one ASE call at 4 atoms" in text
     assert (
-        "From 12 atoms on with way rich: the fastest of 2 settings, one ASE call at 32 atoms"
+        "timed with way lean: the fastest of 2 settings, medians of 3 to 5 ASE calls at 4 atoms"
+        in text
+    )
+    assert (
+        "From 12 atoms on with way rich: the fastest of 2 settings, medians of 3 to 5 ASE calls at 32 atoms"
         in text
     )
     assert "one size" not in text

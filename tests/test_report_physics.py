@@ -30,11 +30,8 @@ from fastff.report.physics.record import (
     DimerCurve,
     DimerItem,
     ElasticItem,
-    EnergyTrace,
     EosItem,
     LeftOut,
-    NveItem,
-    PhononItem,
     PhysicsPart,
     RdfCurve,
     RdfItem,
@@ -43,7 +40,6 @@ from fastff.report.physics.record import (
 from fastff.report.physics.run import measure_physics, verify_physics
 from fastff.report.physics.side import Side, relax_bare
 from fastff.report.physics.summary import describe_physics
-from fastff.report.physics_figures import describe_item, draw_item
 from fastff.report.plan import choose_seeds
 from fastff.report.stamps import check_stamp
 from fastff.teachers import load_teacher
@@ -393,88 +389,6 @@ def test_the_verdict_names_the_worst_deviations_and_what_is_missing():
     assert "diffusion" not in line
 
 
-def make_part(*items, **more):
-    return PhysicsPart(
-        mode="auto", material="Cu", teacher={}, student={}, left_out=(),
-        items=tuple(item.model_copy(update={"quantities": derive_quantities(item)}) for item in items), **more,
-    )  # fmt: skip
-
-
-def make_rdf(student, error=0.1):
-    r = np.arange(0.025, 6.0, 0.05)
-    g = np.exp(-(((r - 2.5) / 0.3) ** 2)) * 3.0 + (r > 2.0)
-    errors = tuple(np.full(len(r), error))
-    curve = RdfCurve(
-        pair="Cu-Cu", radii=tuple(r), teacher=None if student is None else tuple(g),
-        teacher_error=None if student is None else errors,
-        student=tuple(g * (student or 1.0)), student_error=errors,
-    )  # fmt: skip
-    return RdfItem(
-        title="Pair distributions",
-        description="",
-        temperature=300,
-        n_blocks=2,
-        curves=(curve,),
-        peak="first",
-    )
-
-
-def test_the_verdict_says_what_was_compared_where_nothing_deviates():
-    trace = EnergyTrace(times=(0.0, 1.0, 2.0), energies=(0.0, 0.1, 0.3))
-    nve = NveItem(
-        title="Conservation of energy",
-        description="",
-        temperature=300,
-        time_step=1.0,
-        teacher=trace,
-        student=trace,
-    )
-    within = describe_physics(make_part(make_rdf(1.01), nve))
-    assert within == "Physics of Cu: all 2 compared quantities are within noise."
-    beyond = describe_physics(make_part(make_rdf(1.5, 0.01), nve))
-    assert "worst deviations: Cu-Cu, difference of g(r) +50.0 %" in beyond
-    alone = describe_physics(make_part(make_rdf(None), nve))
-    assert "compared were only conservation of energy, no measure of the student" in alone
-    assert "nothing of both sides was measured" in describe_physics(make_part(make_rdf(None)))
-
-
-def test_imaginary_modes_and_lost_symmetry_are_said():
-    def make_phonons(teacher, student):
-        return PhononItem(
-            title="Phonons", description="", path=(0.0, 1.0), marks=((0.0, "Γ"), (1.0, "X")),
-            teacher=((teacher, 5.0), (1.0, 6.0)), student=((student, 5.0), (1.0, 6.0)),
-        )  # fmt: skip
-
-    both = describe_physics(make_part(make_phonons(-1.97, -1.934)))
-    assert "imaginary modes of the teacher (to 1.97i THz) and the student (to 1.93i THz)" in both
-    one = describe_physics(make_part(make_phonons(-1e-7, -0.5)))
-    assert (
-        "imaginary modes of the student (to 0.50i THz): the relaxed structure is no minimum" in one
-    )
-    assert "imaginary" not in describe_physics(make_part(make_phonons(-1e-7, -0.05)))
-    low, high = "Amm2 (38)", "P4_2/mnm (136)"
-    groups = {"teacher": (low, high), "student": (low, high)}
-    line = describe_physics(make_part(make_phonons(0.0, 0.0), symmetry=groups))
-    assert (
-        f"relaxed by the teacher and the student it has space group {low}, {high} only within 0.2 Å"
-        in line
-    )
-    groups["student"] = (high, high)
-    line = describe_physics(make_part(make_phonons(0.0, 0.0), symmetry=groups))
-    assert f"relaxed by the teacher it has space group {low}" in line
-    # before space groups were recorded, elastic constants tell: 409, 383 and 170 GPa in a rutile that is none
-    matrix = np.diag([409.0, 383.0, 170.0, 28.0, 56.0, 90.0])
-    elastic = ElasticItem(
-        title="Elastic constants", description="", cubic=False,
-        teacher=tuple(map(tuple, matrix.tolist())), student=tuple(map(tuple, matrix.tolist())),
-    )  # fmt: skip
-    old = describe_physics(make_part(make_phonons(-1.97, -1.934), elastic))
-    assert "no two of the teacher's C11, C22, C33 agree there (409, 383, 170 GPa)" in old
-    assert (
-        "C22" not in describe_physics(make_part(make_phonons(0.0, 0.0), elastic)).split("worst")[0]
-    )
-
-
 def test_symmetries_of_relaxed_cells_are_recorded(copper, part):
     pytest.importorskip("spglib")
     assert part.symmetry == dict.fromkeys(("teacher", "student"), ("Fm-3m (225)", "Fm-3m (225)"))
@@ -486,20 +400,6 @@ def test_symmetries_of_relaxed_cells_are_recorded(copper, part):
     assert crystal.find_symmetries() is None
     crystal._relaxed["teacher"] = tall
     assert crystal.find_symmetries() == {"teacher": ("I4/mmm (139)", "Fm-3m (225)")}
-
-
-def test_captions_say_who_ran():
-    old = make_rdf(None).model_copy(
-        update={
-            "description": "81 atoms, 1.01 ps of each side after equilibration; the teacher was not run: slow"
-        }
-    )
-    assert describe_item(old).startswith(
-        "81 atoms, 1.01 ps of the student alone after equilibration"
-    )
-    assert "each side" not in draw_item(old)[0][1]
-    both = make_rdf(1.0).model_copy(update={"description": old.description})
-    assert "of each side" in describe_item(both)
 
 
 def test_provenance_names_what_phonons_depend_on():

@@ -77,7 +77,10 @@ def print_results(record: BenchRecord) -> None:
         tabulate_dynamics,
         tabulate_speed,
     )
+    from fastff.report.physics.present import present_physics
+    from fastff.report.physics.scatter import describe_criterion
     from fastff.report.tables import tabulate_baselines, tabulate_paths, tabulate_physics
+    from fastff.report.verdict import list_lines
 
     console = make_console()
     console.print()
@@ -87,8 +90,11 @@ def print_results(record: BenchRecord) -> None:
         console.print()
         print_table(tabulate_baselines(record))
     if record.physics is not None:
-        console.print(f"\nphysics of {record.physics.material}", style="dim", soft_wrap=True)
+        physics = present_physics(record.physics, record.main)
+        console.print(f"\nphysics of {physics.material}", style="dim", soft_wrap=True)
         print_table(tabulate_physics(record))
+        if words := describe_criterion(physics):
+            console.print(words, style="dim", markup=False, soft_wrap=True)
         for item in record.physics.left_out:
             console.print(f"{item.title}: left out, {item.reason}", style="dim", soft_wrap=True)
     speed = tabulate_speed(record, ranges=False)
@@ -111,7 +117,7 @@ def print_results(record: BenchRecord) -> None:
         print_warning(note)
     color = {None: "cyan", True: "green", False: "red"}[record.verdict.passed]
     console.print()
-    for line in record.verdict.lines:
+    for line in list_lines(record):
         console.print(f"[{color}]▌[/{color}] {escape(line)}", soft_wrap=True)
     console.print()
 

@@ -80,18 +80,22 @@ def find_material_axes(atoms: ase.Atoms) -> tuple[bool, bool, bool]:
         if axes[axis]:
             values = np.sort(scaled[:, axis] % 1.0)
             gap = float(np.max(np.diff(np.append(values, values[0] + 1.0))))
-            axes[axis] = bool(gap * _measure_widths(cell)[axis] <= VACUUM_GAP)
+            axes[axis] = bool(gap * measure_widths(cell)[axis] <= VACUUM_GAP)
     return (axes[0], axes[1], axes[2])
 
 
-def _measure_widths(cell: np.ndarray) -> np.ndarray:
+def measure_widths(cell: np.ndarray) -> np.ndarray:
     """Distances between opposite faces of a complete cell, Å."""
     widths: np.ndarray = 1.0 / np.linalg.norm(np.linalg.inv(np.asarray(cell)), axis=0)
     return widths
 
 
 def build_supercell(
-    atoms: ase.Atoms, min_width: float, max_atoms: int, seed_index: int = 0
+    atoms: ase.Atoms,
+    min_width: float,
+    max_atoms: int,
+    seed_index: int = 0,
+    points: np.ndarray | None = None,
 ) -> SampleCell:
     """Repeat a structure until it is wide enough, as compactly as possible.
 
@@ -105,12 +109,16 @@ def build_supercell(
         Largest supercell. A structure that is larger already stays as it is.
     seed_index : int
         Recorded in the result.
+    points : numpy.ndarray, optional
+        Wave vectors in units of the reciprocal cell, (n, 3), as many of which as possible are to be commensurate.
 
     Returns
     -------
     SampleCell
-        The smallest wide enough cell within ``max_atoms``; if there is none, the widest.
+        The smallest wide enough cell within ``max_atoms``, of those with most of ``points``; if there is none, the
+        widest.
     """
+    wanted = np.zeros((0, 3)) if points is None else points
     bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     bare.info = {key: atoms.info[key] for key in ("charge", "spin") if key in atoms.info}
     axes = find_material_axes(bare)
@@ -121,19 +129,28 @@ def build_supercell(
     best, best_score = np.eye(3, dtype=int), None
     for matrix in _list_matrices(cell, chosen, max_atoms // len(bare), min_width):
         n_atoms = len(bare) * round(abs(np.linalg.det(matrix)))
-        width = float(np.min(_measure_widths(matrix @ cell)[chosen]))
+        width = float(np.min(measure_widths(matrix @ cell)[chosen]))
         enough = width >= min_width - 1e-6
-        # wide enough first; then few atoms; else wide; then simple matrices
+        # wide enough first; then few points missing and few atoms; else wide; then simple matrices
         plain = int(np.abs(matrix - np.diag(np.diag(matrix))).sum())
-        score = (not enough, n_atoms if enough else 0, -round(width, 3), n_atoms, plain)
+        missing = int((~find_commensurate(matrix, wanted)).sum())
+        first = (missing, n_atoms) if enough else (0, 0)
+        score = (not enough, *first, -round(width, 3), missing, n_atoms, plain)
         if best_score is None or score < best_score:
             best, best_score = matrix, score
     supercell = bare if np.array_equal(best, np.eye(3)) else make_supercell(bare, best)
     n_copies = len(supercell) // len(bare)
     if n_copies > 1 and bare.info.get("charge"):  # the charge of a cell is repeated with it
         supercell.info["charge"] = bare.info["charge"] * n_copies
-    width = float(np.min(_measure_widths(np.asarray(supercell.cell.complete()))[chosen]))
+    width = float(np.min(measure_widths(np.asarray(supercell.cell.complete()))[chosen]))
     return SampleCell(supercell, seed_index, _to_rows(best), axes, width)
+
+
+def find_commensurate(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Which wave vectors, (n, 3) in units of the reciprocal cell, are waves that fit into a supercell; (n,) bool."""
+    phases = np.asarray(points) @ np.asarray(matrix).T
+    result: np.ndarray = (np.abs(phases - np.rint(phases)) < 0.01).all(axis=1)
+    return result
 
 
 def _to_rows(matrix: np.ndarray) -> tuple[tuple[int, ...], ...]:
@@ -145,7 +162,7 @@ def _list_matrices(
 ) -> list[np.ndarray]:
     """Candidate supercell matrices with at most ``max_copies`` copies; the identity always."""
     matrices = [np.eye(3, dtype=int)]
-    widths = _measure_widths(cell)
+    widths = measure_widths(cell)
     ranges = [
         range(1, min(max_copies, int(2 * min_width / widths[axis]) + 2) + 1) if axes[axis] else (1,)
         for axis in range(3)

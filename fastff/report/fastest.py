@@ -246,7 +246,8 @@ def _describe_trial(tried: Sequence[Mapping[str, Any]]) -> str:
     found = any(one["seconds"] is not None for one in tried)
     rank = f"the fastest of {count}" if found else f"none of {count}"
     rest = "settings" if found else "settings could be tried"
-    return f"{rank} {rest}, one ASE call at {n_atoms:,} atoms each ({results})"
+    calls = f"medians of {TRIAL.min_repeats} to {TRIAL.max_repeats} ASE calls"
+    return f"{rank} {rest}, {calls} at {n_atoms:,} atoms each ({results})"
 
 
 def find_only_trial(identity: Mapping[str, Any]) -> int | None:

@@ -33,7 +33,11 @@ from fastff.report.markdown import (
     tabulate_speed,
     tabulate_temperatures,
 )
-from fastff.report.physics_figures import describe_item, draw_item
+from fastff.report.physics.present import describe_item, present_physics
+from fastff.report.physics.record import PhysicsPart
+from fastff.report.physics.rest import list_symmetries
+from fastff.report.physics.scatter import describe_criterion
+from fastff.report.physics_figures import draw_item
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import SpeedCurve
@@ -54,6 +58,7 @@ from fastff.report.verdict import (
     format_share,
     list_lines,
 )
+from fastff.units import show_number
 
 Figure = tuple[Markup, str]
 """SVG and caption."""
@@ -87,6 +92,7 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    physics = present_physics(record.physics, record.main) if record.physics else None
     content = json.dumps(record.model_dump(mode="json"), allow_nan=False, separators=(",", ":"))
     return environment.get_template("report.html.j2").render(
         record=record,
@@ -111,8 +117,11 @@ def render_report(record: BenchRecord, *, model_sha256: str | None = None) -> st
         trust_title=" and ".join(_list_trust(record)).capitalize(),
         trust_figures=_draw_trust(record),
         calibration_table=tabulate_calibration(record.calibration) if record.calibration else None,
+        physics=physics,
         physics_table=tabulate_physics(record),
-        physics_figures=_draw_physics(record),
+        physics_figures=_draw_physics(physics),
+        physics_criterion=describe_criterion(physics) if physics else "",
+        physics_symmetries=list_symmetries(physics) if physics else "",
         paths_table=tabulate_paths(record),
         paths_notes=describe_paths(record),
         data_figures=_draw_data(record),
@@ -145,9 +154,10 @@ def read_embedded(page: str) -> BenchRecord:
 def _list_tiles(record: BenchRecord) -> list[tuple[str, str, str]]:
     """Big number, what it is, what it is of."""
     accuracy = record.main.read_accuracy()
+    mae, rms = (show_number(1e3 * v) for v in (accuracy.force_mae, accuracy.force_rms))
     tiles = [
         (format_percent(accuracy.overall), "accuracy", f"lowest of force, energy, stress: {accuracy.limiting}"),
-        (f"{accuracy.force_mae * 1e3:.3g}", "meV/Å force MAE", f"of {accuracy.force_rms * 1e3:.3g} meV/Å RMS"),
+        (mae, "meV/Å force MAE", f"of {rms} meV/Å RMS"),
     ]  # fmt: skip
     if record.headline is not None:
         number, word = describe_ratio(record.headline.ratio)
@@ -165,8 +175,8 @@ def _tabulate_elements(record: BenchRecord) -> tuple[list[str], list[list[str]]]
         [
             symbol,
             str(entry.n_atoms),
-            f"{entry.mae * 1e3:.3g}",
-            f"{entry.rmse * 1e3:.3g}",
+            show_number(entry.mae * 1e3),
+            show_number(entry.rmse * 1e3),
             format_percent(entry.accuracy),
         ]
         for symbol, entry in record.main.read_accuracy().per_element.items()
@@ -287,8 +297,8 @@ def _draw_trust(record: BenchRecord) -> list[Figure]:
     return [(Markup(svg), caption) for svg, caption in drawn]
 
 
-def _draw_physics(record: BenchRecord) -> list[Figure]:
-    items = record.physics.items if record.physics is not None else ()
+def _draw_physics(part: PhysicsPart | None) -> list[Figure]:
+    items = part.items if part is not None else ()
     return [(Markup(svg), caption) for item in items for svg, caption in draw_item(item)]
 
 

@@ -7,6 +7,9 @@ Here: :func:`write_tables`, and the rows that terminal and page show too. Not he
 from __future__ import annotations
 
 from fastff.report.fastest import describe_settings, find_only_trial, find_untried_span
+from fastff.report.physics.present import present_physics
+from fastff.report.physics.rest import list_symmetries
+from fastff.report.physics.scatter import describe_criterion
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import Mode, SpeedPoint, convert_to_ns_per_day, find_ratio_range
 from fastff.report.tables import (
@@ -32,12 +35,12 @@ from fastff.report.verdict import (
     format_share,
     list_lines,
 )
-from fastff.units import EV_PER_A3_TO_GPA
+from fastff.units import EV_PER_A3_TO_GPA, show_formula, show_number
 
 
 def describe_contest(record: BenchRecord) -> str:
     """Title: the material, the student's architecture, the teacher."""
-    formulas = ", ".join(record.main.frames.formulas[:3])
+    formulas = ", ".join(map(show_formula, record.main.frames.formulas[:3]))
     teacher = record.teacher.get("name", "its teacher")
     return f"{formulas}: fastff {record.model.architecture} against {teacher}"
 
@@ -118,21 +121,15 @@ def tabulate_temperatures(record: BenchRecord) -> Table:
         ]
         + [format_percent(row[quantity]) for quantity in ("force", "energy", "stress")]
         + [
-            show_size(row.get("force_rms"), 1000.0),
-            show_size(row.get("stress_rms"), EV_PER_A3_TO_GPA),
+            *(
+                UNDEFINED if row.get(name) is None else show_number(factor * row[name])
+                for name, factor in (("force_rms", 1e3), ("stress_rms", EV_PER_A3_TO_GPA))
+            ),
         ]
         for row in record.main.read_accuracy().per_temperature
     ]
     sizes = ["RMS force (meV/Å)", "RMS stress (GPa)"]
     return ["temperature (K)", "frames", "force", "energy", "stress", *sizes], rows
-
-
-def show_size(value: float | None, factor: float) -> str:
-    """A root mean square in the unit that ``factor`` leads to, as a plain number of three digits."""
-    if value is None:
-        return UNDEFINED
-    size = factor * value
-    return f"{size:,.0f}" if size >= 100.0 else f"{size:.3g}"
 
 
 def tabulate_speed(record: BenchRecord, *, ranges: bool = True) -> Table:
@@ -180,7 +177,10 @@ def describe_offsets(record: BenchRecord) -> str:
     """The constants between the energies of both sides, which no accuracy counts, of the held-out frames."""
     offsets = record.main.read_accuracy().energy_offsets
     largest = sorted(offsets.items(), key=lambda entry: -abs(entry[1]))[:MOST_OFFSETS]
-    shown = ", ".join(f"{name} {1e3 * value:+.3g} meV/atom" for name, value in largest)
+    shown = ", ".join(
+        f"{show_formula(name)} {show_number(1e3 * value, sign='+')} meV/atom"
+        for name, value in largest
+    )
     rest = f"; the largest of {len(offsets)}" if len(offsets) > len(largest) else ""
     return (
         f"Offsets of the energy that were taken out, student less teacher: {shown}{rest}. They matter where energies "
@@ -257,7 +257,7 @@ def tabulate_dynamics(record: BenchRecord) -> Table:
             DYNAMICS[curve.mode],
             curve.label,
             format_seconds(seconds),
-            f"{convert_to_ns_per_day(seconds, time_step):.3g}",
+            show_number(convert_to_ns_per_day(seconds, time_step)),
             format_ratio(best[n_atoms] / seconds if n_atoms in best else None),
         ]
         for n_atoms, _, curve, seconds in sorted(timed, key=lambda row: row[:2])
@@ -280,8 +280,11 @@ def write_tables(record: BenchRecord) -> str:
         parts.append("Beside other models:")
         parts.append(format_markdown(tabulate_baselines(record)))
     if record.physics is not None:
-        parts.append(f"Physics of {_escape(record.physics.material)}, the teacher as reference:")
+        physics = present_physics(record.physics, record.main)
+        parts.append(f"Physics of {_escape(physics.material)}, the teacher as reference:")
         parts.append(format_markdown(tabulate_physics(record)))
+        notes = (describe_criterion(physics), list_symmetries(physics))
+        parts += [_escape(note).rstrip(".") + "." for note in notes if note]
         left = [f"- {i.title}: left out, {_escape(i.reason)}" for i in record.physics.left_out]
         if left:
             parts.append("\n".join(left))

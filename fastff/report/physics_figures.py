@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastff.report.figures import HEIGHT, INK, STUDENT, TEACHER, Drawing, styled
+from fastff.report.physics.present import describe_item
 from fastff.report.physics.record import (
     AnyItem,
     DiffusionItem,
@@ -42,16 +43,6 @@ def draw_item(item: AnyItem) -> list[tuple[str, str]]:
     if isinstance(item, NveItem):
         return [(draw_nve(item), f"{item.title}. {describe_item(item)}.")]
     return []
-
-
-def describe_item(item: AnyItem) -> str:
-    """What was done; records from before said of runs of the student alone that they were of each side."""
-    alone = isinstance(item, RdfItem) and all(curve.teacher is None for curve in item.curves)
-    return (
-        item.description.replace(" of each side after", " of the student alone after")
-        if alone
-        else item.description
-    )
 
 
 @styled
@@ -174,7 +165,7 @@ def draw_rdf(item: RdfItem) -> str:
         axes.annotate(
             curve.pair, (0.02, 0.9), xycoords="axes fraction", ha="left", va="top", fontsize=7.5
         )
-        axes.set_xlim(0.0, 6.0)
+        axes.set_xlim(0.0, max(curve.radii[-1] for curve in shown))
         axes.set_ylim(bottom=0.0)
         axes.set_ylabel("g(r)")
         axes.tick_params(labelbottom=axes is rows[-1])

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastff.report.physics.derive import compare_quantity
-from fastff.report.physics.record import NveItem
+from fastff.report.physics.present import present_physics
+from fastff.report.physics.record import NveItem, RdfItem
+from fastff.report.physics.rest import UNSTABLE, lacks_minimum
+from fastff.report.physics.scatter import (
+    LEAST_BLOCKS,
+    count_blocks,
+    fit_drift_error,
+    is_resolved,
+    judge_quantity,
+)
 from fastff.report.verdict import (
     UNDEFINED,
     format_count,
@@ -17,11 +25,12 @@ from fastff.report.verdict import (
     format_seconds,
     format_share,
 )
+from fastff.units import show_number
 
 if TYPE_CHECKING:
     from fastff.report.calibration import CalibrationData
     from fastff.report.kernels import KernelRecord, KernelRow
-    from fastff.report.physics.record import EnergyTrace, Quantity
+    from fastff.report.physics.record import AnyItem, EnergyTrace, PhysicsPart, Quantity
     from fastff.report.schema import BenchRecord
     from fastff.report.speed import SpeedPoint
 
@@ -70,7 +79,7 @@ def tabulate_baselines(record: BenchRecord) -> Table:
             cells = [UNDEFINED] * 4
             if accuracy is not None:
                 cells = [format_percent(accuracy[k]) for k in ("force", "energy", "stress")]
-                cells.append(f"{1e3 * accuracy['force_mae']:.3g}")
+                cells.append(show_number(1e3 * accuracy["force_mae"]))
             rows.append([name, frames, *cells, speed if number == 0 else ""])
     return headings, rows
 
@@ -152,42 +161,72 @@ def format_number(value: float | None, error: float | None) -> str:
     if value is None:
         return UNDEFINED
     if error is None:
-        return f"{value:.4g}" if abs(value) >= 1e-4 or value == 0.0 else "< 0.0001"
-    return f"{value:.3g} ± {error:.1g}"
+        return show_number(value, 4) if abs(value) >= 1e-4 or value == 0.0 else "< 0.0001"
+    return f"{show_number(value)} ± {show_number(error, 1)}"
 
 
-def describe_difference(quantity: Quantity, kind: str = "") -> str:
-    """Student over teacher in percent, where both are there and neither is next to nothing.
+def describe_difference(part: PhysicsPart, item: AnyItem, quantity: Quantity) -> str:
+    """Student over teacher in percent, where both are there and neither is next to nothing, and what is to be known.
 
     None for conservation of energy: what is compared there is next to nothing on both sides, over times of their own.
     """
-    difference = None if kind == "nve" else compare_quantity(quantity)
-    return "" if difference is None else f"{100.0 * difference:+.1f} %"
+    judged = None if isinstance(item, NveItem) else judge_quantity(item, quantity)
+    if judged is None:
+        return ""
+    words = []
+    if quantity.teacher is not None:  # the area between two curves is no difference of two numbers
+        words.append(f"{round(100.0 * judged.difference, 1) + 0.0:+.1f} %")
+    if judged.status in ("within", "beyond"):
+        words.append(f"{judged.status} noise")
+    elif judged.status == "few":
+        words.append(f"not judged, noise from {count_blocks(item)} blocks only")
+    if lacks_minimum(part, item):
+        words.append(UNSTABLE)
+    return ", ".join(words)
 
 
 def tabulate_physics(record: BenchRecord) -> Table:
     """Every derived quantity of both sides."""
+    headings = ["property", "quantity", "unit", "teacher", "student", "difference"]
+    if record.physics is None:
+        return headings, []
+    part = present_physics(record.physics, record.main)
     rows = []
-    for item in record.physics.items if record.physics is not None else ():
+    for item in part.items:
         for q in item.quantities:
-            student = format_number(q.student, q.student_error)
-            if q.name.endswith("difference of g(r)") and q.student_error is not None:
-                student = f"{q.student:.2g} (noise {q.student_error:.2g})"
-            teacher = format_number(q.teacher, q.teacher_error)
-            if isinstance(item, NveItem):
-                teacher = teacher + _describe_duration(item.teacher)
-                student = student + _describe_duration(item.student)
-            rows.append(
-                [
-                    item.title,
-                    q.name,
-                    q.unit,
-                    teacher,
-                    student,
-                    describe_difference(q, item.kind),
-                ]
-            )
-    return ["property", "quantity", "unit", "teacher", "student", "difference"], rows
+            teacher, student = _describe_sides(item, q)
+            difference = describe_difference(part, item, q)
+            rows.append([item.title, q.name, q.unit, teacher, student, difference])
+    return headings, rows
+
+
+def _describe_sides(item: AnyItem, quantity: Quantity) -> tuple[str, str]:
+    """The two numbers with their errors, noise or times."""
+    if isinstance(item, NveItem):
+        traces = (item.teacher, item.student)
+        values = (quantity.teacher, quantity.student)
+        drift = quantity.name.startswith("drift")
+        cells = [_describe_energy(v, t, drift) for v, t in zip(values, traces, strict=True)]
+        return cells[0], cells[1]
+    student = format_number(quantity.student, quantity.student_error)
+    if isinstance(item, RdfItem) and quantity.unit == "%" and quantity.student_error is not None:
+        blocks = count_blocks(item)
+        few = f", from {blocks} blocks only" if blocks < LEAST_BLOCKS else ""
+        student = f"{quantity.student:.2g} (noise {quantity.student_error:.2g}{few})"
+    return format_number(quantity.teacher, quantity.teacher_error), student
+
+
+def _describe_energy(value: float | None, trace: EnergyTrace | None, drift: bool) -> str:
+    """A drift with its standard error and whether it is resolved, or a fluctuation; over how long they were fitted."""
+    if trace is None:
+        return format_number(value, None)
+    error = fit_drift_error(trace) if drift else None
+    words = format_number(value, error)
+    if drift and error is None:
+        words += ", no error bar"
+    elif drift and not is_resolved(trace):
+        words += ", not resolved"
+    return f"{words} (over {trace.times[-1] - trace.times[0]:.3g} ps)"
 
 
 def tabulate_calibration(data: CalibrationData) -> Table:
@@ -224,11 +263,6 @@ def describe_calibration(data: CalibrationData) -> str:
         "Uncertainty of the energy, errors within one predicted standard deviation (68 % expected) and two (95 %): "
         f"{'; '.join(sets)}. {judged}"
     )
-
-
-def _describe_duration(trace: EnergyTrace | None) -> str:
-    """Over how long a line was fitted; nothing without a trace."""
-    return "" if trace is None else f" (over {trace.times[-1] - trace.times[0]:.3g} ps)"
 
 
 def describe_kernels(record: KernelRecord) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastff.report.metrics import Accuracy
+from fastff.report.physics.present import present_physics
 from fastff.report.physics.summary import describe_physics
 from fastff.report.spread import LEAST_TRAJECTORIES
-from fastff.units import EV_PER_A3_TO_GPA, show_percent
+from fastff.units import EV_PER_A3_TO_GPA, show_formula, show_number, show_percent
 
 if TYPE_CHECKING:
     from fastff.report.noise import NoiseFloor
@@ -19,9 +20,12 @@ if TYPE_CHECKING:
     from fastff.report.schema import BenchRecord, Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 4
+WORDING = 5
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
+
+WIDE = 0.05
+"""Width of an interval from which on no accuracy is quoted without it."""
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
@@ -56,7 +60,7 @@ def format_seconds(value: float | None) -> str:
     """Seconds to three significant digits, in ms below one second."""
     if value is None:
         return UNDEFINED
-    return f"{value:.3g} s" if value >= 1.0 else f"{value * 1e3:.3g} ms"
+    return f"{show_number(value)} s" if value >= 1.0 else f"{value * 1e3:.3g} ms"
 
 
 def format_ratio(value: float | None) -> str:
@@ -79,7 +83,7 @@ def format_count(value: float | None) -> str:
         return UNDEFINED
     for limit, unit in ((1e6, " M"), (1e3, " k")):
         if value >= limit:
-            return f"{value / limit:.3g}{unit}"
+            return f"{show_number(value / limit)}{unit}"
     return f"{value:.3g}"
 
 
@@ -97,22 +101,22 @@ def format_bytes(value: int | None) -> str:
 def format_error(accuracy: Accuracy, quantity: str) -> str:
     """MAE and RMSE of ``"force"``, ``"energy"`` or ``"stress"`` in the units of tables."""
     if quantity == "force":
-        return f"MAE {accuracy.force_mae * 1e3:.3g}, RMSE {accuracy.force_rmse * 1e3:.3g} meV/Å"
+        return f"MAE {show_number(accuracy.force_mae * 1e3)}, RMSE {show_number(accuracy.force_rmse * 1e3)} meV/Å"
     if (
         quantity == "energy"
         and accuracy.energy_mae is not None
         and accuracy.energy_rmse is not None
     ):
-        return (
-            f"MAE {accuracy.energy_mae * 1e3:.3g}, RMSE {accuracy.energy_rmse * 1e3:.3g} meV/atom"
-        )
+        mae, rmse = (show_number(1e3 * v) for v in (accuracy.energy_mae, accuracy.energy_rmse))
+        return f"MAE {mae}, RMSE {rmse} meV/atom"
     if (
         quantity == "stress"
         and accuracy.stress_mae is not None
         and accuracy.stress_rmse is not None
     ):
-        mae, rmse = accuracy.stress_mae * EV_PER_A3_TO_GPA, accuracy.stress_rmse * EV_PER_A3_TO_GPA
-        return f"MAE {mae:.3g}, RMSE {rmse:.3g} GPa"
+        pair = accuracy.stress_mae, accuracy.stress_rmse
+        mae, rmse = (show_number(EV_PER_A3_TO_GPA * v) for v in pair)
+        return f"MAE {mae}, RMSE {rmse} GPa"
     return UNDEFINED
 
 
@@ -138,13 +142,13 @@ def write_verdict(
     passed = judge_required(accuracy.overall, required, ended)
     lines = (
         _judge_accuracy(accuracy, main, required, passed),
-        f"Errors: force {format_error(accuracy, 'force')} of {accuracy.force_rms * 1e3:.3g} meV/Å RMS; energy "
+        f"Errors: force {format_error(accuracy, 'force')} of {show_number(accuracy.force_rms * 1e3)} meV/Å RMS; energy "
         f"{format_error(accuracy, 'energy')}; stress {format_error(accuracy, 'stress')}.",
         *_judge_temperatures(accuracy),
         _judge_noise(accuracy, noise, ended),
         _judge_speed(headline, provenance),
         _judge_limits(model, comparisons),
-        *([] if physics is None else [describe_physics(physics)]),
+        *([] if physics is None else [describe_physics(present_physics(physics, main))]),
         *([] if ended is None else [f"Incomplete: {ended}."]),
     )
     usage = f"fastff predict {model_path} STRUCTURES"
@@ -202,7 +206,7 @@ def _judge_accuracy(
             bar += ", but the interval holds the required value"
     return (
         f"Accuracy: {format_percent(accuracy.overall)} ({parts}; {interval}) on {main.frames.n_frames} {main.name} of "
-        f"{', '.join(main.frames.formulas)}{bar}."
+        f"{', '.join(map(show_formula, main.frames.formulas))}{bar}."
     )
 
 
@@ -250,9 +254,16 @@ def _judge_speed(headline: SpeedRatio | None, provenance: Provenance) -> str:
     )
 
 
+def _quote_wide(accuracy: Accuracy) -> str:
+    """The interval of the overall accuracy after a space, where it is wider than :data:`WIDE`."""
+    low, high = accuracy.intervals.get("overall", (0.0, 0.0))
+    return f" {format_interval(accuracy, 'overall')}" if high - low > WIDE else ""
+
+
 def _judge_limits(model: ModelPart, comparisons: tuple[Comparison, ...]) -> str:
     outside = "; ".join(
-        f"{c.name}: {format_percent(c.read_accuracy().overall)}" for c in comparisons[1:]
+        f"{c.name}: {format_percent(c.read_accuracy().overall)}{_quote_wide(c.read_accuracy())}"
+        for c in comparisons[1:]
     )
     span = (
         f"trained for {model.temperature[0]:.0f} to {model.temperature[1]:.0f} K"

@@ -11,14 +11,15 @@ from typing import Any
 
 import ase
 import numpy as np
+from ase.dft.kpoints import parse_path_string
 
-from fastff.distill.cells import build_supercell
+from fastff.distill.cells import SampleCell, build_supercell, find_commensurate
 from fastff.errors import MissingDependencyError
 from fastff.report.physics.derive import PropertyError
 from fastff.report.physics.material import Material, find_space_group
 from fastff.report.physics.record import ElasticItem, EosItem, PhononItem, VacancyItem
+from fastff.report.physics.rest import WITHIN
 from fastff.report.physics.side import Side, relax_cell, relax_positions
-from fastff.report.physics.summary import WITHIN
 from fastff.units import EV_PER_A3_TO_GPA, VOIGT
 
 SCALES = tuple(np.linspace(0.94, 1.06, 9))
@@ -27,6 +28,12 @@ SCALES = tuple(np.linspace(0.94, 1.06, 9))
 STRAIN = 0.005
 DISPLACEMENT = 0.01
 """Å, of phonons."""
+
+PHONON_WIDTHS = (9.0, 8.1)
+"""Å of supercells for force constants; the second one where only that has all points of :func:`list_points`."""
+
+PHONON_ATOMS = 150
+"""Of supercells for force constants, at most."""
 
 
 @dataclass
@@ -127,29 +134,59 @@ def is_cubic(matrix: np.ndarray, tolerance: float = 0.03) -> bool:
     return bool(max(spread, np.abs(rest).max()) <= tolerance * abs(matrix[0, 0]))
 
 
-def build_phonon_cell(unit: ase.Atoms) -> tuple[ase.Atoms, np.ndarray]:
-    """Supercell for force constants and its matrix (rows in units of the cell vectors): 9 Å wide, at most 150 atoms."""
-    cell = build_supercell(unit, 9.0, 150)
-    return cell.atoms, np.array(cell.repeats)
+def make_path(unit: ase.Atoms, n_points: int = 0) -> Any:
+    """The standard path of the lattice, ASE's."""
+    return unit.cell.bandpath(npoints=n_points, eps=1e-2)
+
+
+def list_points(path: Any) -> dict[str, np.ndarray]:
+    """Wave vectors that a path names, in units of the reciprocal cell."""
+    names = dict.fromkeys(name for part in parse_path_string(path.path) for name in part)
+    return {_show_point(name): path.special_points[name] for name in names}
+
+
+def _show_point(name: object) -> str:
+    return str(name).replace("G", "Γ")
+
+
+def build_phonon_cell(unit: ase.Atoms) -> SampleCell:
+    """Supercell for force constants: :data:`PHONON_WIDTHS` wide, at most :data:`PHONON_ATOMS` atoms.
+
+    Frequencies are exact where a wave fits into it, and interpolated elsewhere: it is chosen so that those points of
+    the path fit whose components are halves or thirds, where there are enough atoms for that.
+    """
+    points = np.array(list(list_points(make_path(unit)).values()))
+    simple = np.abs(6.0 * points - np.rint(6.0 * points)) < 0.01
+    wanted = points[simple.all(axis=1)]
+    cells = [build_supercell(unit, width, PHONON_ATOMS, points=wanted) for width in PHONON_WIDTHS]
+    complete = (
+        cell
+        for cell, width in zip(cells, PHONON_WIDTHS, strict=True)
+        if cell.width >= width - 1e-6 and find_commensurate(np.array(cell.repeats), wanted).all()
+    )
+    return next(complete, cells[0])
 
 
 def measure_phonons(crystal: Crystal) -> PhononItem:
-    """Bands of both sides along the standard path of the lattice."""
-    path = crystal.relax(crystal.teacher).cell.bandpath(npoints=90, eps=1e-2)
+    """Bands of both sides along the standard path of the lattice, from supercells of the same kind."""
+    start = crystal.relax(crystal.teacher)
+    path = make_path(start, 90)
     x, ticks, names = path.get_linear_kpoint_axis()
     length = float(x[-1])
+    supercell = build_phonon_cell(start)
+    matrix = np.array(supercell.repeats)
     bands = {}
     for side in (crystal.teacher, crystal.student):
-        bands[side.role] = _compute_bands(side, crystal.relax(side), path.kpts)
-    n_atoms = len(build_phonon_cell(crystal.material.unit)[0])
+        bands[side.role] = _compute_bands(side, crystal.relax(side), matrix, path.kpts)
+    points = list_points(path)
+    fits = find_commensurate(matrix, np.array(list(points.values())))
     return PhononItem(
         title="Phonons",
-        description=f"Finite displacements of {DISPLACEMENT:g} Å in a supercell of {n_atoms} atoms (phonopy), at each "
-        "side's own relaxed cell; without the splitting of longitudinal modes at Γ by charges",
+        description=f"Finite displacements of {DISPLACEMENT:g} Å in a supercell of {len(supercell.atoms)} atoms "
+        "(phonopy), at each side's own relaxed cell; without the splitting of longitudinal modes at Γ by charges",
         path=tuple((x / length).tolist()),
-        marks=tuple(
-            (float(t / length), str(n).replace("G", "Γ")) for t, n in zip(ticks, names, strict=True)
-        ),
+        marks=tuple((float(t / length), _show_point(n)) for t, n in zip(ticks, names, strict=True)),
+        interpolated=tuple(name for name, fit in zip(points, fits, strict=True) if not fit),
         teacher=tuple(map(tuple, bands["teacher"].tolist())),
         student=tuple(map(tuple, bands["student"].tolist())),
     )
@@ -172,8 +209,8 @@ def import_phonopy() -> Any:
     return phonopy
 
 
-def _compute_bands(side: Side, unit: ase.Atoms, kpts: np.ndarray) -> np.ndarray:
-    """Frequencies in THz, (n_q, n_bands)."""
+def _compute_bands(side: Side, unit: ase.Atoms, matrix: np.ndarray, kpts: np.ndarray) -> np.ndarray:
+    """Frequencies in THz, (n_q, n_bands); rows of ``matrix`` are the supercell's vectors."""
     phonopy = import_phonopy()
     from phonopy.structure.atoms import PhonopyAtoms
 
@@ -183,9 +220,8 @@ def _compute_bands(side: Side, unit: ase.Atoms, kpts: np.ndarray) -> np.ndarray:
         scaled_positions=unit.get_scaled_positions(),
     )
     # phonopy's matrix has the supercell's vectors as columns
-    matrix = build_phonon_cell(unit)[1].T
     phonon = phonopy.Phonopy(
-        cell, supercell_matrix=matrix, primitive_matrix=np.eye(3), symprec=1e-3, log_level=0
+        cell, supercell_matrix=matrix.T, primitive_matrix=np.eye(3), symprec=1e-3, log_level=0
     )
     phonon.generate_displacements(distance=DISPLACEMENT)
     images = [

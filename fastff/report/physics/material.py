@@ -39,6 +39,10 @@ TOLERANCE = 0.15
 TOLERANCES = (1e-3, 3e-3, 0.01, 0.03, 0.1)
 """Å within which atoms of a crystal count as equivalent, tried in turn."""
 
+WIDER = 3.0
+"""Times the tolerance at which the unit cell was found: within that, the symmetry counts which the crystal had before
+it was relaxed by each side."""
+
 LARGEST_ASYMMETRIC = 20
 """Atoms up to which a cell without symmetry may well be primitive."""
 
@@ -136,11 +140,23 @@ class UnitCell:
         How it was found, empty where it is that of the structure as given.
     fault : str
         Why it may be larger than the primitive cell, or empty.
+    tolerance : float or None
+        Å at which it was found; None where it was not.
     """
 
     atoms: ase.Atoms
     origin: str = ""
     fault: str = ""
+    tolerance: float | None = None
+
+    @property
+    def symmetry(self) -> tuple[str, float] | None:
+        """Its space group and the tolerance of that in Å, :data:`WIDER` than its own; None where none is known."""
+        if self.tolerance is None:
+            return None
+        wide = WIDER * self.tolerance
+        group = find_space_group(self.atoms, wide)
+        return None if group is None else (group, wide)
 
 
 def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
@@ -156,7 +172,7 @@ def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
         return UnitCell(atoms, fault=fault if len(atoms) > LARGEST_ASYMMETRIC else "")
     found = find_primitive(atoms, TOLERANCES[0])
     if found is not None:
-        return UnitCell(found)
+        return UnitCell(found, tolerance=TOLERANCES[0])
     relaxed = relax(atoms) if relax is not None else None
     for image, how in ((relaxed, " after relaxation by the student"), (atoms, "")):
         if image is None:
@@ -165,7 +181,8 @@ def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
         sizes = [(len(cell), value, cell) for cell, value in cells if cell is not None]
         if sizes:
             _, tolerance, cell = min(sizes, key=lambda entry: entry[:2])
-            return UnitCell(cell, origin=f"found within {tolerance:g} Å{how}")
+            origin = f"found within {tolerance:g} Å{how}"
+            return UnitCell(cell, origin=origin, tolerance=tolerance)
     fault = f"no primitive cell was found within {TOLERANCES[-1]:g} Å; give an ideal one with --structures"
     return UnitCell(atoms, fault=fault if len(atoms) > LARGEST_ASYMMETRIC else "")
 

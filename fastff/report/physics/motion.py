@@ -14,6 +14,7 @@ from typing import Any
 import ase
 import numpy as np
 
+from fastff.distill.cells import measure_widths
 from fastff.distill.dynamics import LangevinSettings, Replica, draw_momenta, run_langevin
 from fastff.labels import Frame
 from fastff.neighbors import build_edges, complete_cell, measure_edges
@@ -35,9 +36,14 @@ LEAST_MOVED = 1.0
 """Å^2 of mean square displacement of what diffuses."""
 
 REACH = 6.0
-"""Å of pair distributions."""
+"""Å of pair distributions, where half the box allows that."""
 
-N_BINS = 120
+BIN = 0.05
+"""Å."""
+
+DIFFUSION_BLOCKS = 4
+"""Of each replica; fewer would leave the standard error itself uncertain."""
+
 FRICTION = 0.005
 """Of the thermostat, 1/fs: weak, so that diffusion is slowed down little."""
 
@@ -150,8 +156,9 @@ def compare_distributions(
         raise TooShortError(
             f"runs of {shortest:.2g} ps after equilibration are too short, {needed} of {LEAST_BLOCK:g} ps are needed"
         )
+    heights = measure_widths(student.first.cell.array)
+    edges = make_bins(student.first)
     sides = {role: _count_pairs(run, pairs, n_blocks) for role, run in runs.items()}
-    edges = np.linspace(0.0, REACH, N_BINS + 1)
     radii = tuple((0.5 * (edges[1:] + edges[:-1])).tolist())
     curves = []
     for number, pair in enumerate(pairs):
@@ -166,12 +173,15 @@ def compare_distributions(
         title="Pair distributions",
         description=f"{len(student.first)} atoms at {temperature:.0f} K under the same Langevin thermostat "
         f"({FRICTION:g}/fs), {_count_replicas(student)}{shortest:.3g} ps {whose} after equilibration; standard "
-        f"errors over {n_blocks * len(student.replicas)} blocks of {shortest / n_blocks:.2g} ps"
+        f"errors over {n_blocks * len(student.replicas)} blocks of {shortest / n_blocks:.2g} ps; box of "
+        f"{' × '.join(f'{height:.3g}' for height in heights)} Å between opposite faces, distances up to "
+        f"{edges[-1]:.3g} Å{'' if edges[-1] >= REACH else ', half the smallest of these'}"
         f"{_describe_absence(absence)}",
         temperature=temperature,
         n_blocks=n_blocks * len(student.replicas),
         curves=tuple(curves),
         peak="first",
+        heights=(float(heights[0]), float(heights[1]), float(heights[2])),
     )
 
 
@@ -194,13 +204,20 @@ def _count_pairs(run: Run, pairs: list[tuple[str, str]], n_blocks: int) -> np.nd
     return np.array(result)
 
 
+def make_bins(atoms: ase.Atoms) -> np.ndarray:
+    """Limits of bins up to :data:`REACH` or half the box's smallest height: beyond, atoms meet their images."""
+    reach = min(REACH, 0.5 * float(measure_widths(atoms.cell.array).min()))
+    return BIN * np.arange(int(reach / BIN + 1e-6) + 1)
+
+
 def count_pairs(atoms: ase.Atoms, pairs: list[tuple[str, str]]) -> np.ndarray:
     """g(r) of one periodic structure, (n_pairs, n_bins): pairs found over those of an ideal gas of the same density."""
-    cell = np.asarray(complete_cell(atoms.positions, atoms.cell.array, atoms.pbc, REACH))
-    edges, shifts = build_edges(atoms.positions, cell, atoms.pbc, REACH)
+    limits = make_bins(atoms)
+    reach = float(limits[-1])
+    cell = np.asarray(complete_cell(atoms.positions, atoms.cell.array, atoms.pbc, reach))
+    edges, shifts = build_edges(atoms.positions, cell, atoms.pbc, reach)
     lengths = np.sqrt(measure_edges(atoms.positions, cell, edges, shifts))
     symbols = np.array(atoms.get_chemical_symbols())
-    limits = np.linspace(0.0, REACH, N_BINS + 1)
     shells = 4.0 / 3.0 * np.pi * np.diff(limits**3)
     rows = []
     for first, second in pairs:
@@ -214,7 +231,7 @@ def count_pairs(atoms: ase.Atoms, pairs: list[tuple[str, str]]) -> np.ndarray:
 def compare_diffusion(
     teacher: Run | None, student: Run, temperature: float, absence: str = ""
 ) -> DiffusionItem:
-    """Mean square displacements over time origins, and diffusion coefficients of three blocks of each replica.
+    """Mean square displacements over time origins, and diffusion coefficients of blocks of each replica.
 
     Raises
     ------
@@ -243,8 +260,8 @@ def compare_diffusion(
                 slopes.append((fit_exponent(msd), role))
             values["times"] = tuple((step * np.arange(len(msd))).tolist())
             values[role] = tuple(msd.tolist())
-            thirds = [block for path in paths for block in np.array_split(path, 3)]
-            values[f"{role}_blocks"] = tuple(fit_diffusion(measure_msd(b), step) for b in thirds)
+            parts = [b for path in paths for b in np.array_split(path, DIFFUSION_BLOCKS)]
+            values[f"{role}_blocks"] = tuple(fit_diffusion(measure_msd(b), step) for b in parts)
         wrong = [
             f"that of the {role} grows as time to the power {slope:.2f}"
             for slope, role in slopes
@@ -266,7 +283,7 @@ def compare_diffusion(
         title="Diffusion",
         description="Slope of the mean square displacement over the second half of its times, in the runs of the pair "
         f"distributions (thermostat {FRICTION:g}/fs, which slows diffusion{both}); standard errors over "
-        f"{3 * len(student.replicas)} blocks, no correction for the size of the cell{missing}"
+        f"{DIFFUSION_BLOCKS * len(student.replicas)} blocks, no correction for the size of the cell{missing}"
         f"{_describe_absence(absence)}",
         temperature=temperature,
         curves=tuple(curves),

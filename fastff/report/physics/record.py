@@ -75,13 +75,18 @@ class ElasticItem(Item):
 
 
 class PhononItem(Item):
-    """Frequencies (n_q, n_bands) in THz along a path, imaginary ones negative, each at its side's own relaxed cell."""
+    """Frequencies (n_q, n_bands) in THz along a path, imaginary ones negative, each at its side's own relaxed cell.
+
+    ``interpolated`` names the points of the path that are not commensurate with the supercell; None, in older records,
+    is unknown.
+    """
 
     kind: Literal["phonons"] = "phonons"
     path: Row
     marks: tuple[tuple[float, str], ...]
     teacher: Matrix
     student: Matrix
+    interpolated: tuple[str, ...] | None = None
 
 
 class VacancyItem(Item):
@@ -134,7 +139,9 @@ class RdfCurve(PhysicsBase):
 class RdfItem(Item):
     """Radial distribution functions of two runs under the same thermostat.
 
-    ``peak`` says which peak's place is a quantity; None, in older records, is the highest.
+    ``peak`` says which peak's place is a quantity; None, in older records, is the highest. ``heights`` are the
+    distances between opposite faces of the cell in Å, half the smallest of which limits the curves; None, in older
+    records, is unknown.
     """
 
     kind: Literal["rdf"] = "rdf"
@@ -142,6 +149,7 @@ class RdfItem(Item):
     n_blocks: int
     curves: tuple[RdfCurve, ...]
     peak: Literal["first"] | None = None
+    heights: tuple[float, float, float] | None = None
 
 
 class DiffusionCurve(PhysicsBase):
@@ -233,7 +241,10 @@ class PhysicsPart(PhysicsBase):
         Which models gave the two sides: name and version; SHA-256 of the tensors.
     symmetry : dict or None
         Of crystals that were relaxed: space group of the unit cell of each side at a small and a large tolerance, see
-        :data:`fastff.report.physics.summary.WITHIN`.
+        :data:`fastff.report.physics.rest.WITHIN`.
+    given_symmetry : (str, float) or None
+        Space group that the crystal had before it was relaxed, and the tolerance in Å; None, in older records, is
+        unknown.
     """
 
     mode: Literal["auto", "full"]
@@ -243,3 +254,4 @@ class PhysicsPart(PhysicsBase):
     items: tuple[AnyItem, ...]
     left_out: tuple[LeftOut, ...]
     symmetry: dict[str, tuple[str, str]] | None = None
+    given_symmetry: tuple[str, float] | None = None

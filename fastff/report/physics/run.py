@@ -114,6 +114,7 @@ def measure_physics(
                 items=tuple(lab.items),
                 left_out=tuple(lab.left_out),
                 symmetry=crystal.find_symmetries(),
+                given_symmetry=material.cell.symmetry if crystal.relaxed else None,
             )
             keep(part)
     return part
@@ -228,7 +229,7 @@ def _plan_crystal(lab: Laboratory, crystal: crystals.Crystal) -> list[Task]:
 
     def estimate_phonons() -> float:
         crystals.import_phonopy()
-        cell, _ = crystals.build_phonon_cell(unit)
+        cell = crystals.build_phonon_cell(unit).atoms
         # one or two displacements of each kind of atom in the cell, as a rule
         n_calls = 2 * len(set(unit.numbers)) + 1
         return n_calls * lab.estimate(cell) + estimate_units(0) + PHONOPY_SECONDS
