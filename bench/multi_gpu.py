@@ -12,26 +12,37 @@ Three parts, any of which ``--only`` picks:
 - ``label``: ``fastff label`` on ``--structures``, or on ``--label-frames`` rattled copies of them, one process for each
   device; frames per second once every process is warm (without its start and first two batches), and the largest
   difference from the labels of the smallest number of devices.
-- ``md``: one independent ``fastff md`` per device at the same time, with the student of the last training.
+- ``md``: one independent ``fastff md`` per device, all started together, with the student of the last training; the
+  overlap is the time in which all were stepping, over that of the longest, from their own clocks and the times at which
+  they wrote their records (about a second after the last step).
 
-Efficiency is the rate over the number of devices, relative to one device. The record is written after every
-measurement; a part that fails leaves its reason there and the others run. ``--limit`` is a time for everything:
-whatever takes longer is ended, and nothing is begun after it; numbers of devices are measured in the order given. With
-``--device cpu`` devices are processes on the CPU (gloo), which tests the script and measures nothing. The commit is
-read from git, or from ``FASTFF_COMMIT``.
+Efficiency is the rate over the number of devices, relative to the median of one device. ``--repeats`` measures every
+row several times, trainings with other seeds (``strong``: at a constant batch); what is printed in the end are
+medians and ranges. ``--window`` is the least time of dynamics and of trainings of weak scaling (those of strong
+scaling are of equal steps): what ends earlier is measured again with as many more steps, so let ``--steps`` and
+``--md-steps`` last a few seconds. How long labelling lasts is up to ``--label-frames``. Twenty seconds of training
+and thirty of dynamics make a few percent worth reading. The record is written after every measurement; a part that
+fails leaves its reason there and the others run. ``--limit`` is a time for everything: whatever takes longer is
+ended, and nothing is begun after it; numbers of devices are measured in the order given. With ``--device cpu``
+devices are processes on the CPU (gloo), which tests the script and measures nothing. The commit is read from git, or
+from ``FASTFF_COMMIT``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +80,18 @@ def add_efficiency(rows: list[dict[str, Any]], rate: str) -> None:
     """Rate of each row per device, relative to the row of one device."""
     single = [row[rate] for row in rows if row["devices"] == 1]
     for row in rows:
-        row["efficiency"] = row[rate] / (row["devices"] * single[0]) if single else None
+        share = row[rate] / (row["devices"] * statistics.median(single)) if single else None
+        row["efficiency"] = share
+
+
+def last_long_enough(
+    measure: Callable[[int], dict[str, Any]], steps: int, window: float
+) -> dict[str, Any]:
+    """A measurement of so many steps; again with more of them if its ``window_seconds`` were fewer than wanted."""
+    row = measure(steps)
+    if row["window_seconds"] < window:
+        row = measure(math.ceil(1.2 * steps * window / row["window_seconds"]))
+    return row
 
 
 def measure_training(arguments: argparse.Namespace, rows: Rows) -> None:
@@ -87,9 +109,12 @@ def measure_training(arguments: argparse.Namespace, rows: Rows) -> None:
         own: list[dict[str, Any]] = []
         for devices in arguments.devices:
             batch = arguments.batch_atoms * (devices if kind == "weak" else most)
-            own.append(train_once(arguments, split, training, kind, devices, batch))
-            add_efficiency(own, "frames_per_second")
-            rows.note(own[-1])
+            for seed in range(arguments.repeats):
+                once = partial(train_once, arguments, split, training, kind, devices, batch, seed)
+                window = arguments.window if kind == "weak" else 0.0
+                own.append(last_long_enough(once, arguments.steps, window))
+                add_efficiency(own, "frames_per_second")
+                rows.note(own[-1])
 
 
 def train_once(
@@ -99,6 +124,8 @@ def train_once(
     kind: str,
     devices: int,
     batch: int,
+    seed: int,
+    steps: int,
 ) -> dict[str, Any]:
     """Train one student and measure it."""
     from fastff.checkpoint import save_model
@@ -110,7 +137,8 @@ def train_once(
     settings = TrainSettings(
         architecture=arguments.student,
         cutoff=arguments.cutoff,
-        n_steps=arguments.steps,
+        n_steps=steps,
+        seed=seed,
         batch_atoms=batch,
         optimizer=arguments.optimizer,
         n_validations=2,
@@ -123,11 +151,11 @@ def train_once(
     def note(progress: TrainProgress) -> None:
         seen.append((progress.step, time.perf_counter()))
 
-    out = arguments.out / f"train-{kind}-{devices}"
+    out = arguments.out / f"train-{kind}-{devices}-{seed}-{steps}"
     start = time.perf_counter()
     result = train_student(training, split.validation, settings, out, on_step=note)
     wall = time.perf_counter() - start
-    warm = next((entry for entry in seen if entry[0] >= 0.1 * arguments.steps), seen[0])
+    warm = next((entry for entry in seen if entry[0] >= 0.1 * steps), seen[0])
     (first, start), (last, end) = warm, seen[-1]
     size = choose_batch_size(training, batch, devices)
     accuracy = measure_frames(split.test, predict(result.student, [f.atoms for f in split.test]))
@@ -137,9 +165,11 @@ def train_once(
         "optimizer": arguments.optimizer,
         "devices": devices,
         "batch_frames": size,
+        "seed": seed,
         "n_train": len(training),
         "n_steps": result.n_steps,
         "frames_per_second": size * (last - first) / (end - start),
+        "window_seconds": end - start,
         "seconds": round(result.seconds, 2),
         "wall_seconds": round(wall, 1),
         "test_accuracy": {
@@ -151,7 +181,7 @@ def train_once(
 def measure_labelling(arguments: argparse.Namespace, rows: Rows) -> None:
     """Labels of the same structures from 1, 2, ... processes."""
     structures = rattle_structures(arguments)
-    for devices in arguments.devices:
+    for devices in (n for n in arguments.devices for _ in range(arguments.repeats)):
         out = arguments.out / f"labels-{devices}.h5"
         out.unlink(missing_ok=True)
         command = [sys.executable, "-m", "fastff", "label", str(structures)]
@@ -227,13 +257,23 @@ def compare_labels(path: Path, reference: Path) -> dict[str, Any]:
 def measure_dynamics(arguments: argparse.Namespace, rows: Rows) -> None:
     """Replicas that run at the same time, one on each device."""
     for devices in arguments.devices:
-        folders = [arguments.out / f"md-{devices}" / str(k) for k in range(devices)]
+        for _ in range(arguments.repeats):
+            once = partial(run_replicas, arguments, devices)
+            row = last_long_enough(once, arguments.md_steps, arguments.window)
+            add_efficiency([*rows, row], "total")
+            rows.note(row)
+
+
+def run_replicas(arguments: argparse.Namespace, devices: int, steps: int) -> dict[str, Any]:
+    """Start one replica on each device and measure them."""
+    with tempfile.TemporaryDirectory(dir=arguments.out) as place:
+        folders = [Path(place) / str(k) for k in range(devices)]
         running = []
         for k, folder in enumerate(folders):
             command = [sys.executable, "-m", "fastff", "md", str(arguments.out / MODEL_NAME)]
             command += [str(arguments.structures), "--out", str(folder), "--seed", str(k)]
             command += ["--temperature", str(arguments.temperature), "--timestep", "1fs"]
-            command += ["--steps", str(arguments.md_steps), "--device", arguments.device]
+            command += ["--steps", str(steps), "--device", arguments.device]
             command += ["--repeat", *(str(n) for n in arguments.md_repeat)]
             environment = {**os.environ}
             if arguments.device != "cpu":
@@ -254,10 +294,31 @@ def measure_dynamics(arguments: argparse.Namespace, rows: Rows) -> None:
             if process.returncode != 0:
                 raise SystemExit(f"fastff md ended with code {process.returncode}:\n{text[-2000:]}")
         records = [json.loads((folder / "run.json").read_text()) for folder in folders]
-        rates = [record["steps_of_this_process"] / record["seconds"] for record in records]
-        row: dict[str, Any] = {"devices": devices, "steps_per_second": rates, "total": sum(rates)}
-        add_efficiency([*rows, row], "total")
-        rows.note(row)
+        ends = [(folder / "run.json").stat().st_mtime for folder in folders]
+    rates = [record["steps_of_this_process"] / record["seconds"] for record in records]
+    begins = [end - record["seconds"] for end, record in zip(ends, records, strict=True)]
+    return {
+        "devices": devices,
+        "n_steps": steps,
+        "steps_per_second": rates,
+        "total": sum(rates),
+        "window_seconds": min(record["seconds"] for record in records),
+        "overlap": max(0.0, min(ends) - max(begins)) / max(record["seconds"] for record in records),
+    }
+
+
+def print_summary(part: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Efficiency of each kind of row, with the range of its repeats."""
+    groups: dict[tuple[str, int], list[float | None]] = {}
+    for row in rows:
+        key = row.get("scaling", ""), row["devices"]
+        groups.setdefault(key, []).append(row["efficiency"])
+    for (kind, devices), found in groups.items():
+        shares = [share for share in found if share is not None]
+        text = "-"
+        if shares:
+            text = f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})"
+        print(f"{part} {kind}: {devices} devices, {len(found)} times, efficiency {text}")
 
 
 def run(command: list[str]) -> str:
@@ -299,6 +360,8 @@ def main() -> None:
     parser.add_argument("--limit", type=float, help="seconds in all")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--scalings", nargs="+", default=["weak", "strong"])
+    parser.add_argument("--repeats", type=int, default=1, help="of every measurement")
+    parser.add_argument("--window", type=float, default=0.0, help="least seconds of a measurement")
     parser.add_argument("--labels", type=Path, help="to train on")
     parser.add_argument("--student", default="m2")
     parser.add_argument("--optimizer", default="soap", choices=["soap", "adamw"])
@@ -348,10 +411,7 @@ def main() -> None:
         finally:
             write()
     for part in PARTS:
-        for row in record.get(part, []):
-            kind = f" {row['scaling']}" if "scaling" in row else ""
-            share = "-" if row.get("efficiency") is None else f"{row['efficiency']:.0%}"
-            print(f"{part}{kind}: {row['devices']} devices, efficiency {share}")
+        print_summary(part, record.get(part, []))
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def test_scaling_is_measured_with_two_processes(tmp_path: Path) -> None:
         "--structures", tmp_path / "frames.xyz", "--devices", 1, 2, "--steps", 12,
         "--batch-atoms", 16, "--student", "m1", "--cutoff", 4, "--md-steps", 20,
         "--md-repeat", 2, 2, 2, "--label-atoms", 8, "--out", tmp_path / "out",
+        "--window", 0.5,
     )  # fmt: skip
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     weak = [row for row in record["train"] if row["scaling"] == "weak"]
@@ -112,3 +113,6 @@ def test_scaling_is_measured_with_two_processes(tmp_path: Path) -> None:
         assert (row["n_frames"], row["n_missing"], row["n_extra"]) == (15, 0, 0)
         assert row["force_difference"] == row["energy_difference"] == 0.0
     assert [len(row["steps_per_second"]) for row in record["md"]] == [1, 2]
+    assert all(row["window_seconds"] > 0.3 for row in [*weak, *record["md"]])
+    assert record["md"][0]["overlap"] == pytest.approx(1.0, abs=1e-3)
+    assert 0.0 <= record["md"][1]["overlap"] <= 1.0
