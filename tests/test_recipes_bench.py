@@ -117,7 +117,8 @@ class TestPairs:
     ) -> None:
         """And by more at another temperature."""
         monkeypatch.setattr(measures, "MOST_PICOSECONDS", 0.2)
-        copper, teacher = [make_cell(bulk("Cu", cubic=True))] * 2, load_teacher("analytic:morse")
+        cell = make_cell(bulk("Cu", cubic=True).repeat(2))  # half of it reaches the second shell
+        copper, teacher = [cell] * 2, load_teacher("analytic:morse")
         side = measures.Side("student", teacher.label, {})
 
         def compare_with(kelvin: float) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111, molecule
 from md_models import make_copper
 
 from fastff.inference import predict
@@ -201,3 +201,11 @@ def test_diffusion_needs_displacements_linear_in_time():
         motion.compare_diffusion(None, walk(510, power=1.0, scale=0.02), 300.0)
     with pytest.raises(PropertyError, match="nothing diffuses"):
         motion.compare_diffusion(None, walk(510, power=0.0), 300.0)
+
+
+def test_distances_end_at_half_the_box_where_it_is_periodic() -> None:
+    crystal = bulk("Cu", cubic=True)
+    assert motion.make_bins(crystal.repeat((2, 4, 4)))[-1] == pytest.approx(3.6)
+    assert motion.make_bins(molecule("H2O"))[-1] == pytest.approx(motion.REACH)
+    slab = fcc111("Cu", (8, 8, 2))  # no cell across
+    assert motion.make_bins(slab)[-1] == pytest.approx(motion.REACH)

@@ -156,7 +156,7 @@ def compare_distributions(
         raise TooShortError(
             f"runs of {shortest:.2g} ps after equilibration are too short, {needed} of {LEAST_BLOCK:g} ps are needed"
         )
-    heights = measure_widths(student.first.cell.array)
+    heights = measure_heights(student.first)
     edges = make_bins(student.first)
     sides = {role: _count_pairs(run, pairs, n_blocks) for role, run in runs.items()}
     radii = tuple((0.5 * (edges[1:] + edges[:-1])).tolist())
@@ -204,9 +204,19 @@ def _count_pairs(run: Run, pairs: list[tuple[str, str]], n_blocks: int) -> np.nd
     return np.array(result)
 
 
+def measure_heights(atoms: ase.Atoms) -> np.ndarray:
+    """Distances between opposite faces of the box, Å; where it is not periodic, of one that holds all atoms apart."""
+    return measure_widths(
+        np.asarray(complete_cell(atoms.positions, atoms.cell.array, atoms.pbc, REACH))
+    )
+
+
 def make_bins(atoms: ase.Atoms) -> np.ndarray:
-    """Limits of bins up to :data:`REACH` or half the box's smallest height: beyond, atoms meet their images."""
-    reach = min(REACH, 0.5 * float(measure_widths(atoms.cell.array).min()))
+    """Limits of bins up to :data:`REACH` or half the box's smallest height: beyond, atoms meet their images.
+
+    Heights between faces that are not periodic do not count.
+    """
+    reach = min(REACH, 0.5 * float(min(measure_heights(atoms)[atoms.pbc], default=np.inf)))
     return BIN * np.arange(int(reach / BIN + 1e-6) + 1)
 
 
