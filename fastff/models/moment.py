@@ -30,6 +30,7 @@ from fastff.kernels.node_block.reference import (
     NodeCache,
     NodeWeights,
     activate,
+    bound_messages,
     build_cubic_table,
     compute_invariants,
     compute_node,
@@ -113,15 +114,18 @@ class NodeBlock(nn.Module):
             self.moment_curb[columns] = self.inverse_limit / size
 
     @torch.no_grad()
-    def calibrate_messages(self, messages: Tensor) -> None:
+    def calibrate_messages(self, messages: Tensor) -> Tensor:
         """Keep messages within as many root mean squares of those of a sample as inputs are within deviations.
 
-        Of all scalars, and all gates of a degree, together; where there are no gates, nothing is bounded.
+        Of all scalars, and all gates of a degree, together; where there are no gates, nothing is bounded. Returns the
+        messages of the sample within their limits.
         """
-        if self.has_gates:
-            parts = messages.view(len(messages), self.config.message_degree + 1, -1)
-            size = parts.square().mean(dim=(0, 2), keepdim=True).sqrt().clamp_min(1e-6)
-            self.message_curb.copy_((self.inverse_limit / size).expand_as(parts)[0].flatten())
+        if not self.has_gates:
+            return messages
+        parts = messages.view(len(messages), self.config.message_degree + 1, -1)
+        size = parts.square().mean(dim=(0, 2), keepdim=True).sqrt().clamp_min(1e-6)
+        self.message_curb.copy_((self.inverse_limit / size).expand_as(parts)[0].flatten())
+        return bound_messages(messages, self.message_curb)[0]
 
     def evaluate_unbounded(self, cache: NodeCache, species: Tensor) -> Tensor:
         """Last hidden layer (n_atoms, H2), had the inputs not been bounded; see ``bound_inputs``."""
@@ -310,10 +314,11 @@ class MomentStudent(Student):
             size = moments[:, 0].square().mean().sqrt().clamp_min(1e-6)
             self.moment_scale[hop] = 1.0 / size
             block.calibrate(moments / size, extra, species, self.cubic_table)
-            node = moments / size, extra, species
-            _, messages, _ = compute_node(*node, block.weights, self.cubic_table)
-            block.calibrate_messages(messages)
-            _, messages, cache = compute_node(*node, block.weights, self.cubic_table)
+            block.message_curb.zero_()
+            _, messages, cache = compute_node(
+                moments / size, extra, species, block.weights, self.cubic_table
+            )
+            messages = block.calibrate_messages(messages)
             if messages.shape[1]:
                 n_channels = self.config.n_channels
                 carried = direct_messages(messages, cache.mixed, n_channels, block.moment_curb)

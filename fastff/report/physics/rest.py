@@ -54,11 +54,11 @@ def describe_rest(part: PhysicsPart) -> list[str]:
     parts = []
     for item in part.items:
         if isinstance(item, PhononItem) and (modes := find_imaginary(item)):
-            shown = _join(f"the {role} ({_describe_mode(item, role)})" for role in modes)
+            shown = join_words(f"the {role} ({_describe_mode(item, role)})" for role in modes)
             parts.append(f"imaginary modes of {shown}: the relaxed structure is no minimum")
     left = [item.title.lower() for item in part.items if lacks_minimum(part, item)]
     if left:
-        parts.append(f"{_join(left)} not judged: the {UNSTABLE}")
+        parts.append(f"{join_words(left)} not judged: the {UNSTABLE}")
     parts += _describe_lost(part)
     if parts and part.symmetry is None:  # as before symmetries were recorded
         parts += [
@@ -156,8 +156,8 @@ def _describe_lost(part: PhysicsPart) -> list[str]:
             continue
         by_words.setdefault(words, []).append(f"the {role}")
     return [
-        f"relaxed by {_join(roles)} it has space group {words}: symmetry was lost, properties at rest are those of a "
-        "distorted crystal"
+        f"relaxed by {join_words(roles)} it has space group {words}: symmetry was lost, properties at rest are "
+        "those of a distorted crystal"
         for words, roles in by_words.items()
     ]
 
@@ -180,5 +180,6 @@ def _describe_axes(item: ElasticItem) -> str:
     return f"no two of the teacher's C11, C22, C33 agree there ({shown} GPa), as they would with a fourfold axis"
 
 
-def _join(words: Iterable[str]) -> str:
+def join_words(words: Iterable[str]) -> str:
+    """``a and b and c``."""
     return " and ".join(words)

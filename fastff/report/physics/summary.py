@@ -7,11 +7,9 @@ lines of a verdict (:mod:`fastff.report.verdict`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from fastff.report.physics.derive import find_unbound
 from fastff.report.physics.record import AnyItem, PhysicsPart
-from fastff.report.physics.rest import describe_rest, lacks_minimum
+from fastff.report.physics.rest import describe_rest, join_words, lacks_minimum
 from fastff.report.physics.scatter import count_blocks, judge_quantity
 
 N_DEVIATIONS = 4
@@ -83,13 +81,9 @@ def _describe_deviations(part: PhysicsPart) -> str:
         if _has_both_sides(item) and not lacks_minimum(part, item)
     ]
     if titles:
-        return f": compared were only {_join(titles)}, no measure of the student"
+        return f": compared were only {join_words(titles)}, no measure of the student"
     return ": nothing of both sides was measured"
 
 
 def _has_both_sides(item: AnyItem) -> bool:
     return any(q.teacher is not None and q.student is not None for q in item.quantities)
-
-
-def _join(words: Iterable[str]) -> str:
-    return " and ".join(words)
