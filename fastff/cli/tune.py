@@ -132,18 +132,20 @@ def list_remarks(outcome: Outcome, budget: float) -> list[str]:
 
 
 def list_configs(model: Path | None) -> list[StudentConfig]:
-    """Configurations to tune for: the one of a model file, or those of all architectures."""
+    """Configurations to tune for: the one of a model file, or all architectures, with directed messages too."""
     from fastff.models import ARCHITECTURES, StudentConfig, configure_student
 
     if model is None:
-        return [configure_student(name, (1,)) for name in ARCHITECTURES]
+        directed = [configure_student(name, (1,), message_degree=1) for name in ("m2", "m2-l")]
+        moments = [configure_student(name, (1,)) for name in ARCHITECTURES if name != "painn"]
+        return [*moments, *directed, configure_student("painn", (1,))]
     from fastff.checkpoint import read_header
 
     return [StudentConfig(**read_header(model)["config"])]
 
 
 def list_all_widths(model: Path | None) -> list[dict[str, int]]:
-    """Widths to measure at, the most important ones first: of m1 and m2, then of larger students.
+    """Widths to measure at, the most important ones first: of m1 and m2, of larger students, of directed messages.
 
     Without a model the sizes of single ops in ``fastff bench --kernels`` (no width) come last.
     """
@@ -152,13 +154,19 @@ def list_all_widths(model: Path | None) -> list[dict[str, int]]:
 
 
 def list_widths(config: StudentConfig) -> dict[str, int]:
-    """Widths that the workloads of the ops are built from; ``n_mixed`` for moment students alone."""
+    """Widths that the workloads of the ops are built from; ``n_mixed`` for moment students alone.
+
+    ``message_degree`` where messages are directed.
+    """
     widths = {"n_radial": config.n_radial, "n_channels": config.n_channels}
     if config.architecture.startswith(
         "painn"
     ):  # directions alone, and perceptrons of one hidden layer
         return widths | {"l_max": 1, "n_hidden": config.hidden[0]}
-    return widths | {"l_max": 3, "n_hidden": max(config.hidden), "n_mixed": config.n_mixed}
+    widths |= {"l_max": 3, "n_hidden": max(config.hidden), "n_mixed": config.n_mixed}
+    if config.message_degree:
+        widths["message_degree"] = config.message_degree
+    return widths
 
 
 def list_distinct(widths: Sequence[dict[str, int]]) -> list[dict[str, int]]:

@@ -366,20 +366,54 @@ def tensor_cores(monkeypatch):
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
-def test_workloads_of_tuning(cpu):
-    """Every candidate gives the definition's numbers; in the interpreter that is about block sizes."""
-    kernels = set()
-    widths = {"n_channels": 16, "n_mixed": 16, "n_hidden": 64}
+FUSED = ("moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint")
+
+
+@pytest.mark.parametrize(
+    ("degree", "expected"),
+    [
+        (0, FUSED),
+        (1, ("moments", "invariants", *FUSED[3:], "moments", "node_perceptron", "moments_adjoint")),
+    ],
+)
+def test_workloads_of_tuning(degree, expected, cpu):
+    """Every candidate gives the definition's numbers; in the interpreter that is about block sizes.
+
+    The key of every workload is one that an evaluation of such a student looks up.
+    """
+    found, keys = [], set()
+    widths = {"n_channels": 16, "n_mixed": 16, "n_hidden": 64, "message_degree": degree}
     for workload in workloads.list_workloads(widths, cpu, repeats=1, reach=3.6):
-        kernels.add(workload.space.kernel)
-        expected = workload.reference()
+        found.append(workload.space.kernel)
+        keys.add((workload.space.kernel, workload.key))
+        exact = workload.reference()
         for config in {c.blocks["ATOMS"]: c for c in tuning.list_candidates(workload)}.values():
             with tuning.override(workload.space.kernel, config):
-                assert tuning.find_relative_error(workload.run(), expected) < workload.tolerance
-    assert kernels == {
-        "moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint",
-    }  # fmt: skip
+                for _ in range(2):
+                    assert tuning.find_relative_error(workload.run(), exact) < workload.tolerance
+        assert workload.definition is not None
+        single = workload.definition(torch.float32)()
+        assert tuning.find_relative_error(single, exact) < workload.tolerance
+    assert tuple(found) == expected
+    assert keys == list_keys(degree)
     assert not list(workloads.list_workloads({**widths, "n_channels": 24}, cpu))
+
+
+def list_keys(degree):
+    """What an evaluation of two hops looks up, but the gather of another scatter."""
+    found = set()
+    system = build_lattice("Cu", 1, 3.61, "cpu")
+    potential = FusedPotential(draw_weights(2, 1, system, message_degree=degree), "cpu")
+    plain = tuning.lookup
+
+    def lookup(space, key, device):
+        found.add((space.kernel, key))
+        return plain(space, key, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "lookup", lookup)
+        potential.evaluate(system.positions, system.species, system.matrix)
+    return found
 
 
 def check_work(work):

@@ -45,8 +45,9 @@ def test_widths_of_a_message_passing_student():
 
 def test_students_are_measured_before_single_ops():
     """The smallest student first, and no generic op at the widths of one that launches fused kernels alone."""
-    m1, large, painn, none = tune.list_all_widths(None)
+    m1, large, *directed, painn, none = tune.list_all_widths(None)
     assert (m1["n_channels"], large["n_channels"]) == (16, 32)
+    assert directed == [m1 | {"message_degree": 1}, large | {"message_degree": 1}]
     assert "n_mixed" not in painn
     assert none == {}
     for name in ("edge_features", "fused_mlp", "segment_sum"):
@@ -86,6 +87,16 @@ def test_widths_come_from_a_model_file(tmp_path):
     config = configure_student("m1", (29,), n_channels=8)
     save_model(tmp_path / "cu.fff", build_student(config), {})
     assert tune.list_configs(tmp_path / "cu.fff") == [config]
+
+
+def test_directed_messages_of_a_model_file_are_tuned_for(tmp_path):
+    from fastff.checkpoint import save_model
+    from fastff.models import build_student
+
+    config = configure_student("m2", (29,), message_degree=1)
+    save_model(tmp_path / "cu.fff", build_student(config), {})
+    (widths,) = tune.list_all_widths(tmp_path / "cu.fff")
+    assert widths["message_degree"] == 1
 
 
 def test_equal_widths_are_measured_once():
