@@ -176,6 +176,7 @@ def list_builds() -> Iterator[Build]:
         name, middle = f"C={channels} directed", channels == 32
         yield from _list_sums(channels, name, middle=middle, degree=1)
         yield from _list_nodes(channels, channels, 64, name, middle=middle, degree=1)
+    yield from _list_nodes(16, 16, 64, "C=16 few directed", few=True, degree=1)
     for precision in ("tf32", "ieee"):
         for channels in (16, 32):
             yield from _list_products(channels, precision, ("sm_90",))
