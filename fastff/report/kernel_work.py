@@ -32,8 +32,14 @@ CELLS = 30
 """Cubic cells of copper along each edge for the fused kernels: 108,000 atoms with 54 neighbors."""
 FUSED = ("moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint")
 """Kernels of one hop of the fused evaluation."""
-STUDENTS = {"1 hop": (1, 16), "2 hops": (2, 16), "m2-l": (2, 32)}
-"""Hops and channels of the evaluations by what their rows are called: m1, m2 and the width of shipped models."""
+DIRECTED = ("moments", "node_perceptron", "moments_adjoint")
+"""Those that differ where messages are directed."""
+STUDENTS = {
+    "1 hop": (1, 16, 0), "2 hops": (2, 16, 0), "m2-l": (2, 32, 0),
+    "2 hops directed": (2, 16, 1), "m2-l directed": (2, 32, 1),
+}  # fmt: skip
+"""Hops, channels and degree of the messages of the evaluations by what their rows are called: m1, m2, the width of
+shipped models, and both with directed messages."""
 CELLS_QUADRATIC = 9
 """The same for the definition of the neighbor list, which is quadratic in the number of atoms: 2,916 atoms."""
 
@@ -90,9 +96,12 @@ def list_makers(device: torch.device) -> list[tuple[Maker, tuple[str, ...]]]:
         for suite in list_suites()
     ]
     if device.type == "cuda":
-        for channels in sorted({channels for _, channels in STUDENTS.values()}):
+        for channels in sorted({channels for _, channels, _ in STUDENTS.values()}):
             named = tuple(name_fused(kernel, channels) for kernel in FUSED)
             makers.append((functools.partial(make_fused, channels=channels), named))
+        for channels in sorted({channels for _, channels, degree in STUDENTS.values() if degree}):
+            named = tuple(name_fused(kernel, channels, 1) for kernel in DIRECTED)
+            makers.append((functools.partial(make_fused, channels=channels, degree=1), named))
         for student in STUDENTS:
             named = (f"evaluation, {student}",)
             makers.append((functools.partial(make_evaluation, student=student), named))
@@ -100,9 +109,10 @@ def list_makers(device: torch.device) -> list[tuple[Maker, tuple[str, ...]]]:
     return makers
 
 
-def name_fused(kernel: str, channels: int) -> str:
-    """What the row of a fused kernel is called: by its width too, unless that is the usual one."""
-    return kernel if channels == 16 else f"{kernel}, C={channels}"
+def name_fused(kernel: str, channels: int, degree: int = 0) -> str:
+    """What the row of a fused kernel is called: by its width too, unless that is the usual one, and by messages."""
+    name = kernel if channels == 16 else f"{kernel}, C={channels}"
+    return f"{name}, directed" if degree else name
 
 
 def list_suites() -> list[contract.Suite]:
@@ -114,10 +124,14 @@ def list_suites() -> list[contract.Suite]:
     return list(found.values())
 
 
+def find_production(suite: contract.Suite) -> contract.Case:
+    """The case of production size, which benchmarks run."""
+    return next(case for case in suite.cases if case.production)
+
+
 def make_generic(suite: contract.Suite, device: torch.device) -> Iterator[Work]:
     """Forward, and with the gradient in the first argument, of an op at production size."""
-    case = next(case for case in suite.cases if case.production)
-    arguments = case.build(device, torch.float32)
+    arguments = find_production(suite).build(device, torch.float32)
     most = ROWS_ON_CPU.get(suite.op.name)
     if device.type == "cpu" and most is not None:
         arguments = (arguments[0][:most].clone(), *arguments[1:])
@@ -166,14 +180,24 @@ def prepare(suite: contract.Suite, arguments: tuple[Any, ...], *, gradient: bool
     )  # fmt: skip
 
 
-def make_fused(device: torch.device, channels: int = 16) -> Iterator[Work]:
-    """Kernels of one hop of the fused evaluation."""
-    from fastff.kernels.moment_potential.costs import count_costs
-    from fastff.kernels.moment_potential.workloads import REACH, list_workloads
+def make_fused(device: torch.device, channels: int = 16, degree: int = 0) -> Iterator[Work]:
+    """Kernels of one hop of the fused evaluation; with a degree, of what differs where messages are directed."""
+    from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
+    from fastff.kernels.moment_potential.costs import count_costs, count_directed
+    from fastff.kernels.moment_potential.workloads import REACH, list_directed, list_workloads
 
-    widths = {"n_channels": channels, "n_mixed": channels, "n_hidden": 64}
-    costs = count_costs(54, channels, channels)
-    for workload in list_workloads(widths, device, repeats=CELLS, reach=REACH):
+    if degree:
+        sample = build_lattice("Cu", 2, REACH, "cpu", rattle=0.1, seed=3)
+        sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": channels}
+        weights = draw_weights(2, 1, sample, message_degree=degree, **sizes)
+        system = build_lattice("Cu", CELLS, REACH, device, rattle=0.1)
+        found = list_directed(weights, system)
+        costs = count_directed(54, channels, channels, degree=degree)
+    else:
+        widths = {"n_channels": channels, "n_mixed": channels, "n_hidden": 64}
+        found = list_workloads(widths, device, repeats=CELLS, reach=REACH)
+        costs = count_costs(54, channels, channels)
+    for workload in found:
         bind, name = workload.definition, workload.space.kernel
         assert bind is not None
         define = bind(torch.float32)
@@ -181,7 +205,7 @@ def make_fused(device: torch.device, channels: int = 16) -> Iterator[Work]:
         with torch.no_grad():
             exact = workload.reference()
         yield Work(
-            name_fused(name, channels), "forward", n_atoms, exact, cost.n_bytes * n_atoms,
+            name_fused(name, channels, degree), "forward", n_atoms, exact, cost.n_bytes * n_atoms,
             cost.flop * n_atoms, workload.launch, compile_all(define), restore=workload.restore,
         )  # fmt: skip
         del exact, workload
@@ -192,7 +216,7 @@ def make_fused(device: torch.device, channels: int = 16) -> Iterator[Work]:
 def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
     """Energies, forces and virial of a student of :data:`STUDENTS`, from positions and a neighbor list."""
     from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
-    from fastff.kernels.moment_potential.costs import count_costs
+    from fastff.kernels.moment_potential.costs import count_evaluation
     from fastff.kernels.moment_potential.evaluate import FusedPotential
     from fastff.kernels.moment_potential.op import convert_weights
     from fastff.kernels.moment_potential.reference import evaluate_reference
@@ -202,8 +226,9 @@ def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
     geometry = (system.positions, system.species, system.matrix, system.translations)
     sample = build_lattice("Cu", 2, REACH, "cpu", rattle=0.1, seed=3)
     n_atoms = system.matrix.n_atoms
-    n_hops, channels = STUDENTS[student]
-    weights = draw_weights(n_hops, 1, sample, n_channels=channels, n_mixed=channels)
+    n_hops, channels, degree = STUDENTS[student]
+    sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": channels}
+    weights = draw_weights(n_hops, 1, sample, message_degree=degree, **sizes)
     potential = FusedPotential(weights, device)
     single, double = (
         convert_weights(weights, device, dtype) for dtype in (torch.float32, torch.float64)
@@ -217,11 +242,11 @@ def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
     def define() -> Tensor:
         return evaluate_reference(single, *geometry).forces
 
-    costs = count_costs(54, channels, channels).values()
-    flop, _, n_bytes = (n_hops * n_atoms * sum(part) for part in zip(*costs, strict=True))
+    cost = count_evaluation(n_hops, 54, channels, degree)
     yield Work(
-        f"evaluation, {student}", "forward", n_atoms, exact, n_bytes, flop, run, compile_all(define)
-    )
+        f"evaluation, {student}", "forward", n_atoms, exact, cost.n_bytes * n_atoms,
+        cost.flop * n_atoms, run, compile_all(define),
+    )  # fmt: skip
 
 
 def make_lists(device: torch.device) -> Iterator[Work]:

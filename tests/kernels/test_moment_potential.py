@@ -13,7 +13,7 @@ from fastff import kernels
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
 from fastff.kernels import tuning
-from fastff.kernels.moment_potential import MomentPotential, evaluate, moment_potential
+from fastff.kernels.moment_potential import MomentPotential, costs, evaluate, moment_potential
 from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
 from fastff.kernels.moment_potential.layout import (
     GRID_BITS,
@@ -176,6 +176,19 @@ def test_op_refuses_other_shapes():
 
 def test_op_knows_widths_the_kernels_do_not_take():
     assert MomentPotential(make_call(n_channels=24)[0], "cpu").obstacle.startswith("a width of 24")
+
+
+def test_least_work_of_directed_messages():
+    """Three more components are read, added up and returned in every slot, and written once an atom."""
+    plain, directed = costs.count_costs(10, 16, 16), costs.count_directed(10, 16, 16)
+    slots = 10 * 3 * 16
+    more = {name: directed[name].flop - plain[name].flop for name in directed}
+    assert (more["moments"], more["moments_adjoint"]) == (2 * slots, 5 * slots)
+    assert directed["moments"].n_bytes - plain["moments"].n_bytes == 4 * 4 * 16
+    whole, scalar = (costs.count_evaluation(2, 10, 16, degree) for degree in (1, 0))
+    assert scalar.flop == 2 * sum(one.flop for one in plain.values())
+    assert whole.flop - scalar.flop == 7 * slots
+    assert costs.count_evaluation(1, 10, 16, 1) == costs.count_evaluation(1, 10, 16)
 
 
 def test_few_atoms_are_spread_and_measured_settings_are_not_touched():

@@ -46,3 +46,44 @@ def count_costs(
         "moments_adjoint": read + block + 64 + 32,
     }
     return {name: Cost(product[name] + other[name], product[name], moved[name]) for name in product}
+
+
+def count_directed(
+    n_slots: int, channels: int = 16, mixed: int = 16, hidden: int = 64, degree: int = 1
+) -> dict[str, Cost]:
+    """The same of what :func:`~fastff.kernels.moment_potential.workloads.list_directed` launches.
+
+    Sums of a later hop, that read and return messages of a degree; and the perceptrons of two hops: sending, last,
+    pulling back.
+    """
+    plain = count_costs(n_slots, channels, mixed, hidden)
+    parts = (degree + 1) ** 2
+    sent = 4 * parts * channels
+    turned = n_slots * channels * (parts - 1)
+    moments, perceptron, adjoint = (
+        plain[name] for name in ("moments", "node_perceptron", "moments_adjoint")
+    )
+    gates = 2 * hidden * (degree + 1) * channels
+    extra = 2 * 2 * channels * hidden
+    layers = perceptron.product // 2
+    product = 5 * layers + 3 * gates + extra
+    moved = 5 * 8 * mixed * 4 + 5 * sent + 4 * 4 * channels * 4 + 24
+    return {
+        "moments": Cost(moments.flop + 2 * turned, moments.product, moments.n_bytes + sent),
+        "node_perceptron": Cost(product + 5 * 20 * hidden, product, moved),
+        "moments_adjoint": Cost(
+            adjoint.flop + 5 * turned, adjoint.product, adjoint.n_bytes + 3 * sent
+        ),
+    }
+
+
+def count_evaluation(n_hops: int, n_slots: int, channels: int, degree: int = 0) -> Cost:
+    """Cost of a whole evaluation: every kernel once for each hop."""
+    plain = count_costs(n_slots, channels, channels)
+    total = [n_hops * sum(part) for part in zip(*plain.values(), strict=True)]
+    if degree:
+        directed = count_directed(n_slots, channels, channels, degree=degree)
+        for name in ("moments", "moments_adjoint"):
+            more = zip(directed[name], plain[name], strict=True)
+            total = [t + (n_hops - 1) * (a - b) for t, (a, b) in zip(total, more, strict=True)]
+    return Cost(*total)
