@@ -1,64 +1,102 @@
-"""Shared by the kernel benchmarks: the device, the timer of GPU work, provenance in the stored record.
+"""Shared by the kernel benchmarks: the device, its ceilings, timers, what one row stores, provenance of the record.
 
-Run: ``pytest bench/kernels --benchmark-json bench/results/kernels.json``. Without a CUDA device everything is skipped.
+Run: ``pytest bench/kernels --benchmark-json bench/results/kernels/benchmarks-NAME.json``. Without a CUDA device
+everything is skipped, unless ``--tiny`` tries the program in Triton's interpreter (``TRITON_INTERPRET=1``), where times
+mean nothing. ``--budget-seconds`` ends a run early: what the time did not suffice for is skipped, and variants of
+torch.compile, which take longest, come last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from works import Works, time_variant
+
+from fastff.kernels import contract, dispatch
+from fastff.report import kernel_work
+from fastff.report.kernel_work import Work
+from fastff.report.kernels import measure_ceilings
+
+START = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--tiny", action="store_true", help="small everything, without a GPU")
+    parser.addoption(
+        "--budget-seconds", type=float, default=float("inf"), help="begin nothing later"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Work that is compiled comes last; the order is kept otherwise."""
+    items.sort(key=lambda item: "compiled" in item.name)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if time.monotonic() - START > item.config.getoption("--budget-seconds"):
+        pytest.skip("not run: the time was used up")
 
 
 @pytest.fixture(scope="session")
-def device() -> torch.device:
-    """The CUDA device that is timed."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device: kernel timings mean nothing on a CPU")
-    return torch.device("cuda", torch.cuda.current_device())
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """The CUDA device that is timed, or with ``--tiny`` the CPU, and small cases."""
+    if not request.config.getoption("--tiny"):
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device: kernel timings mean nothing on a CPU")
+        yield torch.device("cuda", torch.cuda.current_device())
+        return
+    if not dispatch.is_interpreted():
+        pytest.exit("--tiny needs TRITON_INTERPRET=1", returncode=4)
+    from fastff.kernels.moment_potential import workloads
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_work, "CELLS_QUADRATIC", 2)
+        patch.setattr(workloads, "REACH", 3.6)
+        patch.setattr(kernel_work, "find_production", find_small)
+        yield torch.device("cpu")
+
+
+def find_small(suite: contract.Suite) -> contract.Case:
+    """A case that the interpreter takes in no time, in place of the one of production size."""
+    return next(case for case in suite.cases if not case.production)
 
 
 @pytest.fixture(scope="session")
-def bandwidth(device: torch.device) -> float:
-    """Measured ceiling of device memory in bytes per second, read plus written."""
-    source = torch.randn(1 << 28, device=device)
-    target = torch.empty_like(source)
-    seconds = time_on_device(lambda: target.copy_(source))
-    return 2 * source.numel() * source.element_size() / seconds
+def ceilings(device: torch.device) -> tuple[float, float]:
+    """Bytes copied a second, read and written, and operations of float32 matrix products a second."""
+    return measure_ceilings(device)
 
 
-def time_on_device(function: Callable[[], Any]) -> float:
-    """Median seconds of one call by device events, warm and with the cache cleared before each call."""
-    from triton.testing import do_bench
+@pytest.fixture(autouse=True)
+def cells(
+    request: pytest.FixtureRequest, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``--tiny`` one cell for the fused kernels, which is as many as the interpreter takes in no time."""
+    if device.type == "cpu":
+        maker = getattr(request.node.callspec.params["make"], "func", None)
+        fused = maker in (kernel_work.make_fused, kernel_work.make_evaluation)
+        monkeypatch.setattr(kernel_work, "CELLS", 1 if fused else 2)
 
-    return 1e-3 * float(do_bench(function, warmup=50, rep=200, return_mode="median"))
+
+@pytest.fixture(scope="session")
+def works(device: torch.device) -> Iterator[Works]:
+    found = Works(device)
+    yield found
+    found.clear()
 
 
 @pytest.fixture
-def time_call(benchmark: Any, device: torch.device) -> Callable[..., None]:
-    """Time a call with pytest-benchmark (host clock around a synchronised call) and by device events.
-
-    ``n_bytes`` are the fewest bytes the call must move; the fraction of the measured bandwidth is stored.
-    """
-
-    def run(function: Callable[[], Any], *, n_bytes: int, bandwidth: float, error: float) -> None:
-        def call() -> None:
-            function()
-            torch.cuda.synchronize(device)
-
-        seconds = time_on_device(function)
-        benchmark.extra_info.update(
-            device_ms=1e3 * seconds,
-            bytes=n_bytes,
-            bandwidth_fraction=n_bytes / seconds / bandwidth,
-            measured_bandwidth=bandwidth,
-            relative_error=error,
-        )
-        benchmark.pedantic(call, rounds=20, warmup_rounds=3)
-
-    return run
+def time_work(
+    benchmark: Any, device: torch.device, ceilings: tuple[float, float]
+) -> Iterator[Callable[[Work, str], None]]:
+    """Time a variant of a work; see :func:`works.time_variant`."""
+    yield functools.partial(time_variant, benchmark=benchmark, device=device, ceilings=ceilings)
+    torch.compiler.reset()
 
 
 def pytest_benchmark_update_machine_info(
@@ -69,3 +107,11 @@ def pytest_benchmark_update_machine_info(
 
     machine_info.clear()
     machine_info.update(collect_provenance().model_dump())
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Leave out what differs from run to run, and the commit, which the provenance has."""
+    output_json.pop("commit_info", None)
+    for one in output_json["benchmarks"]:
+        one["params"] = {"variant": one["params"]["variant"]}
+        one["param"] = one["name"].partition("[")[2].removesuffix("]")
