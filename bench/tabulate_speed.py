@@ -20,6 +20,18 @@ def read_result(*parts: str) -> dict[str, Any]:
     return content
 
 
+KINDS = {
+    "`m1`": (1, 16, 0), "`m2`": (2, 16, 0), "`m2-l`": (2, 32, 0),
+    "`m2` with directed messages": (2, 16, 1), "`m2-l` with directed messages": (2, 32, 1),
+}  # fmt: skip
+"""Hops, channels and degree of the messages of students, by what their rows are called."""
+
+
+def find_kind(row: dict[str, Any]) -> tuple[int, int, int]:
+    """One of :data:`KINDS` of a row; messages were scalars before rows said of what degree they are."""
+    return row["hops"], row["channels"], row.get("message_degree", 0)
+
+
 def tabulate_kernels() -> list[str]:
     """Whole evaluations of the fused kernels, by size."""
     record = read_result("kernels", "fused-bounded-h100.json")
@@ -37,18 +49,19 @@ def tabulate_kernels() -> list[str]:
         "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
         "|---|" + "---|" * len(sizes),
     ]
-    for name, kind in (("m1", (1, 16)), ("m2", (2, 16)), ("m2-l", (2, 32))):
+    for title, kind in KINDS.items():
+        found = {e["atoms"]: e for e in rows if find_kind(e) == kind}
+        if not found:
+            continue
         cells = []
         for n in sizes:
-            row = next(
-                (e for e in rows if (e["hops"], e["channels"], e["atoms"]) == (*kind, n)), None
-            )
+            row = found.get(n)
             cells.append(
                 "-"
                 if row is None
                 else f"{row['graph']['median_ms']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s)"
             )
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     worst = {
         h: max(c["force_error_rms"] for c in record["checks"] if c["hops"] == h) for h in (1, 2)
     }
@@ -66,7 +79,7 @@ def describe_memory(rows: list[dict[str, Any]]) -> str:
     """Peak memory of the largest evaluations of `m1` and `m2`."""
     parts = []
     for name, hops in (("m1", 1), ("m2", 2)):
-        found = [e for e in rows if (e["hops"], e["channels"]) == (hops, 16)]
+        found = [e for e in rows if find_kind(e) == (hops, 16, 0)]
         row = max(found, key=lambda e: e["atoms"])
         total = row["bytes_per_atom"] * row["atoms"]
         parts.append(

@@ -128,6 +128,26 @@ def test_a_wrong_variant_has_no_time(works):
         time(works, wrong, "triton")
 
 
+def test_kernels_are_rated_by_the_work_of_their_hop(works):
+    """Directed messages are read in later hops alone; perceptrons with them are not rated."""
+    from student_report import rate_kernels
+
+    ceilings = {"copy_TB_per_s": 3.0, "float32_TFLOP_per_s": 50.0, "tf32_TFLOP_per_s": 400.0}
+    row = {"channels": 16, "atoms": 1000, "median_ms": 1.0}
+    names = ("moments 1", "moments 2", "node_perceptron 2", "place")
+    found = {
+        (one["kernel"], one["message_degree"]): one.get("roofline_fraction")
+        for degree in (0, 1)
+        for one in rate_kernels(
+            [row | {"kernel": name, "message_degree": degree} for name in names], ceilings
+        )
+    }
+    assert found["moments 1", 0] == found["moments 2", 0] == found["moments 1", 1]
+    assert found["moments 2", 1] > found["moments 2", 0] > 0
+    assert found["node_perceptron 2", 0] > 0
+    assert found["node_perceptron 2", 1] is found["place", 0] is None
+
+
 def test_work_is_made_once_in_order(works):
     made = []
 

@@ -62,6 +62,8 @@ CHECKS = (
     ("Cu", 1, 1, "fixed"), ("NaCl", 1, 2, "fixed"), ("Cu", 2, 1, "fixed"),
     ("NaCl", 2, 3, "fixed"), ("Si", 2, 1, "fixed"), ("NaCl", 1, 2, "store"), ("Cu", 1, 1, "float"),
     ("Cu", 2, 1, "fixed", 32), ("NaCl", 2, 3, "fixed", 32),
+    ("Cu", 2, 1, "fixed", 16, 1), ("NaCl", 2, 3, "fixed", 16, 1), ("Si", 2, 1, "fixed", 16, 1),
+    ("Cu", 2, 1, "fixed", 32, 1), ("NaCl", 2, 3, "fixed", 32, 1), ("Si", 2, 1, "fixed", 32, 1),
 )  # fmt: skip
 Call = Callable[[FusedPotential, Workspace, System], None]
 failures: list[dict[str, str]] = []
@@ -104,8 +106,15 @@ def get_spare(space: Workspace) -> torch.Tensor:
     return _spare[shape]
 
 
-def list_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int]]:
-    """What to compile, one kernel each: hops, scatter, name of the launch, launch variant, channels."""
+def list_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int, int]]:
+    """What to compile, one kernel each: hops, scatter, name of the launch, launch variant, channels, degree."""
+    return [(*job, 0) for job in list_scalar_jobs()] + [
+        (2, "fixed", name, None, channels, 1) for channels in (16, 32) for name in list_calls(2)
+    ]
+
+
+def list_scalar_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int]]:
+    """Those of scalar messages, without the degree."""
     jobs: list[Any] = [(2, "fixed", name, None, 32) for name in list_calls(2)]
     jobs += [(2, "fixed", name, None, 16) for name in list_calls(2)]
     jobs += [(1, "fixed", name, None, 16) for name in list_calls(1)]
@@ -127,18 +136,23 @@ def survive(what: str) -> Iterator[None]:
 
 
 @functools.cache
-def make_weights(hops: int, species: int, name: str, width: int = 16) -> PotentialWeights:
+def make_weights(
+    hops: int, species: int, name: str, width: int = 16, degree: int = 0
+) -> PotentialWeights:
     sample = build_lattice(name, 2, REACH, "cpu", rattle=0.12, seed=3)
     sample.species.copy_(torch.arange(len(sample.species)) % species)
-    return draw_weights(hops, species, sample, n_channels=width, n_mixed=width)
+    return draw_weights(
+        hops, species, sample, n_channels=width, n_mixed=width, message_degree=degree
+    )
 
 
 def compile_jobs(start: int, stride: int) -> None:
     """Child process: launch every stride-th job once over a tiny system of zeros; print which of them ran."""
     torch.set_num_threads(1)
     system = build_lattice("Cu", 2, REACH, DEVICE, reverse=True)
-    for k, (hops, scatter, name, config, width) in list(enumerate(list_jobs()))[start::stride]:
-        weights = make_weights(hops, 1, "Cu", width)
+    for k, job in list(enumerate(list_jobs()))[start::stride]:
+        hops, scatter, name, config, width, degree = job
+        weights = make_weights(hops, 1, "Cu", width, degree)
         potential = FusedPotential(weights, DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
         space = potential.allocate(system.matrix.n_atoms, system.matrix.n_slots)
         for tensor in list_buffers(space):
@@ -184,7 +198,9 @@ def find_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     return float((out.double() - reference.double()).norm() / reference.double().norm())
 
 
-def check(name: str, hops: int, species: int, scatter: str, width: int = 16) -> dict[str, Any]:
+def check(
+    name: str, hops: int, species: int, scatter: str, width: int = 16, degree: int = 0
+) -> dict[str, Any]:
     """Compare one mode with the float64 definition, and two of its runs with each other."""
     seed = int(time.time() * 1e3) % 2**31
     repeats = {"Cu": 10, "NaCl": 6, "Si": 6}[name]
@@ -192,7 +208,7 @@ def check(name: str, hops: int, species: int, scatter: str, width: int = 16) -> 
     generator = torch.Generator().manual_seed(seed)
     system.species.copy_(torch.randint(0, species, system.species.shape, generator=generator))
     system.positions.add_(torch.randn(3, device=DEVICE, dtype=torch.float64) * 1000.0)
-    weights = make_weights(hops, species, name, width)
+    weights = make_weights(hops, species, name, width, degree)
     geometry = (system.positions, system.species, system.matrix, system.translations)
     exact, single = (
         evaluate_reference(convert_weights(weights, DEVICE, dtype), *geometry)
@@ -209,7 +225,7 @@ def check(name: str, hops: int, species: int, scatter: str, width: int = 16) -> 
     composition = weights.composition.to(DEVICE)[system.species.long()]
     return {
         "system": name, "atoms": system.matrix.n_atoms, "hops": hops, "species": species, "seed": seed,
-        "scatter": scatter, "channels": width,
+        "scatter": scatter, "channels": width, "message_degree": degree,
         "bits_equal": all(torch.equal(a, b) for a, b in zip(*results, strict=True)),
         "force_rms": float(exact.forces.square().mean().sqrt()),
         "force_error_rms": float((forces - exact.forces).square().mean().sqrt()),
@@ -234,21 +250,26 @@ def compare_single(
     }
 
 
-def time_kernels(hops: int, repeats: int = 30) -> list[dict[str, Any]]:
+def time_kernels(hops: int, width: int, degree: int, repeats: int = 30) -> list[dict[str, Any]]:
     """Every launch of one evaluation on its own, over buffers that an evaluation has filled."""
     system = build_lattice("Cu", repeats, REACH, DEVICE)
-    potential = FusedPotential(make_weights(hops, 1, "Cu"), DEVICE)
+    potential = FusedPotential(make_weights(hops, 1, "Cu", width, degree), DEVICE)
     run(potential, system)
     space = potential.allocate(*system.matrix.entries.shape)
+    about = {
+        "hops": hops, "channels": width, "message_degree": degree, "atoms": system.matrix.n_atoms,
+    }  # fmt: skip
     rows = []
     for name, call in list_calls(hops).items():
-        with survive(f"m{hops} {name}"):
+        with survive(f"m{hops} C{width} degree {degree} {name}"):
             result = measure(lambda call=call: call(potential, space, system), 40.0)
-            rows.append({"kernel": name, "hops": hops, "atoms": system.matrix.n_atoms, **result})
+            rows.append({"kernel": name, **about, **result})
     return rows
 
 
-def time_evaluation(hops: int, repeats: int, options: Options, width: int = 16) -> dict[str, Any]:
+def time_evaluation(
+    hops: int, repeats: int, options: Options, width: int = 16, degree: int = 0
+) -> dict[str, Any]:
     """Whole evaluation as a graph, eager too where small, with its peak memory."""
     torch.cuda.empty_cache()
     system = build_lattice("Cu", repeats, REACH, DEVICE, reverse=options.scatter == "store")
@@ -256,10 +277,10 @@ def time_evaluation(hops: int, repeats: int, options: Options, width: int = 16) 
     n_atoms = system.matrix.n_atoms
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    potential = FusedPotential(make_weights(hops, 1, "Cu", width), DEVICE, options)
+    potential = FusedPotential(make_weights(hops, 1, "Cu", width, degree), DEVICE, options)
     row: dict[str, Any] = {
         "hops": hops, "atoms": n_atoms, "scatter": options.scatter, "virial": options.with_virial,
-        "listed_neighbors": system.matrix.n_slots, "channels": width,
+        "listed_neighbors": system.matrix.n_slots, "channels": width, "message_degree": degree,
     }  # fmt: skip
     row["graph"] = measure(capture(lambda: run(potential, system)))
     if n_atoms < 200_000:
@@ -281,7 +302,7 @@ def time_variants(numbers: list[int]) -> None:
     default = run(potential, system).forces.clone()
     space = potential.allocate(*system.matrix.entries.shape)
     for k in numbers:
-        _, _, kernel, config, _ = list_jobs()[k]
+        _, _, kernel, config, *_ = list_jobs()[k]
         assert config is not None
         with tuning.override(kernel, config):
             call = list_calls(1)[kernel]
@@ -360,8 +381,8 @@ def run_stages(arguments: argparse.Namespace, start: float) -> None:
         stage(f"check {case}", 5, add("checks", check, *case))
     print_checks(record["checks"])
     stage("ceilings", 5, lambda: record.update(ceilings=measure_ceilings()))
-    for hops in (1, 2):
-        stage(f"kernels of m{hops}", 5, lambda h=hops: record["kernels"].extend(time_kernels(h)))
+    for kind in ((1, 16, 0), (2, 16, 0), (2, 32, 0), (2, 16, 1), (2, 32, 1)):
+        stage(f"kernels of {kind}", 5, lambda k=kind: record["kernels"].extend(time_kernels(*k)))
     for repeats in arguments.sizes:
         for hops in (1, 2):
             what = f"evaluation m{hops} {repeats}^3 cells"
@@ -373,9 +394,12 @@ def run_stages(arguments: argparse.Namespace, start: float) -> None:
         Options(with_virial=False),
     ):
         stage(f"evaluation {options}", 5, add("evaluations", time_evaluation, 1, 30, options))
-    for repeats in (7, 30, 63):
-        what = f"evaluation m2-l {repeats}^3 cells"
-        stage(what, 5, add("evaluations", time_evaluation, 2, repeats, Options(), 32))
+    for width, degree in ((32, 0), (16, 1), (32, 1)):
+        for repeats in (7, 30, 63):
+            what = f"evaluation m2 {width} channels degree {degree} {repeats}^3 cells"
+            stage(
+                what, 5, add("evaluations", time_evaluation, 2, repeats, Options(), width, degree)
+            )
     record["kernels"] = rate_kernels(record["kernels"], record.get("ceilings"))
     torch.cuda.empty_cache()
     variants = [k for k in good if jobs[k][3] is not None]

@@ -9,7 +9,7 @@ from typing import Any
 
 from student_timing import find_floor
 
-from fastff.kernels.moment_potential.costs import count_costs
+from fastff.kernels.moment_potential.costs import Cost, count_costs, count_directed
 
 
 def store(record: dict[str, Any]) -> None:
@@ -22,15 +22,33 @@ def rate_kernels(
     rows: list[dict[str, Any]], ceilings: dict[str, float] | None
 ) -> list[dict[str, Any]]:
     """The same rows with the fraction of the roofline each kernel reaches, where its work is counted."""
-    work = count_costs(54)
     rated = []
     for row in rows:
-        kind = row["kernel"].split()[0]
+        kind, *numbers = row["kernel"].split()
+        work = count_work(row["channels"], row["message_degree"], later="2" in numbers)
         if ceilings and kind in work and not row["kernel"].endswith("forward"):
             floor_ms = find_floor(work[kind], ceilings) * row["atoms"] * 1e3
             row = row | {"roofline_fraction": floor_ms / row["median_ms"]}
         rated.append(row)
     return rated
+
+
+def count_work(channels: int, degree: int, *, later: bool) -> dict[str, Cost]:
+    """Least work of the kernels of a hop; of sums of a later hop with directed messages that of those.
+
+    Perceptrons of directed messages are not counted hop by hop, and left out.
+    """
+    work = count_costs(54, channels, channels)
+    if degree:
+        del work["node_perceptron"]
+        directed = count_directed(54, channels, channels, degree=degree)
+        del directed["node_perceptron"]
+        work |= directed if later else {}
+    return work
+
+
+def name_kind(row: dict[str, Any]) -> str:
+    return f"m{row['hops']} C{row['channels']}{' directed' * (row['message_degree'] > 0)}"
 
 
 def print_checks(checks: list[dict[str, Any]]) -> None:
@@ -39,6 +57,7 @@ def print_checks(checks: list[dict[str, Any]]) -> None:
     )
     for c in checks:
         label = f"{c['system']} m{c['hops']} C{c['channels']} S{c['species']} {c['scatter']}"
+        label += " directed" * (c["message_degree"] > 0)
         print(
             f"{label:<20} {c['force_error_rms']:.2e}  {c['force_error_max']:.2e}  "
             f"{c['eager_float32_error_rms']:.2e}  {c['eager_float32_error_max']:.2e}  "
@@ -52,7 +71,10 @@ def print_record(record: dict[str, Any]) -> None:
     ceilings = record.get("ceilings")
     print({k: round(v, 2) for k, v in (ceilings or {}).items()})
     for row in record["kernels"]:
-        line = f"m{row['hops']} {row['kernel']:<26} {row['median_ms'] * 1e6 / row['atoms']:7.2f} ns/atom"
+        kind = f"m{row['hops']} C{row['channels']}{' directed' * (row['message_degree'] > 0)}"
+        line = (
+            f"{kind:<15} {row['kernel']:<26} {row['median_ms'] * 1e6 / row['atoms']:7.2f} ns/atom"
+        )
         if "roofline_fraction" in row:
             line += f" {100 * row['roofline_fraction']:5.1f} % of roofline"
         print(line)
@@ -60,7 +82,7 @@ def print_record(record: dict[str, Any]) -> None:
         eager = row.get("eager", {}).get("median_ms", float("nan"))
         virial = "" if row["virial"] else " no virial"
         print(
-            f"m{row['hops']} C{row['channels']} {row['atoms']:>9} atoms {row['scatter']:<5}{virial} "
+            f"{name_kind(row):<15} {row['atoms']:>9} atoms {row['scatter']:<5}{virial} "
             f"graph {row['graph']['median_ms']:9.4f} ms eager {eager:7.3f} ms "
             f"{row['atom_steps_per_s'] / 1e6:7.2f} M/s {row['bytes_per_atom']:6.0f} B/atom "
             f"{'' if row['finite'] else 'NOT FINITE'}"
