@@ -42,3 +42,24 @@ def test_second_derivatives_of_every_generic_op(program):
         "segment_gather",
     ]
     assert all(row["error_of_result"] < 1e-5 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["edge_features", "fused_mlp", "segment_sum", "segment_gather"])
+def test_both_ways_to_second_derivatives_give_all_that_training_reads(program, name, monkeypatch):
+    """Values and the first gradient are results too, or a compiler leaves out what only they need."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    suite = next(s for s in program.list_suites() if s.function.__name__ == name)
+    case = next(c for c in suite.cases if not c.production)
+    arguments = case.build(CPU, torch.float64)
+    plain, composed = (
+        program.differentiate_twice(suite.reference, arguments, compiled)()
+        for compiled in (False, True)
+    )
+    outputs = program.list_tensors(suite.reference(*arguments))
+    leaves = program.list_tensors(arguments)
+    assert len(plain) == 2 * len(outputs) + 1 + len(leaves)
+    for one, other in zip(plain, composed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    for one, output in zip(plain, outputs, strict=False):
+        torch.testing.assert_close(one, output)
+    assert plain[len(outputs)].shape == leaves[0].shape

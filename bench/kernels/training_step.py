@@ -1,9 +1,9 @@
 """Training steps with the generic Triton ops, torch, and torch.compile; and second derivatives of each generic op.
 
 Run from the root of the repository: ``python bench/kernels/training_step.py [--budget-seconds 70]``. Needs torch and
-this repository, and a GPU for anything but ``--tiny``. A step is what ``fastff train`` does with one batch: losses of
-forces, energies and stress, backward, and the optimiser (SOAP) or not; frames are copper-gold crystals and boxes of
-water with random labels. ``auto`` is what a user gets, ``triton`` forces the kernels where a student has any, ``torch``
+this repository, and a GPU for anything but ``--tiny``; ``--only second`` leaves out the steps. A step is what
+``fastff train`` does with one batch: losses of forces, energies and stress, backward, and the optimiser (SOAP) or not;
+frames are copper-gold crystals and boxes of water with random labels. ``auto`` is what a user gets, ``triton`` forces the kernels where a student has any, ``torch``
 is the reference, ``compiled`` is torch.compile of it. ``graph`` replays losses and their backward pass from a CUDA
 graph, as the trainer does; ``plain`` does not. Gradients are compared with those of the student in float64.
 
@@ -208,7 +208,7 @@ def measure(call: Callable[[], Any], budget: float) -> Row:
 
 
 def list_second(device: torch.device, variant: str, budget: float, tiny: bool) -> Iterator[Row]:
-    """Gradient of the gradient of each generic op: in all its arguments, of that in the first one."""
+    """Values of each generic op, gradient in its first argument, and gradient of that in all of them."""
     for suite in list_suites():
         name = suite.function.__name__
         if name not in GENERIC:
@@ -236,7 +236,11 @@ def list_second(device: torch.device, variant: str, budget: float, tiny: bool) -
 def differentiate_twice(
     function: Callable[..., Any], arguments: Any, compiled: bool
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """A call that gives the second derivative; compiled, two nested pullbacks become one graph without autograd."""
+    """A call that gives values, first and second derivative; compiled, nested pullbacks become one graph.
+
+    A training step reads all three. Without the first two a compiler leaves out what only they need: of linear ops two
+    kernels of three.
+    """
     leaves = [one.detach() for one in list_tensors(arguments)]
 
     def fill(tensors: tuple[Tensor, ...]) -> Any:
@@ -267,10 +271,12 @@ def differentiate_twice(
     def call() -> tuple[Tensor, ...]:
         inputs = [one.requires_grad_() for one in leaves]
         cotangents = [one.requires_grad_() for one in seeds]
-        (first,) = torch.autograd.grad(run(*inputs), inputs[0], cotangents, create_graph=True)
-        return torch.autograd.grad(
+        found = run(*inputs)
+        (first,) = torch.autograd.grad(found, inputs[0], cotangents, create_graph=True)
+        second = torch.autograd.grad(
             first, [*inputs, *cotangents], turn, allow_unused=True, materialize_grads=True
         )
+        return (*(one.detach() for one in found), first.detach(), *second)
 
     def pull(first: Tensor, rest: tuple[Tensor, ...], given: tuple[Tensor, ...]) -> Tensor:
         return torch.func.vjp(lambda x: run(x, *rest), first)[1](given)[0]
@@ -278,8 +284,8 @@ def differentiate_twice(
     def compose(*tensors: Tensor) -> tuple[Tensor, ...]:
         n = len(leaves)
         own, given, direction = tensors[:n], tensors[n:-1], tensors[-1]
-        back = torch.func.vjp(lambda *x: pull(x[0], x[1:n], x[n:]), *own, *given)[1]
-        return back(direction)
+        first, back = torch.func.vjp(lambda *x: pull(x[0], x[1:n], x[n:]), *own, *given)
+        return (*run(*own), first, *back(direction))
 
     if not compiled:
         return call
@@ -312,6 +318,8 @@ def list_steps(
     def make(key: tuple[str, str, int], backend: str, manner: str) -> Callable[[], Iterator[Row]]:
         return lambda: find(key).list_rows(backend, manner, budget)
 
+    if arguments.only == "second":
+        keys = []
     for key in keys:
         for manner in manners:
             yield "steps", make(key, "torch", manner)
@@ -320,11 +328,12 @@ def list_steps(
                 yield "steps", make(key, "auto", manner)
             if on_gpu and key[0] == "painn":
                 yield "steps", make(key, "triton", manner)
-    for variant in ("triton", "eager") if on_gpu else ("eager",):
-        yield "second", lambda v=variant: list_second(device, v, budget, arguments.tiny)
+    variants = ("triton", "eager", "compiled") if on_gpu else ("eager", "compiled")
+    for variant in () if arguments.only == "steps" else variants:
+        if variant != "compiled" or not arguments.no_compile:
+            yield "second", lambda v=variant: list_second(device, v, budget, arguments.tiny)
     if arguments.no_compile:
         return
-    yield "second", lambda: list_second(device, "compiled", budget, arguments.tiny)
     for key in sorted(keys, key=lambda key: (key[2], key[0] == "painn", key[1])):
         for manner in manners:
             yield "steps", make(key, "compiled", manner)
@@ -335,6 +344,7 @@ def main() -> None:
     parser.add_argument("--budget-seconds", type=float, default=600.0)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="atoms a batch")
+    parser.add_argument("--only", choices=("steps", "second"), help="both if left out")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="small everything, on a CPU too")
     arguments = parser.parse_args()
