@@ -3,9 +3,10 @@
 Run from the root of the repository: ``python bench/kernels/training_step.py [--budget-seconds 70]``. Needs torch and
 this repository, and a GPU for anything but ``--tiny``; ``--only second`` leaves out the steps. A step is what
 ``fastff train`` does with one batch: losses of forces, energies and stress, backward, and the optimiser (SOAP) or not;
-frames are copper-gold crystals and boxes of water with random labels. ``auto`` is what a user gets, ``triton`` forces the kernels where a student has any, ``torch``
-is the reference, ``compiled`` is torch.compile of it. ``graph`` replays losses and their backward pass from a CUDA
-graph, as the trainer does; ``plain`` does not. Gradients are compared with those of the student in float64.
+frames are copper-gold crystals and boxes of water with random labels. ``auto`` is what a user gets, ``triton`` forces
+the kernels where a student has any, ``torch`` is the reference, ``compiled`` is torch.compile of it. ``graph``
+replays losses and their backward pass from a CUDA graph, as the trainer does; ``plain`` does not. Gradients are
+compared with those of the student in float64.
 
 Compiling takes longest and comes last; what the time did not suffice for says so. Writes ``training_step.json`` to the
 folder ``OUT`` if that variable is set, else to ``bench/results/kernels``.
