@@ -17,6 +17,7 @@ import copy
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,9 @@ def find_forces(evaluator: Evaluator, images: list[Atoms]) -> list[np.ndarray]:
     ]
 
 
-def measure(name: str, device: torch.device, n_steps: int) -> dict[str, Any]:
+def measure(
+    name: str, device: torch.device, n_steps: int, precisions: Sequence[str] = PRECISIONS
+) -> dict[str, Any]:
     """Root mean square and largest error of a force component, eV/Å, by precision."""
     path = resolve_model(name)
     single, double = (
@@ -81,11 +84,16 @@ def measure(name: str, device: torch.device, n_steps: int) -> dict[str, Any]:
     images = [rattled, heat(single, rattled, hottest, n_steps)]
     return {
         "model": path.stem, "cutoff_A": single.cutoff, "sha256": single.header.get("sha256"),
-        "hottest_K": hottest, **compare_precisions(single, double, images),
+        "hottest_K": hottest, **compare_precisions(single, double, images, precisions),
     }  # fmt: skip
 
 
-def compare_precisions(single: Student, double: Student, images: list[Atoms]) -> dict[str, Any]:
+def compare_precisions(
+    single: Student,
+    double: Student,
+    images: list[Atoms],
+    precisions: Sequence[str] = PRECISIONS,
+) -> dict[str, Any]:
     """Errors of the student in float32 against the same in float64, on some structures."""
     with kernels.use("torch"):
         exact, plain = (
@@ -103,7 +111,7 @@ def compare_precisions(single: Student, double: Student, images: list[Atoms]) ->
         "force_rms": float(np.sqrt(np.mean(np.concatenate([f.ravel() for f in exact]) ** 2))),
         "torch float32": compare(plain),
     }  # fmt: skip
-    for precision in PRECISIONS:
+    for precision in precisions:
         evaluator = Evaluator(single, precision=precision)
         row[precision] = compare(find_forces(evaluator, images))
     row["path"] = evaluator.explain().path
@@ -129,7 +137,11 @@ def build_untrained(
 
 
 def measure_untrained(
-    system: str, architecture: str, message_degree: int, device: torch.device
+    system: str,
+    architecture: str,
+    message_degree: int,
+    device: torch.device,
+    precisions: Sequence[str] = PRECISIONS,
 ) -> dict[str, Any]:
     """As :func:`measure`, of a random student on a system of the study."""
     rng = np.random.default_rng(0)
@@ -140,7 +152,7 @@ def measure_untrained(
         images[-1].positions += rng.normal(scale=width, size=lattice.positions.shape)
     single = build_untrained(images, architecture, message_degree, device)
     double = copy.deepcopy(single).double()
-    return {"system": system, **compare_precisions(single, double, images)}
+    return {"system": system, **compare_precisions(single, double, images, precisions)}
 
 
 def main() -> None:
@@ -148,7 +160,9 @@ def main() -> None:
     parser.add_argument("models", nargs="*", help="files or names; all shipped ones if left out")
     names = [one.name for one in SYSTEMS]
     parser.add_argument("--systems", nargs="*", choices=names, default=names)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     arguments = parser.parse_args()
+    precisions = arguments.precisions
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record: dict[str, Any] = {
         "provenance": tuning.describe_machine(device), "rows": [], "untrained": [],
@@ -162,10 +176,10 @@ def main() -> None:
         (folder / "student_errors.json").write_text(json.dumps(record, indent=1) + "\n")
 
     for name in arguments.models or list_shipped():
-        store("rows", measure(name, device, 4000 if device.type == "cuda" else 5))
+        store("rows", measure(name, device, 4000 if device.type == "cuda" else 5, precisions))
     for system in arguments.systems:
         for architecture, degree in UNTRAINED:
-            store("untrained", measure_untrained(system, architecture, degree, device))
+            store("untrained", measure_untrained(system, architecture, degree, device, precisions))
 
 
 if __name__ == "__main__":
