@@ -1,12 +1,12 @@
 """Force errors of the fused kernels against float64: of trained students, and of random ones of every study system.
 
 Run from the root of the repository on a GPU: ``python bench/kernels/student_errors.py [MODEL ...]``; a model is a file
-or the name of a shipped one, by default all shipped ones. Structures are those in the model file, rattled by 0.1 Å,
-as they are and after 2 ps of the student's own dynamics at the highest temperature of its training. Students without
+or the name of a shipped one, by default all shipped ones. Structures are those in the model file, rattled by 0.1 Å, as
+they are and after 2 ps of the student's own dynamics at the highest temperature of its training. Students without
 training, calibrated on the material, are of every architecture with fused kernels, with scalar and directed messages,
-on each system of the study (``bench/study_systems.py``) rattled by 0.05 and 0.15 Å; their forces are scaled to 1 eV/Å
-RMS. Every precision of the products (:class:`~fastff.kernels.moment_potential.workspace.Options`) is measured, and
-float32 in plain torch. Writes ``student_errors.json`` to the folder ``OUT`` if that variable is set, else to
+on each system of the study (``bench/study_systems.py``) rattled by 0.05 and 0.15 Å; their learned forces are scaled to
+1 eV/Å RMS. Every precision of the products (:class:`~fastff.kernels.moment_potential.workspace.Options`) is measured,
+and float32 in plain torch. Writes ``student_errors.json`` to the folder ``OUT`` if that variable is set, else to
 ``bench/results/kernels``.
 """
 
@@ -121,7 +121,7 @@ def compare_precisions(
 def build_untrained(
     images: list[Atoms], architecture: str, message_degree: int, device: torch.device
 ) -> Student:
-    """A random student in float32, calibrated on structures and scaled to forces of 1 eV/Å RMS there."""
+    """A random student in float32, calibrated on structures, with learned forces of 1 eV/Å RMS there."""
     elements = tuple(sorted({int(z) for one in images for z in one.numbers}))
     torch.manual_seed(0)
     config = configure_student(architecture, elements, message_degree=message_degree)
@@ -130,9 +130,12 @@ def build_untrained(
     dense = lay_out_edges(edge_vectors(graph), graph.edge_index, graph.n_atoms, student.cutoff)
     student.calibrate(dense.vectors, dense.senders, student.find_species(graph.numbers))
     student = student.to(device).eval().requires_grad_(False)
-    with kernels.use("torch"):
-        forces = np.concatenate(find_forces(Evaluator(student), images))
-    student.energy_scale.div_(float(np.sqrt(np.mean(forces**2))))
+    found = []
+    for scale in (1.0, 0.0):  # without what is learned the core repulsion is left
+        student.energy_scale.fill_(scale)
+        with kernels.use("torch"):
+            found.append(np.concatenate(find_forces(Evaluator(student), images)))
+    student.energy_scale.fill_(1.0 / float(np.sqrt(np.mean((found[0] - found[1]) ** 2))))
     return student.float()
 
 
