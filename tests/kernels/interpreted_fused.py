@@ -373,7 +373,7 @@ FUSED = ("moments", "invariants", "node_perceptron", "invariants_adjoint", "mome
     ("degree", "expected"),
     [
         (0, FUSED),
-        (1, ("moments", "invariants", *FUSED[3:], "moments", "node_perceptron", "moments_adjoint")),
+        (1, ("moments", "node_perceptron", "moments_adjoint", "moments", "invariants", *FUSED[3:])),
     ],
 )
 def test_workloads_of_tuning(degree, expected, cpu):

@@ -79,6 +79,8 @@ def list_workloads(
             return
     repeats = choose_repeats(widths, device) if repeats is None else repeats
     system = build_lattice("Cu", repeats, reach, device, rattle=0.1)
+    if degree:  # first, because students of scalar messages need the others too
+        yield from list_directed(directed, system)
     potential = FusedPotential(weights, device)
     packed, block = potential.packed, potential.packed.blocks[0]
     space = potential.allocate(*system.matrix.entries.shape)
@@ -169,8 +171,6 @@ def list_workloads(
         )
     yield make(node.PULLBACK_SPACE, launch_pullback, define_pullback, restore_pullback, **both)
     yield make(ADJOINT_SPACE, launch_adjoint, define_adjoint, restore_adjoint, channels=channels)
-    if degree:
-        yield from list_directed(directed, system)
 
 
 def make(
