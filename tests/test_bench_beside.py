@@ -435,16 +435,17 @@ def test_kernels_say_what_cannot_be_measured(kernel_record):
 
 
 def test_ops_are_chosen_by_name(kernel_record):
-    """By the whole name, or all whose name begins with it and a comma; widths of shipped models are among them."""
+    """By the whole name, or all that begin with it and a comma; shipped widths and directed messages are among them."""
     known = report_kernels.list_ops(torch.device("cuda"))
     assert len(known) == len(set(known))
     choose = report_kernels.choose_ops
     assert choose(None, known) == set(known)
     assert choose(["moments", "evaluation, m2-l"], known) == {
-        "moments", "moments, C=32", "evaluation, m2-l",
+        "moments", "moments, C=32", "moments, directed", "moments, C=32, directed", "evaluation, m2-l",
     }  # fmt: skip
     assert choose(["evaluation"], known) == {
-        "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l",
+        "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l", "evaluation, 2 hops directed",
+        "evaluation, m2-l directed",
     }  # fmt: skip
     with pytest.raises(UsageError, match="--op moment: nothing of that name is measured here"):
         choose(["moment", "moments"], known)
