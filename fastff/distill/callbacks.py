@@ -1,7 +1,7 @@
 """What Lightning calls while a student trains, and how its trainer is kept quiet.
 
-Here: progress, averaged weights, early stopping, signals. Not here: the order of a training
-(:mod:`fastff.distill.train`), the loss (:mod:`fastff.distill.module`).
+Here: progress, averaged weights, early stopping, signals and how often processes ask each other for them. Not here:
+the order of a training (:mod:`fastff.distill.train`), the loss (:mod:`fastff.distill.module`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class LatePatience(EarlyStopping):
             self.patience, self.wait_count = sys.maxsize, 0
         super().on_validation_end(trainer, pl_module)
         self.patience = patience
-        newest = float(trainer.callback_metrics["accuracy"])
+        newest = pl_module.learning_curve[-1]["accuracy"]  # metrics of Lightning are in single precision
         self.reached = self._stop_at is not None and newest >= self._stop_at
         if self.reached and self._path is not None:
             trainer.save_checkpoint(self._path, weights_only=False)
@@ -148,6 +148,30 @@ def average_weights(
     """Exponential moving average in place, with a decay that grows from 0.1 so that early weights fade."""
     n = int(n_averaged)
     torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
+
+
+class SpacedSignals(Callback):
+    """Lets processes that train together on GPUs ask each other for a SIGTERM every ``interval`` steps only.
+
+    Lightning (2.6) broadcasts it before each step and reads the answer at once, so that the host waits for the GPU and
+    the GPU then for the host. On CPUs nothing is gained, and every step asks.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Ask less often; a Lightning that does not ask is left alone."""
+        loop = trainer.fit_loop.epoch_loop
+        ask = getattr(loop, "_broadcast_sigterm_tensor", None)
+        if ask is None or trainer.strategy.root_device.type != "cuda":
+            return
+
+        def ask_sometimes() -> None:
+            if trainer.global_step % self._interval == 0:  # the same on all processes
+                ask()
+
+        loop._broadcast_sigterm_tensor = ask_sometimes
 
 
 @contextmanager

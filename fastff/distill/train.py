@@ -23,6 +23,7 @@ from fastff.checkpoint import save_model, write_atomically
 from fastff.distill.callbacks import (
     AveragedWeights,
     LatePatience,
+    SpacedSignals,
     StepReporter,
     TrainProgress,
     pass_signals_on,
@@ -45,7 +46,7 @@ from fastff.distill.data import (
 )
 from fastff.distill.launch import JOB_NAME, START_NAME, run_workers, write_job
 from fastff.distill.losses import LossWeights
-from fastff.distill.module import DistillationModule
+from fastff.distill.module import CHECK_INTERVAL, DistillationModule
 from fastff.distill.ranks import check_group, place_trainer
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
@@ -287,6 +288,7 @@ def _fit(
         patience=settings.patience,
     )
     callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper]
+    callbacks.append(SpacedSignals(CHECK_INTERVAL))
     if on_step is not None:
         callbacks.append(StepReporter(on_step))
     with quiet_lightning(), pass_signals_on():
