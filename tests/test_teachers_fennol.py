@@ -241,6 +241,11 @@ def test_elements_charges_and_info() -> None:
     assert teacher.info.licence == "MIT"
     assert "Smith" in teacher.info.citation
     assert json.dumps(teacher.info.to_dict())
+    assert "cpu" not in teacher.info.version  # labels of CPU and GPU mix
+    assert "on the CPU" in teacher.info.notes[0]
+    assert teacher.info.settings == ""
+    single = make_teacher(precision="float32")
+    assert single.info.settings == "precision=float32"
     with pytest.raises(UnsupportedElementError, match="S"):
         teacher.label([molecule("SH2")])
     charged = molecule("H2O")

@@ -52,6 +52,9 @@ class TeacherInfo:
         What a user must know of this teacher, in whole sentences.
     max_neighbors : int or None
         Neighbors kept per atom where that number is reached in ordinary matter, so that energies and forces jump.
+    settings : str
+        Options that change what it says of a structure, as :func:`describe_settings` writes them; empty where all have
+        their usual values. Labels made with different settings do not mix.
     """
 
     name: str
@@ -66,6 +69,7 @@ class TeacherInfo:
     cutoff: float | None
     notes: tuple[str, ...] = ()
     max_neighbors: int | None = None
+    settings: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able dictionary."""
@@ -297,6 +301,11 @@ def check_options(
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
             raise UsageError(f"teacher '{family}' has no option '{key}'; {hint}")
     return dict(options)
+
+
+def describe_settings(**values: Any) -> str:
+    """``key=value, ...`` of the values that are not None, sorted: :attr:`TeacherInfo.settings`."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()) if value is not None)
 
 
 def pick_variant(family: str, variant: str | None, known: Sequence[str], default: str) -> str:
