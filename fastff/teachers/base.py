@@ -203,13 +203,14 @@ def check_structure(atoms: Atoms) -> None:
 
 
 def complete_structure(atoms: Atoms, padding: float, *, all_periodic: bool = False) -> Atoms:
-    """A copy with a full cell and all atoms inside it, which any teacher reads the same way.
+    """A copy with a full, right-handed cell and all atoms inside it, which any teacher reads the same way.
 
     Parameters
     ----------
     atoms : ase.Atoms
     padding : float, Å
         Non-periodic vectors become extent + 2 * padding long, orthogonal to the others; atoms are centred along them.
+        The vectors of a left-handed cell are turned round, which leaves the crystal and the axes as they are.
     all_periodic : bool
         Set periodic boundaries everywhere; harmless if ``padding`` is at least the teacher's cut-off.
 
@@ -221,6 +222,8 @@ def complete_structure(atoms: Atoms, padding: float, *, all_periodic: bool = Fal
     pbc = np.asarray(atoms.pbc, dtype=bool)
     positions = np.array(atoms.positions, dtype=np.float64)
     cell = complete_cell(positions, atoms.cell.array, pbc, padding)
+    if np.linalg.det(cell) < 0.0:  # CHGNet turns the sign of stress with that of the volume
+        cell = -cell
     fractional = np.linalg.solve(cell.T, positions.T).T
     free = ~pbc
     fractional[:, pbc] %= 1.0
