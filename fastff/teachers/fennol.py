@@ -110,6 +110,7 @@ class FeNNolTeacher(Teacher):
         usual = BATCH_ATOMS.get(found["platform"], BATCH_ATOMS["cpu"])
         self.batch_atoms = int(self._options.get("batch_atoms", usual))
         self.padding = max(float(found["cutoff"]), 5.0)
+        self._ewald = bool(found.get("ewald", False))
         self._takes_charge: bool | None = None  # found out when a charge is first met
         self.n_members = len(paths)
         self.n_compiled = 0  # programs that JAX has compiled for labelling
@@ -133,6 +134,13 @@ class FeNNolTeacher(Teacher):
         )
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:
+        for atoms in structures:
+            if self._ewald and atoms.pbc.any() and not atoms.pbc.all():
+                raise DataError(
+                    f"{atoms.get_chemical_formula()} is periodic in some directions only, and {self.info.weights} has "
+                    "long-range sums over images in all three, whose energy would depend on the empty space; set pbc "
+                    "in all directions with the vacuum of your choice, or in none"
+                )
         return [labels for labels, _ in self._evaluate(structures)]
 
     def label_with_spread(self, structures: Sequence[Atoms]) -> list[tuple[Labels, Spread]]:
