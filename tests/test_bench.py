@@ -295,6 +295,17 @@ def test_labels_of_another_teacher_are_said(result, model, tmp_path):
     assert any("made by other" in note for note in judged.notes)
 
 
+def test_direct_and_truncated_teachers_are_called_so(result, model, tmp_path):
+    path = tmp_path / "labels.h5"
+    about = {**result.record.teacher, "conservative": False, "max_neighbors": 20}
+    write_labels(path, result.frames, about)
+    judged = run_bench(model, labels=path)
+    page = write_results(judged, tmp_path / "report")["report.html"].read_text()
+    for words in ("Direct teacher", "Truncated-neighbor teacher: at most 20"):
+        assert any(words in note for note in judged.record.notes)
+        assert words in page
+
+
 def test_labels_in_a_wrong_unit_are_caught(result, model, tmp_path, teacher):
     """Stress in GPa: only a student that follows its teacher can tell, so the teacher itself plays the student."""
     from fastff.report.comparison import compare_frames

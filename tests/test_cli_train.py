@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -65,12 +66,13 @@ def test_verdict_on_labels_says_what_the_test_frames_are(
     if teacher is not None:  # one that no command can load
         frames = read(labels, index=":")
         for atoms in frames:
-            atoms.info["teacher"] = teacher
+            atoms.info["teacher"] = json.dumps({"name": teacher, "conservative": False})
         write(labels, frames, format="extxyz")
     code, out, err = run_train("--labels", labels, "--out", tmp_path / "run", *SHORT)
     assert code == 0, err
     assert "left out between blocks" in out
     assert "8 frames of other blocks of the file" in out
+    assert ("Direct teacher" in out) == (teacher is not None)
     assert "only 8 test frames" in out
     assert "--labels FILE" in out
     assert "--compare-teacher" not in out

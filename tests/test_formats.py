@@ -18,7 +18,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from fastff.distill.export import write_labels
 from fastff.distill.formats import LabelKeys, read_labels
-from fastff.distill.validate import validate_frames
+from fastff.distill.validate import estimate_total_energy, validate_frames
 from fastff.errors import DataError
 from fastff.labels import Frame, Labels
 from tests.test_store import TEACHER, assert_same, make_frame
@@ -284,6 +284,9 @@ def test_sound_labels_give_no_findings() -> None:
         ("forces against energy", lambda x: replace(x, energy=x.energy * 23.06, forces=x.forces)),
         ("forces against energy", lambda x: replace(x, forces=x.forces * 1.8897)),  # eV and eV/bohr
         ("forces against energy", lambda x: replace(x, forces=x.forces / 1.8897)),
+        ("large forces", lambda x: replace(x, energy=x.energy * 96.5, forces=x.forces * 96.5)),
+        ("energy unit", lambda x: replace(x, energy=x.energy - 8 * 1640.0)),  # hartree, of Cu8
+        ("energy unit", lambda x: replace(x, energy=x.energy - 8 * 1640.0 * 627.5)),
         ("stress sign", lambda x: replace(x, stress=-x.stress)),
         ("large stress", lambda x: replace(x, stress=x.stress * 160.2)),
         ("no stress", lambda x: replace(x, stress=None)),
@@ -298,6 +301,21 @@ def test_each_fault_is_found(check: str, fault: Callable[[Labels], Labels]) -> N
     report = validate_frames(frames)
     assert check in [finding.check for finding in report.findings]
     assert check in str(report)
+
+
+def test_total_energies_in_ev_are_no_finding() -> None:
+    frames = [
+        replace(frame, labels=replace(frame.labels, energy=frame.labels.energy - 8 * 44627.0))
+        for frame in make_copper_frames()
+    ]
+    assert validate_frames(frames).findings == ()
+
+
+@pytest.mark.parametrize(("z", "energy"), [(1, -0.5), (6, -37.7), (8, -74.8), (29, -1639.0)])
+def test_estimate_of_total_energies_equals_hartree_fock(z: int, energy: float) -> None:
+    assert estimate_total_energy(np.array([z])) == pytest.approx(
+        energy, rel=0.08 if z == 1 else 0.01
+    )
 
 
 def test_repeats_and_contacts_are_found() -> None:

@@ -337,5 +337,6 @@ def test_direct_and_truncated_teachers_are_called_so() -> None:
     assert describe_caveats(info) == []
     assert "Direct" in describe_caveats(replace(info, conservative=False))[0]
     assert "at most 20" in describe_caveats(replace(info, max_neighbors=20))[0]
+    assert describe_caveats({"name": "of another program"}) == []
     check = {"conservative": False, "slope_mismatch": 0.3}
     assert "30.0 %" in describe_caveats(info, check)[0]

@@ -155,6 +155,19 @@ def test_one_atom_cell_equals_its_supercell(teacher: Teacher) -> None:
     np.testing.assert_allclose(single.stress, large.stress, rtol=atol, atol=atol)
 
 
+def test_left_handed_cell_is_the_same_crystal(teacher: Teacher) -> None:
+    """CHGNet would give the stress the sign of the volume."""
+    atoms = rattle(bulk("Cu", a=3.5, cubic=True))
+    left = atoms.copy()
+    left.set_cell(atoms.cell.array[[1, 0, 2]], scale_atoms=False)
+    assert np.linalg.det(left.cell.array) < 0
+    first, second = teacher.label([atoms, left])
+    atol = get_tolerance(teacher)
+    assert abs(first.energy - second.energy) / len(atoms) < atol
+    np.testing.assert_allclose(first.forces, second.forces, rtol=1e-5, atol=10 * atol)
+    np.testing.assert_allclose(first.stress, second.stress, rtol=1e-5, atol=atol)
+
+
 def test_atoms_many_boxes_away_are_wrapped(teacher: Teacher) -> None:
     atoms = rattle(bulk("Cu", cubic=True))
     away = atoms.copy()

@@ -125,6 +125,41 @@ def test_slabs_wires_and_tiny_cells() -> None:
     np.testing.assert_allclose(small.stress, large.stress, atol=1e-8)
 
 
+EWALD = """
+import sys
+import jax
+from collections import OrderedDict
+from fennol import FENNIX
+FENNIX(
+    cutoff=5.0,
+    rng_key=jax.random.PRNGKey(0),
+    energy_terms=["coulomb", "repulsion"],
+    preprocessing=OrderedDict(lr={"module_name": "GRAPH", "graph_key": "far", "cutoff": 6.0, "k_space": True}),
+    modules=OrderedDict(
+        charges={"module_name": "CHEMICAL_CONSTANT", "value": {"H": 0.4, "O": -0.8}},
+        coulomb={"module_name": "COULOMB", "charges_key": "charges", "graph_key": "far"},
+        repulsion={"module_name": "REPULSION_ZBL"},
+    ),
+).save(sys.argv[1])
+"""
+
+
+def test_long_range_sums_are_refused_where_some_directions_are_periodic(tmp_path: Path) -> None:
+    make_teacher()
+    path = tmp_path / "ewald.fnx"
+    python = os.environ.get(PYTHON_VARIABLE) or sys.executable
+    subprocess.run([python, "-c", EWALD, str(path)], check=True, capture_output=True)
+    teacher = load_teacher(f"fennol:{path}", device="cpu")
+    box = make_water_box()
+    small, large = teacher.label([box, box * (2, 1, 1)])
+    assert small.energy == pytest.approx(large.energy / 2, abs=1e-4)
+    np.testing.assert_allclose(small.stress, large.stress, atol=1e-5)
+    assert teacher.label([molecule("H2O")])[0].stress is None
+    box.pbc = (True, True, False)
+    with pytest.raises(DataError, match="depend on the empty space"):
+        teacher.label([box])
+
+
 def test_lone_atoms() -> None:
     labels = make_teacher().label([Atoms("O"), Atoms("H"), Atoms("O")])
     assert labels[0].energy == pytest.approx(labels[2].energy, abs=1e-8)
@@ -241,6 +276,11 @@ def test_elements_charges_and_info() -> None:
     assert teacher.info.licence == "MIT"
     assert "Smith" in teacher.info.citation
     assert json.dumps(teacher.info.to_dict())
+    assert "cpu" not in teacher.info.version  # labels of CPU and GPU mix
+    assert "on the CPU" in teacher.info.notes[0]
+    assert teacher.info.settings == ""
+    single = make_teacher(precision="float32")
+    assert single.info.settings == "precision=float32"
     with pytest.raises(UnsupportedElementError, match="S"):
         teacher.label([molecule("SH2")])
     charged = molecule("H2O")

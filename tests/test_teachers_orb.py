@@ -227,6 +227,9 @@ def test_charge_and_spin_change_an_omol_model(folder: Path) -> None:
     cation.info["spin"] = 1
     with pytest.raises(DataError, match="9 electrons"):
         teacher.label([cation])
+    assert teacher.info.settings == "precision=float64"
+    other = load_small(folder, "orb-v3-conservative-omol", charge=1, spin=2)
+    assert other.info.settings == "charge=1, spin=2"
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def print_summary(console: Console, path: Path, found: LabelledSet, record: dict
     """Counts, teacher, and what is recorded."""
     from collections import Counter
 
-    from fastff.distill.labelling import describe_check
+    from fastff.distill.labelling import describe_caveats, describe_check
 
     frames = found.frames
     formulas = Counter(frame.atoms.get_chemical_formula() for frame in frames)
@@ -117,6 +117,7 @@ def print_summary(console: Console, path: Path, found: LabelledSet, record: dict
         lines.append("teacher   not recorded")
     if record.get("self_check"):
         lines.append(f"check     {describe_check(record['self_check'])}")
+    lines += [f"          {text}" for text in describe_caveats(teacher, record.get("self_check"))]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     for _, reason in found.quarantined[:5]:

@@ -40,6 +40,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         TimeRemainingColumn,
     )
 
+    from fastff.distill.labelling import describe_caveats
     from fastff.distill.rounds import RoundsListener
     from fastff.distill.run import Listener
     from fastff.report.verdict import format_percent
@@ -63,7 +64,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
     def show_plan(plan: Any, teacher: Any) -> None:
         info = teacher.info
         console.print(f"[bold]teacher[/]  {info.name} ({info.version}), licence {info.licence}")
-        for note in info.notes:
+        for note in (*info.notes, *describe_caveats(info)):
             console.print(f"         {note}", style="yellow")
         console.print(str(plan), markup=False, soft_wrap=True)
 
@@ -197,6 +198,8 @@ def print_verdict(console: Console, outcome: DistillOutcome) -> None:
         f"         energy {format_percent(test.energy)}{energy_mae}, stress {format_percent(test.stress)}",
         soft_wrap=True,
     )
+    for text in outcome.caveats:
+        console.print(f"         {text}", style="yellow", markup=False, soft_wrap=True)
     if outcome.hessian is not None:
         console.print(
             f"         Hessian-vector products {format_percent(outcome.hessian.accuracy)} "

@@ -74,9 +74,10 @@ def describe_teacher(teacher: Any) -> dict[str, Any]:
 def identify_teacher(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the entries of a teacher record that decide whether labels may be mixed.
 
-    Name, package version and the SHA-256 of the weights; where no hash is known, the name of the weights.
+    Name, package version, settings that change labels, and the SHA-256 of the weights; where no hash is known, the name
+    of the weights.
     """
-    identity = {key: str(record[key]) for key in ("name", "version") if record.get(key)}
+    identity = {key: str(record[key]) for key in ("name", "version", "settings") if record.get(key)}
     for key in ("weights_sha256", "weights"):
         if record.get(key):
             identity[key] = str(record[key])
@@ -85,7 +86,7 @@ def identify_teacher(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def require_same_teacher(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
-    """Raise unless two teacher records name the same teacher, version and weights.
+    """Raise unless two teacher records name the same teacher, version, settings and weights.
 
     Raises
     ------
@@ -96,13 +97,18 @@ def require_same_teacher(stored: Mapping[str, Any], given: Mapping[str, Any], wh
     differing = [key for key in sorted(left | right) if left.get(key) != right.get(key)]
     if differing:
         details = "; ".join(
-            f"{key} is {left.get(key, 'unknown')!r} there and {right.get(key, 'unknown')!r} now"
+            f"{key} is {_name_entry(left, key)} there and {_name_entry(right, key)} now"
             for key in differing
         )
         raise DataError(
             f"{where} holds labels of another teacher: {details}. "
             "Write to a new label file, or use the teacher that made this one."
         )
+
+
+def _name_entry(identity: Mapping[str, str], key: str) -> str:
+    usual = "the usual ones" if key == "settings" else "unknown"
+    return repr(identity[key]) if key in identity else usual
 
 
 def hash_structure(atoms: ase.Atoms, teacher: Mapping[str, Any] | None = None) -> bytes:

@@ -25,7 +25,7 @@ from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, HessianVector
 
 if TYPE_CHECKING:
-    from fastff.teachers import Teacher, TeacherInfo
+    from fastff.teachers import Teacher
 
 
 STORE_EVERY = 1.0
@@ -324,19 +324,23 @@ def displace(atoms: ase.Atoms, moves: np.ndarray) -> ase.Atoms:
     return moved
 
 
-def describe_caveats(info: TeacherInfo, check: dict[str, Any] | None = None) -> list[str]:
-    """What makes a teacher's labels less than a smooth energy and its derivatives, in whole sentences."""
-    caveats = []
-    if not info.conservative:
+def describe_caveats(teacher: Any, check: dict[str, Any] | None = None) -> list[str]:
+    """What makes a teacher's labels less than a smooth energy and its derivatives, in whole sentences.
+
+    ``teacher`` is whatever :func:`fastff.distill.content.describe_teacher` takes; records of others may lack entries.
+    """
+    record, caveats = describe_teacher(teacher), []
+    conservative, most = record.get("conservative", True), record.get("max_neighbors")
+    if not conservative:
         caveats.append(
             "Direct teacher: its forces are not the derivative of its energy; a student can follow only their "
             "conservative part."
         )
-    if info.max_neighbors is not None:
+    if most is not None:
         caveats.append(
-            f"Truncated-neighbor teacher: at most {info.max_neighbors} neighbors per atom; its energy and forces jump."
+            f"Truncated-neighbor teacher: at most {most} neighbors per atom; its energy and forces jump."
         )
-    if check and info.conservative and not check["conservative"]:
+    if check and conservative and not check["conservative"]:
         caveats.append(
             f"The forces differ from the slope of the energy by {100 * check['slope_mismatch']:.1f} %, though the "
             "teacher is said to be conservative."

@@ -21,7 +21,7 @@ from fastff.distill.content import hash_structure
 from fastff.distill.formats import LabelledSet, read_labels
 from fastff.distill.header import build_header, describe_software
 from fastff.distill.hessian import EVALUATIONS, add_to_split
-from fastff.distill.labelling import is_first_process
+from fastff.distill.labelling import describe_caveats, is_first_process
 from fastff.distill.ladder import Ladder, Trained, calibrate_uncertainty, measure_student
 from fastff.distill.planning import plan_sampling
 from fastff.distill.ranks import check_launched
@@ -117,6 +117,8 @@ class DistillOutcome:
         Of the teacher in this run and those it continues.
     hessian : HessianAccuracy or None
         Of Hessian-vector products on the test frames that have targets.
+    caveats : tuple of str
+        What speaks against taking the teacher's labels as they are.
     """
 
     model: Path
@@ -132,6 +134,7 @@ class DistillOutcome:
     sources: dict[str, Accuracy] = field(default_factory=dict)
     evaluations: int = 0
     hessian: HessianAccuracy | None = None
+    caveats: tuple[str, ...] = ()
 
     @property
     def weakest(self) -> tuple[str, Accuracy]:
@@ -292,6 +295,7 @@ def finish(
         test_kind=split.test_kind,
         target=request.target,
         teacher=labelled.teacher.get("name"),
+        caveats=tuple(describe_caveats(labelled.teacher)),
         seconds=seconds,
         attempts=ladder.attempts,
         rows=rows,

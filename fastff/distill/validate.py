@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from ase.geometry import find_mic
 from ase.neighborlist import neighbor_list
+from ase.units import Hartree
 
 from fastff.distill.content import find_label_fault, hash_structure
 from fastff.errors import DataError
@@ -36,6 +37,12 @@ LEAST_RATIO = 0.65
 """Energy differences per work of the forces, or the inverse, below which units are called wrong: 0.53 is eV/bohr."""
 LONGEST_MOVE = 0.4
 """Å; over longer steps the trapezoid rule says little of the work."""
+USUAL_FORCE = 10.0
+"""eV/Å; where half of the frames have a larger RMS force, kcal/mol or kJ/mol are likelier."""
+ENERGY_UNITS = {"hartree": 1.0, "rydberg": 2.0, "kcal/mol": 627.509, "kJ/mol": 2625.5}
+"""A hartree in units that energies of all electrons are published in, beside eV."""
+ENERGY_MATCH = 0.03
+"""Deviation from :func:`estimate_total_energy` up to which an energy is said to be in a unit."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,8 @@ def validate_frames(frames: Sequence[Frame]) -> ValidationReport:
     ValidationReport
         Findings: labels that are not finite, close contacts, force and energy outliers, large stress, missing stress of
         periodic frames, repeated structures, forces that disagree in sign or unit with energy differences between
-        neighboring frames, and stress that falls when a cell expands.
+        neighboring frames, energies of all electrons in another unit than eV, forces large throughout, and stress that
+        falls when a cell expands.
     """
     findings: list[Finding] = []
 
@@ -167,7 +175,12 @@ def validate_frames(frames: Sequence[Frame]) -> ValidationReport:
         _find_repeats(frames, sound),
         "same structure as an earlier frame",
     )
-    for finding in (_check_forces(frames, sound), _check_stress_sign(frames, periodic)):
+    for finding in (
+        _check_forces(frames, sound),
+        _check_force_size(frames, sound),
+        _check_energy_unit(frames, sound),
+        _check_stress_sign(frames, periodic),
+    ):
         if finding:
             findings.append(finding)
     return ValidationReport(len(frames), sum(len(f.atoms) for f in frames), tuple(findings))
@@ -238,6 +251,40 @@ def _check_forces(frames: Sequence[Frame], sound: Sequence[int]) -> Finding | No
     else:
         return None
     return Finding("forces against energy", "error", (), hint)
+
+
+def _check_force_size(frames: Sequence[Frame], sound: Sequence[int]) -> Finding | None:
+    """Forces that are large in most frames: energies and forces in one wrong unit agree with each other."""
+    sizes = [float(np.sqrt(np.mean(frames[i].labels.forces ** 2))) for i in sound]
+    middle = float(np.median(sizes)) if sizes else 0.0
+    if middle <= USUAL_FORCE:
+        return None
+    hint = f"RMS force of half of the frames is above {middle:.0f} eV/Å: kcal/mol/Å or kJ/mol/Å?"
+    return Finding("large forces", "warning", (), hint)
+
+
+def _check_energy_unit(frames: Sequence[Frame], sound: Sequence[int]) -> Finding | None:
+    """Total energies of all electrons are known to a few percent, and so is their unit."""
+    sizes = [
+        frames[i].labels.energy / estimate_total_energy(frames[i].atoms.numbers)
+        for i in sound
+        if frames[i].atoms.numbers.any()
+    ]
+    middle = float(np.median(sizes)) if sizes else 0.0
+    for unit, factor in ENERGY_UNITS.items():
+        if abs(middle / factor - 1.0) < ENERGY_MATCH:
+            hint = f"those of all electrons in {unit}, by their size: multiply by {Hartree / factor:.6g}, forces too?"
+            return Finding("energy unit", "warning", (), hint)
+    return None
+
+
+def estimate_total_energy(numbers: np.ndarray) -> float:
+    """Total energy of all electrons of atoms, hartree: Thomas-Fermi with the corrections of Scott and Schwinger.
+
+    Within 1 % from carbon to krypton, 8 % for hydrogen. B.-G. Englert, J. Schwinger, Phys. Rev. A 32, 26 (1985).
+    """
+    z = np.asarray(numbers, dtype=float)
+    return float(np.sum(-0.768745 * z ** (7 / 3) + 0.5 * z**2 - 0.2699 * z ** (5 / 3)))
 
 
 def _check_stress_sign(frames: Sequence[Frame], periodic: Sequence[int]) -> Finding | None:

@@ -200,6 +200,8 @@ def _assemble(
     run: Run, found: Measured, command: Sequence[str] | None, ended: str | None
 ) -> BenchResult:
     """The verified record of what was measured."""
+    from fastff.distill.labelling import describe_caveats
+
     comparisons, curves = tuple(comparison for comparison, _ in run.sets), tuple(found.curves)
     headline = find_headline_size(curves)
     ratios = compute_ratios(curves)
@@ -220,7 +222,7 @@ def _assemble(
         ratios=ratios,
         headline_size=headline,
         verdict=verdict,
-        notes=tuple(run.notes),
+        notes=(*describe_caveats(run.teacher_record), *run.notes),
         durations=run.durations,
         provenance=provenance,
         baselines=tuple(found.judged),

@@ -22,7 +22,7 @@ from ase.calculators.genericfileio import GenericFileIOCalculator
 
 from fastff.errors import DataError, FastFFError, MissingDependencyError, UsageError
 from fastff.labels import Labels
-from fastff.teachers.base import Teacher, TeacherInfo
+from fastff.teachers.base import Teacher, TeacherInfo, describe_settings
 from fastff.teachers.isolation import hush, preserve_global_state
 from fastff.teachers.weights import hash_file, read_version, require_file
 
@@ -65,6 +65,9 @@ class ASETeacher(Teacher):
         own = {key: chosen.pop(key) for key in OWN_OPTIONS if key in chosen}
         if device != "auto":
             chosen.setdefault("device", device)
+        described = ", ".join(  # where it runs does not change who it is
+            f"{key}={value!r}" for key, value in sorted(chosen.items()) if key != "device"
+        )
         digest = None
         if weights is not None:
             require_file(Path(weights), "weight file", "Check --teacher-weights.")
@@ -77,9 +80,6 @@ class ASETeacher(Teacher):
         self.padding = float(own.get("padding", 10.0))
         self.periodic_only = bool(own.get("periodic_only", False))
         package = str(target).split(".")[0].split(":")[0]
-        described = ", ".join(  # where it runs does not change who it is
-            f"{key}={value!r}" for key, value in sorted(chosen.items()) if key != "device"
-        )
         self.info = TeacherInfo(
             name=f"ase:{target}",
             family="ase",
@@ -94,6 +94,11 @@ class ASETeacher(Teacher):
             notes=(
                 "Labelled through ASE, one structure at a time.",
                 f"Non-periodic directions get a margin of {self.padding:g} Å on each side.",
+            ),
+            settings=describe_settings(
+                options=(described or None) if weights else None,  # else they stand for the weights
+                padding=own.get("padding"),
+                periodic_only=self.periodic_only or None,
             ),
         )
 

@@ -52,6 +52,9 @@ class TeacherInfo:
         What a user must know of this teacher, in whole sentences.
     max_neighbors : int or None
         Neighbors kept per atom where that number is reached in ordinary matter, so that energies and forces jump.
+    settings : str
+        Options that change what it says of a structure, as :func:`describe_settings` writes them; empty where all have
+        their usual values. Labels made with different settings do not mix.
     """
 
     name: str
@@ -66,6 +69,7 @@ class TeacherInfo:
     cutoff: float | None
     notes: tuple[str, ...] = ()
     max_neighbors: int | None = None
+    settings: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able dictionary."""
@@ -199,13 +203,14 @@ def check_structure(atoms: Atoms) -> None:
 
 
 def complete_structure(atoms: Atoms, padding: float, *, all_periodic: bool = False) -> Atoms:
-    """A copy with a full cell and all atoms inside it, which any teacher reads the same way.
+    """A copy with a full, right-handed cell and all atoms inside it, which any teacher reads the same way.
 
     Parameters
     ----------
     atoms : ase.Atoms
     padding : float, Å
         Non-periodic vectors become extent + 2 * padding long, orthogonal to the others; atoms are centred along them.
+        The vectors of a left-handed cell are turned round, which leaves the crystal and the axes as they are.
     all_periodic : bool
         Set periodic boundaries everywhere; harmless if ``padding`` is at least the teacher's cut-off.
 
@@ -217,6 +222,8 @@ def complete_structure(atoms: Atoms, padding: float, *, all_periodic: bool = Fal
     pbc = np.asarray(atoms.pbc, dtype=bool)
     positions = np.array(atoms.positions, dtype=np.float64)
     cell = complete_cell(positions, atoms.cell.array, pbc, padding)
+    if np.linalg.det(cell) < 0.0:  # CHGNet turns the sign of stress with that of the volume
+        cell = -cell
     fractional = np.linalg.solve(cell.T, positions.T).T
     free = ~pbc
     fractional[:, pbc] %= 1.0
@@ -297,6 +304,11 @@ def check_options(
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
             raise UsageError(f"teacher '{family}' has no option '{key}'; {hint}")
     return dict(options)
+
+
+def describe_settings(**values: Any) -> str:
+    """``key=value, ...`` of the values that are not None, sorted: :attr:`TeacherInfo.settings`."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(values.items()) if value is not None)
 
 
 def pick_variant(family: str, variant: str | None, known: Sequence[str], default: str) -> str:

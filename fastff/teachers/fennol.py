@@ -35,6 +35,7 @@ from fastff.teachers.base import (
     TeacherInfo,
     check_options,
     complete_structure,
+    describe_settings,
     split_by_atoms,
 )
 from fastff.teachers.fennol_models import COLLECTION, read_licence_and_paper
@@ -109,6 +110,7 @@ class FeNNolTeacher(Teacher):
         usual = BATCH_ATOMS.get(found["platform"], BATCH_ATOMS["cpu"])
         self.batch_atoms = int(self._options.get("batch_atoms", usual))
         self.padding = max(float(found["cutoff"]), 5.0)
+        self._ewald = bool(found.get("ewald", False))
         self._takes_charge: bool | None = None  # found out when a charge is first met
         self.n_members = len(paths)
         self.n_compiled = 0  # programs that JAX has compiled for labelling
@@ -116,7 +118,7 @@ class FeNNolTeacher(Teacher):
         self.info = TeacherInfo(
             name=f"fennol:{variant or weights}",
             family="fennol",
-            version=f"{found['version']} (jax {found['jax']}, {found['platform']})",
+            version=f"{found['version']} (jax {found['jax']})",
             weights=", ".join(path.name for path in paths),
             weights_sha256=_hash_members(paths),
             licence=str(self._options.get("licence", licence)),
@@ -124,10 +126,21 @@ class FeNNolTeacher(Teacher):
             elements=_read_elements(found["modules"], self._options.get("elements")),
             conservative=True,
             cutoff=float(found["cutoff"]) or None,
-            notes=tuple(_make_notes(len(paths), precision)),
+            notes=tuple(_make_notes(len(paths), precision, found["platform"])),
+            settings=describe_settings(
+                precision=None if precision == "float64" else precision,
+                charge=self._options.get("charge"),
+            ),
         )
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:
+        for atoms in structures:
+            if self._ewald and atoms.pbc.any() and not atoms.pbc.all():
+                raise DataError(
+                    f"{atoms.get_chemical_formula()} is periodic in some directions only, and {self.info.weights} has "
+                    "long-range sums over images in all three, whose energy would depend on the empty space; set pbc "
+                    "in all directions with the vacuum of your choice, or in none"
+                )
         return [labels for labels, _ in self._evaluate(structures)]
 
     def label_with_spread(self, structures: Sequence[Atoms]) -> list[tuple[Labels, Spread]]:
@@ -386,9 +399,11 @@ def _read_elements(modules: Any, chosen: Any) -> tuple[int, ...]:
     return tuple(sorted(set.intersection(*lists))) if lists else ()
 
 
-def _make_notes(n_members: int, precision: str) -> list[str]:
+def _make_notes(n_members: int, precision: str, platform: str) -> list[str]:
     """What a user must know of the teacher, in whole sentences."""
-    notes = [f"Evaluated in {precision}, in a process of its own; energies are total energies."]
+    notes = [
+        f"Evaluated in {precision} on the {platform.upper()}, in a process of its own; energies are total energies."
+    ]
     if n_members > 1:
         notes.append(f"Mean of {n_members} models.")
     return notes

@@ -98,6 +98,11 @@ class Ensemble:
             "jax": jax.__version__,
             "platform": jax.default_backend(),
             "cutoff": float(max(cutoffs, default=0.0)),
+            "ewald": any(
+                getattr(layer, "k_space", False)
+                for model in self.models
+                for layer in model.preprocessing.layers
+            ),
             "energy_units": [model.energy_unit for model in self.models],
             "modules": json.loads(json.dumps(self.models[0]._input_args["modules"], default=str)),
         }
@@ -297,7 +302,8 @@ def pad_systems(arrays: dict[str, np.ndarray], dtype: Any) -> dict[str, Any]:
         "true_sys": np.arange(all_systems) < n_systems,
     }
     if "cells" in arrays:
-        empty = np.broadcast_to(1000.0 * np.eye(3), (more_systems, 3, 3))
+        # a large cell would have hundreds of thousands of wave vectors in models with Ewald sums
+        empty = np.broadcast_to(arrays["cells"][0], (more_systems, 3, 3))
         cells = np.concatenate([arrays["cells"], empty])
         inputs["cells"] = cells.astype(dtype)
         inputs["reciprocal_cells"] = np.linalg.inv(cells).astype(dtype)

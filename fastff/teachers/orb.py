@@ -29,6 +29,7 @@ from fastff.teachers.base import (
     Teacher,
     TeacherInfo,
     check_options,
+    describe_settings,
     label_in_batches,
     pick_device,
     pick_variant,
@@ -131,6 +132,10 @@ class OrbTeacher(Teacher):
             max_neighbors=self._variant.max_neighbors
             if self._variant.max_neighbors < 120
             else None,
+            settings=describe_settings(
+                precision=None if self._precision == PRECISIONS[0] else self._precision,
+                **{key: chosen[key] for key in ("charge", "spin") if key in chosen},
+            ),
         )
 
     def _label_completed(self, structures: list[Atoms]) -> list[Labels]:

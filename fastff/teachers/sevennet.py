@@ -28,6 +28,7 @@ from fastff.teachers.base import (
     Teacher,
     TeacherInfo,
     check_options,
+    describe_settings,
     label_in_batches,
     pick_device,
     pick_variant,
@@ -160,6 +161,7 @@ class SevenNetTeacher(Teacher):
             conservative=True,
             cutoff=self._cutoff,
             notes=(f"Fidelity (modal) {self._modal}.",) if self._modal else (),
+            settings=describe_settings(modal=self._modal),
         )
 
     def _build_model(self) -> Any:
