@@ -69,6 +69,11 @@ ABLATIONS = [
             ("hop3-d1-slow", {"rate": 0.4, "n_hops": 3, "message_degree": 1}),
             ("hop3-d1", {"n_hops": 3, "message_degree": 1}),
             ("c48-d1", {"n_channels": 48, "n_mixed": 48, "message_degree": 1}),
+            ("c64-d1", {"n_channels": 64, "n_mixed": 64, "message_degree": 1}),
+            (
+                "c64-hop3-d1-slow",
+                {"rate": 0.4, "n_channels": 64, "n_mixed": 64, "n_hops": 3, "message_degree": 1},
+            ),
         )
     ),
     vary("m2-l", "rc7", cutoff=7.0),

@@ -28,6 +28,7 @@ from fastff.distill.formats import read_labels
 from fastff.distill.split import split_frames
 from fastff.labels import Frame
 from fastff.report.metrics import measure_accuracy
+from fastff.report.provenance import collect_provenance
 from fastff.teachers import load_teacher
 from fastff.teachers.isolation import preserve_global_state
 from fastff.teachers.orb import OrbTeacher, _batch_graphs
@@ -41,12 +42,22 @@ SIZES = {
 TARGET = 0.95
 
 
-def save_untrained(path: Path, frames: list[Frame], seed: int) -> None:
-    """A checkpoint with random weights, whose reference energies and energy scale fit the labels."""
+def save_untrained(
+    path: Path,
+    frames: list[Frame],
+    seed: int,
+    sizes: dict[str, int] | None = None,
+    variant: str = "orb-v3-conservative-inf-omat",
+) -> None:
+    """A checkpoint with random weights, whose reference energies and energy scale fit the labels.
+
+    ``sizes`` are those of :data:`SIZES` if left out, those published if empty.
+    """
     pretrained = importlib.import_module("orb_models.forcefield.pretrained")
     with preserve_global_state():
         torch.manual_seed(seed)
-        model = pretrained.orb_v3_conservative_architecture(device="cpu", **SIZES)
+        build = getattr(pretrained, f"orb_v3_{variant.split('-')[2]}_architecture")
+        model = build(device="cpu", **(SIZES if sizes is None else sizes))
     counts = np.stack([np.bincount(frame.atoms.numbers, minlength=118) for frame in frames])
     energy = np.array([frame.labels.energy for frame in frames])
     reference = np.linalg.lstsq(counts.astype(float), energy, rcond=1e-9)[0]
@@ -155,7 +166,12 @@ def main() -> None:
     checkpoint = options.out / "orb-small.ckpt"
     labelled = read_labels(options.labels)
     split = split_frames(labelled.frames, validation=0.0, test=0.15, seed=options.seed)
-    record: dict[str, Any] = {"sizes": SIZES, "labels": options.labels.name, "command": sys.argv}
+    record: dict[str, Any] = {
+        "what": "A small Orb model trained here on labels of another teacher, and a student of that Orb model.",
+        "sizes": SIZES,
+        "labels": options.labels.name,
+        "provenance": collect_provenance().model_dump(mode="json"),
+    }
     if not checkpoint.exists():
         untrained = options.out / "untrained.ckpt"
         save_untrained(untrained, split.train, options.seed)
@@ -193,6 +209,8 @@ def main() -> None:
     subprocess.run(command, check=True)
     header = read_header(out / "model.safetensors")
     record["student_against_orb"] = header["accuracy"]["test"]
+    record["student"] = {key: header[key] for key in ("architecture", "sha256") if key in header}
+    record["training"] = header.get("training")
     record["teacher"] = header["teacher"]
     (options.out / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     overall = header["accuracy"]["test"]["overall"]

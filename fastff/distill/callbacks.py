@@ -89,7 +89,9 @@ class LatePatience(EarlyStopping):
             self.patience, self.wait_count = sys.maxsize, 0
         super().on_validation_end(trainer, pl_module)
         self.patience = patience
-        newest = pl_module.learning_curve[-1]["accuracy"]  # metrics of Lightning are in single precision
+        newest = pl_module.learning_curve[-1][
+            "accuracy"
+        ]  # metrics of Lightning are in single precision
         self.reached = self._stop_at is not None and newest >= self._stop_at
         if self.reached and self._path is not None:
             trainer.save_checkpoint(self._path, weights_only=False)
