@@ -23,15 +23,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastff.checkpoint import read_header
-from fastff.distill.formats import read_labels
-from fastff.distill.split import split_frames
-from fastff.labels import Frame
-from fastff.report.metrics import measure_accuracy
-from fastff.report.provenance import collect_provenance
-from fastff.teachers import load_teacher
-from fastff.teachers.isolation import preserve_global_state
-from fastff.teachers.orb import OrbTeacher, _batch_graphs
+ROOT = Path(__file__).resolve().parents[2]
+HERE = str(ROOT / "bench" / "teachers")
+sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != HERE)]
+
+from fastff.checkpoint import read_header  # noqa: E402
+from fastff.distill.formats import read_labels  # noqa: E402
+from fastff.distill.split import split_frames  # noqa: E402
+from fastff.labels import Frame  # noqa: E402
+from fastff.report.metrics import measure_accuracy  # noqa: E402
+from fastff.report.provenance import collect_provenance  # noqa: E402
+from fastff.teachers import load_teacher  # noqa: E402
+from fastff.teachers.isolation import preserve_global_state  # noqa: E402
+from fastff.teachers.orb import OrbTeacher, _batch_graphs  # noqa: E402
 
 SIZES = {
     "latent_dim": 64,
@@ -149,7 +153,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--structures", type=Path, default=Path("train/structures/silicon.xyz"))
+    parser.add_argument(
+        "--structures", type=Path, default=ROOT / "train" / "structures" / "silicon.xyz"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--orb-steps", type=int, default=4000)
