@@ -116,3 +116,24 @@ def test_scaling_is_measured_with_two_processes(tmp_path: Path) -> None:
     assert all(row["window_seconds"] > 0.3 for row in [*weak, *record["md"]])
     assert record["md"][0]["overlap"] == pytest.approx(1.0, abs=1e-3)
     assert 0.0 <= record["md"][1]["overlap"] <= 1.0
+
+
+def test_records_of_one_machine_are_joined_and_others_refused() -> None:
+    program = load_program("multi_gpu_join")
+    where = dict.fromkeys(program.SAME, "a") | {"date": "d", "command": "c"}
+
+    def make(rows: list[tuple[str, int, float]], **changed: str) -> dict[str, Any]:
+        return {
+            "what": "w", "gpus": ["g"], "provenance": where | changed, "failed": {},
+            "train": [
+                {"scaling": kind, "devices": n, "frames_per_second": rate, "efficiency": None}
+                for kind, n, rate in rows
+            ],
+        }  # fmt: skip
+
+    first = make([("weak", 1, 10.0), ("strong", 1, 20.0)])
+    joined = program.join([first, make([("weak", 2, 18.0), ("strong", 2, 30.0)])], ["a", "b"])
+    assert [row["efficiency"] for row in joined["train"]] == [1.0, 1.0, 0.9, 0.75]
+    assert len(joined["runs"]) == 2
+    with pytest.raises(SystemExit, match="b: commit is x, of a it is a"):
+        program.join([first, make([], commit="x")], ["a", "b"])
