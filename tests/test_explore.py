@@ -276,6 +276,31 @@ def test_walkers_cover_temperatures_uses_and_strains() -> None:
     assert not np.array_equal(walkers[0].atoms.cell, other[0].atoms.cell)
 
 
+def test_isomers_are_walkers_of_their_own_at_changing_temperatures() -> None:
+    """Fifteen of one formula; grouped by it, a single one would be trained on and others judged."""
+    frames = make_frames([300.0] * 15)
+
+    def find_kind(frame: Frame) -> str:
+        return f"isomer {frame.trajectory}"
+
+    plan = WalkerPlan(15, 15, (300.0, 600.0), seed=0, first_trajectory=1000)
+    seen: dict[str, list[float]] = {}
+    for number in (1, 2, 3):
+        walkers = plan_walkers(frames, plan, number, find_kind=find_kind)
+        for use in ("train", "validation", "test"):
+            assert len({w.kind for w in walkers if w.use == use}) == 15
+        for walker in walkers:
+            start = frames[int(walker.kind.split()[1])].atoms
+            assert np.allclose(
+                walker.atoms.get_scaled_positions(wrap=False),
+                start.get_scaled_positions(wrap=False),
+                atol=1e-9,
+            )
+            if walker.use == "train":
+                seen.setdefault(walker.kind, []).append(walker.temperature)
+    assert min(np.ptp(temperatures) for temperatures in seen.values()) > 150.0
+
+
 def test_no_walker_starts_where_one_blew_up() -> None:
     frames = make_frames([300.0, 400.0, 500.0, 600.0])
     pushed = []
@@ -374,18 +399,19 @@ def test_a_harvest_survives_its_file(tmp_path: Path) -> None:
     ion = molecule("OH")
     ion.info["charge"] = -1
     picks = (
-        Pick(bulk("Cu", cubic=True), "train", 2**50, 300.0, 4, False),
+        Pick(bulk("Cu", cubic=True), "train", 2**50, 300.0, 4, False, "cell 0"),
         Pick(ion, "test", 7, 900.0, 8, True),
     )
     write_harvest(tmp_path / "a" / "b.npz", Harvest(picks, {"walkers": 3}))
     again = read_harvest(tmp_path / "a" / "b.npz")
     assert again.record == {"walkers": 3}
     for old, new in zip(picks, again.picks, strict=True):
-        assert (old.use, old.trajectory, old.step, old.hot) == (
+        assert (old.use, old.trajectory, old.step, old.hot, old.kind) == (
             new.use,
             new.trajectory,
             new.step,
             new.hot,
+            new.kind,
         )
         assert np.array_equal(old.atoms.positions, new.atoms.positions)
         assert np.array_equal(old.atoms.pbc, new.atoms.pbc)

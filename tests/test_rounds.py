@@ -23,6 +23,7 @@ from fastff.checkpoint import load_model
 from fastff.distill import rounds as rounds_module
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
+from fastff.distill.harvest import read_harvest
 from fastff.distill.ladder import Ladder, Trained
 from fastff.distill.request import DistillRequest, build_request
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows
@@ -143,6 +144,9 @@ def test_rounds_keep_to_their_budget_and_are_logged(whole: tuple[Path, DistillOu
     assert header["accuracy"][STUDENT]["overall"] == outcome.sources[STUDENT].overall
     json.dumps(header, allow_nan=False)
     assert not outcome.passed
+    for number in (1, 2, 3):  # walkers of later rounds start from frames of earlier ones, too
+        picks = read_harvest(out / "rounds" / f"round-{number}.npz").picks
+        assert {pick.kind for pick in picks} == {"cell 0"}
 
 
 def test_a_finished_run_explores_and_labels_nothing_again(
@@ -175,7 +179,7 @@ def test_no_trajectory_is_trained_and_tested_on(whole: tuple[Path, DistillOutcom
 def test_a_run_that_passes_its_first_gate_ends_there(
     request_: DistillRequest, tmp_path: Path
 ) -> None:
-    easy = request_.model_copy(update={"target": 0.01})
+    easy = request_.model_copy(update={"target": 0.01, "n_steps": 300})
     outcome = run(easy, tmp_path / "out")
     assert [row.decision for row in outcome.rows] == ["target met"]
     assert outcome.passed

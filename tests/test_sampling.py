@@ -285,6 +285,21 @@ def test_a_plan_is_carried_out(tmp_path: Path) -> None:
     assert forces["close-contact"] > 2 * forces["thermal"]
 
 
+def test_the_cell_of_every_trajectory_is_known(tmp_path: Path) -> None:
+    seeds = [bulk("Cu", cubic=True), bulk("Au", cubic=True), bulk("Al", cubic=True)]
+    plan = plan_sampling(seeds, budget=160, cutoff=3.0, max_atoms=8)
+    with LabelStore(tmp_path / "a.h5", "a") as store:
+        run_sampling(EmtTeacher(), plan, store)
+        frames = store.read()
+    assert {frame.source for frame in frames} >= {"seed", "thermal", "teacher-md"}
+    for frame in frames:
+        cell = plan.find_cell(frame.trajectory)
+        assert cell is not None
+        assert plan.cells[cell].atoms.get_chemical_formula() == frame.atoms.get_chemical_formula()
+    assert plan.find_cell(plan.number_trajectory(-1)) is None
+    assert plan.find_cell(plan.number_trajectory(1 << 19)) is None
+
+
 def test_the_same_seed_gives_the_same_frames(tmp_path: Path, uninterrupted: list[Frame]) -> None:
     assert_same_frames(uninterrupted, sample(tmp_path / "a.h5", EmtTeacher()))
 

@@ -80,8 +80,8 @@ class ExploreSettings:
 class Walker:
     """One structure to be moved: start, temperature in K, trajectory number, what its frames are for.
 
-    ``hot`` marks temperatures above the range of interest. Only walkers for training end where the student
-    extrapolates; the others show what a user's simulation would meet.
+    ``hot`` marks temperatures above the range of interest, ``kind`` what it is a walker of. Only walkers for training
+    end where the student extrapolates; the others show what a user's simulation would meet.
     """
 
     atoms: ase.Atoms
@@ -89,6 +89,7 @@ class Walker:
     trajectory: int
     use: Use = "train"
     hot: bool = False
+    kind: str = ""
 
 
 @dataclass(frozen=True)

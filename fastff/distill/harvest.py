@@ -35,19 +35,21 @@ STRAIN = {"train": 0.03, "validation": 0.015, "test": 0.015}
 MOST_KNOWN = 300
 """Training frames that a selection is compared with."""
 NEAREST = 20
-"""A walker starts at one of this many training frames of its composition, nearest in temperature."""
+"""A walker starts at one of this many training frames of its kind, nearest in temperature."""
 PLENTY, MOST_WAVES = 2.0, 7
 """Where walkers for training end early, others follow until there are this many times as many structures as are wanted,
 or that many waves."""
 WARM_UP = 0.3
 """Part of a gate walker's way from which no frames are taken."""
 WAVE_NUMBERS = 512
+GOLDEN = 0.618
+"""Part of the kinds by which these move along the temperatures from one round to the next."""
 _USES: tuple[Use, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A structure to be labelled, and what for."""
+    """A structure to be labelled, what for, and the kind of its walker."""
 
     atoms: ase.Atoms
     use: Use
@@ -55,6 +57,7 @@ class Pick:
     temperature: float
     step: int
     hot: bool
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,17 @@ def choose_starts(known: Sequence[Frame]) -> list[Frame]:
     return [frame for size, frame in zip(sizes, known, strict=True) if size <= limit]
 
 
+def name_composition(frame: Frame) -> str:
+    """Chemical formula, the kind of a frame of which nothing else is known."""
+    return str(frame.atoms.get_chemical_formula())
+
+
 def plan_walkers(
-    known: Sequence[Frame], plan: WalkerPlan, number: int, wave: int = 0
+    known: Sequence[Frame],
+    plan: WalkerPlan,
+    number: int,
+    wave: int = 0,
+    find_kind: Callable[[Frame], str] = name_composition,
 ) -> list[Walker]:
     """Starts, temperatures and uses of the walkers of round ``number``; in waves after the first, all are for training.
 
@@ -108,12 +120,15 @@ def plan_walkers(
     ----------
     known : sequence of Frame
         Training frames from dynamics and thermal draws.
+    find_kind : callable
+        What a frame is of. Kinds take turns, from one round to the next at temperatures far from those before.
     """
     rng = np.random.default_rng([plan.seed, 101, number, wave])
     groups: dict[str, list[Frame]] = defaultdict(list)
     for frame in known:
-        groups[frame.atoms.get_chemical_formula()].append(frame)
+        groups[find_kind(frame)].append(frame)
     kinds = sorted(groups)
+    shift = round(GOLDEN * len(kinds) * (number + wave))
     low, high = plan.temperatures
     ladder: list[tuple[Use, float]] = [
         ("train", float(t)) for t in np.linspace(low, OVERHEAT * high, plan.n_train)
@@ -125,7 +140,8 @@ def plan_walkers(
         ladder += [(use, float(t)) for t in gate]
     walkers = []
     for k, (use, temperature) in enumerate(ladder):
-        group = groups[kinds[(k + number + wave) % len(kinds)]]
+        kind = kinds[(k + shift) % len(kinds)]
+        group = groups[kind]
         middle = 0.5 * (low + high)
         distance = [
             abs((f.temperature if np.isfinite(f.temperature) else middle) - temperature)
@@ -137,7 +153,7 @@ def plan_walkers(
         cell = SampleCell(start, 0, (), find_material_axes(start), 0.0)
         strained = strain_cell(cell, draw_strain(rng, STRAIN[use], 0.5 * STRAIN[use]))
         trajectory = plan.first_trajectory + WAVE_NUMBERS * wave + k
-        walkers.append(Walker(strained, temperature, trajectory, use, temperature > high))
+        walkers.append(Walker(strained, temperature, trajectory, use, temperature > high, kind))
     return walkers
 
 
@@ -210,7 +226,13 @@ def _is_plenty(walkers: Sequence[Walker], found: Exploration, n_train: int) -> b
 
 def _make_pick(snapshot: Snapshot, walker: Walker, use: Any) -> Pick:
     return Pick(
-        snapshot.atoms, use, walker.trajectory, walker.temperature, snapshot.step, walker.hot
+        snapshot.atoms,
+        use,
+        walker.trajectory,
+        walker.temperature,
+        snapshot.step,
+        walker.hot,
+        walker.kind,
     )
 
 
@@ -279,6 +301,7 @@ def write_harvest(path: Path, harvested: Harvest) -> None:
         "temperature": np.array([p.temperature for p in picks]),
         "step": np.array([p.step for p in picks], dtype=np.int64),
         "hot": np.array([p.hot for p in picks], dtype=bool),
+        "kind": np.array([p.kind for p in picks], dtype=str),
         "info": np.array(json.dumps([_keep_info(p.atoms) for p in picks])),
         "record": np.array(json.dumps(harvested.record)),
     }
@@ -304,6 +327,7 @@ def read_harvest(path: Path) -> Harvest:
     try:
         with np.load(path, allow_pickle=False) as stored:
             a = {name: stored[name] for name in stored.files}
+        a.setdefault("kind", np.full(len(a["n_atoms"]), ""))  # files from before kinds were kept
         ends = np.cumsum(a["n_atoms"])
         infos = json.loads(str(a["info"]))
         picks = []
@@ -321,6 +345,7 @@ def read_harvest(path: Path) -> Harvest:
                     float(a["temperature"][k]),
                     int(a["step"][k]),
                     bool(a["hot"][k]),
+                    str(a["kind"][k]),
                 )
             )
         return Harvest(tuple(picks), dict(json.loads(str(a["record"]))))

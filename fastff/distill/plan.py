@@ -158,6 +158,16 @@ class SamplingPlan:
         """Trajectory number, unique across plans, of the plan's trajectory ``index``."""
         return (self.fingerprint << 20) + index
 
+    def find_cell(self, trajectory: int) -> int | None:
+        """Index of the cell that a trajectory of this plan is of; None for other trajectories."""
+        index = trajectory - self.number_trajectory(0)
+        for count in self.counts.values():
+            if 0 <= index < count:
+                return index % len(self.cells)
+            index -= count
+        replicas = (replica for group in self.dynamics for replica in group.replicas)
+        return next((replica.cell for replica in replicas if replica.index == index), None)
+
     def __str__(self) -> str:
         low, high = self.temperatures
         lines = [f"Sampling plan (teacher {self.teacher}, {low:g}-{high:g} K)"]

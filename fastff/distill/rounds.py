@@ -29,6 +29,7 @@ from fastff.distill.harvest import (
     add_seconds,
     choose_starts,
     harvest,
+    name_composition,
     plan_walkers,
     read_harvest,
     write_harvest,
@@ -108,6 +109,10 @@ class Rounds:
     folder : Path
         For the files of the rounds.
     listener : RoundsListener
+    hot : set of int
+        Trajectories above the range of temperatures.
+    kinds : dict
+        What each walker's trajectory is of.
     """
 
     teacher: LabelsStructures
@@ -118,6 +123,7 @@ class Rounds:
     folder: Path
     listener: RoundsListener
     hot: set[int] = field(default_factory=set)
+    kinds: dict[int, str] = field(default_factory=dict)
     rows: list[GateRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -144,6 +150,7 @@ class Rounds:
             reason = self._find_last(number, reason)
             trained.student.uncertainty = calibrate_uncertainty(trained.student, split)
             harvested = self.gather(number, trained.student, split, reason)
+            self.kinds |= {pick.trajectory: pick.kind for pick in harvested.picks}
             reason = harvested.record["last"]
             fresh = self.label(number, harvested, ("validation", "test"))
             split = extend_split(split, fresh, harvested.picks)
@@ -195,7 +202,7 @@ class Rounds:
         start = time.perf_counter()
         known = [f for f in split.train if f.source in PHYSICAL_SOURCES] or split.train
         starts, plan = choose_starts(known), self._plan_walkers(number, known)
-        walkers = plan_walkers(starts, plan, number)
+        walkers = plan_walkers(starts, plan, number, find_kind=self.find_kind)
         moving = copy.deepcopy(student).to(self.device)
         found = harvest(
             moving,
@@ -204,7 +211,7 @@ class Rounds:
             known,
             n_gate=self.plan.gate,
             n_train=0 if last else self.plan.train,
-            more=lambda wave: plan_walkers(starts, plan, number, wave),
+            more=lambda wave: plan_walkers(starts, plan, number, wave, self.find_kind),
             on_step=lambda step, n_steps: self.listener.on_explore(number, step, n_steps),
         )
         found = add_seconds(
@@ -213,10 +220,17 @@ class Rounds:
         write_harvest(path, found)
         return found
 
+    def find_kind(self, frame: Frame) -> str:
+        """Which structure of the user's a frame began as: isomers, and phases of one composition, are several."""
+        cell = self.sampling.find_cell(frame.trajectory)
+        if cell is not None:
+            return f"cell {cell}"
+        return self.kinds.get(frame.trajectory) or name_composition(frame)
+
     def _plan_walkers(self, number: int, known: Sequence[Frame]) -> WalkerPlan:
         on_gpu = self.device.type == "cuda"
         room = (20_000 if on_gpu else 1_200) / float(np.mean([len(f.atoms) for f in known]))
-        n_cells = len({f.atoms.get_chemical_formula() for f in known})
+        n_cells = len(set(map(self.find_kind, known)))
         n_gate = int(np.clip(min(room / 4, max(n_cells, 8 if on_gpu else 3)), 3, 64))
         wanted = max(n_cells, 32, self.plan.train / 50) if on_gpu else max(n_cells, 8)
         n_train = int(np.clip(min(room / 2, wanted), 4, 256))
