@@ -147,6 +147,23 @@ def judge(teacher: OrbTeacher, frames: list[Frame]) -> dict[str, Any]:
     return accuracy.to_dict()
 
 
+def describe_student(header: dict[str, Any]) -> dict[str, Any]:
+    """What the header of a model file says of a student: accuracy on test frames, all and by group, and training."""
+    training = header["training"]
+    kept = ("n_train", "n_validation", "n_test", "n_steps", "seconds", "machine", "stopped")
+    groups = {name: found for name, found in header["accuracy"].items() if isinstance(found, dict)}
+    return {
+        "student_against_orb": groups.pop("test"),
+        "groups": groups,
+        "student": {
+            "sha256": header["sha256"],
+            "request": training["request"],
+            **{key: training[key] for key in kept},
+        },
+        "teacher": header["teacher"],
+    }
+
+
 def main() -> None:
     """Train, save, distil, record."""
     parser = argparse.ArgumentParser(
@@ -214,10 +231,7 @@ def main() -> None:
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
     header = read_header(out / "model.safetensors")
-    record["student_against_orb"] = header["accuracy"]["test"]
-    record["student"] = {key: header[key] for key in ("architecture", "sha256") if key in header}
-    record["training"] = header.get("training")
-    record["teacher"] = header["teacher"]
+    record |= describe_student(header)
     (options.out / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     overall = header["accuracy"]["test"]["overall"]
     print(f"student against the Orb model: {overall:.4f} on held-out frames (target {TARGET})")
