@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from fastff.report.plan import BenchPlan
     from fastff.report.regression import Record
     from fastff.report.schema import BenchRecord
-    from fastff.teachers import Teacher
 
 
 def bench(
@@ -69,6 +68,21 @@ def bench(
     ] = None,
     teacher_weights: Annotated[
         Path | None, typer.Option("--teacher-weights", help="Weight file of the teacher.")
+    ] = None,
+    teacher_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher-option",
+            help="KEY=VALUE for the teacher, such as modal=PBE; may be repeated. [default: as the labels were made]",
+        ),
+    ] = None,
+    trust_teacher_file: Annotated[
+        str | None,
+        typer.Option(
+            "--trust-teacher-file",
+            metavar="REASON",
+            help="Load a weight file that needs pickle and is unknown; the reason is stored.",
+        ),
     ] = None,
     baseline: Annotated[
         list[str] | None,
@@ -166,6 +180,8 @@ def bench(
     device: DeviceOption = "auto",
 ) -> None:
     """Judge a model: accuracy on frames it has not seen, physics, and speed beside its teacher."""
+    from fastff.cli.train import read_options
+
     if kernels:
         if model is not None or compare_teacher or labels is not None:
             raise UsageError(
@@ -184,9 +200,15 @@ def bench(
     check_model(model)
     if labels is None and not compare_teacher:
         raise UsageError("nothing to compare with; add --compare-teacher or --labels FILE")
-    if teacher is not None and not compare_teacher:
+    given = {
+        "--teacher": teacher,
+        "--teacher-weights": teacher_weights,
+        "--teacher-option": teacher_option,
+        "--trust-teacher-file": trust_teacher_file,
+    }
+    if not compare_teacher and (idle := [name for name, value in given.items() if value]):
         raise UsageError(
-            "--teacher is only used with --compare-teacher; add it, or leave --teacher out"
+            f"{idle[0]} is only used with --compare-teacher; add it, or leave {idle[0]} out"
         )
     if (gpumd is None) != (nep is None):
         raise UsageError("--gpumd and --nep belong together: give both, or neither")
@@ -205,7 +227,9 @@ def bench(
     before = read_earlier(against, plan.device, model) if against is not None else None
     record = run(
         model, labels, structures, teacher, teacher_weights, temperature, plan, folder,
-        compare_teacher=compare_teacher, baselines=baseline or [],
+        compare_teacher=compare_teacher,
+        teacher_options=read_options(teacher_option or (), trust_teacher_file),
+        baselines=baseline or [],
         gpumd=(gpumd, nep) if gpumd is not None and nep is not None else None, limit=limit,
     )  # fmt: skip
     judge(record, before)
@@ -264,6 +288,7 @@ def run(
     folder: Path,
     *,
     compare_teacher: bool,
+    teacher_options: Mapping[str, Any] | None = None,
     baselines: Sequence[str] = (),
     gpumd: tuple[Path, Path] | None = None,
     limit: float = math.inf,
@@ -280,6 +305,7 @@ def run(
     from fastff.report.bench import run_bench, write_results
     from fastff.report.ending import EndedEarlyError, Watch
     from fastff.report.record import RejectedRecordError, write_rejected
+    from fastff.report.taught import load_recorded
     from fastff.structures import read_structures
 
     watch, console = Watch(limit), make_console()
@@ -287,8 +313,16 @@ def run(
     limits = parse_temperature(temperature) if temperature is not None else None
     seeds = read_structures(structures) if structures is not None else None
     others = [load_baseline(spec, plan.device) for spec in baselines]
-    source = load(header, teacher, teacher_weights, plan.device) if compare_teacher else None
-    print_plan(model, header, labels, seeds, source, limits, plan, others)
+    source, difference = None, ""
+    if compare_teacher:
+        source, difference = load_recorded(
+            header,
+            device=plan.device,
+            spec=teacher,
+            weights=teacher_weights,
+            options=teacher_options,
+        )
+    print_plan(model, header, labels, seeds, source, limits, plan, others, difference)
 
     def show_paths(paths: dict[str, Path]) -> None:
         for name in ("report.html", "bench.json"):
@@ -326,20 +360,3 @@ def run(
     command = result.record.verdict.next_command.replace(model.name, str(model))
     console.print("next:", command, style="bold", markup=False, soft_wrap=True)
     return result.record
-
-
-def load(header: dict[str, Any], spec: str | None, weights: Path | None, device: str) -> Teacher:
-    """The teacher asked for, or the one named in the model file.
-
-    Raises
-    ------
-    UsageError
-        The model file names none and none was given.
-    """
-    from fastff.teachers import load_teacher
-
-    recorded = header.get("teacher") or {}
-    name = spec or recorded.get("spec") or recorded.get("name")
-    if not name:
-        raise UsageError("the model file does not name its teacher; add --teacher NAME")
-    return load_teacher(str(name), device=device, weights=weights)

@@ -34,8 +34,12 @@ def print_plan(
     limits: tuple[float, float] | None,
     plan: BenchPlan,
     baselines: Sequence[Baseline] = (),
+    difference: str = "",
 ) -> None:
-    """Say what will be done and about how many teacher calls it takes, before it starts."""
+    """Say what will be done and about how many teacher calls it takes, before it starts.
+
+    ``difference`` says how the teacher differs from the one that the student was distilled from.
+    """
     from fastff.report.plan import choose_seeds, plan_run
 
     console = make_console()
@@ -47,7 +51,19 @@ def print_plan(
         console.print(f"  beside it {names}", soft_wrap=True)
     if teacher is None:
         return
-    console.print(f"  teacher   {teacher.name}, licence {teacher.info.licence}", soft_wrap=True)
+    settings = f" ({teacher.info.settings})" if teacher.info.settings else ""
+    console.print(
+        f"  teacher   {teacher.name}{settings}, licence {teacher.info.licence}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if difference:
+        console.print(
+            f"  warning: not the teacher that the student was distilled from: {difference}",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
     if labels is None:
         dynamics = plan_run(header, choose_seeds(header, seeds), limits, plan)
         for name, part in dynamics.items():

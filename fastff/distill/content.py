@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,9 @@ HASH_BYTES = 16
 
 CHARGE_KEYS = ("charge", "spin")
 """Entries of ``atoms.info`` that change what a teacher answers."""
+
+WEIGHT_KEYS = ("weights_sha256", "weights")
+"""Entries of a teacher record that tell its weights, the surest first."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def identify_teacher(record: Mapping[str, Any]) -> dict[str, str]:
     of the weights.
     """
     identity = {key: str(record[key]) for key in ("name", "version", "settings") if record.get(key)}
-    for key in ("weights_sha256", "weights"):
+    for key in WEIGHT_KEYS:
         if record.get(key):
             identity[key] = str(record[key])
             break
@@ -93,17 +96,36 @@ def require_same_teacher(stored: Mapping[str, Any], given: Mapping[str, Any], wh
     DataError
         Names the entries that differ and both values.
     """
-    left, right = identify_teacher(stored), identify_teacher(given)
-    differing = [key for key in sorted(left | right) if left.get(key) != right.get(key)]
-    if differing:
-        details = "; ".join(
-            f"{key} is {_name_entry(left, key)} there and {_name_entry(right, key)} now"
-            for key in differing
-        )
+    if details := describe_difference(stored, given):
         raise DataError(
             f"{where} holds labels of another teacher: {details}. "
             "Write to a new label file, or use the teacher that made this one."
         )
+
+
+def describe_difference(
+    stored: Mapping[str, Any], given: Mapping[str, Any], entries: Sequence[str] | None = None
+) -> str:
+    """How the identities of two teacher records differ, in words; empty if they do not.
+
+    Parameters
+    ----------
+    stored, given : mapping
+        Records, as :func:`describe_teacher` returns them.
+    entries : sequence of str, optional
+        Compare these alone, and only those of which the stored record says something.
+    """
+    left, right = identify_teacher(stored), identify_teacher(given)
+    differing = [key for key in sorted(left | right) if left.get(key) != right.get(key)]
+    if entries is not None:
+        said = {key for key in entries if key in stored} - {k for k in WEIGHT_KEYS if k not in left}
+        if ("weights_sha256" in left) != ("weights_sha256" in right):
+            said -= {"weights"}  # a name beside a hash
+        differing = [key for key in differing if key in said]
+    return "; ".join(
+        f"{key} is {_name_entry(left, key)} there and {_name_entry(right, key)} now"
+        for key in differing
+    )
 
 
 def _name_entry(identity: Mapping[str, str], key: str) -> str:

@@ -84,7 +84,7 @@ class Run:
 
 def judge_labels(run: Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any]]:
     """Compare on labelled frames that the student has not learned from; also who made the labels."""
-    from fastff.distill.content import hash_structure, identify_teacher
+    from fastff.distill.content import describe_difference, hash_structure
     from fastff.distill.formats import read_labels
 
     start = time.perf_counter()
@@ -96,11 +96,12 @@ def judge_labels(run: Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any]]
     if (
         labelled.teacher
         and taught
-        and identify_teacher(labelled.teacher) != identify_teacher(taught)
+        and (difference := describe_difference(taught, labelled.teacher))
     ):
         run.notes.append(
             f"the labels were made by {labelled.teacher.get('name', 'an unknown teacher')}, the student was "
-            f"distilled from {taught.get('name', 'an unknown teacher')}: differences between these two count as error"
+            f"distilled from {taught.get('name', 'an unknown teacher')}: differences between these two count as error "
+            f"({difference})"
         )
     comparison = compare_frames(
         RELATED if labelled.blocks else MAIN,
@@ -121,14 +122,15 @@ def judge_dynamics(
     run: Run, structures: Sequence[ase.Atoms], temperature: tuple[float, float] | None
 ) -> tuple[list[JudgedSet], dict[str, Any]]:
     """Compare on fresh dynamics of the teacher, within the training range and beyond; also who the teacher is."""
-    from fastff.distill.content import identify_teacher
+    from fastff.distill.content import describe_difference
 
     assert run.teacher is not None
     record = run.teacher.info.to_dict()
     taught = run.header.get("teacher") or {}
-    if taught and identify_teacher(taught) != identify_teacher(record):
+    if taught and (difference := describe_difference(taught, record)):
         run.notes.append(
-            f"the student was distilled from {taught.get('name')}, it is compared here with {record.get('name')}"
+            f"the student was distilled from {taught.get('name')}, it is compared here with {record.get('name')} "
+            f"({difference})"
         )
     run.teacher_record = record
     plans = plan_run(run.header, structures, temperature, run.plan)
