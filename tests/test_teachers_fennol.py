@@ -15,6 +15,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
+from fastff.distill.content import identify_teacher
 from fastff.errors import (
     DataError,
     FastFFError,
@@ -226,6 +227,26 @@ def test_pairs_are_those_of_another_list() -> None:
         assert found == expected
 
 
+def test_where_files_lie_does_not_make_another_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor how they are listed; what they hold does."""
+    make_teacher()
+    for name in ("ani1x_model0.fnx", "ani1x_model1.fnx"):
+        (tmp_path / name).write_bytes((MODELS / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    listed = f"{tmp_path}/ani1x_model1.fnx,{tmp_path}/ani1x_model0.fnx"
+    specs = (f"fennol:{MODELS}/ani1x_model[01].fnx", "fennol:*.fnx", f"fennol:{listed}")
+    here, *others = (load_teacher(spec, device="cpu").info.to_dict() for spec in specs)
+    assert here["name"] == "fennol:ani1x_model[01].fnx"
+    for other in (*others, load_teacher(here["name"], device="cpu").info.to_dict()):
+        assert identify_teacher(other) == identify_teacher(here)
+    (tmp_path / "ani1x_model1.fnx").write_bytes((MODELS / "ani1x_model2.fnx").read_bytes())
+    another = load_teacher("fennol:*.fnx", device="cpu").info.to_dict()
+    assert another["name"] == here["name"]
+    assert identify_teacher(another) != identify_teacher(here)
+
+
 def test_other_sizes_need_no_other_programs() -> None:
     make_teacher()
     teacher = load_teacher(f"fennol:{MODELS / 'ani1x_model[01].fnx'}", device="cpu")
@@ -298,9 +319,9 @@ def test_calculator_runs_in_ase() -> None:
 
 
 def test_jax_stays_out_of_this_process_and_the_worker_ends() -> None:
-    teacher = make_teacher()
+    make_teacher()
     assert "jax" not in sys.modules
-    other = load_teacher(teacher.name, device="cpu")
+    other = load_teacher(f"fennol:{MODELS / 'ani1x_model0.fnx'}", device="cpu")
     assert isinstance(other, FeNNolTeacher)
     process = other._worker._process
     assert process.poll() is None

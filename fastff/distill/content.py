@@ -17,6 +17,7 @@ import numpy as np
 
 from fastff.errors import DataError
 from fastff.labels import Frame, Labels
+from fastff.teachers.fennol_models import name_members
 
 POSITION_RESOLUTION = 1e-6
 """Å; structures closer than this in every coordinate have the same hash."""
@@ -78,14 +79,23 @@ def identify_teacher(record: Mapping[str, Any]) -> dict[str, str]:
     """Return the entries of a teacher record that decide whether labels may be mixed.
 
     Name, package version, settings that change labels, and the SHA-256 of the weights; where no hash is known, the name
-    of the weights.
+    of the weights. Where the files of FeNNol models lie is left out.
     """
+    record = leave_out_folders(record)
     identity = {key: str(record[key]) for key in ("name", "version", "settings") if record.get(key)}
     for key in WEIGHT_KEYS:
         if record.get(key):
             identity[key] = str(record[key])
             break
     return identity
+
+
+def leave_out_folders(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A teacher record whose name has no path or pattern of files; earlier versions named FeNNol models by these."""
+    family, _, files = str(record.get("name", "")).partition(":")
+    if family.lower() == "fennol" and files and record.get("weights"):
+        return {**record, "name": f"fennol:{name_members(str(record['weights']).split(', '))}"}
+    return dict(record)
 
 
 def require_same_teacher(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:

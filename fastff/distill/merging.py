@@ -126,8 +126,8 @@ def merge_labels(
 def quarantine_frames(path: Path, reasons: Mapping[int, str]) -> MergeReport:
     """Set frames of a label file aside, given by index with the reason for each; the labels stay in the file."""
     with LabelStore(path) as store:
-        hashes = store.read_column("hash")
-    aside = {hashes[index].tobytes(): reason for index, reason in reasons.items()}
+        hashes = store.list_hashes()
+    aside = {hashes[index]: reason for index, reason in reasons.items()}
     return merge_labels([path], path, replace=True, aside=aside, partial=True)
 
 

@@ -40,7 +40,7 @@ def find_stored(paths: Sequence[Path], teacher: Teacher) -> set[bytes]:
         if path.exists():
             with LabelStore(path, "r", teacher=teacher) as store:
                 for group in ("frames", "quarantine"):
-                    found |= {row.tobytes() for row in store.read_column("hash", group)}
+                    found.update(store.list_hashes(group))
     return found
 
 

@@ -32,6 +32,7 @@ from fastff.distill.content import (
     find_fault,
     find_outlier,
     hash_structure,
+    leave_out_folders,
     require_same_teacher,
 )
 from fastff.distill.layout import (
@@ -111,7 +112,7 @@ class LabelStore:
                     f"{self.path.parent} cannot be made a folder ({error.strerror}); choose another place for labels"
                 ) from error
             room = dict.fromkeys(GROUPS, (INITIAL_FRAMES, INITIAL_FRAMES * 64))
-            self._replace_file(Header(given), room)
+            self._replace_file(Header(leave_out_folders(given)), room)
         else:
             self._file = open_file(self.path, self.writable)
             if self.writable:
@@ -179,6 +180,15 @@ class LabelStore:
         """Return one per-frame column (see :data:`fastff.distill.rows.FRAME_COLUMNS`)."""
         values: np.ndarray = self._frames(group)[name][: self._counts[group][0]]
         return values
+
+    def list_hashes(self, group: str = "frames") -> list[bytes]:
+        """Return the content hashes of a group's frames, in order.
+
+        Those of files whose teacher is named by where its weights lay, as earlier versions did, are made anew.
+        """
+        if leave_out_folders(self.teacher) == self.teacher:
+            return [row.tobytes() for row in self.read_column("hash", group)]
+        return [self.hash(frame.atoms) for frame, _ in self._read_group(group, None)]
 
     def read(self, indices: Sequence[int] | None = None) -> list[Frame]:
         """Return the sound frames, all or those at ``indices``.
@@ -375,9 +385,9 @@ class LabelStore:
 
     def _read_hashes(self) -> dict[bytes, tuple[str, int]]:
         return {
-            row.tobytes(): (name, index)
+            content: (name, index)
             for name in GROUPS
-            for index, row in enumerate(self.read_column("hash", name))
+            for index, content in enumerate(self.list_hashes(name))
         }
 
     def _read_group(self, name: str, indices: Sequence[int] | None) -> list[tuple[Frame, str]]:

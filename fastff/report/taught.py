@@ -73,7 +73,10 @@ def load_recorded(
     asked = spec is not None or weights is not None or bool(chosen)
     if name == own:
         chosen = {**read_settings(header), **chosen}
-        weights = weights or find_weights(recorded)
+        if name.lower().startswith("fennol:"):
+            name = find_fennol(header) or name if weights is None else "fennol"
+        else:
+            weights = weights or find_weights(recorded)
     teacher = load_teacher(name, device=device, weights=weights, options=chosen)
     difference = describe_difference(
         recorded, teacher.info.to_dict(), ("name", "settings", "weights_sha256", "weights")
@@ -126,3 +129,11 @@ def find_weights(record: Mapping[str, Any]) -> Path | None:
         f"the student was distilled from weights of its own, {path} (SHA-256 {digest or 'unknown'}); add "
         f"--teacher-weights FILE{trust}"
     )
+
+
+def find_fennol(header: Mapping[str, Any]) -> str | None:
+    """Specification of FeNNol models with the folder that the student's training found them in, if it did."""
+    request = (header.get("training") or {}).get("request") or {}
+    family, _, files = str(request.get("teacher") or "").partition(":")
+    files = files or str(request.get("teacher_weights") or "")
+    return f"fennol:{files}" if family.lower() == "fennol" and files else None

@@ -31,7 +31,7 @@ class TeacherInfo:
     Attributes
     ----------
     name : str
-        Specification that loads this teacher, for example ``"sevennet:7net-0"``.
+        Specification that loads this teacher, for example ``"sevennet:7net-0"``; of FeNNol without the folder.
     family : str
         ``"sevennet"``, ``"chgnet"``, ``"orb"``, ``"fennol"``, ``"ase"`` or ``"analytic"``.
     version : str
@@ -115,7 +115,7 @@ class Teacher(abc.ABC):
 
     @property
     def name(self) -> str:
-        """Specification that loads this teacher."""
+        """Specification that loads this teacher; files of FeNNol without their folder."""
         return self.info.name
 
     def label(self, structures: Sequence[Atoms]) -> list[Labels]:

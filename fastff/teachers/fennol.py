@@ -38,7 +38,7 @@ from fastff.teachers.base import (
     describe_settings,
     split_by_atoms,
 )
-from fastff.teachers.fennol_models import COLLECTION, read_licence_and_paper
+from fastff.teachers.fennol_models import COLLECTION, name_members, read_licence_and_paper
 from fastff.teachers.weights import find_package, hash_file, require_file
 
 OPTIONS = ("precision", "batch_atoms", "charge", "elements", "licence", "citation", "python")
@@ -116,7 +116,7 @@ class FeNNolTeacher(Teacher):
         self.n_compiled = 0  # programs that JAX has compiled for labelling
         licence, citation = read_licence_and_paper(paths[0])
         self.info = TeacherInfo(
-            name=f"fennol:{variant or weights}",
+            name=f"fennol:{name_members([path.name for path in paths])}",
             family="fennol",
             version=f"{found['version']} (jax {found['jax']})",
             weights=", ".join(path.name for path in paths),
@@ -341,7 +341,7 @@ def _find_python(chosen: Any) -> str:
 
 
 def _find_members(variant: str | None, weights: Path | None) -> list[Path]:
-    """Files named by a path, a pattern or a comma-separated list."""
+    """Files named by a path, a pattern or a comma-separated list, by name."""
     if variant is not None and weights is not None:
         raise UsageError(f"fennol was given both '{variant}' and weights {weights}; give one")
     text = str(weights) if weights is not None else variant
@@ -364,7 +364,7 @@ def _find_members(variant: str | None, weights: Path | None) -> list[Path]:
                 f"{path} is not an .fnx file; pickled FeNNol models run code when loaded and are refused: load it with "
                 "FeNNol and save it as .fnx"
             )
-    return paths
+    return sorted(paths, key=lambda path: path.name)  # however they were listed
 
 
 def _hash_members(paths: list[Path]) -> str:

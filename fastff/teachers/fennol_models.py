@@ -1,11 +1,13 @@
 """What is known of published FeNNol models: where they are, their licences and papers.
 
-Here: the table and how a file is matched with it. Not here: reading or evaluating a model
+Here: the table and how a file is matched with it; what an ensemble is called. Not here: reading or evaluating a model
 (:mod:`fastff.teachers.fennol`).
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 COLLECTION = "https://github.com/FeNNol-tools/FeNNol-PMC"
@@ -46,3 +48,16 @@ def read_licence_and_paper(path: Path) -> tuple[str, str]:
         if licence.startswith("unknown") and beside.is_file():
             licence = beside.read_text(errors="replace").strip().splitlines()[0]
     return licence, citation
+
+
+def name_members(names: Sequence[str]) -> str:
+    """Name of a model or an ensemble by its files, which also finds them in their folder: ``ani1x_model[01].fnx``."""
+    first, *others = names
+    if not others:
+        return first
+    start = len(os.path.commonprefix(list(names)))  # noqa: RUF071 (of characters)
+    marks = [name[start : start + 1] for name in names]
+    ends = {name[start + 1 :] for name in names}
+    if len(ends) == 1 and len(set(marks)) == len(marks) and all(map(str.isalnum, marks)):
+        return f"{first[:start]}[{''.join(marks)}]{ends.pop()}"
+    return ",".join(names)
