@@ -1,23 +1,23 @@
 """Judging a set of labelled frames before anything is trained on it.
 
 Here: :func:`validate_frames` and its report. Not here: setting single unusable frames aside, which reading and storing
-do (:func:`fastff.distill.content.find_label_fault`).
+do (:func:`fastff.distill.content.find_label_fault`), or what forces and stress say of energies
+(:mod:`fastff.distill.work`).
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from ase.geometry import find_mic
 from ase.neighborlist import neighbor_list
 from ase.units import Hartree
 
 from fastff.distill.content import find_label_fault, hash_structure
+from fastff.distill.work import judge_forces
 from fastff.errors import DataError
 from fastff.labels import Frame
 
@@ -31,12 +31,6 @@ FORCE_FLOOR = 15.0
 """eV/Å."""
 SIGN_CORRELATION = 0.7
 """Size of a correlation from which the sign of stress is called wrong."""
-SAME_SIGN = 0.8
-"""Share of steps in which energy and work must agree in sign, or disagree, to say anything of forces."""
-LEAST_RATIO = 0.65
-"""Energy differences per work of the forces, or the inverse, below which units are called wrong: 0.53 is eV/bohr."""
-LONGEST_MOVE = 0.4
-"""Å; over longer steps the trapezoid rule says little of the work."""
 USUAL_FORCE = 10.0
 """eV/Å; where half of the frames have a larger RMS force, kcal/mol or kJ/mol are likelier."""
 ENERGY_UNITS = {"hartree": 1.0, "rydberg": 2.0, "kcal/mol": 627.509, "kJ/mol": 2625.5}
@@ -175,8 +169,9 @@ def validate_frames(frames: Sequence[Frame]) -> ValidationReport:
         _find_repeats(frames, sound),
         "same structure as an earlier frame",
     )
+    if hint := judge_forces(frames, sound):
+        findings.append(Finding("forces against energy", "error", (), hint))
     for finding in (
-        _check_forces(frames, sound),
         _check_force_size(frames, sound),
         _check_energy_unit(frames, sound),
         _check_stress_sign(frames, periodic),
@@ -222,35 +217,6 @@ def _find_repeats(frames: Sequence[Frame], sound: Sequence[int]) -> list[int]:
             repeats.append(i)
         seen.add(key)
     return repeats
-
-
-def _check_forces(frames: Sequence[Frame], sound: Sequence[int]) -> Finding | None:
-    """Compare energy differences with the work of the forces along each trajectory (trapezoid rule)."""
-    work, change = [], []
-    in_time = sorted(sound, key=lambda i: (frames[i].trajectory, frames[i].step))
-    for i, j in itertools.pairwise(in_time):
-        a, b = frames[i], frames[j]
-        if a.trajectory != b.trajectory or not np.array_equal(a.atoms.numbers, b.atoms.numbers):
-            continue
-        if not np.allclose(a.atoms.cell, b.atoms.cell, atol=1e-4):
-            continue
-        moves, lengths = find_mic(b.atoms.positions - a.atoms.positions, a.atoms.cell, a.atoms.pbc)
-        if not 1e-4 < float(np.max(lengths)) < LONGEST_MOVE:
-            continue
-        work.append(-0.5 * float(np.sum((a.labels.forces + b.labels.forces) * moves)))
-        change.append(b.labels.energy - a.labels.energy)
-    strong = np.abs(work) >= np.median(np.abs(work)) if work else np.zeros(0, bool)
-    if strong.sum() < 5 or np.std(change) < 1e-6 or np.min(np.abs(work)[strong]) < 1e-6:
-        return None
-    ratios = np.array(change)[strong] / np.array(work)[strong]
-    ratio, agreement = float(np.median(ratios)), float(np.mean(ratios > 0))
-    if agreement < 1 - SAME_SIGN:
-        hint = f"energy rises along the forces in {1 - agreement:.0%} of the steps: wrong sign of forces?"
-    elif agreement > SAME_SIGN and not LEAST_RATIO < ratio < 1 / LEAST_RATIO:
-        hint = f"energy differences are {ratio:.3g} times the work of the forces: units not eV and eV/Å?"
-    else:
-        return None
-    return Finding("forces against energy", "error", (), hint)
 
 
 def _check_force_size(frames: Sequence[Frame], sound: Sequence[int]) -> Finding | None:
