@@ -6,11 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from ase.io import write
 from copper_jobs import make_frames, write_copper
 
@@ -300,6 +302,37 @@ def test_an_unknown_element_leaves_no_label_file(run_cli: Run, tmp_path: Path) -
     assert "does not know Mg" in err
     assert err.count("\n") == 1
     assert not out.exists()
+
+
+class Neutral(EMT):
+    """EMT that refuses charged structures, as models do that know neutral ones only."""
+
+    def calculate(self, atoms: Any = None, *arguments: Any) -> None:
+        if atoms.info.get("charge"):
+            raise ValueError("has charge 1")
+        super().calculate(atoms, *arguments)
+
+
+@pytest.mark.parametrize("checked", ["--self-check", "--no-self-check"])
+def test_what_the_teacher_refuses_leaves_no_file(
+    run_cli: Run, tmp_path: Path, checked: str
+) -> None:
+    """Nor one that was there, with labels, any other than it was."""
+    frames, out = make_frames(4), tmp_path / "labels.h5"
+    write(tmp_path / "neutral.xyz", frames[2:])
+    for atoms in frames:
+        atoms.info["charge"] = 1
+    write(tmp_path / "charged.xyz", frames)
+    words = ("label", "--teacher", f"ase:{__name__}:Neutral", checked, "--out", out)
+    for more in ((), ("--shard", "1/2")):
+        code, _, err = run_cli(*words, *more, tmp_path / "charged.xyz")
+        assert (code, err.count("\n")) == (4, 1)
+        assert "has charge 1" in err
+        assert not list(tmp_path.glob("labels*"))
+    assert run_cli(*words, tmp_path / "neutral.xyz")[0] == 0
+    assert run_cli(*words, tmp_path / "charged.xyz")[0] == 4
+    with LabelStore(out) as store:
+        assert len(store) == 2
 
 
 def test_other_formats_and_named_trajectories(tmp_path: Path) -> None:

@@ -157,6 +157,20 @@ def test_a_teacher_that_fails_in_one_process_is_reported_once(rank: str, tmp_pat
 
 
 @pytest.mark.slow
+def test_processes_whose_teacher_refuses_all_leave_no_files(tmp_path: Path) -> None:
+    """Empty files only: what one has labelled stays."""
+    write(tmp_path / "cu.xyz", make_frames(2))
+    process = start([*TEACHER, *SMALL, *TWO, "--quiet"], tmp_path, 0.01, fails="0")
+    assert "this teacher has failed" in process.communicate(timeout=120)[0].decode()
+    assert process.returncode == 4
+    left = {path.name for path in tmp_path.glob("labels.h5*/*")}
+    assert left <= {"2-of-2.h5"}
+    assert not (tmp_path / "labels.h5").exists()
+    assert bool(left) == (tmp_path / "labels.h5.parts").exists()
+    assert all(count_frames(tmp_path / "labels.h5.parts" / name) for name in left)
+
+
+@pytest.mark.slow
 def test_elements_that_the_teacher_does_not_know_are_found_before_processes_start(
     tmp_path: Path,
 ) -> None:

@@ -1,17 +1,20 @@
 """Files of the processes of one labelling job, in a folder beside the file that they become.
 
-Here: their names, what they hold, joining them. Not here: labelling into them (:mod:`fastff.distill.scaling`).
+Here: their names, what they hold, joining and dropping them. Not here: labelling into them
+(:mod:`fastff.distill.scaling`).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastff.distill.merging import MergeReport, merge_labels
 from fastff.distill.store import LabelStore
+from fastff.errors import DataError
 
 if TYPE_CHECKING:
     from fastff.teachers import Teacher
@@ -50,6 +53,18 @@ def join_parts(out: Path) -> MergeReport:
     report = merge_labels(sources, out, replace=True, partial=True)
     shutil.rmtree(name_folder(out))
     return report
+
+
+def drop_empty(out: Path) -> None:
+    """Remove files of processes that ended before they had a label, and the folder if it is then empty."""
+    for path in list_parts(out):
+        with suppress(DataError):  # another process writes it
+            with LabelStore(path, "a") as store:
+                empty = not (len(store) or store.n_quarantined)
+            if empty:
+                path.unlink(missing_ok=True)
+    with suppress(OSError):
+        name_folder(out).rmdir()
 
 
 def require_unused(out: Path, teacher: Teacher) -> None:

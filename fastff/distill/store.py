@@ -99,6 +99,7 @@ class LabelStore:
         self.path = Path(path)
         self.writable = mode != "r"
         exists = self.path.exists()
+        self._is_new = not exists
         if mode == "r" and not exists:
             raise DataError(f"{self.path}: no such label file")
         if mode == "w" and exists:
@@ -313,6 +314,8 @@ class LabelStore:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if kind is not None and self._is_new and not any(n for n, _ in self._counts.values()):
+            self.path.unlink(missing_ok=True)  # what failed before there was a label leaves nothing
 
     # --- the file ---
 
