@@ -25,6 +25,7 @@ from fastff.cli.bench_records import (
     use_record,
 )
 from fastff.cli.bench_view import print_plan, print_results, show_progress
+from fastff.cli.label_keys import LabelKeyOption, read_label_keys
 from fastff.cli.terminal import DeviceOption, make_console, resolve_device
 from fastff.errors import DataError, UsageError
 
@@ -54,6 +55,7 @@ def bench(
         Path | None,
         typer.Option("--labels", help="Judge accuracy on these labelled frames; needs no teacher."),
     ] = None,
+    label_key: LabelKeyOption = None,
     structures: Annotated[
         Path | None,
         typer.Option(
@@ -212,6 +214,9 @@ def bench(
         )
     if (gpumd is None) != (nep is None):
         raise UsageError("--gpumd and --nep belong together: give both, or neither")
+    label_keys = read_label_keys(label_key)
+    if label_keys and labels is None:
+        raise UsageError("--label-key names what --labels holds; add it, or leave --label-key out")
     chosen = resolve_device(device)
     if gpumd is not None and chosen.type != "cuda":
         raise UsageError(f"--gpumd needs a CUDA device, this run is on {chosen}; leave it out")
@@ -227,7 +232,7 @@ def bench(
     before = read_earlier(against, plan.device, model) if against is not None else None
     record = run(
         model, labels, structures, teacher, teacher_weights, temperature, plan, folder,
-        compare_teacher=compare_teacher,
+        compare_teacher=compare_teacher, label_keys=label_keys,
         teacher_options=read_options(teacher_option or (), trust_teacher_file),
         baselines=baseline or [],
         gpumd=(gpumd, nep) if gpumd is not None and nep is not None else None, limit=limit,
@@ -288,6 +293,7 @@ def run(
     folder: Path,
     *,
     compare_teacher: bool,
+    label_keys: Mapping[str, str] | None = None,
     teacher_options: Mapping[str, Any] | None = None,
     baselines: Sequence[str] = (),
     gpumd: tuple[Path, Path] | None = None,
@@ -334,6 +340,7 @@ def run(
                 result = run_bench(
                     model,
                     labels=labels,
+                    label_keys=label_keys,
                     structures=seeds,
                     teacher=source,
                     temperature=limits,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastff.cli.label_keys import LabelKeyOption, read_label_keys
 from fastff.cli.terminal import make_console
 from fastff.errors import UsageError
 
@@ -37,10 +38,11 @@ def labels(
     export: Annotated[
         Path | None, typer.Option(help="Write the sound frames as .xyz, .db or .h5.")
     ] = None,
+    label_key: LabelKeyOption = None,
 ) -> None:
     """Check labelled frames: broken numbers, outliers, wrong units or sign, duplicates."""
     from fastff.distill.export import write_labels
-    from fastff.distill.formats import group_unnamed, read_labels
+    from fastff.distill.formats import LabelKeys, group_unnamed, read_labels
     from fastff.distill.merging import quarantine_frames
     from fastff.distill.validate import validate_frames
     from fastff.errors import DataError
@@ -50,7 +52,7 @@ def labels(
         raise UsageError(
             f"--quarantine works in label files; first `fastff labels {file} --export NEW.h5`"
         )
-    found = read_labels(file, group=False)
+    found = read_labels(file, LabelKeys(**read_label_keys(label_key)), group=False)
     report = validate_frames(group_unnamed(found).frames)
     console = make_console()
     print_summary(console, file, found, read_record(file) if is_store else {})

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fastff.cli.label_keys import LabelKeyOption, read_label_keys
 from fastff.cli.terminal import DeviceOption, count_devices, make_console, resolve_device
 from fastff.cli.train_view import build_listener, print_verdict, warn_of_findings
 from fastff.errors import AccuracyError, UsageError
@@ -44,6 +45,7 @@ def train(
             rich_help_panel=_SOURCE,
         ),
     ] = None,
+    label_key: LabelKeyOption = None,
     temperature: Annotated[
         str, typer.Option(help="Range of interest in K, LOW-HIGH.", rich_help_panel=_SOURCE)
     ] = "300-900",
@@ -173,6 +175,7 @@ def train(
         "teacher_options": read_options(teacher_option or (), trust_teacher_file),
         "structures": structures,
         "labels": labels,
+        "label_keys": read_label_keys(label_key),
         "temperatures": parse_temperatures(temperature),
         "budget": int(budget) if budget and budget.isdigit() else budget,
         "rounds": rounds,
@@ -232,6 +235,7 @@ _OPTIONS = {
     "temperatures": ("temperature",),
     "target": ("target_accuracy",),
     "n_steps": ("steps",),
+    "label_keys": ("label_key",),
     "teacher_options": ("teacher_option", "trust_teacher_file"),
 }
 """Options of the settings that are spelt otherwise."""

@@ -21,7 +21,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from fastff.distill.content import find_label_fault
 from fastff.distill.store import LabelStore
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, Labels
 
 ENERGY_KEYS: tuple[str, ...] = (
@@ -67,7 +67,10 @@ class LabelledSet:
 
 @dataclass(frozen=True)
 class LabelKeys:
-    """Names of the labels in files that have their own; None means the usual ones are tried."""
+    """Names of the labels in files that have their own; None means the usual ones are tried.
+
+    A virial that is named is taken before a stress that is not.
+    """
 
     energy: str | None = None
     forces: str | None = None
@@ -87,7 +90,8 @@ def read_labels(
         NumPy archive (.npz), OUTCAR or vasprun.xml. Units are eV and Å; stress has ASE's sign and is
         taken from the virial as ``-virial / volume`` if there is only that.
     keys : LabelKeys, optional
-        Names of the labels where they are not the usual ones (``REF_energy``, ``dft_forces``, ...).
+        Names of the labels where they are not the usual ones (``REF_energy``, ``dft_forces``, ...); not of label files
+        and NumPy archives, which have names of their own.
     group : bool
         Whether to form blocks; without, trajectories are numbered as the file has them.
 
@@ -105,6 +109,10 @@ def read_labels(
     if not path.exists():
         raise DataError(f"{path}: no such file")
     suffix = path.suffix.lower()
+    if suffix in (".h5", ".hdf5", ".npz") and keys not in (None, LabelKeys()):
+        raise UsageError(
+            f"{path}: labels of this kind of file have fixed names; leave --label-key out"
+        )
     if suffix in (".h5", ".hdf5"):
         with LabelStore(path) as store:
             result = LabelledSet(
@@ -191,7 +199,9 @@ def _collect_frames(
             for name, where in missing.items()
         )
         first = structures[0]
-        seen = ", ".join(sorted({*first.info, *first.arrays} - {"numbers", "positions"}))
+        results = first.calc.results if first.calc is not None else {}
+        names = {*first.info, *first.arrays, *results} - {"numbers", "positions"}
+        seen = ", ".join(sorted(names))
         raise DataError(f"{path}: {what}. Entries of the first frame: {seen or 'none'}")
     trajectories = _number_trajectories(structures)
     frames, aside, held_out = [], [], set()
@@ -235,8 +245,11 @@ def _read_one(atoms: ase.Atoms, keys: LabelKeys) -> Labels:
     if atoms.pbc.all():
         stress = find(keys.stress, STRESS_KEYS, lambda value: np.size(value) in (6, 9))
         virial = find(keys.virial, VIRIAL_KEYS, lambda value: np.size(value) in (6, 9))
-        if keys.stress and stress is None:
-            raise KeyError(keys.stress)
+        for chosen, value in ((keys.stress, stress), (keys.virial, virial)):
+            if chosen and value is None:
+                raise KeyError(chosen)
+        if keys.virial and not keys.stress:
+            stress = None
         if stress is None and virial is not None:
             stress = -_convert_to_voigt(virial) / atoms.get_volume()
         elif stress is not None:

@@ -38,6 +38,8 @@ class DistillRequest(BaseModel):
         Options of the teacher, such as ``modal`` of SevenNet; ``trust`` vouches for a weight file that needs pickle.
     structures, labels : Path or None
         Seed structures, or labels that exist already.
+    label_keys : dict
+        What the file of ``labels`` calls ``energy``, ``forces``, ``stress`` or ``virial``, where not as usual.
     temperatures : (float, float)
         Range of interest, K.
     budget : int, str or None
@@ -73,6 +75,9 @@ class DistillRequest(BaseModel):
     teacher_options: dict[str, str | bool | int | float] = Field(default_factory=dict)
     structures: Path | None = None
     labels: Path | None = None
+    label_keys: dict[Literal["energy", "forces", "stress", "virial"], str] = Field(
+        default_factory=dict
+    )
     temperatures: tuple[float, float] = (300.0, 900.0)
     budget: int | str | None = None
     rounds: int | None = Field(default=None, ge=0, le=64)
@@ -101,6 +106,10 @@ class DistillRequest(BaseModel):
             )
         if self.teacher is None and (self.teacher_weights or self.teacher_options):
             raise ValueError("weights or options of a teacher need the teacher's name")
+        if self.label_keys and self.labels is None:
+            raise ValueError(
+                "names of labels need a file of labels; give --labels, or leave --label-key out"
+            )
         if self.labels is not None and self.rounds:
             raise ValueError(
                 f"{self.rounds} rounds need a teacher and structures; leave --rounds out with labels"

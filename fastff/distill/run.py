@@ -18,7 +18,7 @@ import ase
 
 from fastff.checkpoint import load_model, save_model, write_atomically
 from fastff.distill.content import hash_structure
-from fastff.distill.formats import LabelledSet, read_labels
+from fastff.distill.formats import LabelKeys, LabelledSet, read_labels
 from fastff.distill.header import build_header, describe_software
 from fastff.distill.hessian import EVALUATIONS, add_to_split
 from fastff.distill.labelling import describe_caveats, is_first_process
@@ -209,7 +209,8 @@ def distill(
             options=request.teacher_options,
         )
     start = time.perf_counter()
-    existing = read_labels(request.labels) if request.labels else None
+    keys = LabelKeys(**request.label_keys)
+    existing = read_labels(request.labels, keys) if request.labels else None
     split = split_first(existing, request.seed) if existing else None
     sampling: SamplingPlan | None = None
     rounds = RoundsPlan(None, 0)

@@ -8,7 +8,7 @@ definitions (:mod:`fastff.report.metrics`), pages (:mod:`fastff.report.html`), t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +63,7 @@ def run_bench(
     model_path: str | Path,
     *,
     labels: Path | None = None,
+    label_keys: Mapping[str, str] | None = None,
     structures: Sequence[ase.Atoms] | None = None,
     teacher: Teacher | None = None,
     temperature: tuple[float, float] | None = None,
@@ -84,6 +85,8 @@ def run_bench(
         A model file.
     labels : path, optional
         Labelled frames to be judged on; needs no teacher.
+    label_keys : mapping, optional
+        What their file calls ``energy``, ``forces``, ``stress`` or ``virial``, where not as usual.
     structures : sequence of ase.Atoms, optional
         Where held-out dynamics starts and what is timed; by default the structures that the model file holds.
     teacher : Teacher, optional
@@ -121,6 +124,7 @@ def run_bench(
         raise UsageError("nothing to compare with: give --compare-teacher or --labels FILE.")
     student = load_model(model_path, device=plan.device)
     run = Run(Path(model_path), student, plan, progress, teacher, baselines, gpumd, watch=watch)
+    run.label_keys = dict(label_keys or {})
     found = Measured(describe_model(run.path, student), Agenda(list_stages(run), watch))
     seeds = choose_seeds(student.header, structures)
     _check_baselines(run, seeds)

@@ -66,6 +66,7 @@ class Run:
     sets: list[JudgedSet] = field(default_factory=list)
     open_sets: list[str] = field(default_factory=list)
     teacher_record: dict[str, Any] = field(default_factory=dict)
+    label_keys: dict[str, str] = field(default_factory=dict)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -85,11 +86,11 @@ class Run:
 def judge_labels(run: Run, path: Path) -> tuple[list[JudgedSet], dict[str, Any]]:
     """Compare on labelled frames that the student has not learned from; also who made the labels."""
     from fastff.distill.content import describe_difference, hash_structure
-    from fastff.distill.formats import read_labels
+    from fastff.distill.formats import LabelKeys, read_labels
 
     start = time.perf_counter()
     run.progress("reading labels", 0, 1)
-    labelled = read_labels(path)
+    labelled = read_labels(path, LabelKeys(**run.label_keys))
     known = frozenset((run.header.get("training") or {}).get("frame_hashes") or ())
     frames, notes = select_heldout(labelled, known, lambda atoms: hash_structure(atoms).hex())
     taught = run.header.get("teacher") or {}
