@@ -3,8 +3,8 @@
     python bench/multi_gpu_join.py weak.json weak-2.json md.json --out bench/results/scaling/NAME.json
 
 Rows of a part follow each other in the order of the files, and efficiencies are taken anew, relative to the median of
-one device over all of them, by kind of scaling. ``runs`` says of each file when and how it was measured, and what of it
-failed. Files of another commit, processor, GPU, driver or version of a package are refused.
+one device over all of them, by kind of scaling, optimiser and batch. ``runs`` says of each file when and how it was
+measured, and what of it failed. Files of another commit, processor, GPU, driver or version of a package are refused.
 """
 
 from __future__ import annotations
@@ -24,6 +24,13 @@ from bench.multi_gpu import PARTS, add_efficiency, print_summary  # noqa: E402
 
 RATES = {"train": "frames_per_second", "label": "frames_per_second", "md": "total"}
 SAME = ("commit", "cpu", "cores", "gpu", "driver", "system", "python", "packages")
+
+
+def find_kind(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What rows must have in common for their efficiencies to be relative to the same device."""
+    frames = row.get("batch_frames", 0)
+    each = frames // row["devices"] if row.get("scaling") == "weak" else frames
+    return row.get("scaling"), row.get("optimizer"), each
 
 
 def join(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -52,8 +59,8 @@ def join(records: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, A
     ]
     for part, rate in RATES.items():
         rows = [row for record in records for row in record.get(part, [])]
-        for kind in dict.fromkeys(row.get("scaling") for row in rows):
-            add_efficiency([row for row in rows if row.get("scaling") == kind], rate)
+        for kind in dict.fromkeys(map(find_kind, rows)):
+            add_efficiency([row for row in rows if find_kind(row) == kind], rate)
         if rows:
             joined[part] = rows
     return joined

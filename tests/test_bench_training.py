@@ -135,5 +135,11 @@ def test_records_of_one_machine_are_joined_and_others_refused() -> None:
     joined = program.join([first, make([("weak", 2, 18.0), ("strong", 2, 30.0)])], ["a", "b"])
     assert [row["efficiency"] for row in joined["train"]] == [1.0, 1.0, 0.9, 0.75]
     assert len(joined["runs"]) == 2
+    small, large = make([("weak", 1, 10.0)]), make([("weak", 1, 20.0), ("weak", 2, 36.0)])
+    for record, frames in ((small, 128), (large, 512)):
+        for row in record["train"]:
+            row["batch_frames"] = frames * row["devices"]
+    rows = program.join([small, large], ["a", "b"])["train"]
+    assert [row["efficiency"] for row in rows] == [1.0, 1.0, 0.9]  # batches do not mix
     with pytest.raises(SystemExit, match="b: commit is x, of a it is a"):
         program.join([first, make([], commit="x")], ["a", "b"])

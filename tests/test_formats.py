@@ -311,6 +311,17 @@ def test_total_energies_in_ev_are_no_finding() -> None:
     assert validate_frames(frames).findings == ()
 
 
+def test_the_unit_of_energies_is_a_guess_that_says_what_else_it_may_be() -> None:
+    """Valence electrons of chloroform have as many eV as all of its electrons have hartree."""
+    atoms = ase.Atoms("CHCl3", np.eye(5, 3) * 1.7)
+    valence = -27.2114 * (5.44 + 0.5 + 3 * 15.03)
+    frames = [Frame(atoms, Labels(valence, np.zeros((5, 3)), None), "test", 0, 300.0, 0)]
+    (finding,) = [f for f in validate_frames(frames).findings if f.check == "energy unit"]
+    assert finding.severity == "warning"
+    assert "hartree" in finding.hint
+    assert "valence electrons in eV" in finding.hint
+
+
 @pytest.mark.parametrize(("z", "energy"), [(1, -0.5), (6, -37.7), (8, -74.8), (29, -1639.0)])
 def test_estimate_of_total_energies_equals_hartree_fock(z: int, energy: float) -> None:
     assert estimate_total_energy(np.array([z])) == pytest.approx(

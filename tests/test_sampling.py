@@ -26,6 +26,7 @@ from fastff.distill.cells import (
     press_pairs,
     strain_cell,
 )
+from fastff.distill.content import hash_structure
 from fastff.distill.harmonic import fit_harmonic
 from fastff.distill.sampling import SamplingProgress, measure_teacher, plan_sampling, run_sampling
 from fastff.distill.split import split_frames
@@ -298,6 +299,25 @@ def test_the_cell_of_every_trajectory_is_known(tmp_path: Path) -> None:
         assert plan.cells[cell].atoms.get_chemical_formula() == frame.atoms.get_chemical_formula()
     assert plan.find_cell(plan.number_trajectory(-1)) is None
     assert plan.find_cell(plan.number_trajectory(1 << 19)) is None
+
+
+def test_cells_of_many_trajectories_are_found_without_hashing_the_plan_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A round asks for every frame several times; with hundreds of cells that took minutes."""
+    seeds = [bulk("Cu", cubic=True), bulk("Au", cubic=True), bulk("Al", cubic=True)]
+    plan = plan_sampling(seeds, budget=160, cutoff=3.0, max_atoms=8)
+    hashed: list[int] = []
+
+    def count(atoms: ase.Atoms) -> bytes:
+        hashed.append(len(atoms))
+        return hash_structure(atoms)
+
+    monkeypatch.setattr("fastff.distill.plan.hash_structure", count)
+    for index in range(plan.n_static):
+        plan.find_cell(plan.number_trajectory(index))
+    assert len(hashed) <= len(plan.cells)
+    assert replace(plan, seed=plan.seed + 1).fingerprint != plan.fingerprint
 
 
 def test_the_same_seed_gives_the_same_frames(tmp_path: Path, uninterrupted: list[Frame]) -> None:

@@ -61,6 +61,8 @@ def test_options_that_change_labels_are_part_of_a_teachers_identity(tmp_path: Pa
     assert identify(licence="MIT", conservative=False) == usual
     assert identify(epsilon=2.0) != usual
     assert identify(padding=3.0) != usual
+    assert identify(padding=10) == identify(padding=10.0) == usual
+    assert identify(padding=3) == identify(padding=3.0)
     with pytest.raises(DataError, match=r"settings is the usual ones there and 'padding=3\.0' now"):
         require_same_teacher(usual, identify(padding=3.0), "labels.h5")
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fastff.distill.cells import SampleCell
 from fastff.distill.content import hash_structure
@@ -139,7 +140,7 @@ class SamplingPlan:
         """Estimated time of the teacher, s; nan until measured."""
         return self.seconds_per_atom * self.n_atom_evaluations
 
-    @property
+    @cached_property
     def fingerprint(self) -> int:
         """31-bit number that differs between plans that make different frames."""
         content = {
@@ -165,8 +166,11 @@ class SamplingPlan:
             if 0 <= index < count:
                 return index % len(self.cells)
             index -= count
-        replicas = (replica for group in self.dynamics for replica in group.replicas)
-        return next((replica.cell for replica in replicas if replica.index == index), None)
+        return self._replica_cells.get(index)
+
+    @cached_property
+    def _replica_cells(self) -> dict[int, int]:
+        return {one.index: one.cell for group in self.dynamics for one in group.replicas}
 
     def __str__(self) -> str:
         low, high = self.temperatures

@@ -239,7 +239,10 @@ def _check_energy_unit(frames: Sequence[Frame], sound: Sequence[int]) -> Finding
     middle = float(np.median(sizes)) if sizes else 0.0
     for unit, factor in ENERGY_UNITS.items():
         if abs(middle / factor - 1.0) < ENERGY_MATCH:
-            hint = f"those of all electrons in {unit}, by their size: multiply by {Hartree / factor:.6g}, forces too?"
+            hint = (
+                f"as large as those of all electrons in {unit}: multiply by {Hartree / factor:.6g}, forces too? "
+                "Those of valence electrons in eV may be as large by chance"
+            )
             return Finding("energy unit", "warning", (), hint)
     return None
 

@@ -35,6 +35,8 @@ OWN_OPTIONS = (
     "periodic_only",
     "weights_keyword",
 )
+USUAL_PADDING = 10.0
+"""Å; margin of non-periodic directions, unless an option says otherwise."""
 
 
 class ASETeacher(Teacher):
@@ -77,7 +79,7 @@ class ASETeacher(Teacher):
         self._keywords = chosen
         self._calculator = self.calculator()
         self.own_process = isinstance(self._calculator, FileIOCalculator | GenericFileIOCalculator)
-        self.padding = float(own.get("padding", 10.0))
+        self.padding = float(own.get("padding", USUAL_PADDING))
         self.periodic_only = bool(own.get("periodic_only", False))
         package = str(target).split(".")[0].split(":")[0]
         self.info = TeacherInfo(
@@ -97,7 +99,7 @@ class ASETeacher(Teacher):
             ),
             settings=describe_settings(
                 options=(described or None) if weights else None,  # else they stand for the weights
-                padding=own.get("padding"),
+                padding=None if self.padding == USUAL_PADDING else self.padding,
                 periodic_only=self.periodic_only or None,
             ),
         )
