@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from fastff.distill.module import DistillationModule
+from fastff.distill.ranks import gather_from_ranks
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,13 @@ class LatePatience(EarlyStopping):
             self.patience, self.wait_count = sys.maxsize, 0
         super().on_validation_end(trainer, pl_module)
         self.patience = patience
-        newest = pl_module.learning_curve[-1][
-            "accuracy"
-        ]  # metrics of Lightning are in single precision
+        curve = [
+            row["accuracy"] for row in pl_module.learning_curve
+        ]  # Lightning's metrics are in single precision
+        best, newest = gather_from_ranks((max(curve), curve[-1]))[0]  # one judges for all
         self.reached = self._stop_at is not None and newest >= self._stop_at
         if self.reached and self._path is not None:
             trainer.save_checkpoint(self._path, weights_only=False)
-        best = max(row["accuracy"] for row in pl_module.learning_curve)
         if self.falls(best, newest) or self.reached:
             trainer.should_stop = True
 

@@ -231,7 +231,8 @@ class Rounds:
         on_gpu = self.device.type == "cuda"
         room = (20_000 if on_gpu else 1_200) / float(np.mean([len(f.atoms) for f in known]))
         n_cells = len(set(map(self.find_kind, known)))
-        n_gate = int(np.clip(min(room / 4, max(n_cells, 8 if on_gpu else 3)), 3, 64))
+        n_gate = min(room / 4, max(n_cells, 8 if on_gpu else 3), self.plan.gate / 2)  # a frame each
+        n_gate = int(np.clip(n_gate, 3, 64))
         wanted = max(n_cells, 32, self.plan.train / 50) if on_gpu else max(n_cells, 8)
         n_train = int(np.clip(min(room / 2, wanted), 4, 256))
         first = self.sampling.number_trajectory(_ROUND_NUMBERS + number * _WALKER_NUMBERS)
