@@ -22,6 +22,8 @@ CPU = torch.device("cpu")
 
 
 def run(*arguments: str, **environment: str) -> str:
+    """Output of a run of the benchmarks; one that took itself for a worker of xdist would measure nothing."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     done = subprocess.run(
         [
             sys.executable,
@@ -33,7 +35,7 @@ def run(*arguments: str, **environment: str) -> str:
             "bench/kernels",
             *arguments,
         ],
-        env={**os.environ, **environment},
+        env={**own, **environment},
         cwd=ROOT,
         capture_output=True,
         text=True,
