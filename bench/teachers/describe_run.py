@@ -1,0 +1,49 @@
+"""What a finished ``fastff train`` came to, as a record: accuracy by group of test frames, gates, settings, teacher.
+
+    python bench/teachers/describe_run.py runs/NAME/model.safetensors --commit COMMIT --out R.json
+
+Everything is read from the header of the model file; ``--commit`` is that of the code which trained it. The machine
+named is the one that runs this, and must be the one that trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = str(ROOT / "bench" / "teachers")
+sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != HERE)]
+
+from bench.teachers.orb_end_to_end import describe_student  # noqa: E402
+from fastff.checkpoint import read_header  # noqa: E402
+from fastff.report.provenance import collect_provenance  # noqa: E402
+
+
+def main() -> None:
+    """Read and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--commit", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    header = read_header(arguments.model)
+    found = describe_student(header)
+    where = collect_provenance().model_dump(mode="json")
+    if header["training"]["machine"].split(",")[0] != where["cpu"] and not where["gpu"]:
+        raise SystemExit(f"trained on {header['training']['machine']}, this is {where['cpu']}")
+    record = {
+        "what": "A distillation by fastff train, as its model file tells of it.",
+        "test": found.pop("student_against_orb"),
+        **found,
+        "gates": header["training"].get("rounds", []),
+        "provenance": {**where, "commit": arguments.commit},
+    }
+    arguments.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print({name: round(group["overall"], 4) for name, group in record["groups"].items()})
+
+
+if __name__ == "__main__":
+    main()
