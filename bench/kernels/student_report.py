@@ -71,10 +71,8 @@ def print_record(record: dict[str, Any]) -> None:
     ceilings = record.get("ceilings")
     print({k: round(v, 2) for k, v in (ceilings or {}).items()})
     for row in record["kernels"]:
-        kind = f"m{row['hops']} C{row['channels']}{' directed' * (row['message_degree'] > 0)}"
-        line = (
-            f"{kind:<15} {row['kernel']:<26} {row['median_ms'] * 1e6 / row['atoms']:7.2f} ns/atom"
-        )
+        each = f"{row['median_ms'] * 1e6 / row['atoms']:7.2f} ns/atom"
+        line = f"{name_kind(row):<15} {row['kernel']:<26} {each}"
         if "roofline_fraction" in row:
             line += f" {100 * row['roofline_fraction']:5.1f} % of roofline"
         print(line)

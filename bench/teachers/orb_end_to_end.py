@@ -148,13 +148,12 @@ def judge(teacher: OrbTeacher, frames: list[Frame]) -> dict[str, Any]:
 
 
 def describe_student(header: dict[str, Any]) -> dict[str, Any]:
-    """What the header of a model file says of a student: accuracy on test frames, all and by group, and training."""
+    """What the header of a model file says of a student: accuracy by group of frames, training, teacher."""
     training = header["training"]
     kept = ("n_train", "n_validation", "n_test", "n_steps", "seconds", "machine", "stopped")
-    groups = {name: found for name, found in header["accuracy"].items() if isinstance(found, dict)}
+    accuracy = header["accuracy"].items()
     return {
-        "student_against_orb": groups.pop("test"),
-        "groups": groups,
+        "groups": {k: found for k, found in accuracy if isinstance(found, dict) and k != "test"},
         "student": {
             "sha256": header["sha256"],
             "request": training["request"],
@@ -231,6 +230,7 @@ def main() -> None:
     print(" ".join(command), flush=True)
     subprocess.run(command, check=True)
     header = read_header(out / "model.safetensors")
+    record["student_against_orb"] = header["accuracy"]["test"]
     record |= describe_student(header)
     (options.out / "record.json").write_text(json.dumps(record, indent=2) + "\n")
     overall = header["accuracy"]["test"]["overall"]

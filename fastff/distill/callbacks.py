@@ -90,9 +90,8 @@ class LatePatience(EarlyStopping):
             self.patience, self.wait_count = sys.maxsize, 0
         super().on_validation_end(trainer, pl_module)
         self.patience = patience
-        curve = [
-            row["accuracy"] for row in pl_module.learning_curve
-        ]  # Lightning's metrics are in single precision
+        # not from Lightning's metrics, which are in single precision
+        curve = [row["accuracy"] for row in pl_module.learning_curve]
         best, newest = gather_from_ranks((max(curve), curve[-1]))[0]  # one judges for all
         self.reached = self._stop_at is not None and newest >= self._stop_at
         if self.reached and self._path is not None:

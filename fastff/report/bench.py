@@ -123,8 +123,10 @@ def run_bench(
     if labels is None and teacher is None:
         raise UsageError("nothing to compare with: give --compare-teacher or --labels FILE.")
     student = load_model(model_path, device=plan.device)
-    run = Run(Path(model_path), student, plan, progress, teacher, baselines, gpumd, watch=watch)
-    run.label_keys = dict(label_keys or {})
+    keys = dict(label_keys or {})
+    run = Run(
+        Path(model_path), student, plan, progress, teacher, baselines, gpumd, watch=watch, label_keys=keys,
+    )  # fmt: skip
     found = Measured(describe_model(run.path, student), Agenda(list_stages(run), watch))
     seeds = choose_seeds(student.header, structures)
     _check_baselines(run, seeds)
