@@ -163,9 +163,9 @@ class FakeLadder(Ladder):
         ({"m1": (0.90, 0.99)}, True, ["m1"], "m1"),  # more data will help
         ({"m1": (0.90, 0.91), "m2": (0.94, 0.985)}, True, ["m1", "m2"], "m2"),  # too small
         (
-            {"m1": (0.93, 0.99), "m2": (0.92, 0.99), "m2-l": (0.91, 1)},
+            {"m1": (0.93, 0.99), "m2": (0.92, 0.99), "m2-l": (0.91, 1), "m3-l": (0.90, 1)},
             False,
-            ["m1", "m2", "m2-l"],
+            ["m1", "m2", "m2-l", "m3-l"],
             "m1",
         ),
     ],
@@ -185,8 +185,13 @@ def test_the_score_decides_among_students_that_miss_the_target(tmp_path: Path) -
     request = build_request(labels="x.xyz", target=0.98)
     ladder = FakeLadder(request, tmp_path, "cpu", False, *[lambda *_: None] * 3)
     split: Any = None
-    ladder.known = {"m1": (0.95, 0.96), "m2": (0.94, 0.96), "m2-l": (0.90, 0.96)}
-    ladder.scores = {"m1": 0.93, "m2": 0.96, "m2-l": 0.95}
+    ladder.known = {
+        "m1": (0.95, 0.96),
+        "m2": (0.94, 0.96),
+        "m2-l": (0.90, 0.96),
+        "m3-l": (0.91, 0.96),
+    }
+    ladder.scores = {"m1": 0.93, "m2": 0.96, "m2-l": 0.95, "m3-l": 0.94}
     assert ladder.climb(split).name == "m2"
     ladder.known["m2-l"] = (0.985, 0.99)  # met: a better score of another student does not matter
     assert ladder.climb(split).name == "m2-l"

@@ -45,7 +45,7 @@ from fastff.report.comparison import read_header_structures  # noqa: E402
 from fastff.zoo import list_shipped, resolve_model  # noqa: E402
 
 PRECISIONS = ("tf32x3", "tf32", "ieee")
-UNTRAINED = (("m1", 0), ("m2", 0), ("m2", 1), ("m2-l", 0), ("m2-l", 1))
+UNTRAINED = (("m1", 0), ("m2", 0), ("m2", 1), ("m2-l", 0), ("m2-l", 1), ("m3-l", 1))
 """Architectures, and degrees of their messages."""
 
 

@@ -103,7 +103,7 @@ def train(
     student: Annotated[
         str,
         typer.Option(
-            help="m1, m2, m2-l, painn (a baseline), or auto: the smallest of the first three that meets the target.",
+            help="m1, m2, m2-l, m3-l, painn (a baseline), or auto: the smallest of the first four to meet the target.",
             rich_help_panel=_STUDENT,
         ),
     ] = "auto",
@@ -127,7 +127,13 @@ def train(
         float | None,
         typer.Option(help="Stop training at this validation accuracy.", rich_help_panel=_STUDENT),
     ] = None,
-    learning_rate: Annotated[float, typer.Option(rich_help_panel=_STUDENT)] = 5e-3,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the optimiser; 0.005, or 0.002 for m3-l, if left out.",
+            rich_help_panel=_STUDENT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -19,7 +19,13 @@ from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.request import DistillRequest
 from fastff.distill.score import Score
 from fastff.distill.split import PHYSICAL_SOURCES, Split
-from fastff.distill.train import TrainProgress, TrainResult, TrainSettings, train_student
+from fastff.distill.train import (
+    TrainProgress,
+    TrainResult,
+    TrainSettings,
+    choose_rate,
+    train_student,
+)
 from fastff.inference import predict
 from fastff.labels import Frame
 from fastff.models import Student
@@ -238,7 +244,7 @@ def choose_settings(
         cutoff=request.cutoff,
         n_steps=n_steps,
         batch_atoms=batch_atoms,
-        learning_rate=request.learning_rate,
+        learning_rate=request.learning_rate or choose_rate(architecture),
         hessian_weight=request.hessian_weight,
         patience=request.patience,
         stop_at=request.stop_at,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fastff.checkpoint import write_atomically
 from fastff.distill.roundplan import parse_budget
 from fastff.errors import DataError, UsageError
+from fastff.models import LADDER
 from fastff.teachers.weights import hash_file
 
 CONFIG_NAME = "config.yaml"
@@ -51,14 +52,15 @@ class DistillRequest(BaseModel):
     hessian_weight : float
         Weight of these targets in the loss, also where given labels hold them; 0 leaves them out.
     student : str
-        ``"auto"`` tries ``m1``, ``m2``, ``m2-l`` in turn until ``target`` is met; ``painn`` is the baseline.
+        ``"auto"`` tries ``m1``, ``m2``, ``m2-l``, ``m3-l`` in turn until ``target`` is met; ``painn`` is the baseline.
     target : float
         Wanted accuracy, min(A_F, A_E, A_S), on the validation frames.
     cutoff : float
         Å.
     n_steps : int or None
         Optimiser steps; chosen by the amount of data if None.
-    learning_rate : float
+    learning_rate : float or None
+        Of the optimiser; by the student (:func:`~fastff.distill.train.choose_rate`) if None.
     batch_atoms : int
     patience : int
         Validations without a better score (:mod:`fastff.distill.score`) after which training stops, in the second half
@@ -84,11 +86,11 @@ class DistillRequest(BaseModel):
     hessian_vectors: int = Field(default=0, ge=0)
     hessian_weight: float = Field(default=0.1, ge=0.0, le=100.0)
     max_atoms: int = Field(default=120, ge=1)
-    student: Literal["auto", "m1", "m2", "m2-l", "painn"] = "auto"
+    student: Literal["auto", "m1", "m2", "m2-l", "m3-l", "painn"] = "auto"
     target: float = Field(default=0.95, gt=0.0, lt=1.0)
     cutoff: float = Field(default=5.0, gt=1.0, le=12.0)
     n_steps: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=5e-3, gt=0.0, le=1.0)
+    learning_rate: float | None = Field(default=None, gt=0.0, le=1.0)
     batch_atoms: int | None = Field(default=None, ge=1)
     patience: int = Field(default=10, ge=1)
     stop_at: float | None = Field(default=None, gt=0.0, lt=1.0)
@@ -133,7 +135,7 @@ class DistillRequest(BaseModel):
     @property
     def ladder(self) -> tuple[str, ...]:
         """Architectures to try, smallest first."""
-        return ("m1", "m2", "m2-l") if self.student == "auto" else (self.student,)
+        return LADDER if self.student == "auto" else (self.student,)
 
 
 def build_request(**values: Any) -> DistillRequest:

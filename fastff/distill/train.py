@@ -51,7 +51,7 @@ from fastff.distill.ranks import check_group, place_trainer
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
 from fastff.labels import Frame
-from fastff.models import Student, build_student, configure_student
+from fastff.models import ARCHITECTURES, LADDER, Student, build_student, configure_student
 from fastff.models.dense import lay_out_edges
 
 CHECKPOINTS = "checkpoints"
@@ -115,6 +115,12 @@ class TrainSettings:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
         return asdict(self)
+
+
+def choose_rate(architecture: str) -> float:
+    """Learning rate with SOAP: 0.005, and 0.002 for students of three hops, whose trainings fell apart at more."""
+    sizes = ARCHITECTURES.get(architecture, {})
+    return 2e-3 if architecture in LADDER and sizes["n_hops"] > 2 else 5e-3
 
 
 @dataclass(frozen=True)

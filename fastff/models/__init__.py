@@ -10,7 +10,7 @@ from fastff.models.base import Prediction, Student, StudentConfig
 from fastff.models.moment import MomentStudent
 from fastff.models.painn import PainnStudent
 
-__all__ = ["ARCHITECTURES", "Prediction", "Student", "StudentConfig", "build_student"]
+__all__ = ["ARCHITECTURES", "LADDER", "Prediction", "Student", "StudentConfig", "build_student"]
 
 INPUT_LIMIT = 4.0
 """Bound of the normalised inputs of new moment students; see :class:`StudentConfig`."""
@@ -19,9 +19,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "m1": {"n_hops": 1, "input_limit": INPUT_LIMIT},
     "m2": {"n_hops": 2, "input_limit": INPUT_LIMIT},
     "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32, "input_limit": INPUT_LIMIT},
+    "m3-l": {
+        "n_hops": 3,
+        "n_channels": 32,
+        "n_mixed": 32,
+        "message_degree": 1,
+        "input_limit": INPUT_LIMIT,
+    },
     "painn": {"n_hops": 3, "n_channels": 32, "n_radial": 16, "hidden": (32, 32)},
 }
 """Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""
+
+
+LADDER = ("m1", "m2", "m2-l", "m3-l")
+"""Students of the moment family, the smallest and fastest first."""
 
 
 def configure_student(architecture: str, elements: tuple[int, ...], **sizes: Any) -> StudentConfig:

@@ -5,8 +5,10 @@ Here: :func:`write_verdict` and number formats shared by terminal, Markdown and 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from fastff.models import LADDER
 from fastff.report.metrics import Accuracy
 from fastff.report.physics.present import present_physics
 from fastff.report.physics.summary import describe_physics
@@ -178,7 +180,7 @@ def judge_required(overall: float, required: float | None, ended: str | None) ->
 
 def _suggest_training(model: ModelPart) -> str:
     """The next larger student; after the largest, more labels."""
-    larger = {"m1": "m2", "m2": "m2-l"}.get(model.architecture)
+    larger = dict(pairwise(LADDER)).get(model.architecture)
     change = f"--student {larger}" if larger else "--budget MORE"
     return f"fastff train --teacher {model.teacher.get('name', 'NAME')} --structures FILE {change}"
 
