@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from fastff.distill.content import hash_structure
-from fastff.distill.store import LabelStore
+from fastff.distill.store import INITIAL_FRAMES, LabelStore
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, HessianVector, Labels
 
@@ -178,6 +178,15 @@ def test_unusable_labels_are_set_aside_and_known(tmp_path: Path) -> None:
         assert len(store.read()) == 1
     assert [reason.split(" ")[0] for _, reason in kept] == ["forces", "stress", "energy", "force"]
     assert kept[1][0].labels.stress is not None
+
+
+def test_room_for_frames_set_aside_costs_no_sound_one_of_the_same_append(tmp_path: Path) -> None:
+    sound = [make_frame(seed) for seed in range(3)]
+    aside = [make_frame(seed) for seed in range(3, 3 + 2 * INITIAL_FRAMES)]
+    with LabelStore(tmp_path / "labels.h5", "a", teacher=TEACHER) as store:
+        store.append([*sound, *aside], reasons=[""] * len(sound) + ["looked at"] * len(aside))
+        assert [f.labels.energy for f in store.read()] == [f.labels.energy for f in sound]
+        assert len(store.read_quarantine()) == len(aside)
 
 
 def test_wrong_shapes_are_the_callers_fault(tmp_path: Path) -> None:

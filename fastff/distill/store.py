@@ -323,19 +323,16 @@ class LabelStore:
         self, batches: Mapping[str, list[tuple[Frame, bytes, str]]], held_out: bool
     ) -> None:
         counts = dict(self._counts)
+        self._make_room({name: [one for one, _, _ in batch] for name, batch in batches.items()})
         for name, batch in batches.items():
             if not batch:
                 continue
             frames, keys, reasons = zip(*batch, strict=True)
-            if not self._header.hessian and any(frame.hessian_vector for frame in frames):
-                capacity = {group: self._capacity(group) for group in GROUPS}
-                self._replace_file(replace(self._header, hessian=True), capacity)
             first_frame, first_atom = self._counts[name]
             frame_rows, atom_rows = pack_frames(
                 frames, keys, reasons, held_out, first_atom, self._header.hessian
             )
             end = first_frame + len(batch), first_atom + len(atom_rows["numbers"])
-            self._reserve(name, end)
             for column, values in frame_rows.items():
                 self._frames(name)[column][first_frame : end[0]] = values
             for column, values in atom_rows.items():
@@ -349,12 +346,19 @@ class LabelStore:
                 self._hashes[key] = (name, self._counts[name][0] + index)
         self._counts = counts
 
-    def _reserve(self, name: str, needed: tuple[int, int]) -> None:
+    def _make_room(self, new: Mapping[str, Sequence[Frame]]) -> None:
+        """Let the file take new frames of every group, before any is written: a copy holds committed rows alone."""
         capacity = {group: self._capacity(group) for group in GROUPS}
-        if all(have >= need for have, need in zip(capacity[name], needed, strict=True)):
-            return
-        capacity[name] = (2 * needed[0] + INITIAL_FRAMES, 2 * needed[1] + INITIAL_FRAMES)
-        self._replace_file(self._header, capacity)
+        header = self._header
+        for name, frames in new.items():
+            more = len(frames), sum(len(frame.atoms) for frame in frames)
+            needed = [count + extra for count, extra in zip(self._counts[name], more, strict=True)]
+            if any(have < need for have, need in zip(capacity[name], needed, strict=True)):
+                capacity[name] = (2 * needed[0] + INITIAL_FRAMES, 2 * needed[1] + INITIAL_FRAMES)
+            if any(frame.hessian_vector for frame in frames):
+                header = replace(header, hessian=True)
+        if header != self._header or any(self._capacity(one) != capacity[one] for one in GROUPS):
+            self._replace_file(header, capacity)
 
     def _replace_file(self, header: Header, capacity: Capacity) -> None:
         """Write a file with the given room, copy the committed rows into it, and put it in place."""
