@@ -40,7 +40,9 @@ def student(request: pytest.FixtureRequest) -> Student:
 
 def test_every_invariant(student: Student) -> None:
     report = check_student(student, only=STATIC)
-    assert set(report.failures) <= {"repulsion"}, f"\n{report}"
+    # nothing that is learned lets atoms fall into each other where it does not follow how near they are
+    allowed = {"repulsion"} if student.config.inner_limit is None else set()
+    assert set(report.failures) <= allowed, f"\n{report}"
     assert {check.test for check in report.checks} == STATIC
     assert not report.not_applicable
 

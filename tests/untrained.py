@@ -15,10 +15,13 @@ from fastff.testing import make_structures
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ARCHITECTURES},
+    "m3-l": ("m3-l", {"n_channels": 6, "n_mixed": 6}),
+    "m2-free": ("m2", {"inner_limit": None}),
     "m2-hop3": ("m2", {"n_hops": 3}),
     "m2-directed": ("m2", {"n_hops": 3, "message_degree": 2, "n_channels": 6, "n_mixed": 6}),
 }
-"""What tests of every student run over: each architecture, a third hop, and messages up to degree two."""
+"""What tests of every student run over: each architecture, one that follows all distances, a third hop, messages up to
+degree two."""
 
 
 def make_student(

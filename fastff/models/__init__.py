@@ -12,20 +12,14 @@ from fastff.models.painn import PainnStudent
 
 __all__ = ["ARCHITECTURES", "LADDER", "Prediction", "Student", "StudentConfig", "build_student"]
 
-INPUT_LIMIT = 4.0
-"""Bound of the normalised inputs of new moment students; see :class:`StudentConfig`."""
+BOUNDS = {"input_limit": 4.0, "inner_limit": 0.65}
+"""Of the normalised inputs of new moment students, and of near distances; see :class:`StudentConfig`."""
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "m1": {"n_hops": 1, "input_limit": INPUT_LIMIT},
-    "m2": {"n_hops": 2, "input_limit": INPUT_LIMIT},
-    "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32, "input_limit": INPUT_LIMIT},
-    "m3-l": {
-        "n_hops": 3,
-        "n_channels": 32,
-        "n_mixed": 32,
-        "message_degree": 1,
-        "input_limit": INPUT_LIMIT,
-    },
+    "m1": {"n_hops": 1, **BOUNDS},
+    "m2": {"n_hops": 2, **BOUNDS},
+    "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32, **BOUNDS},
+    "m3-l": {"n_hops": 3, "n_channels": 32, "n_mixed": 32, "message_degree": 1, **BOUNDS},
     "painn": {"n_hops": 3, "n_channels": 32, "n_radial": 16, "hidden": (32, 32)},
 }
 """Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""
@@ -42,6 +36,8 @@ def configure_student(architecture: str, elements: tuple[int, ...], **sizes: Any
             f"unknown student architecture {architecture!r}; choose one of {', '.join(ARCHITECTURES)}"
         )
     own = {k: v for k, v in ARCHITECTURES[architecture].items() if k != "n_hops"}
+    if not sizes.get("core_repulsion", True):
+        own.pop("inner_limit", None)  # nothing would keep atoms apart
     return StudentConfig(architecture=architecture, elements=elements, **{**own, **sizes})
 
 

@@ -17,7 +17,7 @@ from fastff.errors import DataError, UnsupportedElementError
 from fastff.graph import Graph, edge_vectors
 from fastff.models.dense import lay_out_edges
 from fastff.models.precise import PreciseBuffers
-from fastff.models.zbl import ScreenedCore
+from fastff.models.zbl import CORE_REACH, ScreenedCore
 
 if TYPE_CHECKING:
     from fastff.models.uncertainty import UncertaintyParameters
@@ -55,6 +55,12 @@ class StudentConfig:
         bulk of the sample that it was calibrated on (the central 90 % of each species), or None: unbounded, as were
         students of model files before format 3. See :func:`fastff.kernels.node_block.reference.bound_inputs`. Of no
         meaning to ``painn``.
+    inner_limit : float or None
+        Part of the sum of two atoms' covalent radii, at most 0.8, below which a moment student learns nothing of how
+        near they are: the radial basis follows distances no longer
+        (:func:`fastff.kernels.moments.reference.compress_distance`), and the core repulsion, which must be there,
+        decides alone. None: it follows all distances. Not in the file of a model where None. Of no meaning to
+        ``painn``.
     n_hops : int or None
         1 to :data:`MAX_HOPS`, or None: as many as the architecture has. Not in the file of a model where None.
     message_degree : int
@@ -74,6 +80,7 @@ class StudentConfig:
     l_max: int = 3
     body_order: int = 4
     input_limit: float | None = None
+    inner_limit: float | None = None
     n_hops: int | None = None
     message_degree: int = 0
 
@@ -95,6 +102,12 @@ class StudentConfig:
             raise DataError(
                 f"input_limit {self.input_limit} must be positive and finite, or None for unbounded"
             )
+        if self.inner_limit is not None and not (
+            self.core_repulsion and 0.0 < self.inner_limit <= CORE_REACH
+        ):
+            raise DataError(
+                f"inner_limit {self.inner_limit} must be positive, at most {CORE_REACH}, and needs core_repulsion"
+            )
         if self.n_hops is not None and not (
             type(self.n_hops) is int and 1 <= self.n_hops <= MAX_HOPS
         ):
@@ -113,8 +126,9 @@ class StudentConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; ``StudentConfig(**d)`` gives the configuration back."""
         found = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if self.n_hops is None:
-            del found["n_hops"]  # unknown to readers of earlier files
+        for name in ("n_hops", "inner_limit"):
+            if found[name] is None:
+                del found[name]  # unknown to readers of earlier files
         if self.message_degree == 0:
             del found["message_degree"]
         return found
@@ -174,6 +188,13 @@ class Student(PreciseBuffers, abc.ABC):
         self.register_precise("composition_energies", torch.zeros(n_species))
         self.register_precise("energy_scale", torch.ones(()))
         self.core = ScreenedCore(config.elements) if config.core_repulsion else None
+
+    @property
+    def inner_distances(self) -> Tensor | None:
+        """By pairs of species, (n_species, n_species) float64 tensor in Å: see ``StudentConfig.inner_limit``."""
+        if self.core is None or self.config.inner_limit is None:
+            return None
+        return self.core.reach * (self.config.inner_limit / CORE_REACH)
 
     @property
     def elements(self) -> tuple[int, ...]:

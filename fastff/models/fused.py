@@ -27,4 +27,5 @@ def collect_weights(student: MomentStudent) -> PotentialWeights:
         energy_scale=student.energy_scale,
         composition=student.composition_energies,
         core=core,
+        inner=student.inner_distances,
     )

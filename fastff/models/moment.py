@@ -246,7 +246,9 @@ class MomentStudent(Student):
     def describe_atoms(self, vectors: Tensor, senders: Tensor, species: Tensor) -> Features:
         """See :meth:`fastff.models.base.Student.describe_atoms`."""
         blocks = [block.weights for block in self.blocks]
-        _, hops, vacuum = self._run(self._describe(vectors), senders, species, blocks)
+        _, hops, vacuum = self._run(
+            self._describe(vectors, senders, species), senders, species, blocks
+        )
         return self._collect_features([hop.cache for hop in hops], vacuum, species)
 
     def _collect_features(
@@ -260,8 +262,11 @@ class MomentStudent(Student):
             unbounded.append(block.evaluate_unbounded(cache, species) - pick_rows(bare, species))
         return Features(torch.cat(values, dim=1), torch.cat(unbounded, dim=1))
 
-    def _describe(self, vectors: Tensor) -> EdgeGeometry:
-        return describe_edges(vectors, self.cutoff, self.config.n_radial)
+    def _describe(self, vectors: Tensor, senders: Tensor, species: Tensor) -> EdgeGeometry:
+        inner = self.inner_distances
+        if inner is not None:
+            inner = inner.to(vectors.dtype)[species[:, None], species[senders]]
+        return describe_edges(vectors, self.cutoff, self.config.n_radial, inner)
 
     def _run(
         self, geometry: EdgeGeometry, senders: Tensor, species: Tensor, blocks: list[NodeWeights]
@@ -286,7 +291,7 @@ class MomentStudent(Student):
         self, vectors: Tensor, senders: Tensor, species: Tensor
     ) -> tuple[Tensor, Tensor, list[NodeCache], list[NodeCache]]:
         """As :meth:`evaluate_dense`, with what each node block kept, of the atoms and of the vacuum."""
-        geometry = self._describe(vectors)
+        geometry = self._describe(vectors, senders, species)
         blocks = [block.weights for block in self.blocks]
         energies, hops, vacuum = self._run(geometry, senders, species, blocks)
         gradient = pull_hops(geometry, senders, species, hops, blocks, self.cubic_table)
@@ -301,7 +306,7 @@ class MomentStudent(Student):
         square, so that environments far from the sample stay in a sane range. Both are those of the bulk of each
         species (:func:`trim_outliers`).
         """
-        geometry = self._describe(vectors)
+        geometry = self._describe(vectors, senders, species)
         carried: Tensor | None = None
         extra: Tensor | None = None
         factors = self._gather_pairs(species, senders)

@@ -16,7 +16,7 @@ from fastff.units import COULOMB_EV_A
 
 _AMPLITUDES = (0.18175, 0.50986, 0.28022, 0.02817)
 _DECAYS = (3.19980, 0.94229, 0.40290, 0.20162)
-_REACH = 0.8
+CORE_REACH = 0.8
 """Cut-off of a pair over the sum of its covalent radii: shorter than any bond, so labels decide bonds."""
 
 
@@ -38,7 +38,9 @@ class ScreenedCore(PreciseBuffers):
         radii = torch.tensor([covalent_radii[e] for e in elements], dtype=torch.float64)
         pair = z[:, None] ** 0.23 + z[None, :] ** 0.23
         self.register_precise("inverse_length", pair / 0.4685, persistent=False)
-        self.register_precise("reach", _REACH * (radii[:, None] + radii[None, :]), persistent=False)
+        self.register_precise(
+            "reach", CORE_REACH * (radii[:, None] + radii[None, :]), persistent=False
+        )
         self.register_precise(
             "strength", 0.5 * COULOMB_EV_A * z[:, None] * z[None, :], persistent=False
         )

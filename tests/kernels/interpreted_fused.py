@@ -7,6 +7,7 @@ so that anything read before it is written shows.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.reference import evaluate_reference
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
+from fastff.kernels.moments.reference import FROZEN_SHARE
 from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.products import multiply
 from fastff.report import kernel_steps, kernel_work
@@ -67,7 +69,7 @@ def keep_atoms(system: System, n_atoms: int) -> System:
     )  # fmt: skip
 
 
-def make_weights(n_hops: int, n_species: int = 2, **sizes: int) -> PotentialWeights:
+def make_weights(n_hops: int, n_species: int = 2, **sizes: Any) -> PotentialWeights:
     return draw_weights(n_hops, n_species, make_system(n_species=n_species, n_atoms=8), **sizes)
 
 
@@ -78,7 +80,7 @@ def check(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERA
     assert error < tolerance, f"relative error {error:.1e}"
 
 
-def prepare(n_hops: int, n_atoms: int, n_species: int = 2, **sizes: int):
+def prepare(n_hops: int, n_atoms: int, n_species: int = 2, **sizes: Any):
     system = make_system(n_species=n_species, n_atoms=n_atoms)
     potential = FusedPotential(make_weights(n_hops, n_species, **sizes), "cpu")
     space = potential.allocate(*system.matrix.entries.shape)
@@ -136,6 +138,30 @@ def test_moments_adjoint(hop, degree, n_atoms, width):
         check(space.terms[:, :6], expected.terms[:, :6])
         check(space.message_gradients[hop - 1] / SCALE, expected.message_gradients)
     check(space.accumulators[:, :3] / SCALE, expected.forces)
+
+
+@pytest.mark.parametrize(("hop", "degree"), HOPS)
+def test_sums_of_near_atoms(hop, degree):
+    """Pairs below their inner distances, some so near that the basis is constant, beside others."""
+    system, potential, space = prepare(hop + 1, 5, message_degree=degree, inner=3.8)
+    distance = definitions.measure_edges(space.sites, system.matrix, 5.0)[0].norm(dim=-1)
+    inner = potential.packed.core[:, 3]
+    assert distance.min() < FROZEN_SHARE * inner.min() < inner.max() < distance.max()
+    assert ((distance > FROZEN_SHARE * inner.max()) & (distance < inner.min())).any()
+    messages, gradients = draw(5, (degree + 1) ** 2 * 16), draw(5, 16, 16)
+    if hop:
+        space.messages[hop - 1].copy_(messages)
+        space.message_gradients[hop - 1].zero_()
+    given = space.sites, system.matrix, potential.packed, hop, messages
+    potential.launch_moments(space, system.matrix, hop)
+    check(space.moments[hop], definitions.define_moments(*given))
+    space.moments[hop].copy_(gradients)
+    potential.launch_adjoint(space, system.matrix, hop)
+    expected = definitions.define_adjoint(*given, gradients)
+    check(space.terms[:, :6], expected.terms[:, :6])
+    check(space.accumulators[:, :3] / SCALE, expected.forces)
+    if hop:
+        check(space.message_gradients[hop - 1] / SCALE, expected.message_gradients)
 
 
 @pytest.mark.parametrize(("n_atoms", "channels", "mixed"), [(1, 16, 16), (37, 16, 16), (7, 16, 32)])
@@ -258,6 +284,19 @@ def test_evaluation_with_directed_messages(scatter, n_hops):
     matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
     weights = draw_weights(n_hops, 2, system, message_degree=1)
     compare(system, matrix, weights, Options(scatter=scatter))
+
+
+@pytest.mark.parametrize(("scatter", "n_hops", "degree"), [("fixed", 3, 1), ("store", 1, 0)])
+def test_evaluation_of_near_atoms(scatter, n_hops, degree):
+    system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
+    system.species.copy_(torch.arange(4) % 2)
+    matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
+    weights = draw_weights(n_hops, 2, system, message_degree=degree, inner=3.2)
+    found = compare(system, matrix, weights, Options(scatter=scatter))
+    other = evaluate_reference(
+        weights._replace(inner=None), system.positions, system.species, matrix, system.translations
+    )
+    assert float((found.forces - other.forces).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize(

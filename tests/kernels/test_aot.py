@@ -86,6 +86,7 @@ def test_no_kernel_spills():
         ("node_perceptron C=16 few directed last", "sm_90"): 48,
         ("node_perceptron C=16 directed last", "sm_90"): 24,
         ("node_perceptron C=32 directed back", "sm_90"): 8,
+        ("moments C=16 directed hop 2", "sm_90"): 8,
         (
             "node_perceptron C=16 few last",
             "sm_90",

@@ -16,7 +16,7 @@ from fastff.kernels.moment_potential.evaluate import name_degree, spread_atoms
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 _INTEGERS = ("n_atoms", "n_slots", "n_species", "code_bits", "stride", "n_partials")
-_REALS = ("cutoff", "core_reach")
+_REALS = ("cutoff", "core_reach", "inner_reach")
 _TYPES = {
     "species": "*i32", "sites": "*i32", "translations": "*i32", "neighbors": "*i32", "counts": "*i32",
     "reverse": "*i32", "positions": "*fp64", "composition": "*fp64", "partials": "*fp64",
@@ -36,6 +36,8 @@ def _make(
     constants = dict(given)
     if "DEGREE" in kernel.arg_names:
         constants.setdefault("DEGREE", 0)
+    if "HAS_INNER" in kernel.arg_names:
+        constants.setdefault("HAS_INNER", False)  # as models of earlier versions
     types = {"ATOMS": "i32", **(types or {})}
     at_compile_time = {p.name for p in kernel.params if p.is_constexpr}
     constants |= {k: v for k, v in config.blocks.items() if k in at_compile_time}
@@ -78,7 +80,9 @@ def _list_sums(
 
     key = make_key(torch.float32, channels=channels, **name_degree(degree))
     for hop in (0, 1) if degree == 0 else (1,):
-        constants: dict[str, Any] = {"C": channels, "BY_SENDER": hop > 0, "DEGREE": degree}
+        constants: dict[str, Any] = {
+            "C": channels, "BY_SENDER": hop > 0, "DEGREE": degree, "HAS_INNER": True,
+        }  # fmt: skip
         name = f"{suffix} hop {hop + 1}"
         yield from _make_all(f"moments {name}", moments_kernel, constants, MOMENTS_SPACE, key)
         constants |= {"HAS_CORE": hop == 0, "WITH_VIRIAL": True, "SCATTER": "fixed"}

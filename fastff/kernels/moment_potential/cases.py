@@ -183,10 +183,12 @@ def draw_weights(
     force: float = 1.0,
     limit: float | None = 4.0,
     message_degree: int = 0,
+    inner: float | None = None,
 ) -> PotentialWeights:
     """Random float64 parameters on the CPU, normalised on a sample as the student calibrates itself.
 
     The energy scale is chosen so that the learned forces on the sample have a root mean square of ``force`` eV/Å.
+    ``inner``: distance in Å of the pairs of the first species, a little more for others.
     """
     from fastff.kernels.moment_potential.reference import evaluate_reference, unpack_neighbors
 
@@ -266,6 +268,9 @@ def draw_weights(
         weights, sample.positions, sample.species, sample.matrix, sample.translations
     )
     scale = force / found.forces.square().mean().sqrt()
+    if inner is not None:
+        order = torch.arange(n_species).double()
+        weights = weights._replace(inner=inner * (1.0 + 0.02 * (order[:, None] + order)))
     return weights._replace(energy_scale=scale, core=tables)
 
 

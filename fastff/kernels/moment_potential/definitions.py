@@ -72,8 +72,12 @@ def _prepare_sums(
     vectors, _ = measure_edges(sites, matrix, packed.cutoff, dtype)
     weights = packed.radial[hop].to(dtype) / (2.0 / packed.cutoff) ** 0.5  # the basis has its norm
     species = sites[:, 3].long()
-    geometry = describe_edges(vectors, packed.cutoff, weights.shape[1])
     senders = unpack_neighbors(matrix)[0]
+    inner = None
+    if packed.core is not None and packed.inner_reach > 0.0:
+        pair = species[:, None] * packed.pair_factors.shape[0] + species[senders]
+        inner = packed.core.to(dtype)[pair, 3]
+    geometry = describe_edges(vectors, packed.cutoff, weights.shape[1], inner)
     if hop == 0:
         pairs = packed.pair_factors.to(dtype)[species[:, None], species[senders]]
         return geometry, weights[species], pairs, None

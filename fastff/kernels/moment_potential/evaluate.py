@@ -107,6 +107,11 @@ class FusedPotential:
         """Channels of the moments."""
         return self.packed.n_channels
 
+    @property
+    def _core_table(self) -> Tensor:
+        """What kernels read core and inner distances from; anything where there are none."""
+        return self.packed.pair_factors if self.packed.core is None else self.packed.core
+
     def allocate(self, n_atoms: int, n_slots: int) -> Workspace:
         """Return the workspace of a size, allocated anew only when the size differs from the last one's."""
         if self._workspace is None or self._size != (n_atoms, n_slots):
@@ -215,15 +220,18 @@ class FusedPotential:
             matrix.counts,
             self.packed.radial[hop],
             space.messages[hop - 1] if hop else self.packed.pair_factors,
+            self._core_table,
             space.moments[hop],
             matrix.n_atoms,
             matrix.n_slots,
             self.packed.pair_factors.shape[0],
             matrix.code_bits,
             self.packed.cutoff,
+            self.packed.inner_reach,
             C=self.n_channels,
             BY_SENDER=hop > 0,
             DEGREE=degree,
+            HAS_INNER=self.packed.inner_reach > 0.0,
             PRECISION=self.precision,
             **arguments,
         )
@@ -332,7 +340,6 @@ class FusedPotential:
             gather_kernel,
         )
 
-        core = self.packed.core
         accumulate = hop < self.n_hops - 1
         degree = self.message_degree if hop else 0
         arguments = self._configure(ADJOINT_SPACE, channels=self.n_channels, **name_degree(degree))
@@ -344,7 +351,7 @@ class FusedPotential:
             self.packed.radial[hop],
             space.messages[hop - 1] if hop else self.packed.pair_factors,
             space.moments[hop],
-            self.packed.pair_factors if core is None else core,
+            self._core_table,
             space.accumulators,
             space.terms,
             space.edges,
@@ -355,10 +362,12 @@ class FusedPotential:
             matrix.code_bits,
             self.packed.cutoff,
             self.packed.core_reach,
+            self.packed.inner_reach,
             C=self.n_channels,
             BY_SENDER=hop > 0,
             DEGREE=degree,
-            HAS_CORE=core is not None and hop == 0,
+            HAS_CORE=self.packed.core is not None and hop == 0,
+            HAS_INNER=self.packed.inner_reach > 0.0,
             WITH_VIRIAL=self.options.with_virial,
             ACCUMULATE=accumulate,
             SCATTER=self.options.scatter,

@@ -36,7 +36,8 @@ class PotentialWeights(NamedTuple):
 
     cutoff Å; radial (n_hops, S, K, C), moment scale included; pair_factors (S, S, C); blocks, one per hop;
     energy_scale eV; composition (S,) float64 eV; core: inverse length (Å^-1), reach (Å) and strength (eV Å) of the core
-    repulsion, each (S, S), or None.
+    repulsion, each (S, S), or None; inner (S, S) Å: below it the radial basis follows distances no longer
+    (:func:`fastff.kernels.moments.reference.compress_distance`), or None; it needs a core.
     """
 
     cutoff: float
@@ -46,6 +47,7 @@ class PotentialWeights(NamedTuple):
     energy_scale: Tensor
     composition: Tensor
     core: tuple[Tensor, Tensor, Tensor] | None
+    inner: Tensor | None = None
 
 
 def compute_vacuum(weights: PotentialWeights) -> list[Tensor]:
@@ -81,7 +83,8 @@ class PackedBlock(NamedTuple):
 class PackedWeights(NamedTuple):
     """Parameters as the kernels read them: float32, contiguous, on the device.
 
-    radial: per hop (S, 8, C), the norm ``sqrt(2 / r_c)`` of the basis included; core (S * S, 4) or None.
+    radial: per hop (S, 8, C), the norm ``sqrt(2 / r_c)`` of the basis included; core (S * S, 4) or None, its last
+    column the inner distances; core_reach and inner_reach: the largest of each, zero where there are none.
     """
 
     cutoff: float
@@ -91,6 +94,7 @@ class PackedWeights(NamedTuple):
     composition: Tensor
     core: Tensor | None
     core_reach: float
+    inner_reach: float
 
     @property
     def message_degree(self) -> int:
@@ -120,6 +124,10 @@ def find_obstacle(weights: PotentialWeights) -> str | None:
         return f"cutoff {weights.cutoff} Å, the position grid holds up to {MAX_REACH / 2} Å"
     if weights.core is not None and float(weights.core[1].max()) > weights.cutoff:
         return f"core repulsion reaches beyond the cutoff {weights.cutoff} Å"
+    if weights.inner is not None and weights.core is None:
+        return "inner distances without a core repulsion"
+    if weights.inner is not None and float(weights.inner.max()) > weights.cutoff:
+        return f"inner distances beyond the cutoff {weights.cutoff} Å"
     return None
 
 
@@ -142,6 +150,7 @@ def pack_weights(weights: PotentialWeights, device: torch.device) -> PackedWeigh
         weights.energy_scale.detach().double(),
         weights.composition.detach().double(),
         weights.core,
+        weights.inner,
     )
 
     def place(value: Tensor) -> Tensor:
@@ -150,11 +159,12 @@ def pack_weights(weights: PotentialWeights, device: torch.device) -> PackedWeigh
     n_species, n_radial = exact.radial.shape[1:3]
     radial = exact.radial * (2.0 / exact.cutoff) ** 0.5
     radial = torch.nn.functional.pad(radial, (0, 0, 0, PADDED_RADIAL - n_radial))
-    core, core_reach = None, 0.0
+    core, core_reach, inner_reach = None, 0.0, 0.0
     if exact.core is not None:
-        parts = [part.double().reshape(n_species**2) for part in exact.core]
-        core = place(torch.stack([*parts, torch.zeros_like(parts[0])], dim=1))
-        core_reach = float(exact.core[1].max())
+        inner = torch.zeros_like(exact.core[1]) if exact.inner is None else exact.inner
+        parts = [part.double().reshape(n_species**2) for part in (*exact.core, inner)]
+        core = place(torch.stack(parts, dim=1))
+        core_reach, inner_reach = float(exact.core[1].max()), float(inner.max())
     blocks = tuple(
         PackedBlock(
             place(block.mixing),
@@ -182,6 +192,7 @@ def pack_weights(weights: PotentialWeights, device: torch.device) -> PackedWeigh
         exact.composition.to(device).contiguous(),
         core,
         core_reach,
+        inner_reach,
     )
 
 

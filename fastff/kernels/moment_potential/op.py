@@ -160,4 +160,5 @@ def convert_weights(
         energy_scale=weights.energy_scale.detach().to(device),
         composition=weights.composition.detach().to(device),
         core=core,  # type: ignore[arg-type]
+        inner=None if weights.inner is None else weights.inner.to(device),
     )

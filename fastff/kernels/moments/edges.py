@@ -12,6 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastff.kernels.moments.reference import FROZEN_SHARE
+
 GRID_BITS = 26
 GRID_UNIT = 2.0**-GRID_BITS
 """Spacing of the position grid in Å (1.5e-8)."""
@@ -27,6 +29,7 @@ _SQRT7: tl.constexpr = tl.constexpr(7.0**0.5)
 _SQRT15: tl.constexpr = tl.constexpr(15.0**0.5)
 _SQRT105: tl.constexpr = tl.constexpr(105.0**0.5)
 _SQRT21_8: tl.constexpr = tl.constexpr((21.0 / 8.0) ** 0.5)
+_FROZEN_SHARE: tl.constexpr = tl.constexpr(FROZEN_SHARE)
 SQRT35_8: tl.constexpr = tl.constexpr((35.0 / 8.0) ** 0.5)
 
 
@@ -120,6 +123,20 @@ def read_factors(
         factor += tl.load(place + 2 * C, mask=there, other=0.0) * (z * SQRT3)[:, None]
         factor += tl.load(place + 3 * C, mask=there, other=0.0) * (x * SQRT3)[:, None]
     return factor
+
+
+@triton.jit
+def compress_distance(distance, pair, core, inside):
+    """What the basis is told of distances, and its slope; see ``moments.reference.compress_distance``.
+
+    The inner distance of a pair of species is the last of four columns of ``core``.
+    """
+    inner = tl.load(core + pair * 4 + 3, mask=inside, other=1.0)
+    width = (1.0 - _FROZEN_SHARE) * inner
+    t = tl.minimum(tl.maximum(1.0 - (inner - distance) / width, 0.0), 1.0)
+    squared = t * t
+    seen = tl.maximum(distance, inner) - width * (0.5 - squared * t * (1.0 - 0.5 * t))
+    return seen, squared * (3.0 - 2.0 * t)
 
 
 @triton.jit

@@ -14,6 +14,7 @@ import triton.language as tl
 from fastff.kernels.moments.edges import (
     N_RADIAL,
     PADDED_RADIAL,
+    compress_distance,
     evaluate_basis,
     evaluate_envelope,
     evaluate_harmonics,
@@ -52,15 +53,18 @@ def moments_kernel(
     counts,
     weights,
     factors,
+    core,
     moments,
     n_atoms,
     n_slots,
     n_species,
     code_bits,
     cutoff,
+    inner_reach,
     C: tl.constexpr,
     BY_SENDER: tl.constexpr,
     DEGREE: tl.constexpr,
+    HAS_INNER: tl.constexpr,
     PRECISION: tl.constexpr,
     TILE: tl.constexpr,
     ATOMS,
@@ -68,7 +72,9 @@ def moments_kernel(
     """Moments (n_atoms, 16, C) of every atom.
 
     ``weights`` (n_species, 8, C) hold the radial weights of the receiver's species, times the norm of the basis;
-    ``factors`` are messages (n_atoms, (DEGREE + 1)^2, C) where BY_SENDER, else pair factors (n_species, n_species, C).
+    ``factors`` are messages (n_atoms, (DEGREE + 1)^2, C) where BY_SENDER, else pair factors (n_species, n_species, C);
+    of ``core`` (n_species^2, 4) the inner distances are read where HAS_INNER, by tiles with a pair below
+    ``inner_reach``.
     A program takes ATOMS atoms, one after another: known at run time, because no result depends on it.
     """
     channels = tl.arange(0, C)
@@ -94,12 +100,18 @@ def moments_kernel(
             )
             squared = dx * dx + dy * dy + dz * dz
             inverse = tl.rsqrt(squared)
-            x = tl.minimum(squared * inverse / cutoff, 1.0)
+            pair = species0 * n_species + species
+            seen = squared * inverse
+            near = inverse
+            if HAS_INNER:  # noqa: SIM102 (compile-time, then run-time)
+                if tl.min(seen) < inner_reach:
+                    seen, _ = compress_distance(seen, pair, core, inside)
+                    near = 1.0 / seen
+            x = tl.minimum(seen / cutoff, 1.0)
             sine, cosine = evaluate_wave(x)
             envelope, _ = evaluate_envelope(x)
-            basis = evaluate_basis(sine, cosine, envelope * inverse)
+            basis = evaluate_basis(sine, cosine, envelope * near)
             radial = multiply(basis, mix, tl.zeros((TILE, C), dtype=tl.float32), PRECISION)
-            pair = species0 * n_species + species
             source = locate_factors(sender, pair, C, BY_SENDER, DEGREE)
             place = factors + source[:, None] + channels[None, :]
             ux = dx * inverse

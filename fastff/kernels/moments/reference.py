@@ -28,11 +28,14 @@ from fastff.kernels.edge_features.reference import (
     harmonics_gradient,
 )
 
+FROZEN_SHARE = 10.0 / 13.0
+"""Part of the inner distance of a pair below which the radial basis no longer changes."""
+
 
 class EdgeGeometry(NamedTuple):
     """What the sums over neighbours need to know of every slot, all of shape (n_atoms, n_slots, ...).
 
-    distance (.., 1) Å; unit (.., 3); basis and basis_slope (.., n_radial); harmonics (.., 16).
+    distance (.., 1) Å; unit (.., 3); basis and basis_slope, in the distance, (.., n_radial); harmonics (.., 16).
     """
 
     distance: Tensor
@@ -42,7 +45,29 @@ class EdgeGeometry(NamedTuple):
     harmonics: Tensor
 
 
-def describe_edges(vectors: Tensor, cutoff: float, n_radial: int) -> EdgeGeometry:
+def compress_distance(distance: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance that the radial basis is told, and its slope: no label says what happens nearer than ``inner``.
+
+    The distance itself from ``inner`` on, a constant below :data:`FROZEN_SHARE` times it, and between the two an
+    integral of ``3 t^2 - 2 t^3``, so that first and second derivative are continuous. What is learned then says
+    nothing of how near two atoms are, and their core repulsion alone decides.
+
+    Parameters
+    ----------
+    distance : Tensor, Å
+    inner : Tensor, Å
+        Positive, of a shape that broadcasts.
+    """
+    width = (1.0 - FROZEN_SHARE) * inner
+    t = (1.0 - (inner - distance) / width).clamp(0.0, 1.0)
+    squared = t * t
+    seen = torch.maximum(distance, inner) - width * (0.5 - squared * t * (1.0 - 0.5 * t))
+    return seen, squared * (3.0 - 2.0 * t)
+
+
+def describe_edges(
+    vectors: Tensor, cutoff: float, n_radial: int, inner: Tensor | None = None
+) -> EdgeGeometry:
     """Evaluate basis, harmonics and their slopes of every slot.
 
     Parameters
@@ -50,10 +75,17 @@ def describe_edges(vectors: Tensor, cutoff: float, n_radial: int) -> EdgeGeometr
     vectors : (n_atoms, n_slots, 3) tensor, Å
     cutoff : float, Å
     n_radial : int
+    inner : (n_atoms, n_slots) tensor, Å, optional
+        Where the radial basis stops to follow the distance (:func:`compress_distance`).
     """
     distance = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     unit = vectors / distance
-    basis, basis_slope = evaluate_radial(distance[..., 0], cutoff, n_radial)
+    if inner is None:
+        basis, basis_slope = evaluate_radial(distance[..., 0], cutoff, n_radial)
+    else:
+        seen, share = compress_distance(distance[..., 0], inner)
+        basis, basis_slope = evaluate_radial(seen, cutoff, n_radial)
+        basis_slope = basis_slope * share[..., None]
     return EdgeGeometry(distance, unit, basis, basis_slope, evaluate_harmonics(unit))
 
 

@@ -26,6 +26,7 @@ from fastff.kernels.moments.edges import (
     N_RADIAL,
     PADDED_RADIAL,
     SQRT3,
+    compress_distance,
     contract_harmonics,
     evaluate_basis,
     evaluate_envelope,
@@ -154,10 +155,12 @@ def adjoint_kernel(
     code_bits,
     cutoff,
     core_reach,
+    inner_reach,
     C: tl.constexpr,
     BY_SENDER: tl.constexpr,
     DEGREE: tl.constexpr,
     HAS_CORE: tl.constexpr,
+    HAS_INNER: tl.constexpr,
     WITH_VIRIAL: tl.constexpr,
     ACCUMULATE: tl.constexpr,
     SCATTER: tl.constexpr,
@@ -225,11 +228,17 @@ def adjoint_kernel(
             channel_gradient = multiply_coarsely(harmonics, pull, empty, PRECISION)
             none = tl.zeros((TILE, N_RADIAL), dtype=tl.float32)
             basis_gradient = multiply_coarsely(channel_gradient * factor, unmix, none, PRECISION)
-            x = tl.minimum(distance * inverse_cutoff, 1.0)
+            seen = distance
+            near = inverse
+            if HAS_INNER:  # noqa: SIM102 (compile-time, then run-time)
+                if tl.min(distance) < inner_reach:
+                    seen, _ = compress_distance(distance, pair, core, inside)
+                    near = 1.0 / seen
+            x = tl.minimum(seen * inverse_cutoff, 1.0)
             sine, cosine = evaluate_wave(x)
             envelope, envelope_slope = evaluate_envelope(x)
-            amplitude = envelope * inverse
-            slope = (envelope_slope * inverse_cutoff - amplitude) * inverse
+            amplitude = envelope * near
+            slope = (envelope_slope * inverse_cutoff - amplitude) * near
             basis = evaluate_basis(sine, cosine, amplitude)
             radial = multiply_coarsely(basis, mix, empty, PRECISION)
             none = tl.zeros((TILE, 16), dtype=tl.float32)
@@ -239,6 +248,10 @@ def adjoint_kernel(
                 target = message_gradients + source[:, None] + channels[None, :]
                 add_at(target, back, inside[:, None], SCATTER)
             along = contract_slope(basis_gradient, sine, cosine, amplitude, slope, inverse_cutoff)
+            if HAS_INNER:  # noqa: SIM102
+                if tl.min(distance) < inner_reach:
+                    _, share = compress_distance(distance, pair, core, inside)
+                    along *= share
             gx, gy, gz = contract_harmonics(harmonics_gradient, ux, uy, uz)
             if BY_SENDER and DEGREE > 0:
                 there = inside[:, None]
