@@ -3,7 +3,8 @@
     python bench/teachers/describe_run.py runs/NAME/model.safetensors --commit COMMIT --out R.json
 
 Everything is read from the header of the model file; ``--commit`` is that of the code which trained it. The machine
-named is the one that runs this, and must be the one that trained.
+named is the one that runs this, and must be the one that trained; or, with ``--machine RECORD``, that of a record
+written there at the same time.
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--commit", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--machine", type=Path, help="a record of the machine that trained")
     arguments = parser.parse_args()
     header = read_header(arguments.model)
     where = collect_provenance().model_dump(mode="json")
-    if header["training"]["machine"].split(",")[0] != where["cpu"] and not where["gpu"]:
-        raise SystemExit(f"trained on {header['training']['machine']}, this is {where['cpu']}")
+    if arguments.machine is not None:
+        there = json.loads(arguments.machine.read_text())["provenance"]
+        where = {**there, "command": where["command"], "dirty": None, "date": header["created"]}
+    if header["training"]["machine"].split(",")[0] not in (where["cpu"], where["gpu"]):
+        known = where["gpu"] or where["cpu"]
+        raise SystemExit(f"trained on {header['training']['machine']}, this is {known}")
     record = {
         "what": "A distillation by fastff train, as its model file tells of it.",
         "test": header["accuracy"]["test"],
