@@ -32,7 +32,9 @@ def choose_marks(name: str, target: str) -> list[pytest.MarkDecorator]:
 
     So do products without tensor cores.
     """
-    slow = "C=32" in name or "ieee" in name or ("C=16" in name and target == "sm_80")
+    slow = (
+        "C=32" in name or "C=64" in name or "ieee" in name or ("C=16" in name and target == "sm_80")
+    )
     return [pytest.mark.slow] if slow else []
 
 
@@ -86,6 +88,10 @@ def test_no_kernel_spills():
         ("node_perceptron C=16 few directed last", "sm_90"): 48,
         ("node_perceptron C=16 directed last", "sm_90"): 24,
         ("node_perceptron C=32 directed back", "sm_90"): 8,
+        ("moments C=64 hop 1", "sm_80"): 24,  # with Triton 3.6, none with 3.9
+        ("node_perceptron C=64 directed pull", "sm_90"): 32,
+        ("node_perceptron C=64 directed back", "sm_90"): 24,
+        ("node_perceptron C=64 directed back", "sm_80"): 8,  # with Triton 3.6, none with 3.9
         (
             "node_perceptron C=16 few last",
             "sm_90",
