@@ -117,6 +117,7 @@ def test_workloads_of_tuning(name, cpu, monkeypatch):
 def test_parameters_are_summed_over_all_blocks(shape, second, cpu):
     """Each of two programs takes several blocks of rows, and adds to what it has."""
     x, weights, biases = mlp_cases._build(150, *shape)(cpu, torch.float32)
+    x = x.T.contiguous().T  # by columns in memory, which results must not be
     grad, direction = torch.randn(150, shape[-1]), torch.randn(150, shape[0])
     inputs = [one.double() for one in (x, grad, *weights, *biases)]
     flat = (inputs[0], *inputs[2:])

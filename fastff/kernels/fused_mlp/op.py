@@ -272,7 +272,7 @@ def launch_gradients(
     from fastff.kernels.fused_mlp import kernels
 
     second = direction is not None
-    of_x, of_grad = (torch.empty_like(one) if second else one.new_empty(0) for one in (x, grad))
+    of_x, of_grad = (one.new_empty(one.shape if second else 0) for one in (x, grad))
     if x.shape[0] == 0:
         return of_x, of_grad, *(torch.zeros_like(one) for one in (*weights, *biases))
     _, fixed = _plan(kernels.PARAMETERS_SPACE, x, weights)
