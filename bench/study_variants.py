@@ -70,9 +70,19 @@ ABLATIONS = [
             ("hop3-d1", {"n_hops": 3, "message_degree": 1}),
             ("c48-d1", {"n_channels": 48, "n_mixed": 48, "message_degree": 1}),
             ("c64-d1", {"n_channels": 64, "n_mixed": 64, "message_degree": 1}),
-            (
-                "c64-hop3-d1-slow",
-                {"rate": 0.4, "n_channels": 64, "n_mixed": 64, "n_hops": 3, "message_degree": 1},
+            ("c64-d1-slow", {"rate": 0.4, "n_channels": 64, "n_mixed": 64, "message_degree": 1}),
+            *(
+                (
+                    f"c64-hop3-d1-{end}",
+                    {
+                        "rate": rate,
+                        "n_channels": 64,
+                        "n_mixed": 64,
+                        "n_hops": 3,
+                        "message_degree": 1,
+                    },
+                )
+                for end, rate in (("slow", 0.4), ("slower", 0.2), ("slowest", 0.1))
             ),
         )
     ),

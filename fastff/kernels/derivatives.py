@@ -61,20 +61,31 @@ def join_autograd(
         backward = staticmethod(differentiate)
 
     def call(*inputs: Any) -> Any:
-        traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
-        traced = traced or torch._C._are_functorch_transforms_active()
-        return op(*inputs) if traced else Call.apply(*inputs)
+        return op(*inputs) if is_traced() else Call.apply(*inputs)
 
     return call
+
+
+def is_traced() -> bool:
+    """Whether torch follows what is called now, which only a registered op allows."""
+    traced = torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+    return bool(traced or torch._C._are_functorch_transforms_active())
 
 
 def pull_back(
     function: Function, inputs: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Gradient of ``sum_k <grads[k], function(*inputs)[k]>`` in every input; zeros where it does not depend on it."""
+    """Gradient of ``sum_k <grads[k], function(*inputs)[k]>`` in every input; zeros where it does not depend on it.
+
+    Inputs may depend on each other: gradients are partial ones.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [one if one.requires_grad else one.detach().requires_grad_() for one in inputs]
+        # A view has a place of its own in the graph: the way from one input to another does not pass through it.
+        leaves = [
+            one.view_as(one) if one.requires_grad else one.detach().requires_grad_()
+            for one in inputs
+        ]
         found = torch.autograd.grad(
             function(*leaves), leaves, grads, create_graph=create_graph, allow_unused=True
         )

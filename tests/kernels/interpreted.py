@@ -13,7 +13,9 @@ import torch
 
 from fastff import kernels
 from fastff.cli.tune import list_all_widths, list_widths
-from fastff.kernels import contract, dispatch, tuning
+from fastff.kernels import contract, derivatives, dispatch, tuning
+from fastff.kernels.fused_mlp import cases as mlp_cases
+from fastff.kernels.fused_mlp import op as mlp_op
 from fastff.kernels.neighbor_list import cases as list_cases
 from fastff.models import build_student, configure_student
 
@@ -108,6 +110,85 @@ def test_workloads_of_tuning(name, cpu, monkeypatch):
         for config in list(seen.values())[:: max(1, len(seen) // 2)]:
             with tuning.override(workload.space.kernel, config):
                 assert tuning.find_relative_error(workload.run(), expected) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(37, 21, 50, 3), (16, 32, 40)])
+@pytest.mark.parametrize("second", [False, True])
+def test_parameters_are_summed_over_all_blocks(shape, second, cpu):
+    """Each of two programs takes several blocks of rows, and adds to what it has."""
+    x, weights, biases = mlp_cases._build(150, *shape)(cpu, torch.float32)
+    x = x.T.contiguous().T  # by columns in memory, which results must not be
+    grad, direction = torch.randn(150, shape[-1]), torch.randn(150, shape[0])
+    inputs = [one.double() for one in (x, grad, *weights, *biases)]
+    flat = (inputs[0], *inputs[2:])
+    with torch.no_grad():
+        exact = derivatives.pull_back(mlp_op.pull_to_input, inputs, (direction.double(),))
+        if not second:
+            exact = derivatives.pull_back(mlp_op._flat_reference, flat, (inputs[1],))[1:]
+    config = tuning.LaunchConfig({"BLOCK_ROWS": 16, "CHUNK": 32, "PROGRAMS": 2}, 4)
+    with tuning.override("fused_mlp_parameters", config), contract.poison_allocations():
+        found = mlp_op.launch_gradients(x, weights, biases, grad, direction if second else None)
+    for one, ref in zip(found if second else found[2:], exact, strict=True):
+        assert one.shape == ref.shape
+        assert tuning.find_relative_error(one, ref) < 1e-5
+
+
+def test_perceptron_runs_kernels_for_what_is_asked(cpu, monkeypatch):
+    """Forces: no gradient in parameters, though they require theirs; the loss of forces: one launch for all."""
+    launched = []
+    for name in ("launch_forward", "launch_input_gradient", "launch_gradients"):
+        plain = getattr(mlp_op, name)
+
+        def launch(*given, name=name, plain=plain):
+            launched.append(name)
+            return plain(*given)
+
+        monkeypatch.setattr(mlp_op, name, launch)
+    x, weights, biases = mlp_cases._build(5, 4, 4, 2)(cpu, torch.float32)
+    leaves = [one.requires_grad_() for one in (x, *weights, *biases)]
+    with kernels.use("triton"):
+        out = mlp_op.fused_mlp(x, weights, biases)
+        (forces,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        assert launched == ["launch_forward", "launch_input_gradient"]
+        forces.square().sum().backward(retain_graph=True)
+        assert launched[2:] == ["launch_gradients"]
+        out.sum().backward()
+        assert sorted(launched[3:]) == ["launch_gradients", "launch_input_gradient"]
+    assert all(leaf.grad is not None for leaf in leaves)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_perceptron_over_its_own_result(order, cpu):
+    """The input depends on the parameters, too, which must not count twice."""
+    x, weights, biases = mlp_cases._build(3, 4, 5, 4)(cpu, torch.float32)
+    found = []
+    for backend in ("triton", "torch"):
+        leaves = [one.detach().requires_grad_() for one in (x, *weights, *biases)]
+        with kernels.use(backend):
+            once = mlp_op.fused_mlp(leaves[0], leaves[1:3], leaves[3:])
+            total = mlp_op.fused_mlp(once, leaves[1:3], leaves[3:]).square().sum()
+            for _ in range(order - 1):
+                grads = torch.autograd.grad(total, leaves, create_graph=True)
+                total = torch.stack([grad.square().sum() for grad in grads]).sum()
+            found.append(torch.autograd.grad(total, leaves))
+    assert tuning.find_relative_error(found[0], found[1]) < 1e-5
+
+
+def test_third_derivatives_of_the_perceptron(cpu):
+    """By torch, from what the kernels were given."""
+    x, weights, biases = mlp_cases._build(3, 4, 5, 4, 2)(cpu, torch.float32)
+    found = []
+    for backend in ("triton", "torch"):
+        leaves = [one.detach().requires_grad_() for one in (x, *weights, *biases)]
+        with kernels.use(backend):
+            total = mlp_op.fused_mlp(leaves[0], leaves[1:4], leaves[4:]).square().sum()
+            for _ in range(2):
+                (grad,) = torch.autograd.grad(total, leaves[0], create_graph=True)
+                total = grad.square().sum()
+            found.append(
+                torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+            )
+    assert tuning.find_relative_error(found[0], found[1]) < 1e-4
 
 
 def test_gradcheck_edge_features(cpu):

@@ -118,7 +118,7 @@ def test_moments(hop, degree, n_atoms, width):
 
 
 @pytest.mark.parametrize(("hop", "degree"), HOPS)
-@pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32)])
+@pytest.mark.parametrize(("n_atoms", "width"), [(1, 16), (5, 16), (2, 32), (2, 64)])
 def test_moments_adjoint(hop, degree, n_atoms, width):
     sizes = {"n_channels": width, "n_mixed": width, "message_degree": degree}
     system, potential, space = prepare(hop + 1, n_atoms, **sizes)
@@ -277,12 +277,16 @@ def test_directed_messages(hop, scatter):
     check(space.moments[hop], expected)
 
 
-@pytest.mark.parametrize(("scatter", "n_hops"), [("fixed", 2), ("store", 3), ("float", 2)])
-def test_evaluation_with_directed_messages(scatter, n_hops):
+@pytest.mark.parametrize(
+    ("scatter", "n_hops", "width"),
+    [("fixed", 2, 16), ("store", 3, 16), ("float", 2, 16), ("fixed", 3, 64)],
+)
+def test_evaluation_with_directed_messages(scatter, n_hops, width):
     system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
     system.species.copy_(torch.arange(4) % 2)
     matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
-    weights = draw_weights(n_hops, 2, system, message_degree=1)
+    sizes = {"n_channels": width, "n_mixed": width, "message_degree": 1}
+    weights = draw_weights(n_hops, 2, system, **sizes)
     compare(system, matrix, weights, Options(scatter=scatter))
 
 

@@ -32,7 +32,8 @@ def choose_marks(name: str, target: str) -> list[pytest.MarkDecorator]:
 
     So do products without tensor cores.
     """
-    slow = "C=32" in name or "ieee" in name or ("C=16" in name and target == "sm_80")
+    slow = "C=32" in name or "C=64" in name or "ieee" in name
+    slow |= target == "sm_80" and ("C=16" in name or "parameters" in name)
     return [pytest.mark.slow] if slow else []
 
 
@@ -87,6 +88,17 @@ def test_no_kernel_spills():
         ("node_perceptron C=16 directed last", "sm_90"): 24,
         ("node_perceptron C=32 directed back", "sm_90"): 8,
         ("moments C=16 directed hop 2", "sm_90"): 8,
+        # fewer rows a program spill less and take more than twice as many instructions a row
+        ("fused_mlp_parameters first", "sm_80"): 1040,
+        ("fused_mlp_parameters first", "sm_90"): 192,
+        ("fused_mlp_parameters second", "sm_80"): 2392,
+        ("fused_mlp_parameters second", "sm_90"): 680,
+        ("fused_mlp_parameters painn message second", "sm_90"): 104,
+        ("fused_mlp_parameters painn update second", "sm_90"): 264,
+        ("moments C=64 hop 1", "sm_80"): 24,  # with Triton 3.6, none with 3.9
+        ("node_perceptron C=64 directed pull", "sm_90"): 32,
+        ("node_perceptron C=64 directed back", "sm_90"): 24,
+        ("node_perceptron C=64 directed back", "sm_80"): 8,  # with Triton 3.6, none with 3.9
         (
             "node_perceptron C=16 few last",
             "sm_90",
@@ -110,7 +122,9 @@ def list_values(name, kind="constexprs"):
 
 
 def test_every_option_of_an_evaluation_is_compiled():
-    dots = {name for name, _ in list_values("PRECISION")} - {"forward_kernel", "backward_kernel"}
+    dots = {name for name, _ in list_values("PRECISION")} - {
+        "forward_kernel", "backward_kernel", "parameters_kernel",
+    }  # fmt: skip
     assert len(dots) == 5
     assert {
         (kernel, precision) for kernel in dots for precision in workspace.PRECISIONS

@@ -145,6 +145,25 @@ def test_students_take_what_is_tuned_for_their_widths(architecture):
     assert any(f"C={channels}" in build.name for build in list_builds())
 
 
+def test_settings_of_64_channels_are_candidates():
+    """And written defaults; only the perceptron of directed messages spills with them (``test_aot.py``)."""
+    pytest.importorskip("triton")
+    from fastff.kernels.moment_potential.builds import list_builds
+    from fastff.kernels.moments import kernels as moments
+    from fastff.kernels.moments_adjoint import kernels as adjoint
+    from fastff.kernels.node_block import kernels as node
+
+    spaces = {
+        moments.moments_kernel: moments.MOMENTS_SPACE, adjoint.adjoint_kernel: adjoint.ADJOINT_SPACE,
+        node.invariants_kernel: node.INVARIANTS_SPACE, node.pullback_kernel: node.PULLBACK_SPACE,
+        node.perceptron_kernel: node.PERCEPTRON_SPACE,
+    }  # fmt: skip
+    widest = [build for build in list_builds() if build.constexprs.get("C") == 64]
+    assert {build.kernel for build in widest} == set(spaces)
+    for build in widest:
+        assert build.config in spaces[build.kernel].candidates, build.name
+
+
 def test_candidates_are_shared_among_processes(monkeypatch):
     """Each is launched once; one that does not fit the GPU leaves the others alone."""
     pytest.importorskip("triton")

@@ -70,26 +70,35 @@ SUITES = (Suite(*_FUNCTIONS), Suite(*_FUNCTIONS, differentiated=(0,)))
 
 
 def list_builds() -> Iterator[Build]:
-    """Both kernels for widths 128, 64, 64, 1, and for the perceptrons of message and update of ``painn``."""
+    """All kernels for widths 128, 64, 64, 1, and for the perceptrons of message and update of ``painn``.
+
+    That of the parameters for first and second derivatives, but for ``painn``, as losses of forces take it.
+    """
     from fastff.kernels.fused_mlp import kernels
 
     message, update = list_shapes(PAINN)
     shapes = (("", (128, 64, 64, 1)), (" painn message", message), (" painn update", update))
     for student, shape in shapes:
         given = [torch.empty(n_out, n_in) for n_in, n_out in itertools.pairwise(shape)]
-        for space, kernel in (
-            (kernels.FORWARD_SPACE, kernels.forward_kernel),
-            (kernels.BACKWARD_SPACE, kernels.backward_kernel),
+        for space, kernel, end, options in (
+            (kernels.FORWARD_SPACE, kernels.forward_kernel, "", {}),
+            (kernels.BACKWARD_SPACE, kernels.backward_kernel, "", {}),
+            (kernels.PARAMETERS_SPACE, kernels.parameters_kernel, " second", {"SECOND": True}),
+            (kernels.PARAMETERS_SPACE, kernels.parameters_kernel, " first", {"SECOND": False}),
         ):
+            if student and end == " first":
+                continue
 
             def make(
                 end: str,
                 config: tuning.LaunchConfig,
                 kernel: Any = kernel,
-                name: str = f"{space.kernel}{student}",
+                name: str = f"{space.kernel}{student}{end}",
                 weights: list[torch.Tensor] = given,
+                options: dict[str, bool] = options,
             ) -> Build:
                 constexprs = {**op.list_constants(weights, config), "PRECISION": "tf32x3"}
+                constexprs |= options
                 signature = sign_floats(kernel, constexprs, "n_rows")
                 return Build(
                     name + end, kernel, signature, constexprs, config, {"PRECISION": "ieee"}
@@ -114,20 +123,20 @@ def list_shapes(widths: Mapping[str, int]) -> list[tuple[int, ...]]:
 
 
 def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[tuning.Workload]:
-    """Both kernels for each perceptron of :func:`list_shapes` that they take."""
+    """All kernels for each perceptron of :func:`list_shapes` that they take."""
     n_rows = widths.get("n_edges", 1 << 18)
     for shape in list_shapes(widths):
         if max(shape) <= op.MAX_WIDTH:
-            yield from _list_both(n_rows, shape, device)
+            yield from _list_all(n_rows, shape, device)
 
 
-def _list_both(
+def _list_all(
     n_rows: int, shape: tuple[int, ...], device: torch.device
 ) -> Iterator[tuning.Workload]:
     from fastff.kernels.fused_mlp import kernels
 
     x, weights, biases = _build(n_rows, *shape)(device, torch.float32)
-    grad = torch.randn(n_rows, shape[-1], device=device)
+    grad, direction = (torch.randn(n_rows, n, device=device) for n in (shape[-1], shape[0]))
     key = op.make_key(weights, torch.float32)
     exact = [one.double() for one in weights], [one.double() for one in biases]
 
@@ -148,4 +157,16 @@ def _list_both(
         key,
         lambda: op.launch_input_gradient(x, weights, biases, grad),
         differentiate,
+    )
+
+    def differentiate_twice() -> tuple[torch.Tensor, ...]:
+        inputs = [one.double() for one in (x, grad, *weights, *biases)]
+        with torch.no_grad():
+            return derivatives.pull_back(op.pull_to_input, inputs, (direction.double(),))
+
+    yield tuning.Workload(
+        kernels.PARAMETERS_SPACE,
+        key,
+        lambda: op.launch_gradients(x, weights, biases, grad, direction),
+        differentiate_twice,
     )

@@ -48,16 +48,19 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) ->
     Notes
     -----
     The kernels multiply in three passes of tf32, which keeps the accuracy of float32 (on AMD in float32 itself). There
-    are kernels for the result and for its first gradient in ``x``. Everything else (gradients in the parameters, second
-    derivatives) is evaluated by torch from the reference, so any order is available on both back ends; as that costs
-    the forward pass again, auto mode takes torch when a parameter requires its gradient. Deterministic.
+    are kernels for the result, for its first gradients, and for all gradients of that in ``x``, as losses of forces
+    need them. Everything else (gradients of those in the parameters, third derivatives, and all but the first gradient
+    in ``x`` where torch traces) is evaluated by torch from the reference, so any order is available on both back ends.
+    Auto mode takes torch when a parameter requires its gradient, until the kernels have been measured to be faster in
+    training. Deterministic.
     """
     weights, biases = list(weights), list(biases)
     _check(x, weights, biases)
 
     def run_triton() -> Tensor:
-        call = _forward if dispatch.is_differentiated(x, *weights, *biases) else launch_forward
-        return call(x, weights, biases)
+        if not dispatch.is_differentiated(x, *weights, *biases):
+            return launch_forward(x, weights, biases)
+        return (_forward if derivatives.is_traced() else _differentiably)(x, weights, biases)
 
     return dispatch.run(
         OP,
@@ -100,7 +103,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Any], list[Any]]:
-    """Gradient in x by the kernel where nothing else is asked for; else all gradients, with their graph, by torch."""
+    """Gradient in x by the kernel where nothing else is asked for; else all gradients, with their graph, by torch.
+
+    Of the op that torch traces; called eagerly it is :func:`_differentiably`.
+    """
     n_layers = ctx.n_layers
     x, *parameters = ctx.saved_tensors
     weights, biases = parameters[:n_layers], parameters[n_layers:]
@@ -118,6 +124,104 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, list[Any], list[Any]
 
 
 _forward.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _differentiably(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    """The result with two nodes in the graph, so that autograd runs kernels for what is asked for and no others.
+
+    Forces need the gradient in ``x`` alone while parameters require theirs: a node is told what can be asked of it, not
+    what is. Therefore the gradients in the parameters have a node of their own, with an output that nothing reads.
+    """
+    parameters = (*weights, *biases)
+    link = None
+    if any(one.requires_grad for one in parameters):
+        link = _ParameterGradients.apply(x, *parameters)
+    return _Value.apply(link, x, *parameters)
+
+
+class _Value(torch.autograd.Function):
+    """The perceptron, differentiable in ``x``."""
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor | None, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        weights, biases = _halve(parameters)
+        return dispatch.attempt(
+            OP,
+            lambda: launch_forward(x, weights, biases),
+            lambda: reference.fused_mlp(x, weights, biases),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+        grad_x = _InputGradient.apply(x, grad, *parameters) if ctx.needs_input_grad[1] else None
+        return grad if ctx.needs_input_grad[0] else None, grad_x, *(None for _ in parameters)
+
+
+class _ParameterGradients(torch.autograd.Function):
+    """Stands for the result, without numbers; given the gradient in that, returns those in the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
+        n_out = parameters[len(parameters) // 2 - 1].shape[0]
+        return x.new_empty(()).expand(x.shape[0], n_out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *parameters = ctx.saved_tensors
+
+        def evaluate(*values: Tensor) -> tuple[Tensor, ...]:
+            return (reference.fused_mlp(x, *_halve(values)),)
+
+        def differentiate() -> tuple[Tensor, ...]:
+            return derivatives.pull_back(evaluate, parameters, (grad,))
+
+        if torch.is_grad_enabled():
+            return None, *differentiate()
+        found = dispatch.attempt(
+            OP, lambda: launch_gradients(x, *_halve(parameters), grad)[2:], differentiate
+        )
+        return None, *found
+
+
+class _InputGradient(torch.autograd.Function):
+    """Gradient of ``<grad, fused_mlp(x)>`` in ``x``, differentiable in everything."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(x, grad, *parameters)
+        return dispatch.attempt(
+            OP,
+            lambda: launch_input_gradient(x, *_halve(parameters), grad),
+            lambda: pull_to_input(x, grad, *parameters)[0],
+        )
+
+    @staticmethod
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, ...]:
+        x, grad, *parameters = inputs = ctx.saved_tensors
+
+        def differentiate() -> tuple[Tensor, ...]:
+            return derivatives.pull_back(pull_to_input, inputs, (direction,))
+
+        if torch.is_grad_enabled():
+            return differentiate()
+        return dispatch.attempt(
+            OP, lambda: launch_gradients(x, *_halve(parameters), grad, direction), differentiate
+        )
+
+
+def pull_to_input(x: Tensor, grad: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """The gradient in ``x`` by torch."""
+    return derivatives.pull_back(
+        lambda value: (reference.fused_mlp(value, *_halve(parameters)),), (x,), (grad,)
+    )
+
+
+def _halve(parameters: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Weights and biases that were passed in one row."""
+    return parameters[: len(parameters) // 2], parameters[len(parameters) // 2 :]
 
 
 def launch_forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -149,6 +253,66 @@ def launch_input_gradient(
     return out
 
 
+def launch_gradients(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    grad: Tensor,
+    direction: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    """Launch ``parameters_kernel``: gradients of ``<grad, fused_mlp(x)>`` in the parameters.
+
+    With a direction those of ``<direction, gradient of that in x>``, and those in ``x`` and ``grad``.
+
+    Returns
+    -------
+    tuple of Tensor
+        In ``x`` and ``grad`` (of shape (0,) without a direction), in the weights and in the biases.
+    """
+    from fastff.kernels.fused_mlp import kernels
+
+    second = direction is not None
+    of_x, of_grad = (one.new_empty(one.shape if second else 0) for one in (x, grad))
+    if x.shape[0] == 0:
+        return of_x, of_grad, *(torch.zeros_like(one) for one in (*weights, *biases))
+    _, fixed = _plan(kernels.PARAMETERS_SPACE, x, weights)
+    n_in, n_hidden1, n_hidden2, n_out = (fixed[k] for k in ("IN", "HIDDEN1", "HIDDEN2", "OUT"))
+    n_layers, n_lines = fixed["LAYERS"], fixed["BLOCK_ROWS"]
+    n_programs = min(fixed["PROGRAMS"], -(-x.shape[0] // n_lines))
+    size = int(kernels.count_sums(n_in, n_hidden1, n_hidden2, n_out, n_layers))
+    sums = x.new_empty((n_programs, size))
+    scratch = (
+        x.new_empty((n_programs, n_lines, 4 * n_hidden1 + 2 * n_hidden2)) if n_layers == 3 else sums
+    )
+    x, grad = x.contiguous(), grad.contiguous()
+    along = grad if direction is None else direction.contiguous()
+    tensors = (x, grad, along, *_order_parameters(weights, biases)[:-1], of_x, of_grad, scratch)
+    with dispatch.on_device(x.device):
+        kernels.parameters_kernel[(n_programs,)](*tensors, sums, x.shape[0], SECOND=second, **fixed)
+    total = sums.sum(dim=0)
+    shapes = [
+        (n_in, n_hidden1),
+        (n_hidden2, n_hidden1),
+        (n_out, n_hidden2),
+        (n_hidden1,),
+        (n_hidden2,),
+    ]
+    if n_layers == 2:
+        del shapes[1], shapes[-1]
+    lengths = [torch.Size(shape).numel() for shape in shapes]
+    parts = [part.view(shape) for part, shape in zip(total.split(lengths), shapes, strict=True)]
+    parts[0] = parts[0].T
+    of_weights = [
+        part[: one.shape[0], : one.shape[1]].contiguous()
+        for part, one in zip(parts[:n_layers], weights, strict=True)
+    ]
+    of_biases = [
+        part[: one.shape[0]] for part, one in zip(parts[n_layers:], biases[:-1], strict=True)
+    ]
+    of_biases.append(torch.zeros_like(biases[-1]) if second else grad.sum(dim=0))
+    return of_x, of_grad, *of_weights, *of_biases
+
+
 def _order_parameters(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
     """First, middle and last weight and bias; with two layers the first stands in for the middle, unread."""
     order = (0, min(1, len(weights) - 2), -1)
@@ -158,7 +322,7 @@ def _order_parameters(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> li
 def _plan(
     space: tuning.LaunchSpace, x: Tensor, weights: Sequence[Tensor]
 ) -> tuple[tuple[int], dict[str, Any]]:
-    """Grid and compile-time arguments of both kernels."""
+    """Grid and compile-time arguments of all kernels; without SECOND, and another grid, those of the parameters'."""
     config = tuning.lookup(space, make_key(weights, x.dtype), x.device)
     fixed = {
         **config.to_arguments(),
@@ -169,7 +333,7 @@ def _plan(
 
 
 def list_constants(weights: Sequence[Tensor], config: tuning.LaunchConfig) -> dict[str, int]:
-    """Sizes that both kernels are compiled for."""
+    """Sizes that all kernels are compiled for."""
     widths = _list_widths(weights)
     padded = {name[2:].upper(): _pad(width) for name, width in widths.items()}
     chunk = min(config.blocks["CHUNK"], padded["IN"])
@@ -177,7 +341,7 @@ def list_constants(weights: Sequence[Tensor], config: tuning.LaunchConfig) -> di
 
 
 def make_key(weights: Sequence[Tensor], dtype: torch.dtype) -> str:
-    """Key of both kernels in the tables."""
+    """Key of all kernels in the tables."""
     return tuning.make_key(dtype, layers=len(weights), **_list_widths(weights))
 
 
@@ -210,7 +374,7 @@ def _find_obstacle(x: Tensor, weights: Sequence[Tensor]) -> str | None:
 
 def _find_preference(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> str | None:
     if torch.is_grad_enabled() and any(one.requires_grad for one in (*weights, *biases)):
-        return "parameters require their gradient, which torch evaluates from the reference"
+        return "parameters require their gradient, whose kernels are not measured to be faster than torch"
     return None
 
 

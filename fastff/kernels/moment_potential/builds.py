@@ -1,12 +1,14 @@
 """What every fused kernel is compiled with ahead of time, for the widths of production.
 
 Here: the types and constants of each launch of ``evaluate.py``, by students m1 (one hop), m2 (two) and m2-l (wider),
-also of three hops. Not here: compiling (:mod:`fastff.kernels.aot`), bounds on the result (``tests/kernels``).
+also of three hops and of 64 channels. Not here: compiling (:mod:`fastff.kernels.aot`), bounds on the result
+(``tests/kernels``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -181,10 +183,22 @@ def list_builds() -> Iterator[Build]:
         yield from _list_sums(channels, name, middle=middle, degree=1)
         yield from _list_nodes(channels, channels, 64, name, middle=middle, degree=1)
     yield from _list_nodes(16, 16, 64, "C=16 few directed", few=True, degree=1)
+    yield from _list_widest()
     for precision in ("tf32", "ieee"):
         for channels in (16, 32):
             yield from _list_products(channels, precision, ("sm_90",))
     yield from _list_scatters()
+
+
+def _list_widest() -> Iterator[Build]:
+    """Three hops of 64 channels with directed messages: nothing but what such a student launches on NVIDIA."""
+    first = [one for one in _list_sums(64, "C=64") if not one.constexprs["BY_SENDER"]]
+    nodes = _list_nodes(64, 64, 64, "C=64")
+    first += [one for one in nodes if one.kernel.__name__ == "invariants_kernel"]
+    first += _list_sums(64, "C=64 directed", middle=True, degree=1)
+    first += _list_nodes(64, 64, 64, "C=64 directed", middle=True, degree=1)
+    for one in first:
+        yield replace(one, targets=tuple(name for name in one.targets if name.startswith("sm_")))
 
 
 def _list_products(channels: int, precision: str, targets: Collection[str]) -> Iterator[Build]:

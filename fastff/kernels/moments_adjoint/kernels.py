@@ -50,7 +50,7 @@ ADJOINT_SPACE = LaunchSpace(
     LaunchConfig({"TILE": 32, "ATOMS": 1}, 1, 1),
     tuple(
         LaunchConfig({"TILE": tile, "ATOMS": atoms}, num_warps, 1)
-        for tile, num_warps in ((16, 1), (16, 2), (32, 1), (64, 1), (64, 2))
+        for tile, num_warps in ((16, 1), (16, 2), (32, 1), (32, 2), (64, 1), (64, 2))
         for atoms in (1, 4)
     ),
     (
@@ -58,9 +58,12 @@ ADJOINT_SPACE = LaunchSpace(
             make_key(torch.float32, channels=16, degree=1),
             LaunchConfig({"TILE": 16, "ATOMS": 1}, 1, 1),
         ),
-        (
-            make_key(torch.float32, channels=32, degree=1),
-            LaunchConfig({"TILE": 16, "ATOMS": 1}, 2, 1),
+        *(
+            (
+                make_key(torch.float32, channels=channels, degree=1),
+                LaunchConfig({"TILE": 32, "ATOMS": 1}, 2, 1),
+            )
+            for channels in (32, 64)
         ),
     ),
 )
@@ -135,6 +138,79 @@ def evaluate_core(distance, inverse, pair, core, inside):
     return bare * screen * envelope, bare * (slope + screen * envelope_slope / reach)
 
 
+@triton.constexpr_function
+def choose_part(channels, degree):
+    """Channels that are taken at a time: all, where what that keeps in registers fits there."""
+    return channels if channels <= (16 if degree else 32) else 16
+
+
+@triton.jit
+def load_layers(radial_row, moment_row, C: tl.constexpr, PART: tl.constexpr):
+    """Radial weights (16, PART) and (PART, 8), gradients in the moments (16, PART) and (PART, 16) of PART channels."""
+    channels = tl.arange(0, PART)
+    radials = tl.arange(0, N_RADIAL)
+    padded = tl.arange(0, PADDED_RADIAL)
+    components = tl.arange(0, 16)
+    mix = tl.load(
+        radial_row + padded[:, None] * C + channels[None, :],
+        mask=(padded < N_RADIAL)[:, None],
+        other=0.0,
+    )
+    unmix = tl.load(radial_row + radials[None, :] * C + channels[:, None])
+    pull = tl.load(moment_row + components[:, None] * C + channels[None, :])
+    push = tl.load(moment_row + components[None, :] * C + channels[:, None])
+    return mix, unmix, pull, push
+
+
+@triton.jit
+def pull_in_parts(
+    harmonics,
+    basis,
+    basis_gradient,
+    harmonics_gradient,
+    radial_row,
+    moment_row,
+    place,
+    target,
+    inside,
+    x,
+    y,
+    z,
+    C: tl.constexpr,
+    BY_SENDER: tl.constexpr,
+    DEGREE: tl.constexpr,
+    SCATTER: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PART: tl.constexpr,
+):
+    """Gradients in basis and harmonics of a tile of slots, and what messages add to that in the unit vectors.
+
+    PART channels at a time, of which weights and gradients are loaded anew for every tile: with 64 channels they would
+    fill the registers. ``place`` and ``target`` (n, PART) point to each slot's first factors and their accumulators.
+    """
+    there = inside[:, None]
+    tx = tl.zeros_like(x)
+    ty = tl.zeros_like(x)
+    tz = tl.zeros_like(x)
+    empty = tl.zeros((x.shape[0], PART), dtype=tl.float32)
+    for first in range(0, C, PART):
+        mix, unmix, pull, push = load_layers(radial_row + first, moment_row + first, C, PART)
+        here, back_here = place + first, target + first
+        factor = read_factors(here, inside, x, y, z, C, BY_SENDER, DEGREE)
+        gradient = multiply_coarsely(harmonics, pull, empty, PRECISION)
+        basis_gradient = multiply_coarsely(gradient * factor, unmix, basis_gradient, PRECISION)
+        radial = multiply_coarsely(basis, mix, empty, PRECISION)
+        harmonics_gradient = multiply_coarsely(radial * factor, push, harmonics_gradient, PRECISION)
+        if BY_SENDER:
+            back = gradient * radial
+            add_at(back_here, back, there, SCATTER)
+            if DEGREE > 0:
+                ty += turn_factor(here + C, back_here + C, back, y, there, SCATTER)
+                tz += turn_factor(here + 2 * C, back_here + 2 * C, back, z, there, SCATTER)
+                tx += turn_factor(here + 3 * C, back_here + 3 * C, back, x, there, SCATTER)
+    return basis_gradient, harmonics_gradient, tx, ty, tz
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def adjoint_kernel(
     sites,
@@ -175,10 +251,8 @@ def adjoint_kernel(
     ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where SCATTER is ``store``; ``message_gradients``
     (n_atoms, (DEGREE + 1)^2, C): accumulators like ``forces`` (int64 also for ``store``), where BY_SENDER.
     """
-    channels = tl.arange(0, C)
-    radials = tl.arange(0, N_RADIAL)
-    padded = tl.arange(0, PADDED_RADIAL)
-    components = tl.arange(0, 16)
+    PART: tl.constexpr = choose_part(C, DEGREE)
+    channels = tl.arange(0, PART)
     inverse_cutoff = 1.0 / cutoff
     first = tl.program_id(0).to(tl.int64) * ATOMS
     for atom in range(first, tl.minimum(first + ATOMS, n_atoms)):
@@ -186,15 +260,9 @@ def adjoint_kernel(
         x0, y0, z0, species0 = load_center(sites, atom)
         row = neighbors + atom * n_slots
         radial_row = weights + species0 * (N_RADIAL * C)
-        mix = tl.load(
-            radial_row + padded[:, None] * C + channels[None, :],
-            mask=(padded < N_RADIAL)[:, None],
-            other=0.0,
-        )
-        unmix = tl.load(radial_row + radials[None, :] * C + channels[:, None])
         moment_row = gradients + atom * (16 * C)
-        pull = tl.load(moment_row + components[:, None] * C + channels[None, :])
-        push = tl.load(moment_row + components[None, :] * C + channels[:, None])
+        if PART == C:
+            mix, unmix, pull, push = load_layers(radial_row, moment_row, C, PART)
         fx = tl.zeros((TILE,), dtype=tl.float32)
         fy = tl.zeros((TILE,), dtype=tl.float32)
         fz = tl.zeros((TILE,), dtype=tl.float32)
@@ -222,12 +290,16 @@ def adjoint_kernel(
             pair = species0 * n_species + species
             source = locate_factors(sender, pair, C, BY_SENDER, DEGREE)
             place = factors + source[:, None] + channels[None, :]
-            factor = read_factors(place, inside, ux, uy, uz, C, BY_SENDER, DEGREE)
+            if PART == C:
+                factor = read_factors(place, inside, ux, uy, uz, C, BY_SENDER, DEGREE)
             harmonics = evaluate_harmonics(ux, uy, uz)
-            empty = tl.zeros((TILE, C), dtype=tl.float32)
-            channel_gradient = multiply_coarsely(harmonics, pull, empty, PRECISION)
             none = tl.zeros((TILE, N_RADIAL), dtype=tl.float32)
-            basis_gradient = multiply_coarsely(channel_gradient * factor, unmix, none, PRECISION)
+            if PART == C:
+                empty = tl.zeros((TILE, C), dtype=tl.float32)
+                channel_gradient = multiply_coarsely(harmonics, pull, empty, PRECISION)
+                basis_gradient = multiply_coarsely(
+                    channel_gradient * factor, unmix, none, PRECISION
+                )
             seen = distance
             near = inverse
             if HAS_INNER:  # noqa: SIM102 (compile-time, then run-time)
@@ -240,20 +312,31 @@ def adjoint_kernel(
             amplitude = envelope * near
             slope = (envelope_slope * inverse_cutoff - amplitude) * near
             basis = evaluate_basis(sine, cosine, amplitude)
-            radial = multiply_coarsely(basis, mix, empty, PRECISION)
-            none = tl.zeros((TILE, 16), dtype=tl.float32)
-            harmonics_gradient = multiply_coarsely(radial * factor, push, none, PRECISION)
-            if BY_SENDER:
-                back = channel_gradient * radial
+            nothing = tl.zeros((TILE, 16), dtype=tl.float32)
+            if PART == C:
+                radial = multiply_coarsely(basis, mix, empty, PRECISION)
+                harmonics_gradient = multiply_coarsely(radial * factor, push, nothing, PRECISION)
+                if BY_SENDER:
+                    back = channel_gradient * radial
+                    target = message_gradients + source[:, None] + channels[None, :]
+                    add_at(target, back, inside[:, None], SCATTER)
+            else:
                 target = message_gradients + source[:, None] + channels[None, :]
-                add_at(target, back, inside[:, None], SCATTER)
+                basis_gradient, harmonics_gradient, tx, ty, tz = pull_in_parts(
+                    harmonics, basis, none, nothing, radial_row, moment_row, place, target, inside,
+                    ux, uy, uz, C, BY_SENDER, DEGREE, SCATTER, PRECISION, PART,
+                )  # fmt: skip
             along = contract_slope(basis_gradient, sine, cosine, amplitude, slope, inverse_cutoff)
             if HAS_INNER:  # noqa: SIM102
                 if tl.min(distance) < inner_reach:
                     _, share = compress_distance(distance, pair, core, inside)
                     along *= share
             gx, gy, gz = contract_harmonics(harmonics_gradient, ux, uy, uz)
-            if BY_SENDER and DEGREE > 0:
+            if PART < C:
+                gx += tx
+                gy += ty
+                gz += tz
+            elif BY_SENDER and DEGREE > 0:
                 there = inside[:, None]
                 gy += turn_factor(place + C, target + C, back, uy, there, SCATTER)
                 gz += turn_factor(place + 2 * C, target + 2 * C, back, uz, there, SCATTER)

@@ -18,6 +18,7 @@ from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 _NARROW = make_key(torch.float32, channels=16, mixed=16)
 _WIDE = make_key(torch.float32, channels=32, mixed=32)
+_WIDEST = make_key(torch.float32, channels=64, mixed=64)
 INVARIANTS_SPACE = LaunchSpace(
     "invariants",
     LaunchConfig({"ATOMS": 32}, 4, 1),
@@ -28,6 +29,7 @@ INVARIANTS_SPACE = LaunchSpace(
     (
         (_NARROW, LaunchConfig({"ATOMS": 32}, 2, 1)),
         (_WIDE, LaunchConfig({"ATOMS": 16}, 4, 1)),
+        (_WIDEST, LaunchConfig({"ATOMS": 16}, 4, 1)),
     ),
 )
 PERCEPTRON_SPACE = LaunchSpace(
@@ -39,9 +41,12 @@ PERCEPTRON_SPACE = LaunchSpace(
         for depth in (32, 64)
     ),
     (
-        (
-            make_key(torch.float32, channels=32, inputs=256, hidden=64),
-            LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
+        *(
+            (
+                make_key(torch.float32, channels=channels, inputs=8 * channels, hidden=64),
+                LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
+            )
+            for channels in (32, 64)
         ),
         *(
             (
@@ -50,7 +55,7 @@ PERCEPTRON_SPACE = LaunchSpace(
                 ),
                 LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
             )
-            for channels in (16, 32)
+            for channels in (16, 32, 64)
         ),
     ),
 )
@@ -59,9 +64,12 @@ PULLBACK_SPACE = LaunchSpace(
     LaunchConfig({"ATOMS": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms}, num_warps, 1)
-        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (32, 4), (32, 8))
+        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (16, 8), (32, 4), (32, 8))
     ),
-    ((_WIDE, LaunchConfig({"ATOMS": 32}, 8, 1)),),
+    (
+        (_WIDE, LaunchConfig({"ATOMS": 32}, 8, 1)),
+        (_WIDEST, LaunchConfig({"ATOMS": 16}, 8, 1)),
+    ),
 )
 N_KINDS: tl.constexpr = tl.constexpr(8)
 _SCALE: tl.constexpr = tl.constexpr(2.0**32)
