@@ -212,7 +212,7 @@ def label_with_launcher(
         strategy = WatchingStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
         trainer = lightning.Trainer(
             **{**placement, "strategy": strategy},
-            default_root_dir=out.parent,
+            default_root_dir=name_folder(out),  # under SLURM it looks for checkpoints to go on from
             plugins=choose_environment(),
             logger=False,
             enable_checkpointing=False,
