@@ -25,7 +25,14 @@ from fastff.distill.labelling import describe_caveats, is_first_process
 from fastff.distill.ladder import Ladder, Trained, calibrate_uncertainty, measure_student
 from fastff.distill.planning import plan_sampling
 from fastff.distill.ranks import check_launched
-from fastff.distill.request import CONFIG_NAME, DistillRequest, check_folder, write_config
+from fastff.distill.request import (
+    BUDGET_NAME,
+    CONFIG_NAME,
+    ROUNDS_NAME,
+    DistillRequest,
+    check_folder,
+    write_config,
+)
 from fastff.distill.roundlog import GateRow
 from fastff.distill.roundplan import (
     DEFAULT_BUDGET,
@@ -68,9 +75,6 @@ MODEL_NAME = "model.safetensors"
 LABELS_NAME = "labels.h5"
 HESSIAN_NAME = "hessian.h5"
 """Frames of these labels with Hessian-vector targets."""
-ROUNDS_NAME = "rounds"
-BUDGET_NAME = "budget.json"
-"""What a budget of minutes came to, in the folder of the rounds."""
 
 
 @dataclass
