@@ -10,7 +10,9 @@ the number of frames and atoms in each group; groups ``frames`` and ``quarantine
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +33,9 @@ GROUPS = ("frames", "quarantine")
 
 Capacity = Mapping[str, tuple[int, int]]
 """Rows for frames and rows for atoms, of each group."""
+
+MOST_METADATA = 1 << 16
+"""Bytes of a label file beside its rows and its header, at most."""
 
 
 def read_rows(group: h5py.Group, rows: slice) -> Rows:
@@ -117,6 +122,50 @@ def _create_array(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: s
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_obj_track_times(False)
     group.create_dataset(name, shape=shape, dtype=dtype, dcpl=layout)
+
+
+def require_space(path: Path, header: Header, capacity: Capacity) -> None:
+    """Find out whether the disk takes a label file of this room, before HDF5 does, which crashes where it does not.
+
+    Raises
+    ------
+    OSError
+        It is full, or a quota or limit is reached.
+    """
+    n_bytes = MOST_METADATA + sum(len(json.dumps(part)) for part in (header.teacher, header.record))
+    for name in GROUPS:
+        for part, columns in enumerate(list_columns(header.hessian)):
+            each = sum(
+                np.dtype(kind).itemsize * math.prod(shape) for kind, shape in columns.values()
+            )
+            n_bytes += capacity[name][part] * each
+    try:
+        with path.open("wb") as file:
+            _allocate(file.fileno(), n_bytes)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def allocate_space(path: Path) -> None:
+    """Give a file all blocks of the disk that its size says, so that later writes do not find it full.
+
+    Raises
+    ------
+    OSError
+        As :func:`require_space`.
+    """
+    with path.open("r+b") as file:
+        _allocate(file.fileno(), path.stat().st_size)
+
+
+def _allocate(descriptor: int, n_bytes: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+    except AttributeError:  # not on macOS
+        return
 
 
 def write_counts(file: h5py.File, counts: Capacity) -> None:

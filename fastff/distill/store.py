@@ -13,6 +13,7 @@ file in one atomic rename. Closing trims unused space the same way.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -39,12 +40,14 @@ from fastff.distill.layout import (
     GROUPS,
     Capacity,
     Header,
+    allocate_space,
     copy_rows,
     create_layout,
     erase_leftovers,
     open_file,
     read_header,
     read_rows,
+    require_space,
     sync_file,
     sync_folder,
     write_counts,
@@ -113,7 +116,8 @@ class LabelStore:
                     f"{self.path.parent} cannot be made a folder ({error.strerror}); choose another place for labels"
                 ) from error
             room = dict.fromkeys(GROUPS, (INITIAL_FRAMES, INITIAL_FRAMES * 64))
-            self._replace_file(Header(leave_out_folders(given)), room)
+            header = Header(leave_out_folders(given))
+            self._guard("write", lambda: self._replace_file(header, room))
         else:
             self._file = open_file(self.path, self.writable)
             if self.writable:
@@ -366,12 +370,14 @@ class LabelStore:
         counts = self._counts if old else dict.fromkeys(GROUPS, (0, 0))
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
+            require_space(temporary, header, capacity)
             with h5py.File(temporary, "w", libver=("earliest", "v110")) as new:
                 create_layout(new, header, capacity)
                 if old:
                     copy_rows(old, new, counts)
                 write_counts(new, counts)
                 sync_file(new)
+            allocate_space(temporary)
             os.replace(temporary, self.path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -437,5 +443,11 @@ class LabelStore:
     def _guard(self, action: str, function: Callable[[], _Result]) -> _Result:
         try:
             return function()
-        except (OSError, KeyError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                reason = f"{error.strerror}; free space and use the same command again"
+            else:
+                reason = str(error)
+            raise DataError(f"cannot {action} {self.path}: {reason}") from error
+        except (KeyError, RuntimeError) as error:
             raise DataError(f"cannot {action} {self.path}: {error}") from error
