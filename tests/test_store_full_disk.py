@@ -62,6 +62,19 @@ def test_a_disk_that_fills_up_leaves_what_is_stored(call: str, tmp_path: Path) -
         assert [frame.labels.energy for frame in store.read()] == [f.labels.energy for f in frames]
 
 
+def test_closing_needs_no_space(tmp_path: Path) -> None:
+    """Where something else has failed for want of it, that is what has to be said."""
+    path, frames = tmp_path / "labels.h5", label_by_emt(make_alloys(5))
+    store = LabelStore(path, "a", teacher=TEACHER)
+    store.append(frames)
+    with limit_files(300), pytest.raises(ArithmeticError), store:
+        raise ArithmeticError
+    assert [entry.name for entry in tmp_path.iterdir()] == ["labels.h5"]
+    with LabelStore(path, "a", teacher=TEACHER) as store:
+        assert len(store.read()) == 5
+        assert store.n_cut == 0
+
+
 def test_space_is_taken_before_it_is_used(tmp_path: Path) -> None:
     """A hole in the file would be filled by a later write, which then finds the disk full."""
     with LabelStore(tmp_path / "labels.h5", "a", teacher=TEACHER) as store:

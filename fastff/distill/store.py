@@ -18,6 +18,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -298,13 +299,14 @@ class LabelStore:
             self._guard("write", lambda: self._replace_file(header, capacity))
 
     def close(self) -> None:
-        """Trim unused space and close the file. Closing twice is allowed."""
+        """Trim unused space, unless the disk has no room for a copy, and close the file. Closing twice is allowed."""
         if not self._file:
             return
         slack = any(self._capacity(name) != self._counts[name] for name in GROUPS)
         try:
             if self.writable and slack:
-                self._guard("trim", lambda: self._replace_file(self._header, self._counts))
+                with suppress(DataError):  # the file is whole without it
+                    self._guard("trim", lambda: self._replace_file(self._header, self._counts))
         finally:
             self._file.close()
 
