@@ -19,6 +19,7 @@ import ase
 from fastff.checkpoint import load_model, save_model, write_atomically
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import LabelKeys, LabelledSet, read_labels
+from fastff.distill.groups import STUDENT, TEACHER, meets_target
 from fastff.distill.header import build_header, describe_software
 from fastff.distill.hessian import EVALUATIONS, add_to_split
 from fastff.distill.labelling import describe_caveats, is_first_process
@@ -41,15 +42,7 @@ from fastff.distill.roundplan import (
     parse_budget,
     plan_rounds,
 )
-from fastff.distill.rounds import (
-    SOURCE,
-    STUDENT,
-    TEACHER,
-    Rounds,
-    RoundsListener,
-    RoundsOutcome,
-    meets_target,
-)
+from fastff.distill.rounds import SOURCE, Rounds, RoundsListener, RoundsOutcome
 from fastff.distill.sampling import (
     SamplingProgress,
     SamplingReport,
