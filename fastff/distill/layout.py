@@ -216,3 +216,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_copy(
+    path: Path, header: Header, capacity: Capacity, old: h5py.File | None, counts: Capacity
+) -> None:
+    """Write a label file with the given room, copy committed rows of an old one into it, and put it in place.
+
+    Raises
+    ------
+    OSError
+        The disk refuses; what was there before is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        require_space(temporary, header, capacity)
+        with h5py.File(temporary, "w", libver=("earliest", "v110")) as new:
+            create_layout(new, header, capacity)
+            if old:
+                copy_rows(old, new, counts)
+            write_counts(new, counts)
+            sync_file(new)
+        allocate_space(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
