@@ -32,16 +32,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import re
 import signal
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,21 +43,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # in place of this folder, whose names are not for import
 
-MODEL_NAME = "model.safetensors"
-
-
-class Rows(list[dict[str, Any]]):
-    """Measurements of one part, each printed and written as soon as it is there."""
-
-    def __init__(self, write: Callable[[], None]) -> None:
-        super().__init__()
-        self._write = write
-
-    def note(self, row: dict[str, Any]) -> None:
-        """Append a measurement."""
-        self.append(row)
-        print(json.dumps(row), flush=True)
-        self._write()
+from bench.multi_gpu_commands import MODEL_NAME, measure_dynamics, measure_labelling  # noqa: E402
+from bench.multi_gpu_rows import Rows, add_efficiency, last_long_enough, print_summary  # noqa: E402
 
 
 def set_limit(seconds: float) -> None:
@@ -74,24 +55,6 @@ def set_limit(seconds: float) -> None:
 
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def add_efficiency(rows: list[dict[str, Any]], rate: str) -> None:
-    """Rate of each row per device, relative to the row of one device."""
-    single = [row[rate] for row in rows if row["devices"] == 1]
-    for row in rows:
-        share = row[rate] / (row["devices"] * statistics.median(single)) if single else None
-        row["efficiency"] = share
-
-
-def last_long_enough(
-    measure: Callable[[int], dict[str, Any]], steps: int, window: float
-) -> dict[str, Any]:
-    """A measurement of so many steps; again with more of them if its ``window_seconds`` were fewer than wanted."""
-    row = measure(steps)
-    if row["window_seconds"] < window:
-        row = measure(math.ceil(1.2 * steps * window / row["window_seconds"]))
-    return row
 
 
 def measure_training(arguments: argparse.Namespace, rows: Rows) -> None:
@@ -176,169 +139,6 @@ def train_once(
             name: getattr(accuracy, name) for name in ("overall", "force", "energy", "stress")
         },
     }
-
-
-def measure_labelling(arguments: argparse.Namespace, rows: Rows) -> None:
-    """Labels of the same structures from 1, 2, ... processes."""
-    structures = rattle_structures(arguments)
-    for devices in (n for n in arguments.devices for _ in range(arguments.repeats)):
-        out = arguments.out / f"labels-{devices}.h5"
-        out.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "fastff", "label", str(structures)]
-        command += ["--teacher", arguments.teacher, "--out", str(out), "--no-self-check"]
-        command += ["--device", arguments.device]
-        if arguments.label_atoms is not None:
-            command += ["--batch-atoms", str(arguments.label_atoms)]
-        command += ["--devices", str(devices)]
-        start = time.perf_counter()
-        text = run(command)
-        seconds = time.perf_counter() - start
-        found = re.search(
-            r"([\d.e+-]+) ms per atom,\s+([\d.e+-]+) when warm", " ".join(text.split())
-        )
-        if found is None:
-            raise SystemExit(f"no verdict in what fastff label said, or too few batches:\n{text}")
-        row = {"devices": devices, "wall_seconds": round(seconds, 1)}
-        row |= compare_labels(out, arguments.out / f"labels-{arguments.devices[0]}.h5")
-        row["atoms_per_frame"] = row.pop("n_atoms") / row["n_frames"]
-        for name, value in (("with_cold_batches", found[1]), ("frames_per_second", found[2])):
-            row[name] = 1e3 / (float(value) * row["atoms_per_frame"])
-        add_efficiency([*rows, row], "frames_per_second")
-        rows.note(row)
-
-
-def rattle_structures(arguments: argparse.Namespace) -> Path:
-    """The structures to label; as many rattled copies of those given as are asked for."""
-    if not arguments.label_frames:
-        return arguments.structures
-    from ase.io import read, write
-
-    given = read(arguments.structures, index=":")
-    copies = []
-    for k in range(arguments.label_frames):
-        atoms = given[k % len(given)].copy()
-        atoms.rattle(0.02, seed=k)
-        copies.append(atoms)
-    path = arguments.out / "rattled.traj"
-    write(path, copies)
-    return path
-
-
-def compare_labels(path: Path, reference: Path) -> dict[str, Any]:
-    """Frames of a label file, and how far they are from those of another."""
-    import numpy as np
-
-    from fastff.distill.content import hash_structure
-    from fastff.distill.store import LabelStore
-
-    def read(file: Path) -> dict[bytes, Any]:
-        with LabelStore(file) as store:
-            frames = store.read()
-            found = {hash_structure(frame.atoms): frame.labels for frame in frames}
-            assert len(found) == len(frames)
-            return found
-
-    mine, others = read(path), read(reference)
-    common = mine.keys() & others.keys()
-    return {
-        "n_frames": len(mine),
-        "n_atoms": sum(len(labels.forces) for labels in mine.values()),
-        "n_missing": len(others.keys() - common),
-        "n_extra": len(mine.keys() - common),
-        "energy_difference": max(
-            (abs(mine[k].energy - others[k].energy) for k in common), default=0.0
-        ),
-        "force_difference": max(
-            (float(np.abs(mine[k].forces - others[k].forces).max()) for k in common), default=0.0
-        ),
-    }
-
-
-def measure_dynamics(arguments: argparse.Namespace, rows: Rows) -> None:
-    """Replicas that run at the same time, one on each device."""
-    for devices in arguments.devices:
-        for _ in range(arguments.repeats):
-            once = partial(run_replicas, arguments, devices)
-            row = last_long_enough(once, arguments.md_steps, arguments.window)
-            add_efficiency([*rows, row], "total")
-            rows.note(row)
-
-
-def run_replicas(arguments: argparse.Namespace, devices: int, steps: int) -> dict[str, Any]:
-    """Start one replica on each device and measure them."""
-    with tempfile.TemporaryDirectory(dir=arguments.out) as place:
-        folders = [Path(place) / str(k) for k in range(devices)]
-        running = []
-        for k, folder in enumerate(folders):
-            command = [sys.executable, "-m", "fastff", "md", str(arguments.out / MODEL_NAME)]
-            command += [str(arguments.structures), "--out", str(folder), "--seed", str(k)]
-            command += ["--temperature", str(arguments.temperature), "--timestep", "1fs"]
-            command += ["--steps", str(steps), "--device", arguments.device]
-            command += ["--repeat", *(str(n) for n in arguments.md_repeat)]
-            environment = {**os.environ}
-            if arguments.device != "cpu":
-                environment["CUDA_VISIBLE_DEVICES"] = str(k)
-            running.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-                )
-            )
-        try:
-            texts = [process.communicate()[0].decode() for process in running]
-        except TimeoutError:
-            for process in running:
-                process.kill()
-                process.wait()
-            raise
-        for process, text in zip(running, texts, strict=True):
-            if process.returncode != 0:
-                raise SystemExit(f"fastff md ended with code {process.returncode}:\n{text[-2000:]}")
-        records = [json.loads((folder / "run.json").read_text()) for folder in folders]
-        ends = [(folder / "run.json").stat().st_mtime for folder in folders]
-    rates = [record["steps_of_this_process"] / record["seconds"] for record in records]
-    begins = [end - record["seconds"] for end, record in zip(ends, records, strict=True)]
-    return {
-        "devices": devices,
-        "n_steps": steps,
-        "steps_per_second": rates,
-        "total": sum(rates),
-        "window_seconds": min(record["seconds"] for record in records),
-        "overlap": max(0.0, min(ends) - max(begins)) / max(record["seconds"] for record in records),
-    }
-
-
-def print_summary(part: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Efficiency of each kind of row, with the range of its repeats."""
-    groups: dict[tuple[str, int], list[float | None]] = {}
-    for row in rows:
-        key = row.get("scaling", ""), row["devices"]
-        groups.setdefault(key, []).append(row["efficiency"])
-    for (kind, devices), found in groups.items():
-        shares = [share for share in found if share is not None]
-        text = "-"
-        if shares:
-            text = f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})"
-        print(f"{part} {kind}: {devices} devices, {len(found)} times, efficiency {text}")
-
-
-def run(command: list[str]) -> str:
-    """Output of a program that must succeed; where time runs out, all its processes end with it."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        text, _ = process.communicate()
-    except TimeoutError:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command[2:5])} failed:\n{text[-4000:]}")
-    return text
 
 
 PARTS = {"train": measure_training, "label": measure_labelling, "md": measure_dynamics}

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = str(ROOT / "bench")
 sys.path[:] = [str(ROOT), *(entry for entry in sys.path if entry != HERE)]
 
-from bench.multi_gpu import PARTS, add_efficiency, print_summary  # noqa: E402
+from bench.multi_gpu import PARTS  # noqa: E402
+from bench.multi_gpu_rows import add_efficiency, print_summary  # noqa: E402
 
 RATES = {"train": "frames_per_second", "label": "frames_per_second", "md": "total"}
 SAME = ("commit", "cpu", "cores", "gpu", "driver", "system", "python", "packages")

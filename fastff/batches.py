@@ -8,7 +8,7 @@ evaluation (:mod:`fastff.packed`), one structure after another (:mod:`fastff.eva
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,29 +31,11 @@ from fastff.neighbors import check_skin_length
 from fastff.packed import (
     BatchOutcome,
     PackedBatch,
+    Systems,
     convert_prediction,
     evaluate_packed,
     place_codes,
 )
-
-
-class Systems(NamedTuple):
-    """Structures as a batch, on one device.
-
-    positions (n_atoms, 3) Å; numbers (n_atoms,) int64; cells (n_systems, 3, 3) Å, rows are vectors, those of directions
-    that are not periodic hold anything; pbc (n_systems, 3) bool; batch (n_atoms,) int64, ascending from 0.
-    """
-
-    positions: Tensor
-    numbers: Tensor
-    cells: Tensor
-    pbc: Tensor
-    batch: Tensor
-
-    @property
-    def n_systems(self) -> int:
-        """Number of structures."""
-        return int(self.cells.shape[0])
 
 
 class BatchEvaluator:

@@ -16,7 +16,7 @@ from fastff.graph import find_largest
 from fastff.kernels.replay import Replay, hold_weakly
 
 if TYPE_CHECKING:
-    from fastff.batches import Systems
+    from fastff.packed import Systems
 
 RENEW_FROM = 0.6
 """Share of its skin that a structure has used when its list is renewed with that of another one, which needs it."""

@@ -1,7 +1,7 @@
-"""One evaluation of a batch: what it gives, and how the fused kernels read structures of different cells at once.
+"""One evaluation of a batch: of what, what it gives, and how the fused kernels read structures of different cells.
 
-Here: :class:`BatchOutcome`, :class:`PackedBatch` and the functions that make them. Not here: lists and what is kept
-between evaluations (:mod:`fastff.batches`), chunks (:mod:`fastff.inference`).
+Here: :class:`Systems`, :class:`BatchOutcome`, :class:`PackedBatch` and the functions that make them. Not here: lists
+and what is kept between evaluations (:mod:`fastff.batches`), chunks (:mod:`fastff.inference`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,25 @@ _FULL = [
     if pair in ((a, b), (b, a))
 ]
 """Place in Voigt's order of each of the nine components."""
+
+
+class Systems(NamedTuple):
+    """Structures as a batch, on one device.
+
+    positions (n_atoms, 3) Å; numbers (n_atoms,) int64; cells (n_systems, 3, 3) Å, rows are vectors, those of directions
+    that are not periodic hold anything; pbc (n_systems, 3) bool; batch (n_atoms,) int64, ascending from 0.
+    """
+
+    positions: Tensor
+    numbers: Tensor
+    cells: Tensor
+    pbc: Tensor
+    batch: Tensor
+
+    @property
+    def n_systems(self) -> int:
+        """Number of structures."""
+        return int(self.cells.shape[0])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-from fastff.batches import Systems
+from fastff.packed import Systems
 
 
 def gather(structures: Sequence[Atoms]) -> Systems:

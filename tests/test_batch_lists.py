@@ -16,7 +16,7 @@ from untrained import make_student
 
 from fastff import batch_lists, batches
 from fastff.batch_lists import DeviceLists, HostLists, list_on_host
-from fastff.batches import BatchEvaluator, Systems
+from fastff.batches import BatchEvaluator
 from fastff.distill.explore import ExploreSettings, Walker, _Run, explore
 from fastff.errors import DataError
 from fastff.gathering import gather_graph, search_on_device
@@ -24,6 +24,7 @@ from fastff.graph import batch_graphs, select_structures
 from fastff.kernels.neighbor_list import many
 from fastff.models import Student
 from fastff.neighbors import atoms_to_graph
+from fastff.packed import Systems
 
 from kernels.lists import NASTY, draw_structure  # isort: skip
 

@@ -153,7 +153,7 @@ def test_rounds_are_planned_shown_and_judged(
         (("--labels", "LABELS", "--rounds", "2"), 2, "leave --rounds out with labels"),
         (("--labels", "LABELS", "--budget", "1 day"), 2, "neither teacher evaluations"),
         (("--labels", "none.xyz"), 4, "no such file"),
-        (("--resume", "--out", "nowhere"), 4, "is not a fastff configuration"),
+        (("--resume", "--out", "nowhere"), 2, "nothing to resume in nowhere: there is no config"),
         (("--config", "flat.yaml"), 4, "no section 'request:'"),
         (("--labels", "LABELS", "--out", "LABELS/x"), 2, "cannot be written"),
         (

@@ -107,6 +107,21 @@ def test_existing_folder_is_refused_and_changed_options_are_named(finished: Path
         check_folder(finished / "out", request.model_copy(update={"budget": 61}), resume=True)
 
 
+def test_what_a_run_leaves_that_was_killed_before_its_configuration_is_in_nobodys_way(
+    finished: Path, tmp_path: Path
+) -> None:
+    request = read_config(finished / "out" / "config.yaml")
+    (tmp_path / ".config.yaml.abc.tmp").write_text("req")
+    (tmp_path / "rounds").mkdir()
+    (tmp_path / "rounds" / "budget.json").write_text("{}")
+    check_folder(tmp_path, request, resume=False)
+    with pytest.raises(UsageError, match="leave --resume out to begin there"):
+        check_folder(tmp_path, request, resume=True)
+    (tmp_path / "rounds" / "round-1.npz").write_bytes(b"")
+    with pytest.raises(UsageError, match="exists already"):
+        check_folder(tmp_path, request, resume=False)
+
+
 def test_changed_input_files_are_noticed(finished: Path) -> None:
     request = read_config(finished / "out" / "config.yaml")
     check_folder(finished / "out", request, resume=True)

@@ -146,6 +146,29 @@ def test_a_killed_process_ends_all_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("copper_file")
+@pytest.mark.parametrize("whom", ["first", "second", "all"])
+def test_sigterm_to_any_process_ends_all(whom: str, alone: list[Frame], tmp_path: Path) -> None:
+    """Lightning's own handler takes a note of it that nothing reads while labels are made, and waits for the others."""
+    process = start([*TEACHER, *SMALL, *TWO, "--quiet"], tmp_path, 0.5)
+    await_frames(process, list_parts(tmp_path), 1)
+    (second,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    if whom == "all":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        os.kill(process.pid if whom == "first" else int(second), signal.SIGTERM)
+    text = process.communicate(timeout=60)[0].decode()  # until the last one has closed it
+    if whom == "second":
+        assert process.returncode == 1
+        assert text.startswith("error: process 2 of 2 was ended by SIGTERM")
+        assert text.count("\n") == 1
+    else:
+        assert (process.returncode, text) == (-signal.SIGTERM, "")
+    finish(start(["--quiet", *TEACHER, *SMALL], tmp_path, 0.0))
+    assert [frame.labels.energy for frame in read(tmp_path)] == [f.labels.energy for f in alone]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("copper_file")
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_teacher_that_fails_in_one_process_is_reported_once(rank: str, tmp_path: Path) -> None:
     """The other one has labelled its part by then, or is about to."""

@@ -23,11 +23,12 @@ from fastff.checkpoint import load_model
 from fastff.distill import rounds as rounds_module
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
+from fastff.distill.groups import HOT, STUDENT, TEACHER
 from fastff.distill.harvest import read_harvest
 from fastff.distill.ladder import Ladder, Trained
 from fastff.distill.request import DistillRequest, build_request
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows
-from fastff.distill.rounds import HOT, STUDENT, TEACHER, Rounds, RoundsListener
+from fastff.distill.rounds import Rounds, RoundsListener
 from fastff.distill.run import DistillOutcome, Listener, distill
 from fastff.distill.split import Split
 from fastff.distill.train import TrainSettings, train_student

@@ -14,6 +14,7 @@ from ase import Atoms
 from ase.build import bulk
 from torch import nn
 
+from fastff.distill.groups import HOT, STUDENT, TEACHER, meets_target
 from fastff.distill.ladder import Ladder, Trained, choose_settings, replay_frames
 from fastff.distill.request import build_request
 from fastff.distill.roundlog import GateRow, read_rows, write_rows
@@ -24,7 +25,6 @@ from fastff.distill.roundplan import (
     parse_budget,
     plan_rounds,
 )
-from fastff.distill.rounds import HOT, STUDENT, TEACHER, meets_target
 from fastff.distill.split import Split
 from fastff.errors import UsageError
 from fastff.labels import Frame, Labels

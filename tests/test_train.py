@@ -21,7 +21,6 @@ from torch_geometric.data import Batch
 from fastff.distill.callbacks import (
     AveragedWeights,
     LatePatience,
-    SpacedSignals,
     average_weights,
 )
 from fastff.distill.checkpoints import find_checkpoint
@@ -404,21 +403,3 @@ def test_what_reached_the_threshold_is_kept_whatever_its_score(
     result = train_student(frames[:20], frames[20:], again, tmp_path / "b")
     assert result.stopped.startswith("reached")
     assert measure_student(result.student, frames[20:]).overall >= threshold - 1e-6
-
-
-@pytest.mark.parametrize(("device", "asked"), [("cuda", [0, 4, 8]), ("cpu", list(range(10)))])
-def test_processes_on_gpus_ask_for_a_signal_now_and_then(device: str, asked: list[int]) -> None:
-    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    loop = trainer.fit_loop.epoch_loop
-    assert callable(loop._broadcast_sigterm_tensor)  # another Lightning may call it otherwise
-    found: list[int] = []
-    place = SimpleNamespace(
-        fit_loop=trainer.fit_loop,
-        strategy=SimpleNamespace(root_device=torch.device(device)),
-        global_step=0,
-    )
-    loop._broadcast_sigterm_tensor = lambda: found.append(place.global_step)
-    SpacedSignals(4).on_train_start(place, None)  # type: ignore[arg-type]
-    for place.global_step in range(10):
-        loop._broadcast_sigterm_tensor()
-    assert found == asked

@@ -173,7 +173,7 @@ def train(
     ] = 1,
 ) -> None:
     """Distil a teacher into a small, fast student for your material."""
-    from fastff.distill.request import CONFIG_NAME, build_request, read_values
+    from fastff.distill.request import CONFIG_NAME, build_request, read_values, require_begun
 
     values: dict[str, Any] = {
         "teacher": teacher,
@@ -196,6 +196,7 @@ def train(
         "seed": seed,
     }
     if config is None and resume and out is not None:
+        require_begun(out)
         config = out / CONFIG_NAME
     if config is not None:
         given = {name for name in values if is_given(context, name)}

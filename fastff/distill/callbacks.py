@@ -1,16 +1,15 @@
 """What Lightning calls while a student trains, and how its trainer is kept quiet.
 
-Here: progress, averaged weights, early stopping, signals and how often processes ask each other for them. Not here:
-the order of a training (:mod:`fastff.distill.train`), the loss (:mod:`fastff.distill.module`).
+Here: progress, averaged weights, early stopping. Not here: the order of a training (:mod:`fastff.distill.train`), the
+loss (:mod:`fastff.distill.module`), signals (:mod:`fastff.distill.signals`).
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, WeightAveraging
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from fastff.distill.module import DistillationModule
@@ -150,45 +148,6 @@ def average_weights(
     """Exponential moving average in place, with a decay that grows from 0.1 so that early weights fade."""
     n = int(n_averaged)
     torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
-
-
-class SpacedSignals(Callback):
-    """Lets processes that train together on GPUs ask each other for a SIGTERM every ``interval`` steps only.
-
-    Lightning (2.6) broadcasts it before each step and reads the answer at once, so that the host waits for the GPU and
-    the GPU then for the host. On CPUs nothing is gained, and every step asks.
-    """
-
-    def __init__(self, interval: int) -> None:
-        self._interval = interval
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Ask less often; a Lightning that does not ask is left alone."""
-        loop = trainer.fit_loop.epoch_loop
-        ask = getattr(loop, "_broadcast_sigterm_tensor", None)
-        if ask is None or trainer.strategy.root_device.type != "cuda":
-            return
-
-        def ask_sometimes() -> None:
-            if trainer.global_step % self._interval == 0:  # the same on all processes
-                ask()
-
-        loop._broadcast_sigterm_tensor = ask_sometimes
-
-
-@contextmanager
-def pass_signals_on() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM leave a training as such: Lightning makes silent exits of them, the latter with code 0."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SIGTERMException:
-        raise SystemExit(128 + signal.SIGTERM) from None
-    except SystemExit as error:
-        if not isinstance(error.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, handler)
-        raise KeyboardInterrupt from None
 
 
 @contextmanager

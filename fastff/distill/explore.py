@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from fastff.batch_lists import DeviceLists, HostLists
-from fastff.batches import BatchEvaluator, Systems
+from fastff.batches import BatchEvaluator
 from fastff.distill.dynamics import draw_momenta
 from fastff.distill.looks import look_at
 from fastff.errors import UsageError
 from fastff.graph import find_largest, select_structures
 from fastff.kernels.replay import Replay, hold_weakly
 from fastff.models import Student
+from fastff.packed import Systems
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
 
 Use = Literal["train", "validation", "test"]

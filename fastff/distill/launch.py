@@ -28,6 +28,7 @@ from fastff.checkpoint import write_atomically
 from fastff.distill.content import hash_structure
 from fastff.distill.ranks import share_cores
 from fastff.distill.rows import pack_frames, unpack_frame
+from fastff.distill.signals import raise_on_sigterm
 from fastff.errors import FastFFError
 from fastff.labels import Frame
 
@@ -97,6 +98,8 @@ def run_workers(
     ------
     FastFFError
         What a process raised, or that it died.
+    SystemExit
+        This process has received SIGTERM.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={n_processes}", "-m", "fastff.distill.worker", str(folder)]
@@ -106,6 +109,7 @@ def run_workers(
     log_path = folder / LOG_NAME
     with (
         log_path.open("wb") as log,
+        raise_on_sigterm(),
         _start(command, environment, log) as process,
     ):
         assert process.stdout is not None

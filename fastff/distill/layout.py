@@ -10,7 +10,9 @@ the number of frames and atoms in each group; groups ``frames`` and ``quarantine
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,6 +33,9 @@ GROUPS = ("frames", "quarantine")
 
 Capacity = Mapping[str, tuple[int, int]]
 """Rows for frames and rows for atoms, of each group."""
+
+MOST_METADATA = 1 << 16
+"""Bytes of a label file beside its rows and its header, at most."""
 
 
 def read_rows(group: h5py.Group, rows: slice) -> Rows:
@@ -119,6 +124,50 @@ def _create_array(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: s
     group.create_dataset(name, shape=shape, dtype=dtype, dcpl=layout)
 
 
+def require_space(path: Path, header: Header, capacity: Capacity) -> None:
+    """Find out whether the disk takes a label file of this room, before HDF5 does, which crashes where it does not.
+
+    Raises
+    ------
+    OSError
+        It is full, or a quota or limit is reached.
+    """
+    n_bytes = MOST_METADATA + sum(len(json.dumps(part)) for part in (header.teacher, header.record))
+    for name in GROUPS:
+        for part, columns in enumerate(list_columns(header.hessian)):
+            each = sum(
+                np.dtype(kind).itemsize * math.prod(shape) for kind, shape in columns.values()
+            )
+            n_bytes += capacity[name][part] * each
+    try:
+        with path.open("wb") as file:
+            _allocate(file.fileno(), n_bytes)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def allocate_space(path: Path) -> None:
+    """Give a file all blocks of the disk that its size says, so that later writes do not find it full.
+
+    Raises
+    ------
+    OSError
+        As :func:`require_space`.
+    """
+    with path.open("r+b") as file:
+        _allocate(file.fileno(), path.stat().st_size)
+
+
+def _allocate(descriptor: int, n_bytes: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+    except AttributeError:  # not on macOS
+        return
+
+
 def write_counts(file: h5py.File, counts: Capacity) -> None:
     """Write the number of committed frames and atoms of each group."""
     file["committed"][...] = np.array([counts[name] for name in GROUPS], dtype="<i8")
@@ -167,3 +216,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_copy(
+    path: Path, header: Header, capacity: Capacity, old: h5py.File | None, counts: Capacity
+) -> None:
+    """Write a label file with the given room, copy committed rows of an old one into it, and put it in place.
+
+    Raises
+    ------
+    OSError
+        The disk refuses; what was there before is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        require_space(temporary, header, capacity)
+        with h5py.File(temporary, "w", libver=("earliest", "v110")) as new:
+            create_layout(new, header, capacity)
+            if old:
+                copy_rows(old, new, counts)
+            write_counts(new, counts)
+            sync_file(new)
+        allocate_space(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)

@@ -21,6 +21,9 @@ from fastff.models import LADDER
 from fastff.teachers.weights import hash_file
 
 CONFIG_NAME = "config.yaml"
+ROUNDS_NAME = "rounds"
+BUDGET_NAME = "budget.json"
+"""What a budget of minutes came to, in the folder of the rounds."""
 """File of the resolved request in the output folder."""
 
 
@@ -237,13 +240,31 @@ def check_folder(out: Path, request: DistillRequest, *, resume: bool) -> None:
     existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UsageError(f"{out} cannot be written; choose another --out")
-    occupied = out.is_dir() and any(out.iterdir())
+    if resume:
+        require_begun(out)
+    occupied = out.is_dir() and any(not _is_scrap(path) for path in out.iterdir())
     if occupied and not resume:
         raise UsageError(
             f"output folder {out} exists already; choose another --out, or continue it with --resume"
         )
     if resume:
         _check_same(out, request)
+
+
+def require_begun(out: Path) -> None:
+    """Raise UsageError where no run has begun in a folder."""
+    if not (out / CONFIG_NAME).exists():
+        raise UsageError(
+            f"nothing to resume in {out}: there is no {CONFIG_NAME}, which every run writes before it labels; check "
+            "--out, or leave --resume out to begin there"
+        )
+
+
+def _is_scrap(path: Path) -> bool:
+    """Whether this is all that a run which was killed before it wrote its configuration may have left."""
+    if path.name == ROUNDS_NAME and path.is_dir():
+        return all(entry.name == BUDGET_NAME or _is_scrap(entry) for entry in path.iterdir())
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _check_same(out: Path, request: DistillRequest) -> None:

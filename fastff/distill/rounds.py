@@ -2,7 +2,7 @@
 
 Here: :class:`Rounds`, the order of the steps of a round and when to stop. Not here: dynamics and choice of structures
 (:mod:`fastff.distill.harvest`), budgets (:mod:`fastff.distill.roundplan`), the log (:mod:`fastff.distill.roundlog`),
-training (:mod:`fastff.distill.ladder`).
+what frames a student is judged by (:mod:`fastff.distill.groups`), training (:mod:`fastff.distill.ladder`).
 
 A round: the student drives many walkers; frames of the gate's walkers are labelled and the student is judged by them,
 which were never trained on and come from its own dynamics. If it passes, that is the end. Otherwise frames of the other
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from fastff.distill.explore import ExploreSettings
+from fastff.distill.groups import group_frames, meets_target
 from fastff.distill.harvest import (
     SOURCE,
     Harvest,
@@ -57,14 +58,10 @@ from fastff.labels import Frame
 from fastff.models import Student
 from fastff.report.metrics import Accuracy
 
-ALLOWANCE = 0.03
-"""By how much the force accuracy above the range of temperatures may fall short of the target."""
 LEAST_GAIN = 0.002
 """A round that improves the score on the validation frames by less does not help."""
 GROWTH = 1.5
 """How many times the frames of the last training from scratch are worth another one after the rounds."""
-TEACHER, STUDENT, HOT = "teacher-driven", "student-driven", "student-driven, hot"
-"""Names of the groups of held-out frames."""
 PICOSECONDS = {"cpu": (1.0, 2.0), "cuda": (10.0, 20.0)}
 """Time of every walker in the first round and in later ones."""
 LEAST_STEPS, MOST_STEPS = 200, 20_000
@@ -334,7 +331,8 @@ class Rounds:
         student = copy.deepcopy(trained.student).to(self.device)
         held = {pick.trajectory for pick in harvested.picks if pick.use == "validation"}
         mine = [frame for frame in fresh if frame.trajectory in held]
-        groups = self._group([f for f in split.validation if f.source != SOURCE], mine)
+        first = [f for f in split.validation if f.source != SOURCE]
+        groups = group_frames(first, mine, self.hot)
         return GateRow(
             round=number,
             student=trained.name,
@@ -345,17 +343,6 @@ class Rounds:
             dynamics=harvested.record,
             calibration=measure_calibration(student, mine),
         )
-
-    def _group(
-        self, teacher_driven: Sequence[Frame], student_driven: Sequence[Frame]
-    ) -> dict[str, list[Frame]]:
-        physical = [f for f in teacher_driven if f.source in PHYSICAL_SOURCES]
-        groups = {
-            TEACHER: physical or list(teacher_driven),
-            STUDENT: [f for f in student_driven if f.trajectory not in self.hot],
-            HOT: [f for f in student_driven if f.trajectory in self.hot],
-        }
-        return {name: frames for name, frames in groups.items() if frames}
 
     def passes(self, row: GateRow) -> bool:
         """Whether a gate is passed: accuracy of each group, and no blow-up of its walkers."""
@@ -368,7 +355,8 @@ class Rounds:
             _ROUND_NUMBERS + self.rows[-1].round * _WALKER_NUMBERS
         )
         driven = [f for f in split.test if f.source == SOURCE and f.trajectory >= last]
-        groups = self._group([f for f in split.test if f.source != SOURCE], driven)
+        first = [f for f in split.test if f.source != SOURCE]
+        groups = group_frames(first, driven, self.hot)
         return {name: measure_student(trained.student, frames) for name, frames in groups.items()}
 
     def _log(self, row: GateRow) -> None:
@@ -377,19 +365,6 @@ class Rounds:
         self.rows.append(replace(row, seconds=written.seconds) if written else row)
         write_rows(self.folder, self.rows)
         self.listener.on_gate(self.rows[-1])
-
-
-def meets_target(accuracy: dict[str, Accuracy], target: float) -> bool:
-    """Whether all groups are there and accurate enough.
-
-    Above the range of temperatures the forces alone count, and may fall short by :data:`ALLOWANCE`: energies of one hot
-    temperature spread so little that their accuracy says nothing.
-    """
-    if TEACHER not in accuracy or STUDENT not in accuracy:
-        return False
-    hot = accuracy[HOT].force if HOT in accuracy else None
-    enough = all(accuracy[name].overall >= target for name in (TEACHER, STUDENT))
-    return enough and (hot is None or hot >= target - ALLOWANCE)
 
 
 def find_frames(store: LabelStore, picks: Sequence[Pick]) -> list[Frame]:

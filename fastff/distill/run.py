@@ -19,13 +19,21 @@ import ase
 from fastff.checkpoint import load_model, save_model, write_atomically
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import LabelKeys, LabelledSet, read_labels
+from fastff.distill.groups import STUDENT, TEACHER, meets_target
 from fastff.distill.header import build_header, describe_software
 from fastff.distill.hessian import EVALUATIONS, add_to_split
 from fastff.distill.labelling import describe_caveats, is_first_process
 from fastff.distill.ladder import Ladder, Trained, calibrate_uncertainty, measure_student
 from fastff.distill.planning import plan_sampling
 from fastff.distill.ranks import check_launched
-from fastff.distill.request import CONFIG_NAME, DistillRequest, check_folder, write_config
+from fastff.distill.request import (
+    BUDGET_NAME,
+    CONFIG_NAME,
+    ROUNDS_NAME,
+    DistillRequest,
+    check_folder,
+    write_config,
+)
 from fastff.distill.roundlog import GateRow
 from fastff.distill.roundplan import (
     DEFAULT_BUDGET,
@@ -34,15 +42,7 @@ from fastff.distill.roundplan import (
     parse_budget,
     plan_rounds,
 )
-from fastff.distill.rounds import (
-    SOURCE,
-    STUDENT,
-    TEACHER,
-    Rounds,
-    RoundsListener,
-    RoundsOutcome,
-    meets_target,
-)
+from fastff.distill.rounds import SOURCE, Rounds, RoundsListener, RoundsOutcome
 from fastff.distill.sampling import (
     SamplingProgress,
     SamplingReport,
@@ -68,9 +68,6 @@ MODEL_NAME = "model.safetensors"
 LABELS_NAME = "labels.h5"
 HESSIAN_NAME = "hessian.h5"
 """Frames of these labels with Hessian-vector targets."""
-ROUNDS_NAME = "rounds"
-BUDGET_NAME = "budget.json"
-"""What a budget of minutes came to, in the folder of the rounds."""
 
 
 @dataclass

@@ -11,6 +11,8 @@ is found and not labelled again.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ from fastff.distill.merging import MergeReport
 from fastff.distill.parts import drop_empty, find_stored, join_parts, list_parts, name_folder
 from fastff.distill.ranks import check_group, gather_from_ranks, place_trainer, share_cores
 from fastff.distill.siblings import GRACE, WatchingLauncher, WatchingStrategy, follow_launcher
+from fastff.distill.signals import choose_environment
 from fastff.distill.store import LabelStore
 from fastff.errors import FastFFError
 
@@ -107,6 +110,14 @@ class LabelModule(lightning.LightningModule):
         self._n_batches = len(self.labeller.batches)
         if rank == 0:
             self._listener.on_teacher(self._teacher)
+
+    def on_predict_start(self) -> None:
+        """Let SIGTERM end this process at once, as SIGKILL would: Lightning notes it and goes on predicting.
+
+        The processes that wait for this one notice, and labels are stored while it works.
+        """
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def predict_dataloader(self) -> Any:
         """The batches that are left to this process."""
@@ -201,6 +212,8 @@ def label_with_launcher(
         strategy = WatchingStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT)
         trainer = lightning.Trainer(
             **{**placement, "strategy": strategy},
+            default_root_dir=name_folder(out),  # under SLURM it looks for checkpoints to go on from
+            plugins=choose_environment(),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -1,7 +1,8 @@
 """The label file: an HDF5 file of labelled frames that survives being killed at any moment.
 
 Here: :class:`LabelStore`. Not here: other file formats (:mod:`fastff.distill.formats`), the columns
-(:mod:`fastff.distill.rows`), what makes a frame unique or unusable (:mod:`fastff.distill.content`).
+(:mod:`fastff.distill.rows`), how frames are read (:mod:`fastff.distill.reading`), what makes a frame unique or
+unusable (:mod:`fastff.distill.content`).
 
 HDF5 has no journal: a process that dies while the file's own structure is being changed can leave it unreadable.
 Hence its structure never changes in place. All arrays are contiguous and lie in space that is there before any frame
@@ -15,8 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -39,25 +40,21 @@ from fastff.distill.layout import (
     GROUPS,
     Capacity,
     Header,
-    copy_rows,
-    create_layout,
     erase_leftovers,
     open_file,
     read_header,
-    read_rows,
     sync_file,
-    sync_folder,
+    write_copy,
     write_counts,
 )
-from fastff.distill.rows import compute_crc, pack_frames, unpack_frame
+from fastff.distill.reading import guard, read_counts, read_group
+from fastff.distill.rows import pack_frames
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame
 
 INITIAL_FRAMES = 64
 MOST_RESERVED = 2**20
 """Atoms for which :meth:`LabelStore.reserve` makes room at once, about 100 MB, beside the frames that they make up."""
-MOST_GAPS = 4
-"""Atoms read for each one that is asked for, at most, where frames are read together."""
 
 _Result = TypeVar("_Result")
 
@@ -113,7 +110,8 @@ class LabelStore:
                     f"{self.path.parent} cannot be made a folder ({error.strerror}); choose another place for labels"
                 ) from error
             room = dict.fromkeys(GROUPS, (INITIAL_FRAMES, INITIAL_FRAMES * 64))
-            self._replace_file(Header(leave_out_folders(given)), room)
+            new = Header(leave_out_folders(given))
+            self._guard("write", lambda: self._replace_file(new, room))
         else:
             self._file = open_file(self.path, self.writable)
             if self.writable:
@@ -294,13 +292,13 @@ class LabelStore:
             self._guard("write", lambda: self._replace_file(header, capacity))
 
     def close(self) -> None:
-        """Trim unused space and close the file. Closing twice is allowed."""
+        """Trim unused space, unless the disk has no room for a copy, and close the file. Closing twice is allowed."""
         if not self._file:
             return
-        slack = any(self._capacity(name) != self._counts[name] for name in GROUPS)
         try:
-            if self.writable and slack:
-                self._guard("trim", lambda: self._replace_file(self._header, self._counts))
+            if self.writable and any(self._capacity(n) != self._counts[n] for n in GROUPS):
+                with suppress(DataError):  # the file is whole without it
+                    self._guard("trim", lambda: self._replace_file(self._header, self._counts))
         finally:
             self._file.close()
 
@@ -364,26 +362,14 @@ class LabelStore:
         """Write a file with the given room, copy the committed rows into it, and put it in place."""
         old: h5py.File | None = getattr(self, "_file", None)
         counts = self._counts if old else dict.fromkeys(GROUPS, (0, 0))
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with h5py.File(temporary, "w", libver=("earliest", "v110")) as new:
-                create_layout(new, header, capacity)
-                if old:
-                    copy_rows(old, new, counts)
-                write_counts(new, counts)
-                sync_file(new)
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(self.path.parent)
+        write_copy(self.path, header, capacity, old, counts)
         self._file = open_file(self.path, self.writable)
         self._header = header
         if old:
             old.close()
 
     def _read_counts(self) -> dict[str, tuple[int, int]]:
-        committed = self._guard("read", lambda: self._file["committed"][...])
-        counts = {name: (int(a), int(b)) for name, (a, b) in zip(GROUPS, committed, strict=True)}
+        counts = self._guard("read", lambda: read_counts(self._file))
         for name, pair in counts.items():
             room = self._capacity(name)
             if not (0 <= pair[0] <= room[0] and 0 <= pair[1] <= room[1]):
@@ -399,27 +385,7 @@ class LabelStore:
 
     def _read_group(self, name: str, indices: Sequence[int] | None) -> list[tuple[Frame, str]]:
         n_frames = self._counts[name][0]
-        frames = self._guard("read", lambda: read_rows(self._frames(name), slice(0, n_frames)))
-        chosen = range(n_frames) if indices is None else [int(index) for index in indices]
-        starts = frames["first_atom"].astype(int)
-        ends = starts + frames["n_atoms"].astype(int)
-        low = min((starts[index] for index in chosen), default=0)
-        high = max((ends[index] for index in chosen), default=0)
-        together = high - low <= MOST_GAPS * sum(ends[index] - starts[index] for index in chosen)
-        if together:
-            atoms = self._guard("read", lambda: read_rows(self._atoms(name), slice(low, high)))
-        result = []
-        for index in chosen:
-            start, end = starts[index], ends[index]
-            rows = slice(start - low, end - low)
-            if not together:
-                atoms = read_rows(self._atoms(name), slice(start, end))
-                rows = slice(0, end - start)
-            if compute_crc(frames, atoms, index, rows) != int(frames["crc"][index]):
-                raise DataError(f"{self.path} is damaged: wrong checksum of frame {index} ({name})")
-            frame = unpack_frame(frames, atoms, index, rows)
-            result.append((frame, frames["reason"][index].decode()))
-        return result
+        return self._guard("read", lambda: read_group(self._file, name, n_frames, indices))
 
     def _require_writable(self) -> None:
         if not self.writable:
@@ -435,7 +401,4 @@ class LabelStore:
         return self._frames(group)["energy"].shape[0], self._atoms(group)["numbers"].shape[0]
 
     def _guard(self, action: str, function: Callable[[], _Result]) -> _Result:
-        try:
-            return function()
-        except (OSError, KeyError) as error:
-            raise DataError(f"cannot {action} {self.path}: {error}") from error
+        return guard(self.path, action, function)

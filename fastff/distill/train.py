@@ -23,10 +23,8 @@ from fastff.checkpoint import save_model, write_atomically
 from fastff.distill.callbacks import (
     AveragedWeights,
     LatePatience,
-    SpacedSignals,
     StepReporter,
     TrainProgress,
-    pass_signals_on,
     quiet_lightning,
 )
 from fastff.distill.checkpoints import (
@@ -48,6 +46,13 @@ from fastff.distill.launch import JOB_NAME, START_NAME, run_workers, write_job
 from fastff.distill.losses import LossWeights
 from fastff.distill.module import CHECK_INTERVAL, DistillationModule
 from fastff.distill.ranks import check_group, place_trainer
+from fastff.distill.signals import (
+    TERMINATED,
+    SharedSignals,
+    choose_environment,
+    explain_loss,
+    pass_signals_on,
+)
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
 from fastff.labels import Frame
@@ -293,18 +298,19 @@ def _fit(
         path=out / CHECKPOINTS / REACHED_NAME,
         patience=settings.patience,
     )
-    callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper]
-    callbacks.append(SpacedSignals(CHECK_INTERVAL))
+    signals = SharedSignals(CHECK_INTERVAL)
+    callbacks: list[Callback] = [AveragedWeights(settings.ema_decay), keeper, stopper, signals]
     if on_step is not None:
         callbacks.append(StepReporter(on_step))
-    with quiet_lightning(), pass_signals_on():
+    with quiet_lightning(), explain_loss(), pass_signals_on():
         trainer = pl.Trainer(
             **place_trainer(settings.device, settings.devices, settings.nodes),
             use_distributed_sampler=False,
             max_epochs=n_epochs,
             check_val_every_n_epoch=max(1, n_epochs // settings.n_validations),
             callbacks=callbacks,
-            plugins=[SafeCheckpointIO()],
+            default_root_dir=out,
+            plugins=[SafeCheckpointIO(), *choose_environment()],
             logger=CSVLogger(out, name="", version="logs"),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -342,7 +348,10 @@ def _fit(
             START_NAME,
         ):  # of this run or of one with another number of processes
             (out / name).unlink(missing_ok=True)
-    trainer.strategy.barrier("the record is written")
+    with explain_loss():
+        ended = signals.ask()  # all wait here until the record is written
+    if ended:
+        raise SystemExit(TERMINATED)
 
 
 def _read_finished(path: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def follow_parent(interval: float = 0.5) -> None:
 def work(folder: Path) -> int:
     """Train; return the exit code."""
     from fastff.checkpoint import load_model
+    from fastff.distill.signals import TERMINATED
     from fastff.distill.train import TrainProgress, TrainSettings, train_student
 
     first = os.environ.get("RANK", "0") == "0"
@@ -79,6 +80,11 @@ def work(folder: Path) -> int:
     except FastFFError as error:
         tell({"error": type(error).__name__, "text": str(error)})
         return 1
+    except SystemExit as ending:
+        if ending.code == TERMINATED and first:
+            text = "the processes of this training were ended by SIGTERM; --resume continues"
+            tell({"error": FastFFError.__name__, "text": text})
+        raise
     return 0
 
 

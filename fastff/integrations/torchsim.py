@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastff.batches import BatchEvaluator, Systems
+from fastff.batches import BatchEvaluator
 from fastff.checkpoint import load_model
 from fastff.errors import MissingDependencyError, UsageError
 from fastff.evaluator import Choice
 from fastff.models import Student
+from fastff.packed import Systems
 from fastff.placement import DTYPES, choose_device, place_student
 
 try:

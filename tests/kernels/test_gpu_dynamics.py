@@ -13,7 +13,7 @@ from untrained import make_student
 
 from fastff import batch_lists, kernels
 from fastff.batch_lists import DeviceLists, HostLists
-from fastff.batches import BatchEvaluator, Systems
+from fastff.batches import BatchEvaluator
 from fastff.distill.explore import ExploreSettings, Walker, _Run, explore
 from fastff.inference import predict
 from fastff.kernels import replay as replay_module
@@ -23,6 +23,7 @@ from fastff.md.settings import MDSettings
 from fastff.md.snapshot import take_restart
 from fastff.md.state import State, build_state
 from fastff.models import Student
+from fastff.packed import Systems
 from fastff.resident import ResidentPotential
 
 from .lists import draw_structure
