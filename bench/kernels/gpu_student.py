@@ -35,7 +35,12 @@ from student_report import print_checks, print_record, rate_kernels, store  # no
 from student_timing import DEVICE, capture, measure, measure_ceilings  # noqa: E402
 
 from fastff.kernels import tuning  # noqa: E402
-from fastff.kernels.moment_potential.cases import System, build_lattice, draw_weights  # noqa: E402
+from fastff.kernels.moment_potential.cases import (  # noqa: E402
+    INNER,
+    System,
+    build_lattice,
+    draw_weights,
+)
 from fastff.kernels.moment_potential.evaluate import FusedPotential  # noqa: E402
 from fastff.kernels.moment_potential.layout import PotentialWeights  # noqa: E402
 from fastff.kernels.moment_potential.op import convert_weights  # noqa: E402
@@ -142,7 +147,7 @@ def make_weights(
     sample = build_lattice(name, 2, REACH, "cpu", rattle=0.12, seed=3)
     sample.species.copy_(torch.arange(len(sample.species)) % species)
     return draw_weights(
-        hops, species, sample, n_channels=width, n_mixed=width, message_degree=degree
+        hops, species, sample, n_channels=width, n_mixed=width, message_degree=degree, inner=INNER
     )
 
 

@@ -182,14 +182,14 @@ def prepare(suite: contract.Suite, arguments: tuple[Any, ...], *, gradient: bool
 
 def make_fused(device: torch.device, channels: int = 16, degree: int = 0) -> Iterator[Work]:
     """Kernels of one hop of the fused evaluation; with a degree, of what differs where messages are directed."""
-    from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
+    from fastff.kernels.moment_potential.cases import INNER, build_lattice, draw_weights
     from fastff.kernels.moment_potential.costs import count_costs, count_directed
     from fastff.kernels.moment_potential.workloads import REACH, list_directed, list_workloads
 
     if degree:
         sample = build_lattice("Cu", 2, REACH, "cpu", rattle=0.1, seed=3)
         sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": channels}
-        weights = draw_weights(2, 1, sample, message_degree=degree, **sizes)
+        weights = draw_weights(2, 1, sample, message_degree=degree, inner=INNER, **sizes)
         system = build_lattice("Cu", CELLS, REACH, device, rattle=0.1)
         found = list_directed(weights, system)
         costs = count_directed(54, channels, channels, degree=degree)
@@ -215,7 +215,7 @@ def make_fused(device: torch.device, channels: int = 16, degree: int = 0) -> Ite
 
 def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
     """Energies, forces and virial of a student of :data:`STUDENTS`, from positions and a neighbor list."""
-    from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
+    from fastff.kernels.moment_potential.cases import INNER, build_lattice, draw_weights
     from fastff.kernels.moment_potential.costs import count_evaluation
     from fastff.kernels.moment_potential.evaluate import FusedPotential
     from fastff.kernels.moment_potential.op import convert_weights
@@ -228,7 +228,7 @@ def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
     n_atoms = system.matrix.n_atoms
     n_hops, channels, degree = STUDENTS[student]
     sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": channels}
-    weights = draw_weights(n_hops, 1, sample, message_degree=degree, **sizes)
+    weights = draw_weights(n_hops, 1, sample, message_degree=degree, inner=INNER, **sizes)
     potential = FusedPotential(weights, device)
     single, double = (
         convert_weights(weights, device, dtype) for dtype in (torch.float32, torch.float64)

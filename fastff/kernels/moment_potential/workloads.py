@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastff.kernels.moment_potential import definitions
-from fastff.kernels.moment_potential.cases import System, build_lattice, draw_weights
+from fastff.kernels.moment_potential.cases import INNER, System, build_lattice, draw_weights
 from fastff.kernels.moment_potential.evaluate import FusedPotential, name_degree
 from fastff.kernels.moment_potential.layout import PotentialWeights, find_obstacle
 from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
@@ -69,12 +69,12 @@ def list_workloads(
     hidden, degree = widths.get("n_hidden", 64), widths.get("message_degree", 0)
     sample = build_lattice("Cu", 2, reach, "cpu", rattle=0.1, seed=3)
     sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": mixed, "hidden": (hidden, hidden)}
-    weights = draw_weights(1, 1, sample, **sizes)
+    weights = draw_weights(1, 1, sample, inner=INNER, **sizes)
     if find_obstacle(weights) is not None:
         return
     directed = weights
     if degree:
-        directed = draw_weights(2, 1, sample, message_degree=degree, **sizes)
+        directed = draw_weights(2, 1, sample, message_degree=degree, inner=INNER, **sizes)
         if find_obstacle(directed) is not None:
             return
     repeats = choose_repeats(widths, device) if repeats is None else repeats
