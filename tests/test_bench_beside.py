@@ -153,6 +153,23 @@ def test_baselines_are_checked_before_any_work(models):
         load_baseline("runs/nothing.pt", "cpu")
 
 
+def test_elements_that_anyone_does_not_know_are_refused_before_the_teacher_works(
+    models, tmp_path, monkeypatch
+):
+    teacher = load_teacher("analytic:morse", device="cpu")
+    monkeypatch.setattr(teacher, "label", lambda structures: pytest.fail("the teacher worked"))
+    with pytest.raises(UnsupportedElementError, match=r"structure 1 \(Si2\): atoms contain Si"):
+        run_bench(models[0], structures=[bulk("Cu"), bulk("Si")], teacher=teacher, plan=PLAN)
+    # an ASE calculator that says of no element that it knows it is asked
+    student = build_student(configure_student("m1", (14, 29), cutoff=4.0))
+    save_model(tmp_path / "si.safetensors", student, {"teacher": {}, "temperature": [300, 400]})
+    with pytest.raises(DataError, match=r"baseline ase:ase.calculators.emt:EMT: .*for Si"):
+        run_bench(
+            tmp_path / "si.safetensors", structures=[bulk("Cu"), bulk("Si")], teacher=teacher,
+            plan=PLAN, baselines=[load_baseline("ase:ase.calculators.emt:EMT", "cpu")],
+        )  # fmt: skip
+
+
 # Earlier records -----------------------------------------------------------------------------------------------------
 
 
