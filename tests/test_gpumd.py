@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import stat
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from ase.build import bulk, fcc111
 from ase.io import read
+from planting import scale_times
+from producers import PLAN, edit
 
+from fastff.checkpoint import save_model
 from fastff.errors import DataError, MissingDependencyError, UsageError
+from fastff.models import build_student, configure_student
 from fastff.report import gpumd
+from fastff.report.bench import run_bench
 from fastff.report.gpumd import (
     check_gpumd,
     read_nep_elements,
@@ -18,6 +25,11 @@ from fastff.report.gpumd import (
     time_gpumd,
     write_input,
 )
+from fastff.report.html import render_report
+from fastff.report.markdown import tabulate_dynamics
+from fastff.report.record import verify_record
+from fastff.report.tables import tabulate_baselines
+from fastff.teachers import load_teacher
 from fastff.teachers.weights import hash_file
 
 SPEEDS = """---------------------------------------------------------------
@@ -158,3 +170,57 @@ def test_gpumd_input_and_output_by_hand(tmp_path, nep):
     nep.write_text("<html>")
     with pytest.raises(DataError, match="no NEP model file"):
         read_nep_elements(nep)
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """A run with a student and an analytic teacher on the CPU beside a program that prints what GPUMD prints."""
+    folder = tmp_path_factory.mktemp("gpumd")
+    nep = folder / "nep.txt"
+    nep.write_text("nep4 2 Cu Au\ncutoff 6 5\n")
+    student = build_student(configure_student("m1", (29,), cutoff=4.0))
+    save_model(folder / "m1.safetensors", student, {"teacher": {}, "temperature": [300, 400]})
+    return run_bench(
+        folder / "m1.safetensors",
+        structures=[bulk("Cu", cubic=True)],
+        teacher=load_teacher("analytic:morse", device="cpu"),
+        plan=replace(PLAN, sizes=(32,), outside=False),
+        gpumd=(make_program(folder, GOOD), nep),
+    ).record
+
+
+def test_steps_of_gpumd_are_in_the_tables_as_steps(record):
+    """1.2 million atom-steps/s of 32 atoms are 0.0267 ms, and no ASE call."""
+    (row,) = [row for row in tabulate_baselines(record)[1] if row[0] == "GPUMD"]
+    assert row[1] == "only timed"
+    assert row[-1] == "0.0267 ms (a step of its own)"
+    time_step = record.find_curve("GPUMD", "program").time_step
+    headings, rows = tabulate_dynamics(record)
+    (row,) = [row for row in rows if row[1] == "own program"]
+    # the mean of 1.1, 1.2 and 1.3 million atom-steps/s as times
+    per_step = np.mean(32 / np.array([1.1e6, 1.2e6, 1.3e6]))
+    expected = 86400.0 / per_step * time_step * 1e-6
+    place = next(k for k, heading in enumerate(headings) if heading.startswith("ns/day"))
+    assert float(row[place].replace(",", "")) == pytest.approx(expected, rel=0.005)
+    page = render_report(record)
+    assert "GPUMD (nep.txt)" in page
+    assert "own program: a whole NVE step of GPUMD" in page
+
+
+def find_gpumd(content):
+    return next(curve for curve in content["speed"] if curve["role"] == "GPUMD")
+
+
+@pytest.mark.parametrize(
+    ("plant", "words"),
+    [
+        (lambda c: scale_times("GPUMD", 1e3)(c), "not those that were measured|s of timing"),
+        (lambda c: find_gpumd(c).update(time_step=0.001), "time steps|not those that were"),
+        (lambda c: find_gpumd(c).update(role="teacher"), "swapped|one of|contradict"),
+        (lambda c: find_gpumd(c)["identity"].update(nep_sha256="0"), "belong to no baseline"),
+        (lambda c: find_gpumd(c)["identity"].update(version="9"), "belong to no baseline"),
+    ],
+)
+def test_planted_errors_in_its_row_are_caught(record, plant, words):
+    with pytest.raises(DataError, match=words):
+        verify_record(edit(record, plant, "assembled"))
