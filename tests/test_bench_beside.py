@@ -1,10 +1,8 @@
-"""Beside the student: baselines, GPUMD, kernels, and earlier records; with planted errors that must be caught."""
+"""Beside the student: baselines, kernels, and earlier records; with planted errors that must be caught."""
 
 from __future__ import annotations
 
 import json
-import stat
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from typer.testing import CliRunner
 
 from fastff.checkpoint import save_model
 from fastff.cli import app
-from fastff.cli.bench_records import require_accuracy
+from fastff.cli.bench_records import print_changes, require_accuracy
 from fastff.errors import (
     AccuracyError,
     DataError,
@@ -30,7 +28,6 @@ from fastff.report import kernel_work
 from fastff.report import kernels as report_kernels
 from fastff.report.baselines import check_names, load_baseline
 from fastff.report.bench import run_bench
-from fastff.report.gpumd import read_nep_elements, read_speeds, time_gpumd, write_input
 from fastff.report.html import render_report
 from fastff.report.markdown import write_tables
 from fastff.report.plan import BenchPlan
@@ -43,7 +40,7 @@ from fastff.report.regression import (
     read_comparable,
 )
 from fastff.report.regression import require_no_slowdown as require
-from fastff.report.speed import summarize
+from fastff.report.speed import SpeedPoint, summarize
 from fastff.report.tables import tabulate_baselines, tabulate_kernels
 from fastff.teachers import load_teacher
 
@@ -53,12 +50,6 @@ PLAN = BenchPlan(
 )  # fmt: skip
 
 RESULTS = Path(__file__).parents[1] / "bench" / "results"
-
-SPEEDS = """---------------------------------------------------------------
-Time used for this run = 0.02 second.
-Speed of this run = {speed:g} atom*step/second.
----------------------------------------------------------------
-"""
 
 
 def save(path: Path, architecture: str, seed: int) -> Path:
@@ -162,69 +153,21 @@ def test_baselines_are_checked_before_any_work(models):
         load_baseline("runs/nothing.pt", "cpu")
 
 
-# GPUMD ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def nep(tmp_path):
-    path = tmp_path / "nep.txt"
-    path.write_text("nep4 2 Cu Au\ncutoff 6 5\n")
-    return path
-
-
-def make_program(tmp_path, body):
-    """A program that checks its input as GPUMD reads it and prints in GPUMD's format."""
-    path = tmp_path / "gpumd"
-    path.write_text(f"#!{sys.executable}\n{body}")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return path
-
-
-GOOD = f"""
-lines = open("model.xyz").read().splitlines()
-n = int(lines[0])
-assert 'Lattice="' in lines[1] and "Properties=species:S:1:pos:R:3" in lines[1]
-assert len(lines) == n + 2
-words = [line.split() for line in open("run.in")]
-assert words[0][0] == "potential" and open(words[0][1]).readline().startswith("nep4")
-for k in range(sum(w[0] == "run" for w in words)):
-    print('''{SPEEDS}'''.format(speed=1e5 * (1 if k == 0 else 10 + k)))
-"""
-
-
-def test_gpumd_is_run_and_read(tmp_path, nep):
-    cells = [bulk("Cu", cubic=True).repeat(k) for k in (2, 3)]
-    part, curve = time_gpumd(
-        make_program(tmp_path, GOOD), nep, cells, temperature=300, time_step=2.0, budget=1.0,
-        device="cuda",
-    )  # fmt: skip
-    assert [p.n_atoms for p in curve.points] == [32, 108]
-    # the first run warms up: speeds 1.1, 1.2 and 1.3 million atom-steps/s are left
-    assert curve.points[0].atom_steps_per_second == pytest.approx(1.2e6)
-    assert curve.points[0].median == pytest.approx(32 / 1.2e6)
-    assert part.identity == curve.identity
-    assert part.comparisons == ()
-
-
-def test_gpumd_out_of_memory_and_failure(tmp_path, nep):
-    cells = [bulk("Cu", cubic=True).repeat(2)]
-    arguments = {"temperature": 300, "time_step": 2.0, "budget": 1.0, "device": "cuda"}
-    full = make_program(tmp_path, "raise SystemExit('CUDA Error: out of memory')")
-    assert time_gpumd(full, nep, cells, **arguments)[1].points[0].status == "out-of-memory"
-    broken = make_program(tmp_path, "raise SystemExit('Input Error: no such potential')")
-    with pytest.raises(DataError, match="no such potential"):
-        time_gpumd(broken, nep, cells, **arguments)
-
-
-def test_gpumd_input_and_output_by_hand(tmp_path, nep):
-    write_input(tmp_path, bulk("Cu"), nep, temperature=300, time_step=2.0, n_steps=100)
-    run = (tmp_path / "run.in").read_text().splitlines()
-    assert run[1:5] == ["velocity 300", "ensemble nve", "time_step 2", "run 100"]
-    assert read_speeds(SPEEDS.format(speed=2.5e7)) == [2.5e7]
-    assert read_nep_elements(nep) == ("Cu", "Au")
-    nep.write_text("<html>")
-    with pytest.raises(DataError, match="no NEP model file"):
-        read_nep_elements(nep)
+def test_elements_that_anyone_does_not_know_are_refused_before_the_teacher_works(
+    models, tmp_path, monkeypatch
+):
+    teacher = load_teacher("analytic:morse", device="cpu")
+    monkeypatch.setattr(teacher, "label", lambda structures: pytest.fail("the teacher worked"))
+    with pytest.raises(UnsupportedElementError, match=r"structure 1 \(Si2\): atoms contain Si"):
+        run_bench(models[0], structures=[bulk("Cu"), bulk("Si")], teacher=teacher, plan=PLAN)
+    # an ASE calculator that says of no element that it knows it is asked
+    student = build_student(configure_student("m1", (14, 29), cutoff=4.0))
+    save_model(tmp_path / "si.safetensors", student, {"teacher": {}, "temperature": [300, 400]})
+    with pytest.raises(DataError, match=r"baseline ase:ase.calculators.emt:EMT: .*for Si"):
+        run_bench(
+            tmp_path / "si.safetensors", structures=[bulk("Cu"), bulk("Si")], teacher=teacher,
+            plan=PLAN, baselines=[load_baseline("ase:ase.calculators.emt:EMT", "cpu")],
+        )  # fmt: skip
 
 
 # Earlier records -----------------------------------------------------------------------------------------------------
@@ -271,6 +214,33 @@ def test_slowdown_beyond_noise_is_caught(record, tmp_path):
     done = CliRunner().invoke(app, ["bench", str(second), "--against", str(first)])
     assert done.exception.exit_code == 6
     assert CliRunner().invoke(app, ["bench", str(first), "--against", str(second)]).exit_code == 0
+
+
+def test_what_is_lost_is_a_slowdown_and_what_is_left_out_is_named(record, capsys):
+    """Out of memory or broken where there was a time is worse than slow; what is not timed at all must be seen."""
+    before = quiet(record)
+
+    def lose(status):
+        curves = tuple(
+            c.model_copy(update={"points": tuple(
+                SpeedPoint(
+                    n_atoms=p.n_atoms, formula=p.formula, status=status, reason="planted",
+                    volume_per_atom=p.volume_per_atom,
+                )
+                for p in c.points
+            )}) if (c.role, c.mode) == ("student", "md-loop") else c
+            for c in before.speed
+        )  # fmt: skip
+        return before.model_copy(update={"speed": curves})
+
+    for status in ("out-of-memory", "failed"):
+        with pytest.raises(SlowdownError, match=f"1 of .* md-loop.*now none: {status}, planted"):
+            require(compare_speed(before, lose(status)))
+    changes = compare_speed(before, lose("too-slow"))
+    require(changes)
+    assert len(changes) == len(compare_speed(before, before))
+    print_changes(changes)
+    assert "too-slow, planted" in " ".join(capsys.readouterr().out.split())
 
 
 def test_noise_is_no_slowdown(record):

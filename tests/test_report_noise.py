@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from ase.build import bulk
 from ase.calculators.lj import LennardJones
 
 from fastff.errors import DataError
-from fastff.labels import Labels
+from fastff.labels import Frame, Labels
 from fastff.report.heldout import derive_seed, plan_heldout, run_heldout
 from fastff.report.noise import NoiseFloor, measure_noise
 from fastff.report.schema import LATER
+from fastff.report.stages import measure_noises
 from fastff.teachers import load_teacher
 from fastff.teachers.noise import measure_disagreement
 
@@ -61,6 +63,37 @@ def test_noise_of_a_rough_labeller_is_seen():
     assert 0.002 < noise.batch_force < 0.05
     assert 0.002 < noise.rotation_force < 0.05
     assert noise.rotation_energy < 1e-12
+
+
+def test_each_side_has_its_own_noise(teacher):
+    """A student that is rough beside a teacher that is smooth, in the stage that measures both."""
+    random = np.random.default_rng(0)
+
+    def be_rough(structures):
+        return [
+            Labels(
+                found.energy,
+                found.forces + random.normal(scale=0.05, size=found.forces.shape),
+                None,
+            )
+            for found in teacher.label(structures)
+        ]
+
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.1, seed=1)
+    frame = Frame(
+        atoms=atoms, labels=teacher.label([atoms])[0], source="teacher-md", trajectory=0, step=0,
+        temperature=300.0,
+    )  # fmt: skip
+    run = SimpleNamespace(
+        plan=SimpleNamespace(n_noise=1), label=be_rough, teacher=teacher, durations={},
+        progress=lambda *_: None, identify_student=lambda: {"sha256": "0" * 64},
+    )  # fmt: skip
+    found = SimpleNamespace()
+    measure_noises(run, found, [frame])
+    assert found.student_noise.force > 0.01 > 1e-6 > found.teacher_noise.force
+    assert found.student_noise.identity == {"sha256": "0" * 64}
+    assert found.teacher_noise.identity["name"] == teacher.info.name
 
 
 def test_noise_needs_forces():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +54,7 @@ from fastff.report import plotdata
 from fastff.report.consistency import verify_comparison
 from fastff.report.metrics import measure_accuracy
 from fastff.report.record import read_record, verify_record, write_record
+from fastff.report.speed import CLOCK_INCLUDES
 from fastff.units import EV_PER_A3_TO_GPA
 
 
@@ -262,6 +265,24 @@ PLANTED = [
 def test_planted_errors_are_caught(whole_record, plant, stage, words):
     with pytest.raises(DataError, match=words):
         verify_record(edit(whole_record, plant, stage))
+
+
+def test_times_inside_calls_are_not_timed_twice(whole_record):
+    """A torch teacher has times of its model alone, of the same calls: together they exceed what timing took."""
+
+    def add_inner(content):
+        calls = find_curves(content)[1]
+        inner = {**json.loads(json.dumps(calls)), "mode": "model", "includes": CLOCK_INCLUDES}
+        inner["memory_kind"] = ""
+        content["speed"].append(inner)
+        total = 0.0
+        for curve in content["speed"][:-1]:
+            for point in curve["points"]:
+                steps = re.match(r"blocks of (\d+) steps", point["reason"])
+                total += sum(point["seconds"]) * (int(steps[1]) if steps else 1)
+        content["durations"]["speed"] = 1.001 * total
+
+    verify_record(edit(whole_record, add_inner, "measured"))
 
 
 def test_errors_are_caught_beyond_the_rows_that_are_stored(monkeypatch):

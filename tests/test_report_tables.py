@@ -10,7 +10,7 @@ import pytest
 from producers import edit
 
 from fastff.report.calibration import CalibrationData
-from fastff.report.html import _list_tiles, render_report
+from fastff.report.html import _list_tiles, _tabulate_noise, render_report
 from fastff.report.markdown import (
     DYNAMICS,
     tabulate_accuracy,
@@ -190,6 +190,27 @@ def test_tables_of_the_page_alone(whole_record):
         assert float(mae) == close(1e3 * entry.mae)
         assert float(rmse) == close(1e3 * entry.rmse)
         assert float(accuracy.split()[0]) == pytest.approx(100.0 * entry.accuracy, abs=0.1)
+
+
+def test_tiles_and_energies_of_the_noise_floor_are_in_their_units(whole_record):
+    """1.2 and 3.4 meV/atom of the teacher, 5.6 and 7.8 of the student; the force error in meV/Å."""
+    energies = {"teacher_noise": (0.0012, 0.0034), "student_noise": (0.0056, 0.0078)}
+    noises = {
+        side: getattr(whole_record, side).model_copy(
+            update={"rotation_energy": rotation, "batch_energy": batch}
+        )
+        for side, (rotation, batch) in energies.items()
+    }
+    rows = _tabulate_noise(whole_record.model_copy(update=noises))[1]
+    found = {row[0]: row[1:] for row in rows}
+    assert found["energy, rotated copy"] == ["1.2 meV/atom", "5.6 meV/atom"]
+    assert found["energy, alone or in a batch"] == ["3.4 meV/atom", "7.8 meV/atom"]
+    accuracy = whole_record.main.read_accuracy()
+    tiles = {what: (number, of) for number, what, of in _list_tiles(whole_record)}
+    number, of = tiles["meV/Å force MAE"]
+    assert float(number.replace(",", "")) == close(1e3 * accuracy.force_mae)
+    assert float(of.split()[1].replace(",", "")) == close(1e3 * accuracy.force_rms)
+    assert tiles["accuracy"][0] == format_percent(accuracy.overall)
 
 
 def test_the_verdict_names_the_worst_temperature(whole_record):

@@ -41,6 +41,17 @@ def test_readme_shows_the_stored_records(tabulate: ModuleType) -> None:
     assert text[start : text.index(tabulate.END)].strip() == tabulate.render().strip()
 
 
+def test_readme_says_of_trainings_what_their_records_say(tabulate: ModuleType) -> None:
+    """The sentences before the tables: steps and minutes of the molecules, under two minutes for MgO and Cu3Au."""
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    training = read_record(tabulate.RESULTS / "organics-ani1x.json").model.training
+    minutes = {5: "five", 6: "six", 7: "seven"}[round(training["seconds"] / 60.0)]
+    assert f"The molecules took {training['n_steps']:,} steps and {minutes} minutes" in text
+    assert "MgO and Cu3Au of the first table were labelled and trained in under two minutes" in text
+    for name in ("mgo-sevennet", "cu3au-sevennet"):
+        assert read_record(tabulate.RESULTS / f"{name}.json").model.training["seconds"] < 120.0
+
+
 def test_every_student_of_the_table_has_its_record(tabulate: ModuleType) -> None:
     missing = [n for n in tabulate.STUDENTS if not (tabulate.RESULTS / f"{n}.json").is_file()]
     assert not missing

@@ -173,14 +173,14 @@ def _check_comparable(before: Record, after: Record) -> None:
 
 
 def print_changes(changes: Sequence[Change]) -> None:
-    """Every timing then and now."""
-    from fastff.report.verdict import format_seconds
+    """Every timing then and now, and why there is none now."""
+    from fastff.report.verdict import UNDEFINED, format_seconds
 
-    rows = [
-        [c.what, format_seconds(c.before), format_seconds(c.after), f"{c.ratio:.2f}",
-         "slower" if c.slower else "within noise" if c.ratio > 1.0 else "not slower"]
-        for c in changes
-    ]  # fmt: skip
+    rows = []
+    for c in changes:
+        cells = [format_seconds(c.after), f"{c.ratio:.2f}"] if c.after else [UNDEFINED, UNDEFINED]
+        judged = "slower" if c.slower else "within noise" if c.ratio > 1.0 else "not slower"
+        rows.append([c.what, format_seconds(c.before), *cells, c.missing or judged])
     print_table((["timed", "then", "now", "ratio", ""], rows))
 
 

@@ -145,7 +145,8 @@ def print_table(table: Table, highlight: str | None = None) -> None:
     headings, rows = table
     grid = RichTable(box=None, pad_edge=False, header_style="bold")
     for number, heading in enumerate(headings):
-        grid.add_column(heading, justify="left" if number == 0 else "right")
+        # names are broken, not cut: two calculators may begin alike
+        grid.add_column(heading, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*map(escape, row), style="bold" if row[0] == highlight else None)
     make_console().print(grid)

@@ -84,6 +84,23 @@ class Baseline:
                 f"baseline {self.name} does not know {names}; leave it out of --baseline"
             )
 
+    def try_elements(self, structures: Sequence[ase.Atoms]) -> None:
+        """Where it does not say which elements it knows, label the smallest structure of each set of them.
+
+        Raises
+        ------
+        DataError
+            It cannot.
+        """
+        smallest: dict[frozenset[int], ase.Atoms] = {}
+        for atoms in sorted(structures, key=len):
+            smallest.setdefault(frozenset(atoms.numbers.tolist()), atoms)
+        for atoms in smallest.values() if not self.elements else ():
+            try:
+                self.label([atoms])
+            except DataError as error:
+                raise DataError(f"baseline {self.name}: {error}") from error
+
 
 def identify(teacher: Teacher) -> dict[str, Any]:
     """Which teacher it is, as timings and other parts of a record repeat it."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ase
+import torch
 
-from fastff.errors import UsageError
+from fastff.errors import UnsupportedElementError, UsageError
 from fastff.labels import Frame
 from fastff.report.baselines import Baseline, check_names, judge_baseline
 from fastff.report.comparison import describe_model
@@ -117,6 +118,8 @@ def run_bench(
         Unusable frames or labels; labels in a wrong unit; a calculator that does not reproduce the labels.
     RejectedRecordError
         What was measured contradicts itself; the error holds it.
+    UnsupportedElementError
+        Student, teacher or a baseline does not know an element of the structures.
     """
     from fastff.checkpoint import load_model
 
@@ -129,6 +132,7 @@ def run_bench(
     )  # fmt: skip
     found = Measured(describe_model(run.path, student), Agenda(list_stages(run), watch))
     seeds = choose_seeds(student.header, structures)
+    _check_elements(run, seeds)
     _check_baselines(run, seeds)
     ended = None
     try:
@@ -259,6 +263,24 @@ def write_results(result: BenchResult, folder: Path) -> dict[str, Path]:
     return paths
 
 
+def _check_elements(run: Run, seeds: Sequence[ase.Atoms]) -> None:
+    """Refuse structures that a side does not know before the teacher drives them for minutes.
+
+    Raises
+    ------
+    UnsupportedElementError
+    """
+    from fastff.models.base import describe_unknown
+
+    for number, atoms in enumerate(seeds):
+        if not set(atoms.numbers.tolist()) <= set(run.student.elements):
+            unknown = describe_unknown(torch.as_tensor(atoms.numbers), run.student.elements)
+            name = f"structure {number} ({atoms.get_chemical_formula()})"
+            raise UnsupportedElementError(f"{name}: {unknown}")
+        if run.teacher is not None:
+            run.teacher.check_elements(atoms)
+
+
 def _check_baselines(run: Run, seeds: Sequence[ase.Atoms]) -> None:
     """Refuse what cannot be compared before any work is done."""
     taken = {str(run.header["sha256"]): "student"}
@@ -267,6 +289,7 @@ def _check_baselines(run: Run, seeds: Sequence[ase.Atoms]) -> None:
     check_names(run.baselines, taken)
     for baseline in run.baselines:
         baseline.check_elements(seeds)
+        baseline.try_elements(seeds)
     if run.gpumd is not None:
         if run.teacher is None:
             raise UsageError("--gpumd is timed beside the teacher; add --compare-teacher")

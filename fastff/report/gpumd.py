@@ -6,11 +6,16 @@ reports for a run of NVE dynamics as a whole: neighbor list, forces and integrat
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -28,7 +33,13 @@ INCLUDES = "a whole NVE step of GPUMD as the program itself reports it"
 N_RUNS = 4
 """Runs in one process; the first warms up and is left out."""
 
-_SPEED = re.compile(r"Speed of this run = ([0-9.eE+-]+) atom\*step/second")
+LONGEST = (20.0, 120.0)
+"""Times the budget, and seconds on top, after which a size is given up."""
+
+_SPEED = re.compile(r"Speed of this run = (\S+) atom\*step/second")
+_VERSION = re.compile(r"^\W*version\s+(\d\S*)", re.IGNORECASE | re.MULTILINE)
+NEP_NAME = "nep.txt"
+"""What the potential is called beside the input: a path of the user's may hold spaces, which GPUMD would split at."""
 
 
 def read_nep_elements(path: Path) -> tuple[str, ...]:
@@ -66,6 +77,10 @@ def check_gpumd(executable: Path, nep: Path, structure: ase.Atoms) -> None:
         raise MissingDependencyError(
             f"--gpumd {executable}: there is no such file; give the path of the gpumd executable"
         )
+    if not os.access(executable, os.X_OK):
+        raise MissingDependencyError(
+            f"--gpumd {executable} may not be executed; give the path of the gpumd executable, or chmod +x it"
+        )
     missing = sorted(set(structure.get_chemical_symbols()) - set(read_nep_elements(nep)))
     if missing:
         raise DataError(
@@ -78,7 +93,7 @@ def check_gpumd(executable: Path, nep: Path, structure: ase.Atoms) -> None:
 def write_input(
     folder: Path, atoms: ase.Atoms, nep: Path, *, temperature: float, time_step: float, n_steps: int
 ) -> None:
-    """Write ``model.xyz`` and ``run.in`` for :data:`N_RUNS` runs of ``n_steps`` NVE steps.
+    """Write ``model.xyz``, ``run.in`` for :data:`N_RUNS` runs of ``n_steps`` NVE steps, and the potential.
 
     GPUMD reads extended XYZ with Lattice, pbc and Properties; positions in Å, time steps in fs, temperatures in K.
     """
@@ -95,13 +110,24 @@ def write_input(
     ]
     (folder / "model.xyz").write_text("\n".join(lines) + "\n")
     runs = ["ensemble nve", f"time_step {time_step:g}", f"run {n_steps}"]
-    head = [f"potential {nep.resolve()}", f"velocity {temperature:g}"]
+    shutil.copyfile(nep, folder / NEP_NAME)
+    head = [f"potential {NEP_NAME}", f"velocity {temperature:g}"]
     (folder / "run.in").write_text("\n".join([*head, *(N_RUNS * runs)]) + "\n")
 
 
 def read_speeds(output: str) -> list[float]:
-    """Atom-steps per second of every run in GPUMD's output."""
-    return [float(value) for value in _SPEED.findall(output)]
+    """Atom-steps per second of every run in GPUMD's output; those that are none are left out."""
+    found = []
+    for word in _SPEED.findall(output):
+        with contextlib.suppress(ValueError):
+            found.append(float(word))
+    return [value for value in found if 0.0 < value < math.inf]
+
+
+def read_version(output: str) -> str | None:
+    """What GPUMD calls itself at the head of its output."""
+    found = _VERSION.search(output)
+    return found[1] if found else None
 
 
 def time_gpumd(
@@ -128,7 +154,9 @@ def time_gpumd(
     DataError
         The program fails for another reason than memory, or prints no speed.
     """
-    identity = {"name": NAME, "nep_sha256": hash_file(nep), "nep": nep.name}
+    identity: dict[str, Any] = {
+        "name": NAME, "nep_sha256": hash_file(nep), "nep": nep.name, "program_sha256": hash_file(executable),
+    }  # fmt: skip
     points: list[SpeedPoint] = []
     rate = 0.0
     try:
@@ -147,16 +175,19 @@ def time_gpumd(
                     time_step=time_step,
                     n_steps=n_steps,
                 )
-                point = _run(executable, folder, count, formula, n_steps, 20.0 * budget + 120.0)
+                limit = LONGEST[0] * budget + LONGEST[1]
+                point, version = _run(executable, folder, count, formula, n_steps, limit)
             points.append(point)
+            identity |= {"version": version} if version else {}
             progress(f"{NAME}, {count} atoms")
             if point.status != "measured":
                 break
             rate = point.atom_steps_per_second or 0.0
     finally:
         with watch.hold():
+            name = " ".join((NAME, *filter(None, [identity.get("version")])))
             curve = SpeedCurve(
-                role=NAME, label=f"{NAME} ({nep.name})", mode="program", includes=INCLUDES, device=device,
+                role=NAME, label=f"{name} ({nep.name})", mode="program", includes=INCLUDES, device=device,
                 threads=1, identity=identity, time_step=time_step, points=tuple(points),
             )  # fmt: skip
             part = BaselinePart(name=NAME, kind="program", identity=identity, comparisons=())
@@ -167,32 +198,36 @@ def time_gpumd(
 
 def _run(
     executable: Path, folder: Path, count: int, formula: str, n_steps: int, limit: float
-) -> SpeedPoint:
+) -> tuple[SpeedPoint, str | None]:
+    """The point of one size, and the version that the program says it has."""
     try:
         done = subprocess.run(
-            [str(executable.resolve())], cwd=folder, capture_output=True, text=True, timeout=limit
+            [str(executable.resolve())],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=limit,
         )
     except subprocess.TimeoutExpired:
-        return SpeedPoint(
+        point = SpeedPoint(
             n_atoms=count, formula=formula, status="too-slow",
-            reason=f"{N_RUNS} runs of {n_steps} steps take more than {limit:.0f} s",
+            reason=f"{N_RUNS} runs of {n_steps} steps take more than {limit:g} s",
         )  # fmt: skip
+        return point, None
     except OSError as error:
         raise DataError(f"{executable} cannot be run: {error}") from error
     said = done.stdout + done.stderr
     speeds = read_speeds(done.stdout)
     if len(speeds) == N_RUNS and done.returncode == 0:
-        return summarize(
-            count,
-            formula,
-            [count / value for value in speeds[1:]],
-            None,
-            f"runs of {n_steps} steps",
-        )
+        seconds = [count / value for value in speeds[1:]]
+        point = summarize(count, formula, seconds, None, f"runs of {n_steps} steps")
+        return point, read_version(done.stdout)
     if is_out_of_memory(RuntimeError(said)):
-        return SpeedPoint(
+        point = SpeedPoint(
             n_atoms=count, formula=formula, status="out-of-memory", reason="said so itself"
         )
+        return point, read_version(done.stdout)
     last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "nothing")
     raise DataError(
         f"{executable.name} printed {len(speeds)} speeds instead of {N_RUNS} for {count} atoms and ended with code "

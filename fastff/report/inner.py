@@ -28,7 +28,6 @@ LIST_INCLUDES = (
     "neighbor list made anew, then the evaluation as in the model alone; no transfers of results"
 )
 LOOP_INCLUDES = "one step of fastff's own dynamics: NVE on the device from {temperature:g} K, lists rebuilt in time"
-CLOCK_INCLUDES = "forward pass of the torch model inside the ASE call"
 
 
 def synchronize() -> None:

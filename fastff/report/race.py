@@ -19,9 +19,9 @@ from fastff.report.baselines import Baseline
 from fastff.report.ending import NEVER, Watch
 from fastff.report.fastest import choose_fastest
 from fastff.report.heldout import choose_time_step
-from fastff.report.inner import CLOCK_INCLUDES, time_student
+from fastff.report.inner import time_student
 from fastff.report.plausibility import check_identity
-from fastff.report.speed import Mode, SpeedCurve
+from fastff.report.speed import CLOCK_INCLUDES, Mode, SpeedCurve
 from fastff.report.stamps import stamp_part
 from fastff.report.stepping import judge_dynamics, time_dynamics
 from fastff.report.supercells import build_supercells

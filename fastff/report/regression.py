@@ -5,13 +5,15 @@ must agree (:func:`check_machines`, :func:`check_students`). Not here: measuring
 
 A point is slower beyond noise if its median is more than ``tolerance`` above the earlier one and the 95 % intervals of
 the two medians (:func:`fastff.report.repeats.find_median_interval`) lie apart. How far single calls scatter does not
-matter: the median of many is known better than any of them.
+matter: the median of many is known better than any of them. What was measured then and now breaks or does not fit into
+memory counts as slower, too; what is left out for want of time is named.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ import numpy as np
 
 from fastff.errors import DataError, FastFFError
 from fastff.report.kernels import SCHEMA as KERNEL_SCHEMA
-from fastff.report.kernels import KernelRecord, read_kernels
+from fastff.report.kernels import KernelRecord, KernelRow, read_kernels
 from fastff.report.provenance import Provenance
 from fastff.report.record import read_record
 from fastff.report.repeats import find_median_interval
@@ -37,19 +39,24 @@ class SlowdownError(FastFFError):
     exit_code = 6
 
 
+BROKEN = ("out-of-memory", "failed")
+"""Of what was measured then, no question of the budget now."""
+
+
 @dataclass(frozen=True)
 class Change:
-    """One timing then and now, s; ``slower`` is beyond noise."""
+    """One timing then and now, s; ``slower`` is beyond noise. ``missing`` says why there is none now."""
 
     what: str
     before: float
-    after: float
+    after: float | None
     slower: bool
+    missing: str = ""
 
     @property
     def ratio(self) -> float:
-        """Time now over time then."""
-        return self.after / self.before
+        """Time now over time then; infinite where there is none now."""
+        return math.inf if self.after is None else self.after / self.before
 
 
 def read_any(path: Path) -> Record:
@@ -162,7 +169,8 @@ def check_students(before: Record, model: ModelPart) -> None:
 def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -> list[Change]:
     """Every timing that both records hold: of the same mode, number of atoms, formula and time step.
 
-    Density and the temperature of dynamics must agree, too, where both records hold them.
+    Density and the temperature of dynamics must agree, too, where both records hold them. Those that the later record
+    has no time of, but says why, are among them.
 
     Raises
     ------
@@ -177,12 +185,19 @@ def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -
     full = _has_conditions(before) and _has_conditions(after)
     then, now = _list_times(before, full=full), _list_times(after, full=full)
     common = [key for key in then if key in now]
-    if not common:
+    lost = {key: gone for key, gone in _list_missing(after, full=full).items() if key in then}
+    if not common and not any(status in BROKEN for status, _ in lost.values()):
         raise DataError(
             f"the two records hold no timing of the same thing: then {next(iter(then), 'none')}; now "
             f"{next(iter(now), 'none')}; time the same --structures and --sizes"
         )
-    return [_judge(key, then[key], now[key], tolerance) for key in common]
+    return [
+        _judge(key, then[key], now[key], tolerance)
+        if key in now
+        else Change(key, float(np.median(then[key])), None, lost[key][0] in BROKEN, lost[key][1])
+        for key in then
+        if key in now or key in lost
+    ]
 
 
 def require_no_slowdown(changes: Sequence[Change]) -> None:
@@ -196,9 +211,12 @@ def require_no_slowdown(changes: Sequence[Change]) -> None:
     slower = sorted((c for c in changes if c.slower), key=lambda c: -c.ratio)
     if slower:
         worst = slower[0]
+        now = f"now none: {worst.missing}"
+        if worst.after is not None:
+            now = f"{1e3 * worst.after:.3g} ms now ({worst.ratio:.2f} times)"
         raise SlowdownError(
             f"{len(slower)} of {len(changes)} timings are slower than in the earlier record beyond noise; the worst: "
-            f"{worst.what}, {1e3 * worst.before:.3g} ms then, {1e3 * worst.after:.3g} ms now ({worst.ratio:.2f} times)"
+            f"{worst.what}, {1e3 * worst.before:.3g} ms then, {now}"
         )
 
 
@@ -235,7 +253,7 @@ def _list_times(record: Record, *, full: bool) -> Mapping[str, tuple[float, ...]
     """
     if isinstance(record, KernelRecord):
         return {
-            f"{row.op}, {row.rows} rows, {row.direction}, {row.variant}": row.seconds
+            _name_row(row): row.seconds
             for row in record.rows
             if row.status == "measured" and row.variant != "compiled"
         }
@@ -246,6 +264,27 @@ def _list_times(record: Record, *, full: bool) -> Mapping[str, tuple[float, ...]
         for point in curve.points
         if point.status == "measured"
     }
+
+
+def _list_missing(record: Record, *, full: bool) -> Mapping[str, tuple[str, str]]:
+    """Status and reason of what has no time, by what :func:`_list_times` would call it."""
+    if isinstance(record, KernelRecord):
+        return {
+            _name_row(row): (row.status, f"{row.status}, {row.reason}")
+            for row in record.rows
+            if row.status != "measured" and row.variant != "compiled"
+        }
+    return {
+        _name_timing(curve, point, full=full): (point.status, f"{point.status}, {point.reason}")
+        for curve in record.speed
+        if curve.role == "student"
+        for point in curve.points
+        if point.status != "measured"
+    }
+
+
+def _name_row(row: KernelRow) -> str:
+    return f"{row.op}, {row.rows} rows, {row.direction}, {row.variant}"
 
 
 def _name_timing(curve: SpeedCurve, point: SpeedPoint, *, full: bool) -> str:

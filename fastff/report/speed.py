@@ -25,6 +25,9 @@ Mode = Literal["ase-call", "ase-md", "model", "model-list", "md-loop", "program"
 """What is timed: one ASE call; a step of ASE's velocity Verlet; the model on a list that is there; list and model; a
 step of fastff's own dynamics; a step of a program that is run as a whole."""
 
+CLOCK_INCLUDES = "forward pass of the torch model inside the ASE call"
+"""Of a curve whose times are parts of those of ASE calls, measured in the same calls."""
+
 Status = Literal["measured", "out-of-memory", "too-large", "too-slow", "not-run", "failed"]
 
 

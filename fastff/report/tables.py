@@ -68,13 +68,16 @@ def tabulate_baselines(record: BenchRecord) -> Table:
         (b.name, b.name, [(c.name, c.accuracy) for c in b.comparisons]) for b in record.baselines
     ]
     for name, role, judged in entries:
-        curve = record.find_curve(role, "ase-call") or record.find_curve(role, "program")
+        call, program = (record.find_curve(role, mode) for mode in ("ase-call", "program"))
+        curve = call or program
         point = (
             None
             if curve is None or record.headline_size is None
             else curve.find(record.headline_size)
         )
         speed = describe_time(point)
+        if call is None and point is not None and point.status == "measured":
+            speed += " (a step of its own)"
         for number, (frames, accuracy) in enumerate(judged or [("only timed", None)]):
             cells = [UNDEFINED] * 4
             if accuracy is not None:

@@ -25,7 +25,6 @@ from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedErr
 
 from fastff.errors import UsageError
 from fastff.report.inner import (
-    CLOCK_INCLUDES,
     SHORTAGES,
     ModelClock,
     is_shortage,
@@ -33,6 +32,7 @@ from fastff.report.inner import (
 )
 from fastff.report.memory import PeakMemory
 from fastff.report.speed import (
+    CLOCK_INCLUDES,
     SpeedCurve,
     SpeedPoint,
     Status,

@@ -107,10 +107,12 @@ def measure_elastic(crystal: Crystal) -> ElasticItem:
             columns.append((stresses[0] - stresses[1]) / (2.0 * STRAIN))
         matrix = np.array(columns).T
         matrices[side.role] = 0.5 * (matrix + matrix.T) * EV_PER_A3_TO_GPA
+    standard = crystal.material.cell.tolerance is not None
+    axes = "the standard axes of its space group (spglib)" if standard else "those of the structure"
     return ElasticItem(
         title="Elastic constants",
         description=f"Stress under six strains of ±{100 * STRAIN:g} %, positions relaxed, at each side's own relaxed "
-        "cell in the orientation of the unit cell",
+        f"cell; axes are {axes}",
         cubic=is_cubic(matrices["teacher"]),
         teacher=tuple(map(tuple, matrices["teacher"].tolist())),
         student=tuple(map(tuple, matrices["student"].tolist())),

@@ -141,7 +141,8 @@ class UnitCell:
     fault : str
         Why it may be larger than the primitive cell, or empty.
     tolerance : float or None
-        Å at which it was found; None where it was not.
+        Å at which it was found; None where it was not. A cell that was found lies along the standard axes of its space
+        group, whatever the axes of the structure as given.
     """
 
     atoms: ase.Atoms
@@ -162,8 +163,9 @@ class UnitCell:
 def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
     """The primitive cell of a crystal, also of one that is strained or disturbed.
 
-    A structure with symmetry at the first of :data:`TOLERANCES` is taken at its word. Otherwise it is relaxed and, if
-    that does not help, used as given: the smallest cell within the tolerances counts, idealised.
+    A structure with symmetry at the first of :data:`TOLERANCES` is taken at its word, only turned to standard axes.
+    Otherwise it is relaxed and, if that does not help, used as given: the smallest cell within the tolerances counts,
+    idealised.
     """
     try:
         import spglib  # noqa: F401
@@ -172,7 +174,7 @@ def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
         return UnitCell(atoms, fault=fault if len(atoms) > LARGEST_ASYMMETRIC else "")
     found = find_primitive(atoms, TOLERANCES[0])
     if found is not None:
-        return UnitCell(found, tolerance=TOLERANCES[0])
+        return UnitCell(turn_to_axes(found, TOLERANCES[0]), tolerance=TOLERANCES[0])
     relaxed = relax(atoms) if relax is not None else None
     for image, how in ((relaxed, " after relaxation by the student"), (atoms, "")):
         if image is None:
@@ -185,6 +187,24 @@ def find_unit(atoms: ase.Atoms, relax: Relax | None = None) -> UnitCell:
             return UnitCell(cell, origin=origin, tolerance=tolerance)
     fault = f"no primitive cell was found within {TOLERANCES[-1]:g} Å; give an ideal one with --structures"
     return UnitCell(atoms, fault=fault if len(atoms) > LARGEST_ASYMMETRIC else "")
+
+
+def turn_to_axes(atoms: ase.Atoms, tolerance: float) -> ase.Atoms:
+    """A crystal turned as a rigid body to the standard axes of its space group (spglib): the edges of a cubic cell, c
+    of a hexagonal or tetragonal one along z.
+    """
+    import spglib
+
+    cell = (atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
+    found = spglib.get_symmetry_dataset(cell, symprec=tolerance)
+    if found is None:
+        return atoms
+    # a dictionary before spglib 2.5
+    turn = found["std_rotation_matrix"] if isinstance(found, dict) else found.std_rotation_matrix
+    turn = np.array(turn) * np.sign(np.linalg.det(turn))  # of a left-handed cell with an inversion
+    image = atoms.copy()
+    image.set_cell(atoms.cell.array @ turn.T, scale_atoms=True)
+    return image
 
 
 def find_space_group(atoms: ase.Atoms, tolerance: float) -> str | None:
