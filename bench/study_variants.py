@@ -99,4 +99,6 @@ ABLATIONS = [
     vary("painn", "c64", n_channels=64, hidden=(64, 64)),
     vary("painn", "rc6", cutoff=6.0),
     vary("painn", "adamw", optimizer="adamw"),
+    vary("painn", "slow", rate=0.4),
+    vary("painn", "adamw-slow", rate=0.2, optimizer="adamw"),
 ]
