@@ -136,9 +136,9 @@ def list_configs(model: Path | None) -> list[StudentConfig]:
     from fastff.models import ARCHITECTURES, StudentConfig, configure_student
 
     if model is None:
-        directed = [configure_student(name, (1,), message_degree=1) for name in ("m2", "m2-l")]
         moments = [configure_student(name, (1,)) for name in ARCHITECTURES if name != "painn"]
-        return [*moments, *directed, configure_student("painn", (1,))]
+        directed = configure_student("m2", (1,), message_degree=1)
+        return [*moments, directed, configure_student("painn", (1,))]
     from fastff.checkpoint import read_header
 
     return [StudentConfig(**read_header(model)["config"])]

@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from fastff.cli import tune
 from fastff.errors import UsageError
 from fastff.kernels import aot, contract
-from fastff.kernels.moment_potential import evaluate, workspace
+from fastff.kernels.moment_potential import launches, workspace
 from fastff.models import configure_student
 
 from . import record_resources
@@ -169,13 +169,13 @@ def test_a_target_gets_the_build_that_is_launched_there():
 
 def test_amd_launches_what_is_compiled_for_it(monkeypatch):
     """Plain float32 products by default, there and for the generic perceptron; what was asked for elsewhere."""
-    assert evaluate.choose_precision("tf32x3") == "tf32x3"
+    assert launches.choose_precision("tf32x3") == "tf32x3"
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert [evaluate.choose_precision(p) for p in workspace.PRECISIONS] == ["ieee", "tf32", "ieee"]
+    assert [launches.choose_precision(p) for p in workspace.PRECISIONS] == ["ieee", "tf32", "ieee"]
     default = workspace.Options().precision
     for build in contract.list_builds():
         if "gfx942" in build.targets and build.constexprs.get("PRECISION") == default:
-            assert build.amd_constexprs == {"PRECISION": evaluate.choose_precision(default)}
+            assert build.amd_constexprs == {"PRECISION": launches.choose_precision(default)}
 
 
 def test_unknown_target_is_refused():

@@ -13,7 +13,13 @@ from fastff import kernels
 from fastff.errors import DataError
 from fastff.graph import edge_vectors
 from fastff.kernels import tuning
-from fastff.kernels.moment_potential import MomentPotential, costs, evaluate, moment_potential
+from fastff.kernels.moment_potential import (
+    MomentPotential,
+    costs,
+    evaluate,
+    launches,
+    moment_potential,
+)
 from fastff.kernels.moment_potential.cases import build_lattice, draw_weights
 from fastff.kernels.moment_potential.layout import (
     GRID_BITS,
@@ -203,10 +209,10 @@ def test_few_atoms_are_spread_and_measured_settings_are_not_touched():
     """Up to 2,048 atoms node kernels take 16 at a time on four warps, unless a setting is being measured."""
     used = {"ATOMS": 32, "DEPTH": 32, "num_warps": 8, "num_stages": 1}
     few = {"ATOMS": 16, "DEPTH": 64, "num_warps": 4, "num_stages": 1}
-    assert f"to {evaluate.FEW_ATOMS:,} atoms" in GUIDE.read_text("utf-8")
-    assert evaluate.spread_atoms(used, 2048) == few
-    assert evaluate.spread_atoms(used, 2049) == used
-    assert evaluate.spread_atoms({"ATOMS": 16, "num_warps": 1}, 9) == {"ATOMS": 16, "num_warps": 4}
+    assert f"to {launches.FEW_ATOMS:,} atoms" in GUIDE.read_text("utf-8")
+    assert launches.spread_atoms(used, 2048) == few
+    assert launches.spread_atoms(used, 2049) == used
+    assert launches.spread_atoms({"ATOMS": 16, "num_warps": 1}, 9) == {"ATOMS": 16, "num_warps": 4}
     system = build_lattice("Cu", 2, 5.4, "cpu")
     potential = evaluate.FusedPotential(draw_weights(1, 1, system), "cpu")
     widths = {"inputs": 128, "hidden": 64}

@@ -47,7 +47,7 @@ def test_students_are_measured_before_single_ops():
     """The smallest student first, and no generic op at the widths of one that launches fused kernels alone."""
     m1, large, *directed, painn, none = tune.list_all_widths(None)
     assert (m1["n_channels"], large["n_channels"]) == (16, 32)
-    assert directed == [m1 | {"message_degree": 1}, large | {"message_degree": 1}]
+    assert directed == [large | {"message_degree": 1}, m1 | {"message_degree": 1}]
     assert "n_mixed" not in painn
     assert none == {}
     for name in ("edge_features", "fused_mlp", "segment_sum"):
@@ -58,7 +58,7 @@ def test_fused_kernels_are_measured_at_a_size_of_production(monkeypatch):
     """Every number of atoms a program that a candidate asks for is launched, on small GPUs too."""
     pytest.importorskip("triton")
     from fastff.kernels.moment_potential import workloads
-    from fastff.kernels.moment_potential.evaluate import limit_atoms
+    from fastff.kernels.moment_potential.launches import limit_atoms
     from fastff.kernels.moments.kernels import MOMENTS_SPACE
 
     most = max(one.blocks["ATOMS"] for one in MOMENTS_SPACE.candidates)

@@ -74,7 +74,7 @@ def list_builds() -> Iterator[Build]:
 
     That of the parameters for first and second derivatives, but for ``painn``, as losses of forces take it.
     """
-    from fastff.kernels.fused_mlp import kernels
+    from fastff.kernels.fused_mlp import kernels, parameters
 
     message, update = list_shapes(PAINN)
     shapes = (("", (128, 64, 64, 1)), (" painn message", message), (" painn update", update))
@@ -83,8 +83,18 @@ def list_builds() -> Iterator[Build]:
         for space, kernel, end, options in (
             (kernels.FORWARD_SPACE, kernels.forward_kernel, "", {}),
             (kernels.BACKWARD_SPACE, kernels.backward_kernel, "", {}),
-            (kernels.PARAMETERS_SPACE, kernels.parameters_kernel, " second", {"SECOND": True}),
-            (kernels.PARAMETERS_SPACE, kernels.parameters_kernel, " first", {"SECOND": False}),
+            (
+                parameters.PARAMETERS_SPACE,
+                parameters.parameters_kernel,
+                " second",
+                {"SECOND": True},
+            ),
+            (
+                parameters.PARAMETERS_SPACE,
+                parameters.parameters_kernel,
+                " first",
+                {"SECOND": False},
+            ),
         ):
             if student and end == " first":
                 continue
@@ -133,7 +143,7 @@ def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[
 def _list_all(
     n_rows: int, shape: tuple[int, ...], device: torch.device
 ) -> Iterator[tuning.Workload]:
-    from fastff.kernels.fused_mlp import kernels
+    from fastff.kernels.fused_mlp import kernels, parameters
 
     x, weights, biases = _build(n_rows, *shape)(device, torch.float32)
     grad, direction = (torch.randn(n_rows, n, device=device) for n in (shape[-1], shape[0]))
@@ -165,7 +175,7 @@ def _list_all(
             return derivatives.pull_back(op.pull_to_input, inputs, (direction.double(),))
 
     yield tuning.Workload(
-        kernels.PARAMETERS_SPACE,
+        parameters.PARAMETERS_SPACE,
         key,
         lambda: op.launch_gradients(x, weights, biases, grad, direction),
         differentiate_twice,

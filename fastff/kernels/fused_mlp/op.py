@@ -1,7 +1,7 @@
 """Public function of the small multi-layer perceptron: checks, dispatch, registration.
 
 Here: :func:`fused_mlp`, its registered derivatives, and the launchers of the kernels. Not here: the formula
-(``reference.py``) and the kernels (``kernels.py``).
+(``reference.py``) and the kernels (``kernels.py``, ``parameters.py``).
 """
 
 from __future__ import annotations
@@ -269,17 +269,17 @@ def launch_gradients(
     tuple of Tensor
         In ``x`` and ``grad`` (of shape (0,) without a direction), in the weights and in the biases.
     """
-    from fastff.kernels.fused_mlp import kernels
+    from fastff.kernels.fused_mlp import parameters
 
     second = direction is not None
     of_x, of_grad = (one.new_empty(one.shape if second else 0) for one in (x, grad))
     if x.shape[0] == 0:
         return of_x, of_grad, *(torch.zeros_like(one) for one in (*weights, *biases))
-    _, fixed = _plan(kernels.PARAMETERS_SPACE, x, weights)
+    _, fixed = _plan(parameters.PARAMETERS_SPACE, x, weights)
     n_in, n_hidden1, n_hidden2, n_out = (fixed[k] for k in ("IN", "HIDDEN1", "HIDDEN2", "OUT"))
     n_layers, n_lines = fixed["LAYERS"], fixed["BLOCK_ROWS"]
     n_programs = min(fixed["PROGRAMS"], -(-x.shape[0] // n_lines))
-    size = int(kernels.count_sums(n_in, n_hidden1, n_hidden2, n_out, n_layers))
+    size = int(parameters.count_sums(n_in, n_hidden1, n_hidden2, n_out, n_layers))
     sums = x.new_empty((n_programs, size))
     scratch = (
         x.new_empty((n_programs, n_lines, 4 * n_hidden1 + 2 * n_hidden2)) if n_layers == 3 else sums
@@ -288,7 +288,9 @@ def launch_gradients(
     along = grad if direction is None else direction.contiguous()
     tensors = (x, grad, along, *_order_parameters(weights, biases)[:-1], of_x, of_grad, scratch)
     with dispatch.on_device(x.device):
-        kernels.parameters_kernel[(n_programs,)](*tensors, sums, x.shape[0], SECOND=second, **fixed)
+        parameters.parameters_kernel[(n_programs,)](
+            *tensors, sums, x.shape[0], SECOND=second, **fixed
+        )
     total = sums.sum(dim=0)
     shapes = [
         (n_in, n_hidden1),

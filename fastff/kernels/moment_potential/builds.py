@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastff.kernels.contract import Build, list_launched, restrict_targets
-from fastff.kernels.moment_potential.evaluate import name_degree, spread_atoms
+from fastff.kernels.moment_potential.launches import name_degree, spread_atoms
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
 _INTEGERS = ("n_atoms", "n_slots", "n_species", "code_bits", "stride", "n_partials")
@@ -46,7 +46,7 @@ def _make(
     amd = {}
     if "PRECISION" in kernel.arg_names and "PRECISION" not in constants:
         constants["PRECISION"] = "tf32x3"
-        amd["PRECISION"] = "ieee"  # as evaluate.choose_precision
+        amd["PRECISION"] = "ieee"  # as launches.choose_precision
     signature = {}
     for argument in kernel.arg_names:
         if argument in constants:
@@ -162,7 +162,7 @@ def _list_nodes(
 def list_builds() -> Iterator[Build]:
     """Every fused kernel as students launch it."""
     from fastff.kernels.moment_potential import kernels
-    from fastff.kernels.moments_adjoint.kernels import GATHER_SPACE, gather_kernel
+    from fastff.kernels.moments_adjoint.gather import GATHER_SPACE, gather_kernel
 
     integers = {"forces": "*i64"}
     yield _make("place", kernels.place_kernel, {"CLEAR": True, "BLOCK": 128}, types=integers)
@@ -243,12 +243,8 @@ def _list_scatters() -> Iterator[Build]:
     """Other options of 16 channels: no virial, forces summed in float32 or by way of edges, and int64 entries."""
     from fastff.kernels.moment_potential import kernels
     from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
-    from fastff.kernels.moments_adjoint.kernels import (
-        ADJOINT_SPACE,
-        GATHER_SPACE,
-        adjoint_kernel,
-        gather_kernel,
-    )
+    from fastff.kernels.moments_adjoint.gather import GATHER_SPACE, gather_kernel
+    from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
     from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE, perceptron_kernel
 
     wide, single = {"neighbors": "*i64", "reverse": "*i64"}, {"forces": "*fp32"}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fastff.kernels.moment_potential import definitions
 from fastff.kernels.moment_potential.cases import INNER, System, build_lattice, draw_weights
-from fastff.kernels.moment_potential.evaluate import FusedPotential, name_degree
+from fastff.kernels.moment_potential.evaluate import FusedPotential
+from fastff.kernels.moment_potential.launches import name_degree
 from fastff.kernels.moment_potential.layout import PotentialWeights, find_obstacle
 from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
 from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, FIXED_BITS

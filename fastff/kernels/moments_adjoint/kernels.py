@@ -1,8 +1,8 @@
 """Triton kernels of the adjoint of the moments, and their launch configurations.
 
 Here: gradients in the moments to gradients in every edge vector, summed on the receiver and scattered to the sender,
-with the virial, the core repulsion and the message gradients in the same pass; and the gather that replaces the
-scatter. Not here: shared device functions (:mod:`fastff.kernels.moments.edges`), launches
+with the virial, the core repulsion and the message gradients in the same pass. Not here: the gather that
+replaces the scatter (``gather.py``), shared device functions (:mod:`fastff.kernels.moments.edges`), launches
 (:mod:`fastff.kernels.moment_potential`).
 
 Three ways to bring reactions to the senders (SCATTER):
@@ -13,7 +13,7 @@ Three ways to bring reactions to the senders (SCATTER):
 ``float``
     float32 atomics: the order, and the last digits, change from run to run.
 ``store``
-    Edge gradients written out, for :func:`gather_kernel` to collect through the reverse-edge index: deterministic.
+    Edge gradients written out, for ``gather.py`` to collect through the reverse-edge index: deterministic.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ ADJOINT_SPACE = LaunchSpace(
         ),
     ),
 )
-GATHER_SPACE = LaunchSpace("gather_forces", LaunchConfig({"BLOCK": 32}, 1, 1))
 _SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
 _SCALE: tl.constexpr = tl.constexpr(2.0**FIXED_BITS)
 _PI: tl.constexpr = tl.constexpr(3.141592653589793)
@@ -387,38 +386,6 @@ def adjoint_kernel(
 @triton.jit
 def put_term(target, value, ACCUMULATE: tl.constexpr):
     """Store a value, added to what an earlier hop left there where ACCUMULATE."""
-    if ACCUMULATE:
-        value += tl.load(target)
-    tl.store(target, value)
-
-
-@triton.jit(do_not_specialize=["n_slots"])
-def gather_kernel(
-    edges,
-    reverse,
-    counts,
-    forces,
-    n_slots,
-    ACCUMULATE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Forces (n_atoms, 4), float32: own edge gradients minus those of the reverse edges.
-
-    ``reverse`` (n_atoms, n_slots) holds the flat slot of the edge from the neighbor back to the atom.
-    """
-    atom = tl.program_id(0).to(tl.int64)
-    count = tl.load(counts + atom)
-    column = tl.arange(0, 4)[None, :]
-    total = tl.zeros((BLOCK, 4), dtype=tl.float32)
-    for start in range(0, count, BLOCK):
-        slots = start + tl.arange(0, BLOCK)
-        mask = (slots < count)[:, None] & (column < 3)
-        own = (atom * n_slots + slots)[:, None] * 4
-        back = tl.load(reverse + atom * n_slots + slots, mask=slots < count, other=0)
-        total += tl.load(edges + own + column, mask=mask, other=0.0)
-        total -= tl.load(edges + back.to(tl.int64)[:, None] * 4 + column, mask=mask, other=0.0)
-    target = forces + atom * 4 + tl.arange(0, 4)
-    value = tl.sum(total, axis=0)
     if ACCUMULATE:
         value += tl.load(target)
     tl.store(target, value)
