@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from ase import Atoms
+from ase.data import covalent_radii
 from torch import Tensor
 from untrained import make_student
 
 from fastff.errors import DataError
-from fastff.kernels.moments.reference import compress_distance
+from fastff.graph import edge_vectors
+from fastff.kernels.moments.reference import FROZEN_SHARE, compress_distance
 from fastff.models import Student, StudentConfig, build_student, configure_student
+from fastff.neighbors import atoms_to_graph
 
 
 def make_near_pairs(student: Student) -> tuple[Tensor, Tensor]:
@@ -65,6 +69,52 @@ def test_the_inner_range_is_smooth() -> None:
     assert slope[-1] == 1.0
     assert seen[-1] == grid[-1]
     assert (slope >= 0.0).all()
+
+
+def test_autograd_takes_the_stated_slope_at_both_ends_of_the_inner_range() -> None:
+    """Second derivatives are trained on through autograd, which splits ties of a maximum in halves."""
+    inner = torch.tensor([1.3, 0.7, 2.0, 2.0], dtype=torch.float64)
+    ends = torch.tensor([1.3, 0.7, FROZEN_SHARE * 2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    seen, slope = compress_distance(ends, inner)
+    (found,) = torch.autograd.grad(seen.sum(), ends)
+    assert found.tolist() == slope.tolist() == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("architecture", ["m1", "m3-l"])
+def test_near_atoms_of_several_elements(architecture: str) -> None:
+    """Forces and Hessian-vector products as differences say; features alone are those of a whole evaluation."""
+    student = make_student(architecture, (1, 8, 26)).double()
+    radii = torch.tensor(covalent_radii[[1, 8, 26]])
+    assert student.inner_distances is not None
+    torch.testing.assert_close(student.inner_distances, 0.65 * (radii[:, None] + radii))
+    numbers, species = [1, 8, 26, 8, 1, 26], torch.tensor([0, 1, 2, 1, 0, 2])
+    sites = [[0, 0, 0], [0.55, 0.1, 0], [1.2, 1.1, 0.1], [1.6, 0.3, 1], [0.1, 0.42, 0.2], [0, 2.2, 1]]
+    graph = atoms_to_graph(Atoms(numbers, sites, cell=[4, 4.3, 4.1], pbc=True), student.cutoff)
+    base = edge_vectors(graph)
+    receivers, senders = graph.edge_index
+    shares = base.norm(dim=1) / student.inner_distances[species[receivers], species[senders]]
+    assert ((shares > FROZEN_SHARE) & (shares < 1.0)).sum() >= 6
+    direction = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    along = direction[senders] - direction[receivers]
+
+    def learn(vectors: Tensor) -> tuple[Tensor, Tensor]:
+        energies, gradient = student.evaluate_edges(vectors, graph.edge_index, species)
+        return energies.sum(), gradient
+
+    step = 1e-6
+    with torch.no_grad():
+        ahead, behind = learn(base + step * along), learn(base - step * along)
+    vectors = base.clone().requires_grad_()
+    _, gradient = learn(vectors)
+    (product,) = torch.autograd.grad(gradient, vectors, along)
+    energy_slope = (ahead[0] - behind[0]) / (2 * step)
+    torch.testing.assert_close((gradient * along).sum().detach(), energy_slope, rtol=1e-6, atol=0.0)
+    change = (ahead[1] - behind[1]) / (2 * step)
+    torch.testing.assert_close(product, change, rtol=1e-5, atol=1e-5 * float(change.abs().max()))
+    with torch.no_grad():
+        whole, alone = student.predict_features(graph)[1], student.compute_features(graph)
+    assert torch.equal(alone.values, whole.values)
+    assert torch.equal(alone.unbounded, whole.unbounded)
 
 
 def test_inner_limits_need_a_core() -> None:

@@ -141,14 +141,16 @@ def test_moments_adjoint(hop, degree, n_atoms, width):
 
 
 @pytest.mark.parametrize(("hop", "degree"), HOPS)
-def test_sums_of_near_atoms(hop, degree):
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_sums_of_near_atoms(hop, degree, width):
     """Pairs below their inner distances, some so near that the basis is constant, beside others."""
-    system, potential, space = prepare(hop + 1, 5, message_degree=degree, inner=3.8)
+    sizes = {"n_channels": width, "n_mixed": width, "message_degree": degree, "inner": 3.8}
+    system, potential, space = prepare(hop + 1, 5, **sizes)
     distance = definitions.measure_edges(space.sites, system.matrix, 5.0)[0].norm(dim=-1)
     inner = potential.packed.core[:, 3]
     assert distance.min() < FROZEN_SHARE * inner.min() < inner.max() < distance.max()
     assert ((distance > FROZEN_SHARE * inner.max()) & (distance < inner.min())).any()
-    messages, gradients = draw(5, (degree + 1) ** 2 * 16), draw(5, 16, 16)
+    messages, gradients = draw(5, (degree + 1) ** 2 * width), draw(5, 16, width)
     if hop:
         space.messages[hop - 1].copy_(messages)
         space.message_gradients[hop - 1].zero_()

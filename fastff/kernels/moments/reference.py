@@ -61,7 +61,8 @@ def compress_distance(distance: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
     width = (1.0 - FROZEN_SHARE) * inner
     t = (1.0 - (inner - distance) / width).clamp(0.0, 1.0)
     squared = t * t
-    seen = torch.maximum(distance, inner) - width * (0.5 - squared * t * (1.0 - 0.5 * t))
+    within = inner - width * (0.5 - squared * t * (1.0 - 0.5 * t))
+    seen = torch.where(distance < inner, within, distance)  # autograd splits ties of a maximum
     return seen, squared * (3.0 - 2.0 * t)
 
 
