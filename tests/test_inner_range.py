@@ -74,7 +74,9 @@ def test_the_inner_range_is_smooth() -> None:
 def test_autograd_takes_the_stated_slope_at_both_ends_of_the_inner_range() -> None:
     """Second derivatives are trained on through autograd, which splits ties of a maximum in halves."""
     inner = torch.tensor([1.3, 0.7, 2.0, 2.0], dtype=torch.float64)
-    ends = torch.tensor([1.3, 0.7, FROZEN_SHARE * 2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    ends = torch.tensor(
+        [1.3, 0.7, FROZEN_SHARE * 2.0, 1.0], dtype=torch.float64, requires_grad=True
+    )
     seen, slope = compress_distance(ends, inner)
     (found,) = torch.autograd.grad(seen.sum(), ends)
     assert found.tolist() == slope.tolist() == [1.0, 1.0, 0.0, 0.0]
@@ -88,7 +90,14 @@ def test_near_atoms_of_several_elements(architecture: str) -> None:
     assert student.inner_distances is not None
     torch.testing.assert_close(student.inner_distances, 0.65 * (radii[:, None] + radii))
     numbers, species = [1, 8, 26, 8, 1, 26], torch.tensor([0, 1, 2, 1, 0, 2])
-    sites = [[0, 0, 0], [0.55, 0.1, 0], [1.2, 1.1, 0.1], [1.6, 0.3, 1], [0.1, 0.42, 0.2], [0, 2.2, 1]]
+    sites = [
+        [0, 0, 0],
+        [0.55, 0.1, 0],
+        [1.2, 1.1, 0.1],
+        [1.6, 0.3, 1],
+        [0.1, 0.42, 0.2],
+        [0, 2.2, 1],
+    ]
     graph = atoms_to_graph(Atoms(numbers, sites, cell=[4, 4.3, 4.1], pbc=True), student.cutoff)
     base = edge_vectors(graph)
     receivers, senders = graph.edge_index

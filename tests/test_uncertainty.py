@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.data import covalent_radii
 from untrained import KINDS, make_student
 
 from fastff.calculator import FastFFCalculator
@@ -144,6 +145,20 @@ def test_grades_are_one_at_the_edge_and_grow_outside(fitted: tuple[Student, Stud
     assert 0.0 <= float((inside.grades > 1).double().mean()) < 0.03
     assert float((outside.grades > 1).double().mean()) > 0.5
     assert outside.energy.median() > 2 * inside.energy.median()
+
+
+@pytest.mark.parametrize("share", [0.6, 0.4, 0.2])
+def test_atoms_that_fell_into_each_other_are_outside(
+    fitted: tuple[Student, Student], share: float
+) -> None:
+    """Also where the radial basis follows their distance no longer (``inner_limit``)."""
+    student, _ = fitted
+    assert student.config.inner_limit is not None
+    atoms = draw_cells(1, 0.0, seed=4)[0]
+    sizes = covalent_radii[atoms.numbers]
+    atoms.set_distance(0, 4, share * (sizes[0] + sizes[4]), fix=0)
+    grades = measure_uncertainty(student, make_graphs(student, [atoms])[0]).grades
+    assert bool((grades[[0, 4]] > 2).all())  # the limit of apply_extrapolation_policy
 
 
 def test_a_batch_is_its_structures_and_extensive(fitted: tuple[Student, Student]) -> None:

@@ -59,8 +59,10 @@ class StudentConfig:
         Part of the sum of two atoms' covalent radii, at most 0.8, below which a moment student learns nothing of how
         near they are: the radial basis follows distances no longer
         (:func:`fastff.kernels.moments.reference.compress_distance`), and the core repulsion, which must be there,
-        decides alone. None: it follows all distances. Not in the file of a model where None. Of no meaning to
-        ``painn``.
+        decides alone. It follows them less and less below this part, and not at all below
+        :data:`~fastff.kernels.moments.reference.FROZEN_SHARE` of it. None: it follows all distances. Of short bonds
+        only those of V2, Ti2, Cr2, U2, Mo2, W2 and Nb2 (0.58 to 0.63) are below 0.65, and alkali metals at a fifth of
+        their volume. Not in the file of a model where None. Of no meaning to ``painn``.
     n_hops : int or None
         1 to :data:`MAX_HOPS`, or None: as many as the architecture has. Not in the file of a model where None.
     message_degree : int

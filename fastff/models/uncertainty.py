@@ -10,6 +10,10 @@ networks", Mach. Learn.: Sci. Technol. 5, 045018 (2024), equations 10 to 14. The
 distance of its features from those of its species in the training set, over the distance within which 99.9 % of
 held-out atoms lie: about one at the edge of the training data, and above it outside. Where the inputs of the last
 layers are bounded, the features are those of unbounded inputs, or error bars and grades would stop growing there.
+
+Where two atoms are so near that the radial basis follows their distance no longer (``StudentConfig.inner_limit``), both
+stop to grow: the grade still tells that the atoms are outside, the error bar nothing of the core repulsion, which is
+far off a teacher's energies there.
 """
 
 from __future__ import annotations

@@ -134,7 +134,11 @@ def measure_precision(model: Student, atoms: Atoms) -> float:
 def measure_repulsion(
     model: Subject | Student | Calculator, pair: tuple[int, int], n_points: int = 60
 ) -> float:
-    """Largest fall of a dimer's energy, eV, on approach from half the sum of covalent radii to 0.3 Å."""
+    """Largest fall of a dimer's energy, eV, on approach from half the sum of covalent radii to 0.3 Å.
+
+    Of a student with ``inner_limit`` 0.65 that is where its core repulsion decides alone, but for H and He, whose half
+    is nearly 0.3 Å.
+    """
     start = max(0.5 * float(covalent_radii[list(pair)].sum()), CLOSEST + 0.05)
     distances = np.linspace(start, CLOSEST, n_points)
     frames = [Atoms(pair, [[0, 0, 0], [0, 0, d]]) for d in distances]
