@@ -415,7 +415,7 @@ def test_ops_are_chosen_by_name(kernel_record):
     }  # fmt: skip
     assert choose(["evaluation"], known) == {
         "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l", "evaluation, 2 hops directed",
-        "evaluation, m2-l directed",
+        "evaluation, m2-l directed", "evaluation, m3-l",
     }  # fmt: skip
     with pytest.raises(UsageError, match="--op moment: nothing of that name is measured here"):
         choose(["moment", "moments"], known)

@@ -68,7 +68,7 @@ def test_every_op_and_student_has_a_benchmark_of_each_variant():
         if any(case.production for case in suite.cases)
     }
     fused = {"moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint"}
-    students = {"1_hop", "2_hops", "m2-l", "painn", "2_hops_directed", "m2-l_directed"}
+    students = {"1_hop", "2_hops", "m2-l", "painn", "2_hops_directed", "m2-l_directed", "m3-l"}
     around = {"neighbor_list", "skin_check", "md_step_NVT", "staging_contacts"}
     assert by_name.keys() >= fused | students | around | {f"{name}_1" for name in generic}
     compiled = [variant == "compiled" for _, variant in named]

@@ -498,7 +498,7 @@ def test_work_of_the_kernel_table(cpu, monkeypatch):
         *fused, *(f"{name}, C=32" for name in fused),
         *(f"{name}{width}, directed" for width in ("", ", C=32") for name in kernel_work.DIRECTED),
         "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l",
-        "evaluation, 2 hops directed", "evaluation, m2-l directed",
+        "evaluation, 2 hops directed", "evaluation, m2-l directed", "evaluation, m3-l",
         "skin_check", "skin_check, stale", "neighbor_list",
         "md_step, NVT", "staging, positions", "staging, contacts", "staging, results",
         "neighbor_list, bins",
