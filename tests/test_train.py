@@ -242,6 +242,23 @@ def test_a_training_goes_on_with_the_optimiser_that_began_it(
         train_student(train, validation, SETTINGS, tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_training_begun_without_an_inner_limit_goes_on_without(
+    frames: list[Frame], tmp_path: Path, finished: bool
+) -> None:
+    """As checkpoints of earlier versions, which do not name it."""
+    train, validation = frames[:20], frames[20:]
+    assert train_student(train, validation, SETTINGS, tmp_path).student.config.inner_limit == 0.65
+    for path in (tmp_path / "checkpoints").glob("*.ckpt"):
+        checkpoint = torch.load(path, weights_only=True)
+        assert checkpoint.pop("inner_limit") == 0.65
+        torch.save(checkpoint, path)
+    if not finished:
+        (tmp_path / "finished.json").unlink()
+    result = train_student(train, validation, SETTINGS, tmp_path, resume=True)
+    assert result.student.config.inner_limit is None
+
+
 def test_damaged_checkpoint_is_skipped(
     frames: list[Frame], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

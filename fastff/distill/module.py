@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -176,7 +177,8 @@ class DistillationModule(pl.LightningModule):
         return [parts[k % n_ranks][k // n_ranks] for k in range(len(self.validation_frames))]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the learning curve, the time and the name of the optimiser with the checkpoint."""
+        """Keep the learning curve, the time, the name of the optimiser and the inner limit with the checkpoint."""
+        checkpoint["inner_limit"] = self.student.config.inner_limit
         checkpoint["optimizer"] = self.optimizer_name
         checkpoint["learning_curve"] = self.learning_curve
         checkpoint["seconds"] = self.seconds
@@ -195,8 +197,14 @@ class DistillationModule(pl.LightningModule):
                 f"this training was begun with the optimiser {begun} and cannot go on with {self.optimizer_name}; "
                 "train again in a new folder"
             )
+        self.adopt(checkpoint)
         self.learning_curve = list(checkpoint["learning_curve"])
         self._seconds_before = float(checkpoint.get("seconds", 0.0))
+
+    def adopt(self, checkpoint: dict[str, Any]) -> None:
+        """Let the student follow near distances as that of a checkpoint did: all, before it was written down."""
+        limit = checkpoint.get("inner_limit")
+        self.student.config = replace(self.student.config, inner_limit=limit)
 
     def _build_optimizer(self) -> torch.optim.Optimizer:
         parameters = [p for p in self.student.parameters() if p.requires_grad]

@@ -236,7 +236,9 @@ def train_student(
         else:
             _fit_elsewhere(training, validation, settings, out, start, resume, on_step)
     record = _read_finished(out / FINISHED_NAME)
-    module.load_state_dict(read_best(out / CHECKPOINTS, record["best"])["state_dict"])
+    best = read_best(out / CHECKPOINTS, record["best"])
+    module.load_state_dict(best["state_dict"])
+    module.adopt(best)
     return TrainResult(
         student=student.cpu().eval().requires_grad_(False),
         statistics=statistics,
