@@ -18,6 +18,8 @@ import pytest
 from ase import units
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 
 from fastff.distill.cells import (
     build_supercell,
@@ -118,6 +120,17 @@ def test_pressed_pairs_have_the_wanted_distance() -> None:
         distances.append(pressed.get_all_distances(mic=True)[np.triu_indices(64, 1)].min())
     assert min(distances) == pytest.approx(0.7 * 2.82, abs=1e-6)
     assert press_pairs(ase.Atoms("H"), 0.7, rng) is None
+
+
+def test_pairs_are_pressed_no_nearer_than_students_follow() -> None:
+    carbon_monoxide = molecule("CO")
+    pressed = press_pairs(carbon_monoxide, 0.5, np.random.default_rng(0))
+    assert pressed is not None
+    followed = 0.65 * float(covalent_radii[[6, 8]].sum())
+    assert pressed.get_distance(0, 1) == pytest.approx(followed)
+    copper = press_pairs(bulk("Cu", cubic=True) * 3, 0.7, np.random.default_rng(0))
+    assert copper is not None
+    assert neighbor_list("d", copper, 2.4).min() == pytest.approx(0.7 * 3.61 / 2**0.5)
 
 
 # --- springs ---

@@ -14,9 +14,11 @@ from typing import Literal
 import ase
 import numpy as np
 from ase.build import make_supercell
+from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
 
 from fastff.distill.molecules import find_molecules, is_disordered
+from fastff.models import BOUNDS
 
 VACUUM_GAP = 6.0
 """Å; an axis along which atoms leave a wider gap is empty space, neither repeated nor strained."""
@@ -238,7 +240,8 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
     atoms : ase.Atoms
         Left unchanged.
     fraction : float
-        New distance in units of the shortest distance of that kind of pair.
+        New distance in units of the shortest distance of that kind of pair, but not below what a student's radial basis
+        follows (``BOUNDS["inner_limit"]`` of the sum of covalent radii): labels there could not be learned.
     rng : numpy.random.Generator
         Draws the pairs.
 
@@ -260,8 +263,10 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
     for kind in rng.permutation(np.unique(kinds, axis=0)):
         members = np.flatnonzero((kinds == kind).all(axis=1))
         shortest = lengths[members].min()
+        followed = BOUNDS["inner_limit"] * float(covalent_radii[kind[:2]].sum())
+        pushed = max(fraction * shortest, min(shortest, followed))
         near = members[lengths[members] < 1.25 * shortest]
-        by_kind.append([(pair, fraction * shortest) for pair in rng.permutation(near)])
+        by_kind.append([(pair, pushed) for pair in rng.permutation(near)])
     pressed, busy = atoms.copy(), np.zeros(len(atoms), dtype=bool)
     left = max(1, len(atoms) // 32)
     for pair, distance in itertools.chain.from_iterable(
