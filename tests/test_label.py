@@ -19,8 +19,9 @@ from copper_jobs import make_frames, write_copper
 from fastff.distill.content import hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.jobs import parse_shard, read_jobs
+from fastff.distill.label_report import LabelReport
 from fastff.distill.labelling import Labeller, describe_caveats, draw_direction
-from fastff.distill.merging import merge_labels, quarantine_frames
+from fastff.distill.merging import MergeReport, merge_labels, quarantine_frames
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UsageError
 from fastff.labels import Frame, Labels
@@ -265,6 +266,23 @@ def test_sampling_writes_a_trainable_file(run_cli: Run, tmp_path: Path) -> None:
     code, _, err = run_cli(*arguments, "--shard", "1/2")
     assert code == 2
     assert "--seed" in err
+
+
+def test_the_verdict_of_several_processes_names_a_direct_teacher(
+    run_cli: Run, copper_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = replace(load_teacher("analytic:emt").info, conservative=False, max_neighbors=20)
+
+    def label_elsewhere(*arguments: Any, **words: Any) -> tuple[LabelReport, MergeReport]:
+        LabelStore(tmp_path / "labels.h5", "w", teacher=info).close()
+        return LabelReport(), MergeReport(0, 0, 0)
+
+    monkeypatch.setattr("fastff.distill.scaling.label_with_launcher", label_elsewhere)
+    words = ("label", "--teacher", "analytic:emt", copper_file, "--device", "cpu", "--devices", "2")
+    code, text, err = run_cli(*words, "--out", tmp_path / "labels.h5")
+    assert code == 0, err
+    assert "Direct teacher" in text
+    assert "Truncated-neighbor teacher: at most 20" in text
 
 
 def test_what_cannot_be_labelled_is_said_in_one_line(

@@ -288,6 +288,7 @@ def label_in_processes(
             len(store),
             store.n_quarantined,
             store.record,
+            teacher=store.teacher,
         )
 
 
