@@ -22,7 +22,7 @@ from fastff.errors import DataError, MissingDependencyError, UnsupportedElementE
 from fastff.teachers import load_teacher, orb_variants
 from fastff.teachers.isolation import preserve_global_state
 from fastff.teachers.orb import read_charge_and_spin
-from fastff.teachers.orb_variants import VARIANTS, find_weights
+from fastff.teachers.orb_variants import VARIANTS, find_weights, name_variant
 
 SMALL = {
     "latent_dim": 32,
@@ -272,6 +272,29 @@ def test_wrong_files_and_options(folder: Path, tmp_path: Path) -> None:
         load_teacher("orb", weights=direct, device="cpu", options={"charge": 1})
     with pytest.raises(MissingDependencyError, match="not found"):
         load_teacher("orb", weights=tmp_path / "absent.ckpt", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("orb-v2", "orb-v2"),
+        ("v3-direct-20-mpa", "orb-v3-direct-20-mpa"),
+        ("orb_v3_conservative_inf_omat", "orb-v3-conservative-inf-omat"),
+        ("ORB-V3-Direct-Omol", "orb-v3-direct-omol"),
+        ("orbmol-v1-conservative", "orb-v3-conservative-omol"),
+        ("orbmol_v1_direct", "orb-v3-direct-omol"),
+    ],
+)
+def test_names_of_the_package_and_its_functions_are_known(given: str, name: str) -> None:
+    assert name_variant(given) == name
+
+
+def test_the_package_offers_no_model_under_a_name_of_ours_alone() -> None:
+    """Every loader of energies and forces that is no longer refused has a name here."""
+    pretrained = import_pretrained()
+    for name in pretrained.ORB_PRETRAINED_MODELS:
+        if "v1" not in name.replace("orbmol-v1", "") and not name.startswith("separate"):
+            assert name_variant(name) in VARIANTS
 
 
 def test_table_equals_the_package() -> None:

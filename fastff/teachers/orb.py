@@ -32,15 +32,14 @@ from fastff.teachers.base import (
     describe_settings,
     label_in_batches,
     pick_device,
-    pick_variant,
 )
 from fastff.teachers.isolation import hush, preserve_global_state
 from fastff.teachers.orb_variants import (
-    DEFAULT,
     VARIANTS,
     OrbVariant,
     describe_limits,
     find_weights,
+    name_variant,
 )
 from fastff.teachers.weights import hash_file, read_version, require_file, require_package
 
@@ -59,7 +58,7 @@ class OrbTeacher(Teacher):
     Parameters
     ----------
     variant : str, optional
-        A key of :data:`fastff.teachers.orb_variants.VARIANTS`, with or without its leading ``orb-``.
+        As :func:`fastff.teachers.orb_variants.name_variant` takes it.
     device : str
     weights : Path, optional
         A checkpoint of the variant's architecture, as published (a state dict, loaded with ``weights_only=True``).
@@ -80,9 +79,7 @@ class OrbTeacher(Teacher):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         chosen = check_options("orb", options or {}, OPTIONS)
-        if variant is not None and f"orb-{variant.lower()}" in VARIANTS:
-            variant = f"orb-{variant}"
-        name = pick_variant("orb", variant, tuple(VARIANTS), DEFAULT)
+        name = name_variant(variant)
         self._variant = VARIANTS[name]
         self._options = chosen
         self._precision = str(chosen.get("precision", "float32-high"))

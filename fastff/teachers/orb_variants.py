@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 from fastff.errors import MissingDependencyError
+from fastff.teachers.base import pick_variant
 from fastff.teachers.sevennet import UNIVERSAL_ELEMENTS
 from fastff.teachers.weights import is_offline
 
@@ -95,6 +96,26 @@ for _name, _date in (
     ("orb-mptraj-only-v2", "20241014"),
 ):
     VARIANTS[_name] = OrbVariant(f"{_name}-{_date}.ckpt", False, 20, False, _V2)
+
+
+ALIASES = {f"orbmol-v1-{_kind}": f"orb-v3-{_kind}-omol" for _kind in ("conservative", "direct")}
+"""Further names that orb-models has for some of them."""
+
+
+def name_variant(given: str | None) -> str:
+    """Key of :data:`VARIANTS` for a name of a model, with or without ``orb-``, or of the function that loads it.
+
+    Raises
+    ------
+    UsageError
+        There is no such model.
+    """
+    plain = (given or DEFAULT).lower().replace("_", "-")
+    plain = ALIASES.get(plain, plain)
+    for name in (plain, f"orb-{plain}"):
+        if name in VARIANTS:
+            return name
+    return pick_variant("orb", given, tuple(VARIANTS), DEFAULT)
 
 
 def describe_limits(variant: OrbVariant) -> tuple[str, ...]:
