@@ -25,7 +25,7 @@ from fastff.errors import (
 )
 from fastff.teachers import fennol as module
 from fastff.teachers import load_teacher
-from fastff.teachers.fennol import PYTHON_VARIABLE, FeNNolTeacher
+from fastff.teachers.fennol import PYTHON_VARIABLE, FeNNolTeacher, _read_elements
 from fastff.teachers.weights import find_package
 
 MODELS = Path(__file__).parents[2] / "shared" / "data" / "fennol_ani"
@@ -339,6 +339,36 @@ def test_a_worker_that_dies_is_reported() -> None:
     teacher._worker._process.kill()
     with pytest.raises(FastFFError, match="process ended"):
         teacher.label([molecule("H2O")])
+
+
+def test_elements_are_read_from_lists_and_from_text() -> None:
+    """FeNNol takes both; elements that are not found are not refused."""
+    for order in (["H", "C"], "H, C"):
+        modules = {
+            "energy": {"species_order": order},
+            "more": {"neurons": {"H": [1], "N": [], "C": []}},
+        }
+        assert _read_elements(modules, None) == (1, 6)
+    assert _read_elements({"energy": {"species_order": "periodic"}}, None) == ()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    make_teacher()
+    whole, cut = MODELS / "ani1x_model0.fnx", tmp_path / "ani1x_cut.fnx"
+    cut.write_bytes(whole.read_bytes()[:100_000])
+    with pytest.raises(FastFFError, match=r"could not load the model: .*ani1x_cut\.fnx"):
+        load_teacher(f"fennol:{whole},{cut}")
+
+
+def test_a_python_without_numpy_is_named(tmp_path: Path) -> None:
+    model, python = tmp_path / "some.fnx", tmp_path / "python"
+    model.write_bytes(b"")
+    python.write_text(
+        "#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2; exit 1\n"
+    )
+    python.chmod(0o755)
+    with pytest.raises(MissingDependencyError, match=f"{python}.*numpy.*{PYTHON_VARIABLE}"):
+        load_teacher(f"fennol:{model}", options={"python": str(python)})
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:

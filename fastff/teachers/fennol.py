@@ -262,6 +262,7 @@ class Worker:
                 environment["CUDA_VISIBLE_DEVICES"] = _find_physical_device(
                     int(device.split(":")[1])
                 )
+        self._python = python
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         try:
             # -P: this folder has files named as the packages of teachers; they must not stand in their way
@@ -290,19 +291,26 @@ class Worker:
         if answer is None:
             self._log.seek(0)
             lines = self._log.read().decode(errors="replace").strip().splitlines()
-            raise FastFFError(f"the FeNNol process ended: {lines[-1] if lines else 'no message'}")
+            reason = lines[-1] if lines else "no message"
+            if reason.startswith(("ModuleNotFoundError", "ImportError")):
+                raise MissingDependencyError(self._say_missing(reason))
+            raise FastFFError(f"the FeNNol process ended: {reason}")
         found, results = answer
         if not found["ok"]:
             text = str(found["error"]).strip().splitlines()
             if found["kind"] in ("ModuleNotFoundError", "ImportError"):
-                raise MissingDependencyError(
-                    f"FeNNol cannot be imported: {found['error']}; install it with `pip install 'fastff[fennol]'`"
-                )
+                raise MissingDependencyError(self._say_missing(found["error"]))
             task = "load the model" if meta["task"] == "load" else "label"
             raise FastFFError(
                 f"FeNNol could not {task}: {found['kind']}: {text[0] if text else ''}"
             )
         return found, results
+
+    def _say_missing(self, reason: str) -> str:
+        return (
+            f"FeNNol cannot be imported by {self._python}: {reason}; install it there with `pip install fennol`, or "
+            f"set {PYTHON_VARIABLE} to a Python that has it"
+        )
 
 
 def _find_physical_device(index: int) -> str:
@@ -388,8 +396,10 @@ def _read_elements(modules: Any, chosen: Any) -> tuple[int, ...]:
         if not isinstance(node, Mapping):
             return
         for key, value in node.items():
-            if key == "species_order" and not isinstance(value, str):
-                lists.append({atomic_numbers[s] for s in value if s in atomic_numbers})
+            if key == "species_order" and value:
+                order = value.replace(",", " ").split() if isinstance(value, str) else value
+                if known := {atomic_numbers[s] for s in order if s in atomic_numbers}:
+                    lists.append(known)
             elif isinstance(value, Mapping) and value and all(k in atomic_numbers for k in value):
                 lists.append({atomic_numbers[s] for s in value})
             else:

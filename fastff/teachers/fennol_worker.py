@@ -67,10 +67,9 @@ class Ensemble:
         import jax
 
         jax.config.update("jax_enable_x64", double)
-        from fennol import FENNIX
 
         self.dtype = np.float64 if double else np.float32
-        self.models = [FENNIX.load(path, use_atom_padding=True) for path in paths]
+        self.models = [load_model(path) for path in paths]
         self.groups: list[Group] = []
         for index, model in enumerate(self.models):
             fitting = [group for group in self.groups if is_alike(group.model, model)]
@@ -140,6 +139,18 @@ class Ensemble:
         if forces is not None:
             results["force_spread"] = forces.std(axis=0)
         return results
+
+
+def load_model(path: str) -> Any:
+    """One model; what FeNNol says of a broken file does not name it."""
+    from fennol import FENNIX
+
+    try:
+        return FENNIX.load(path, use_atom_padding=True)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
 
 
 def is_alike(first: Any, second: Any) -> bool:
