@@ -17,6 +17,7 @@ from fastff.distill.header import replace_undefined
 from fastff.distill.request import build_request, check_folder, read_config
 from fastff.distill.run import distill, remove_overlap
 from fastff.distill.split import Split
+from fastff.distill.store import LabelStore
 from fastff.errors import DataError, UnsupportedElementError, UsageError
 from fastff.models.uncertainty import measure_uncertainty
 from fastff.neighbors import atoms_to_graph
@@ -54,6 +55,25 @@ def test_model_file_tells_its_whole_story(finished: Path) -> None:
     assert 0 < header["accuracy"]["test"]["overall"] <= 1
     assert header["training"]["learning_curve"]
     json.dumps(header, allow_nan=False)
+
+
+def test_the_teacher_is_measured_before_labelling_and_that_is_stored(finished: Path) -> None:
+    labelled = read_labels(finished / "out" / "labels.h5")
+    assert labelled.record["self_check"]["conservative"] is True
+    assert labelled.record["self_check"]["n_structures"] == 1  # of one composition
+
+
+def test_what_was_found_of_the_teacher_is_said_of_its_student(
+    finished: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "labels.h5"
+    copy.write_bytes((finished / "out" / "labels.h5").read_bytes())
+    with LabelStore(copy, "a") as store:
+        check = store.record["self_check"]
+        store.note(self_check={**check, "conservative": False, "slope_mismatch": 0.3})
+    outcome = distill(build_request(labels=copy, **QUICK), tmp_path / "out", device="cpu")
+    assert len(outcome.caveats) == 1
+    assert "differ from the slope of the energy by 30.0 %" in outcome.caveats[0]
 
 
 def test_model_file_grades_structures_unlike_its_training(finished: Path) -> None:

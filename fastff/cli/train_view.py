@@ -40,7 +40,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         TimeRemainingColumn,
     )
 
-    from fastff.distill.labelling import describe_caveats
+    from fastff.distill.labelling import describe_caveats, describe_check
     from fastff.distill.rounds import RoundsListener
     from fastff.distill.run import Listener
     from fastff.report.verdict import format_percent
@@ -67,6 +67,9 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
         for note in (*info.notes, *describe_caveats(info)):
             console.print(f"         {note}", style="yellow")
         console.print(str(plan), markup=False, soft_wrap=True)
+
+    def show_check(check: Any) -> None:
+        console.print(f"[bold]check[/]    {describe_check(check)}", soft_wrap=True)
 
     def show_rounds(plan: Any) -> None:
         console.print(f"[bold]rounds[/]   {plan}", soft_wrap=True)
@@ -140,6 +143,7 @@ def build_listener(console: Console, displays: ExitStack) -> Listener:
 
     return Listener(
         on_plan=show_plan,
+        on_check=show_check,
         on_rounds=show_rounds,
         on_sampling=show_sampling,
         on_sampled=show_sampled,

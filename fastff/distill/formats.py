@@ -56,6 +56,8 @@ class LabelledSet:
         Frames set aside, with the reason.
     blocks : bool
         Trajectories, or some of them, are consecutive blocks of a file that does not name them.
+    record : dict
+        What else a label file tells of its labels, see :meth:`fastff.distill.store.LabelStore.note`.
     """
 
     frames: list[Frame]
@@ -63,6 +65,7 @@ class LabelledSet:
     held_out: frozenset[int] = frozenset()
     quarantined: list[tuple[Frame, str]] = field(default_factory=list)
     blocks: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,11 @@ def read_labels(
     if suffix in (".h5", ".hdf5"):
         with LabelStore(path) as store:
             result = LabelledSet(
-                store.read(), store.teacher, store.held_out, store.read_quarantine()
+                store.read(),
+                store.teacher,
+                store.held_out,
+                store.read_quarantine(),
+                record=store.record,
             )
     elif suffix == ".npz":
         result = _read_npz(path)

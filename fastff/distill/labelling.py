@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from fastff.teachers import Teacher
 
 
+CHECK = "self_check"
+"""Key of a label file's record that holds what the teacher was found to be worth."""
 STORE_EVERY = 1.0
 """Seconds between writes of labels. A batch of a fast teacher takes a tenth of that, and a write waits for the disk."""
 
@@ -149,13 +151,9 @@ class Labeller:
     def check_teacher(self, examples: Sequence[ase.Atoms]) -> dict[str, Any] | None:
         """Measure the teacher once and store the outcome; None where it was stored before or is not asked for."""
         self.store.note(fastff_version=fastff.__version__)
-        if not self.settings.self_check or "self_check" in self.store.record or not examples:
+        if not self.settings.self_check:
             return None
-        from fastff.teachers.selfcheck import check_teacher
-
-        outcome = check_teacher(self.teacher, examples).to_dict()
-        self.store.note(self_check=outcome)
-        return outcome
+        return check_once(self.teacher, self.store, examples)
 
     def measure(self) -> LabelPlan:
         """Label the first batch, or two if the teacher is cold, and return the plan with the time it takes."""
@@ -221,6 +219,19 @@ class Labeller:
                 self.report.n_labelled += outcome.added
                 self.report.set_aside += outcome.quarantined
         self._stored_at = time.perf_counter()
+
+
+def check_once(
+    teacher: Teacher, store: LabelStore, examples: Sequence[ase.Atoms]
+) -> dict[str, Any] | None:
+    """Measure a teacher on a few structures and store the outcome with its labels, unless that was done before."""
+    if CHECK in store.record or not examples:
+        return None
+    from fastff.teachers.selfcheck import check_teacher
+
+    outcome = check_teacher(teacher, examples).to_dict()
+    store.note(**{CHECK: outcome})
+    return outcome
 
 
 def plan_labels(

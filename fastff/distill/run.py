@@ -22,7 +22,7 @@ from fastff.distill.formats import LabelKeys, LabelledSet, read_labels
 from fastff.distill.groups import STUDENT, TEACHER, meets_target
 from fastff.distill.header import build_header, describe_software
 from fastff.distill.hessian import EVALUATIONS, add_to_split
-from fastff.distill.labelling import describe_caveats, is_first_process
+from fastff.distill.labelling import CHECK, check_once, describe_caveats, is_first_process
 from fastff.distill.ladder import Ladder, Trained, calibrate_uncertainty, measure_student
 from fastff.distill.planning import plan_sampling
 from fastff.distill.ranks import check_launched
@@ -66,6 +66,8 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "model.safetensors"
 LABELS_NAME = "labels.h5"
+MOST_CHECKED = 2
+"""Cells, the smallest of different compositions, on which the teacher is measured first: 20 evaluations each."""
 HESSIAN_NAME = "hessian.h5"
 """Frames of these labels with Hessian-vector targets."""
 
@@ -75,6 +77,7 @@ class Listener:
     """What a front end wants to be told; every hook may be left out."""
 
     on_plan: Callable[[SamplingPlan, Teacher], None] = lambda plan, teacher: None
+    on_check: Callable[[dict[str, Any]], None] = lambda check: None
     on_rounds: Callable[[RoundsPlan], None] = lambda plan: None
     on_sampling: Callable[[SamplingProgress], None] = lambda progress: None
     on_sampled: Callable[[SamplingReport], None] = lambda report: None
@@ -293,7 +296,7 @@ def finish(
         test_kind=split.test_kind,
         target=request.target,
         teacher=labelled.teacher.get("name"),
-        caveats=tuple(describe_caveats(labelled.teacher)),
+        caveats=tuple(describe_caveats(labelled.teacher, labelled.record.get(CHECK))),
         seconds=seconds,
         attempts=ladder.attempts,
         rows=rows,
@@ -376,8 +379,12 @@ def label_structures(
     Frames are returned in the order of the plan, however often the run was interrupted; those of rounds are left out.
     """
     with LabelStore(out / LABELS_NAME, "a", teacher=teacher.info) as store:
+        cells = sorted((cell.atoms for cell in plan.cells), key=len)
+        check_once(teacher, store, choose_examples(cells)[:MOST_CHECKED])
         plan = measure_teacher(teacher, plan, store)
         listener.on_plan(plan, teacher)
+        if check := store.record.get(CHECK):
+            listener.on_check(check)
         each = plan.seconds / plan.n_evaluations
         listener.on_rounds(replace(rounds, seconds_each=each))
         report = run_sampling(teacher, plan, store, on_progress=listener.on_sampling)
