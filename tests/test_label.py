@@ -311,6 +311,19 @@ def test_what_cannot_be_labelled_is_said_in_one_line(
     assert "does not know Xe" in err
 
 
+def test_a_label_file_written_from_another_keeps_what_is_known_of_its_teacher(
+    run_cli: Run, copper_file: Path, tmp_path: Path
+) -> None:
+    words = ("label", "--teacher", "analytic:emt", copper_file, "--shard", "1/4", "--quiet")
+    assert run_cli(*words, "--out", tmp_path / "labels.h5")[0] == 0
+    old, new = tmp_path / "labels.1-of-4.h5", tmp_path / "new.h5"
+    assert run_cli("labels", old, "--export", new)[0] == 0
+    with LabelStore(old) as stored, LabelStore(new) as written:
+        assert written.record["self_check"] == stored.record["self_check"]
+        assert "shard" in stored.record
+        assert "shard" not in written.record  # frames may be left out
+
+
 def test_an_unknown_element_leaves_no_label_file(run_cli: Run, tmp_path: Path) -> None:
     """Which would belong to the teacher that cannot fill it."""
     write(tmp_path / "mgo.xyz", bulk("MgO", "rocksalt", a=4.2))

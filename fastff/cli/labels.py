@@ -43,6 +43,7 @@ def labels(
     """Check labelled frames: broken numbers, outliers, wrong units or sign, duplicates."""
     from fastff.distill.export import write_labels
     from fastff.distill.formats import LabelKeys, group_unnamed, read_labels
+    from fastff.distill.jobs import SHARD
     from fastff.distill.merging import quarantine_frames
     from fastff.distill.validate import validate_frames
     from fastff.errors import DataError
@@ -75,7 +76,8 @@ def labels(
             for index, frame in enumerate(found.frames)
             if not (quarantine and index in doubtful)
         ]
-        write_labels(export, kept, found.teacher, found.held_out)
+        record = {key: value for key, value in found.record.items() if key != SHARD}
+        write_labels(export, kept, found.teacher, found.held_out, record)
         console.print(f"wrote {len(kept)} frames to {export}", soft_wrap=True)
     if strict and (report.findings or found.quarantined):
         names = [finding.check for finding in report.findings]

@@ -28,6 +28,7 @@ def write_labels(
     frames: Sequence[Frame],
     teacher: Any = None,
     held_out: Iterable[int] = (),
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write labelled frames for other programs; the file appears whole or not at all.
 
@@ -42,6 +43,8 @@ def write_labels(
         Who made the labels.
     held_out : iterable of int
         Trajectories made for testing only.
+    record : mapping, optional
+        What else is known of the labels, such as the teacher's self-check; label files alone hold it.
 
     Raises
     ------
@@ -54,18 +57,18 @@ def write_labels(
         raise DataError(f"{path} exists already; choose another name or remove it")
     if suffix not in (".h5", ".hdf5", ".xyz", ".extxyz", ".db"):
         raise DataError(f"{path}: cannot write labels to this kind of file; use .h5, .xyz or .db")
-    held, record = frozenset(held_out), describe_teacher(teacher)
+    held, described = frozenset(held_out), describe_teacher(teacher)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         if suffix in (".h5", ".hdf5"):
-            _write_store(temporary, frames, record, held)
+            _write_store(temporary, frames, described, held, record or {})
         elif suffix == ".db":
-            _write_database(temporary, [_export_atoms(frame, held) for frame in frames], record)
+            _write_database(temporary, [_export_atoms(frame, held) for frame in frames], described)
         else:
             structures = [_export_atoms(frame, held) for frame in frames]
-            for atoms in structures if record else ():
-                atoms.info["teacher"] = json.dumps(record)
+            for atoms in structures if described else ():
+                atoms.info["teacher"] = json.dumps(described)
             import ase.io
 
             ase.io.write(temporary, structures, format="extxyz")
@@ -75,9 +78,14 @@ def write_labels(
 
 
 def _write_store(
-    path: Path, frames: Sequence[Frame], teacher: Mapping[str, Any], held: frozenset[int]
+    path: Path,
+    frames: Sequence[Frame],
+    teacher: Mapping[str, Any],
+    held: frozenset[int],
+    record: Mapping[str, Any],
 ) -> None:
     with LabelStore(path, "w", teacher=teacher) as store:
+        store.note(**record)
         for flag, part in itertools.groupby(frames, lambda frame: frame.trajectory in held):
             store.append(list(part), held_out=flag)
 
