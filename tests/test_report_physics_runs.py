@@ -25,7 +25,8 @@ from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import (
     EnergyTrace,
 )
-from fastff.report.physics.run import make_runs, plan_student
+from fastff.report.physics.run import plan_student
+from fastff.report.physics.sampling import make_runs
 from fastff.report.physics.schedule import Laboratory
 from fastff.report.physics.side import OutOfTimeError, Side
 from fastff.teachers import load_teacher

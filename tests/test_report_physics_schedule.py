@@ -15,7 +15,7 @@ from fastff.models import build_student, configure_student
 from fastff.report.physics.derive import PropertyError, TooShortError
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import DimerItem
-from fastff.report.physics.run import count_replicas, make_runs, plan_runs
+from fastff.report.physics.sampling import count_replicas, make_runs, plan_runs
 from fastff.report.physics.schedule import Laboratory, Task
 from fastff.report.physics.side import OutOfTimeError, Side, relax_cell
 from fastff.report.physics_figures import draw_item

@@ -2,7 +2,7 @@
 
 Here: the teacher's runs, least lengths and the curves that runs leave. Not here: the student's own loop
 (:mod:`fastff.report.physics.endurance`), the numbers derived from curves (:mod:`fastff.report.physics.derive`), how
-long there is time to run (:mod:`fastff.report.physics.run`).
+long there is time to run (:mod:`fastff.report.physics.sampling`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Which properties are measured, in which order, and what is left out.
 
 Here: :func:`measure_physics`, which takes what fits the structure and what there is time for, and
-:func:`verify_physics`. Not here: the properties, the clock (:mod:`fastff.report.physics.schedule`).
+:func:`verify_physics`. Not here: the properties, pair distributions and diffusion of both sides
+(:mod:`fastff.report.physics.sampling`), the clock (:mod:`fastff.report.physics.schedule`).
 
 ``"auto"`` keeps to a budget of seconds, of which each property has a share. What compares both sides comes before what
 the student does alone. ``"full"`` has no budget and longer runs.
@@ -11,23 +12,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastff.distill.cells import build_supercell
 from fastff.distill.dynamics import draw_momenta
 from fastff.report.ending import NEVER, Watch
-from fastff.report.heldout import choose_time_step
 from fastff.report.physics import crystal as crystals
-from fastff.report.physics import dimers, endurance, motion
+from fastff.report.physics import dimers, endurance
 from fastff.report.physics.axes import find_axis_faults
 from fastff.report.physics.derive import PropertyError, derive_quantities
 from fastff.report.physics.magnitudes import find_magnitude_faults
 from fastff.report.physics.material import WORDS, Material, describe_material
 from fastff.report.physics.record import PhysicsPart
+from fastff.report.physics.sampling import Runs, make_runs, plan_runs
 from fastff.report.physics.schedule import Laboratory, Mode, Task
 from fastff.report.physics.side import Side, relax_bare
 
@@ -36,15 +35,8 @@ if TYPE_CHECKING:
 
     from fastff.models import Student
 
-MOST_STEPS = {"auto": 2000, "full": 20_000}
-"""Steps of runs of both sides, more only where pair distributions or diffusion would say nothing."""
-
 ENGINE_STEPS = {"auto": 1000, "full": 20_000}
 """Steps of the student's own loop, more only where stability would say nothing."""
-
-REPLICAS = (2, 4, 8)
-BATCH_COST = 2.0
-"""How many times a step of one replica a step of several may cost."""
 
 LARGEST_ORDERED = 24
 """Atoms of a unit cell; a larger one is disordered, as a rule, and relaxes slowly."""
@@ -118,39 +110,6 @@ def measure_physics(
             )
             keep(part)
     return part
-
-
-@dataclass
-class Runs:
-    """Dynamics of both sides that pair distributions and diffusion share, the teacher's only if there was time."""
-
-    model: Student
-    student: Side
-    temperature: float
-    time_step: float
-    sides: dict[str, motion.Run] = field(default_factory=dict)
-    absence: str = ""
-    _own: dict[int, float] = field(default_factory=dict)
-
-    def estimate_own(self, box: ase.Atoms) -> float:
-        """Seconds of a step of the student, measured once at each size."""
-        if len(box) not in self._own:
-            self._own[len(box)] = endurance.measure_own_step(
-                self.model, box, self.temperature, self.time_step, self.student.deadline
-            )
-        return self._own[len(box)]
-
-    def estimate(self, teacher: Side, box: ase.Atoms, n_replicas: int = 1) -> float:
-        """Seconds of a step of both sides."""
-        return teacher.estimate(box, n_replicas) + n_replicas * self.estimate_own(box)
-
-
-def make_runs(
-    lab: Laboratory, material: Material, model: Student, temperatures: tuple[float, float]
-) -> Runs:
-    """No run yet, at the middle of a range of temperatures in K."""
-    middle, time_step = 0.5 * sum(temperatures), choose_time_step(material.box.numbers)
-    return Runs(model, lab.student, middle, time_step)
 
 
 def _plan_dimers(lab: Laboratory, material: Material, cutoff: float) -> Task:
@@ -265,113 +224,6 @@ def _plan_crystal(lab: Laboratory, crystal: crystals.Crystal) -> list[Task]:
             against=lambda: fits or many,
         ),
     ]  # fmt: skip
-
-
-def plan_runs(lab: Laboratory, material: Material, runs: Runs) -> list[Task]:
-    """Pair distributions and diffusion, from the same runs."""
-    middle = runs.temperature
-    periodic = material.kind in ("crystal", "disordered")
-    fits = "" if periodic else f"the structure is {WORDS[material.kind]}, without a density"
-    still = "" if material.kind == "disordered" else f"the structure is {WORDS[material.kind]}"
-    boxes = [material.box]
-    if material.kind == "crystal":
-        boxes.append(build_supercell(material.unit, 6.0, 60).atoms)
-    least = _count_least(material)
-
-    def measure_distributions(seconds: float) -> Any:
-        _run_sides(lab, material, boxes, runs, seconds)
-        return motion.compare_distributions(
-            runs.sides.get("teacher"), runs.sides["student"], material.pairs, middle, runs.absence
-        )
-
-    def measure_diffusion(_: float) -> Any:
-        if "student" not in runs.sides:
-            raise PropertyError("there are no runs of pair distributions")
-        return motion.compare_diffusion(
-            runs.sides.get("teacher"), runs.sides["student"], middle, runs.absence
-        )
-
-    return [
-        Task(
-            "Pair distributions", 6.0 if still else 12.0,
-            measure=measure_distributions,
-            cost=lambda: least * runs.estimate(lab.teacher, boxes[-1]) / 0.9,
-            against=lambda: fits,
-            cost_alone=lambda: least * runs.estimate_own(boxes[-1]),
-        ),
-        Task(
-            "Diffusion", 0.0,
-            measure=measure_diffusion,
-            # waits for the runs
-            cost=lambda: 0.0 if runs.sides else math.inf,
-            against=lambda: still,
-            cost_alone=lambda: 0.0,
-        ),
-    ]  # fmt: skip
-
-
-def _count_least(material: Material) -> int:
-    """Steps of the shortest runs that say something of pair distributions."""
-    return motion.count_steps(2.0 * motion.LEAST_BLOCK, choose_time_step(material.box.numbers))
-
-
-def _run_sides(
-    lab: Laboratory, material: Material, boxes: list[ase.Atoms], runs: Runs, seconds: float
-) -> None:
-    """Both sides in the largest box in which there is time for the teacher, else the student alone.
-
-    Replicas of the teacher run side by side where a batch of them costs little more than one.
-    """
-    least, box, n_replicas, with_teacher = _count_least(material), boxes[-1], 1, False
-    for candidate in boxes:
-        if 0.9 * seconds * (1.0 + 1e-9) >= least * runs.estimate(lab.teacher, candidate):
-            box, with_teacher = candidate, True
-            n_replicas = count_replicas(lab.teacher, box, runs.estimate, least, 0.9 * seconds)
-            break
-    if not with_teacher:
-        takes = least * lab.teacher.estimate(box)
-        runs.absence = f"{least} steps of it take about {takes:.0f} s, {seconds:.0f} s were left"
-    start = box.copy()
-    start.rattle(0.02, seed=7)
-    cost = runs.estimate(lab.teacher, box, n_replicas) if with_teacher else runs.estimate_own(box)
-    # the student alone is no comparison: it leaves time for other properties
-    part = 0.8 if with_teacher else 0.2
-    most = MOST_STEPS[lab.mode]
-    if material.kind == "disordered":
-        most = max(most, motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step))
-    steps = part * seconds / cost
-    n_steps = int(max(least, min(most, steps) if math.isfinite(steps) else most))
-    dynamics = motion.Dynamics(
-        start, runs.temperature, runs.time_step, n_steps, n_replicas=n_replicas
-    )
-    found = {"student": endurance.run_own(runs.model, dynamics, lab.student.deadline)}
-    if with_teacher:
-        found["teacher"] = motion.run_side(lab.teacher, dynamics)
-    runs.sides.update(found)
-
-
-def count_replicas(
-    teacher: Side,
-    box: ase.Atoms,
-    estimate: Callable[[Side, ase.Atoms, int], float],
-    least: int,
-    seconds: float,
-) -> int:
-    """Replicas of ``least`` steps for which there is time and whose batch costs at most :data:`BATCH_COST` times one.
-
-    To find out takes three calls of each batch: none is tried whose calls, one after the other, take a tenth of the
-    seconds.
-    """
-    single = estimate(teacher, box, 1)
-    n_replicas = 1
-    for count in REPLICAS:
-        if 3 * count * single > 0.1 * seconds:
-            break
-        cost = estimate(teacher, box, count)
-        if cost > BATCH_COST * single or least * cost > seconds:
-            break
-        n_replicas = count
-    return n_replicas
 
 
 def verify_physics(part: PhysicsPart) -> list[str]:
