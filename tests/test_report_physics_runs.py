@@ -149,6 +149,16 @@ def test_replicas_are_blocks_of_their_own():
     assert "over 8 blocks" in item.description
 
 
+def test_pair_distributions_of_boxes_that_end_elsewhere_are_not_compared():
+    run = walk(260)
+    narrow = [image.copy() for image in run.replicas[0]]
+    for image in narrow:
+        image.set_cell([12, 12, 10])
+    other = motion.Run([narrow], run.time_step)
+    with pytest.raises(PropertyError, match="up to 5 Å of the teacher, 6 Å of the student"):
+        motion.compare_distributions(other, run, [("Ar", "Ar")], 300.0)
+
+
 def test_the_student_runs_in_its_own_loop_like_the_teacher():
     """The same model on both ways: as many structures of the same kind of motion, and the same refusals."""
     model = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8)).double()

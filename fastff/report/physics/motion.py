@@ -145,10 +145,14 @@ def compare_distributions(
 
     Raises
     ------
+    PropertyError
+        The runs are of boxes so different that their distances end elsewhere.
     TooShortError
         A run has no two blocks of :data:`LEAST_BLOCK`; one is enough of each of :data:`MOST_BLOCKS` replicas or more.
     """
     runs = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
+    if teacher is not None:
+        _require_same_bins(teacher.first, student.first)
     shortest = min(run.length for run in runs.values())
     n_blocks = min(MOST_BLOCKS, int(shortest / LEAST_BLOCK + 1e-6))
     least, needed = (1, "a block") if len(student.replicas) >= MOST_BLOCKS else (2, "two blocks")
@@ -183,6 +187,16 @@ def compare_distributions(
         peak="first",
         heights=(float(heights[0]), float(heights[1]), float(heights[2])),
     )
+
+
+def _require_same_bins(teacher: ase.Atoms, student: ase.Atoms) -> None:
+    """Raise :class:`PropertyError` where half the boxes of the sides are such that their distances end elsewhere."""
+    ends = [make_bins(atoms)[-1] for atoms in (teacher, student)]
+    if ends[0] != ends[1]:
+        raise PropertyError(
+            f"the runs are of different boxes: distances are known up to {ends[0]:.3g} Å of the teacher, "
+            f"{ends[1]:.3g} Å of the student"
+        )
 
 
 def _describe_absence(absence: str) -> str:
