@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from ase.build import bulk
 from producers import edit
 
 from fastff.checkpoint import save_model
-from fastff.cli.bench import judge
+from fastff.cli.bench import bench, judge
 from fastff.cli.bench_options import parse_duration
 from fastff.cli.bench_view import print_results
 from fastff.errors import AccuracyError, DataError, UsageError
@@ -273,3 +274,12 @@ def test_signals_are_raised_at_once_unless_held():
         os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         watch.leave()
+
+
+def test_help_promises_no_time_that_a_run_does_not_keep():
+    """Of a plan that takes two minutes or ten, by how busy the cores are, and of a limit that the frames may pass."""
+    hints = get_type_hints(bench, include_extras=True)
+    quick, limit = (hints[name].__metadata__[0].help for name in ("quick", "time_limit"))
+    assert "two idle cores" in quick
+    assert "busy" in quick
+    assert "however long" in limit

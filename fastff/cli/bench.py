@@ -143,11 +143,16 @@ def bench(
         typer.Option(
             "--time-limit",
             help="Begin nothing new after 600 (seconds), 10min or 0.5h, and write what was measured until then; the "
-            "held-out frames are made in any case.",
+            "held-out frames are made in any case, however long they take.",
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="About two minutes: fewer frames, sizes and repeats.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="Fewer frames, sizes and repeats: about two minutes with SevenNet on two idle cores, five to ten "
+            "where they are busy, longer with a slower teacher.",
+        ),
     ] = False,
     kernels: Annotated[
         bool,

@@ -82,7 +82,7 @@ QUICK_PLAN = BenchPlan(
     sizes=(64, 500, 2000, 10000), budget=6.0, md_atoms=64, outside=False, n_noise=2,
     physics_budget=30.0,
 )  # fmt: skip
-"""A plan of about two minutes on two cores with a SevenNet teacher, a fourth of it for physics."""
+"""A plan of about two minutes on two idle cores with a SevenNet teacher, five to ten where they are busy."""
 
 
 def choose_seeds(header: dict[str, Any], structures: Sequence[ase.Atoms] | None) -> list[ase.Atoms]:
