@@ -408,6 +408,27 @@ def test_pages_of_old_records_are_honest():
         assert "e+03" not in text
 
 
+def test_bulk_moduli_of_cells_that_are_not_cubic_are_said_to_be_of_scaled_cells(whole_record):
+    """By the teacher's space group, else by its elastic constants; where neither is known, with a condition."""
+    eos, elastic = whole_record.physics.items[:2]
+    group = dict.fromkeys(("teacher", "student"), ("P4/mmm (123)", "Pm-3m (221)"))
+    cubic = dict.fromkeys(("teacher", "student"), ("Pm-3m (221)", "Pm-3m (221)"))
+    skewed = elastic.model_copy(update={"cubic": False})
+    for items, symmetry, words in (
+        ((eos, elastic), group, "and this cell is not cubic: B0 is that of equal strains"),
+        ((eos, skewed), None, "and this cell is not cubic: B0 is that of equal strains"),
+        ((eos,), None, "in a cell that is not cubic, B0 is that of equal strains"),
+        ((eos, skewed), cubic, ""),
+        ((eos, elastic), None, ""),
+    ):
+        part = make_part(*items, symmetry=symmetry)
+        shown = describe_item(present_physics(part, whole_record.main).items[0])
+        assert words in shown
+        assert bool(words) is ("hydrostatic" in shown)
+    page = render_report(read_record(RESULTS / "cuau-7net-0-l10-h200.json"))
+    assert "this cell is not cubic" in page[: page.index('<script type="application/json"')]
+
+
 def test_wide_intervals_are_quoted_with_the_limits(whole_record):
     other = whole_record.main.model_copy(
         update={

@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastff.report.physics.derive import derive_quantities
-from fastff.report.physics.record import AnyItem, PhononItem, PhysicsPart, RdfCurve, RdfItem
-from fastff.report.physics.rest import describe_interpolated
+from fastff.report.physics.record import (
+    AnyItem,
+    EosItem,
+    PhononItem,
+    PhysicsPart,
+    RdfCurve,
+    RdfItem,
+)
+from fastff.report.physics.rest import describe_interpolated, describe_scaling
 from fastff.units import show_formula
 
 if TYPE_CHECKING:
@@ -24,17 +31,23 @@ if TYPE_CHECKING:
 
 
 def present_physics(part: PhysicsPart, main: Comparison) -> PhysicsPart:
-    """The part with pair distributions up to half the box, and the material's formula as chemists write it.
+    """The part with pair distributions up to half the box, what B0 is where the cell is not cubic, and the material's
+    formula as chemists write it.
 
     ``main`` are the frames that decide, whose volume says how large a box was whose size is not recorded.
     """
-    items = tuple(
-        _limit_reach(item, main.coverage.volume_per_atom) if isinstance(item, RdfItem) else item
-        for item in part.items
-    )
+    items = tuple(_present_item(item, part, main) for item in part.items)
     formula, comma, rest = part.material.partition(",")
     material = show_formula(formula, reduce=True) + comma + rest
     return part.model_copy(update={"items": items, "material": material})
+
+
+def _present_item(item: AnyItem, part: PhysicsPart, main: Comparison) -> AnyItem:
+    if isinstance(item, RdfItem):
+        return _limit_reach(item, main.coverage.volume_per_atom)
+    if isinstance(item, EosItem):
+        return item.model_copy(update={"description": item.description + describe_scaling(part)})
+    return item
 
 
 def _limit_reach(item: RdfItem, volume: tuple[float, float] | None) -> RdfItem:

@@ -1,4 +1,4 @@
-"""What a crystal is at rest, in words: imaginary modes, symmetry that was lost.
+"""What a crystal is at rest, in words: imaginary modes, symmetry that was lost, cells that are not cubic.
 
 Here: which sides are unstable and where, which properties that leaves without meaning, space groups. Not here:
 measuring phonons and space groups (:mod:`fastff.report.physics.crystal`), what deviates
@@ -34,6 +34,10 @@ POINT_GROUPS = (
     (190, 12), (194, 24), (199, 12), (220, 24), (230, 48),
 )  # fmt: skip
 """Space groups up to each of these numbers, from the one before on, have point groups of this order."""
+
+
+FIRST_CUBIC = 195
+"""Number of the first cubic space group; the others follow."""
 
 
 def find_imaginary(item: PhononItem) -> dict[str, float]:
@@ -124,6 +128,32 @@ def describe_interpolated(item: PhononItem) -> str:
     )
 
 
+def describe_scaling(part: PhysicsPart) -> str:
+    """What B0 is where the cell is not cubic, for the sentence on what was done; empty where it is.
+
+    That of equal strains is Voigt's average, that under hydrostatic pressure Reuss's (Hill, Proc. Phys. Soc. A 65, 349
+    (1952)), which is smaller where the shape changes under pressure.
+    """
+    words = {
+        True: "",
+        False: "and this cell is not cubic: B0 is that of equal strains",
+        None: "so that in a cell that is not cubic, B0 is that of equal strains",
+    }[_is_cubic(part)]
+    if not words:
+        return ""
+    return (
+        f"; the cell is scaled without a change of its shape, {words} in all directions, as a rule above that under "
+        "hydrostatic pressure"
+    )
+
+
+def _is_cubic(part: PhysicsPart) -> bool | None:
+    """By the space group of the teacher's relaxed cell, else by its elastic constants; None where neither is known."""
+    if part.symmetry is not None and "teacher" in part.symmetry:
+        return _read_number(part.symmetry["teacher"][0]) >= FIRST_CUBIC
+    return next((item.cubic for item in part.items if isinstance(item, ElasticItem)), None)
+
+
 def list_symmetries(part: PhysicsPart) -> str:
     """Space groups of the relaxed cells at both tolerances, and of the crystal before; empty where none is known."""
     if not part.symmetry:
@@ -162,10 +192,15 @@ def _describe_lost(part: PhysicsPart) -> list[str]:
     ]
 
 
-def _count_operations(group: str) -> int:
-    """Order of the point group of a space group as spglib writes it, ``P4_2/mnm (136)``; 0 where it has no number."""
+def _read_number(group: str) -> int:
+    """That of a space group as spglib writes it, ``P4_2/mnm (136)``; 0 where it has none."""
     found = re.search(r"\((\d+)\)$", group)
-    number = int(found[1]) if found else 0
+    return int(found[1]) if found else 0
+
+
+def _count_operations(group: str) -> int:
+    """Order of the point group of a space group; 0 where it has no number."""
+    number = _read_number(group)
     return next((order for last, order in POINT_GROUPS if 0 < number <= last), 0)
 
 
