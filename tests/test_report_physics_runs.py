@@ -96,6 +96,7 @@ def test_stability_is_tested_at_the_highest_temperature_and_beyond(copper, monke
 def test_the_teacher_is_in_runs_that_just_fit(copper, monkeypatch):
     """The seconds that a task says it needs are enough for both sides, also where rounding is against it."""
     monkeypatch.setattr(endurance, "LEAST_NVE", 0.02)
+    monkeypatch.setattr(endurance, "SETTLING", 0.005)
     monkeypatch.setattr(Side, "estimate", lambda side, atoms, copies=1: 0.07)
     lab, material, runs = open_laboratory(copper, 10.0)
     monkeypatch.setattr(runs, "estimate_own", lambda box: 0.01)

@@ -15,7 +15,7 @@ from fastff.report.html import render_report
 from fastff.report.markdown import write_tables
 from fastff.report.physics import crystal as crystals
 from fastff.report.physics import motion
-from fastff.report.physics.derive import derive_quantities, fit_drift
+from fastff.report.physics.derive import PropertyError, derive_quantities, fit_drift
 from fastff.report.physics.material import UnitCell
 from fastff.report.physics.present import describe_item, present_physics
 from fastff.report.physics.record import (
@@ -343,6 +343,27 @@ def test_a_drift_smaller_than_its_error_is_not_resolved(whole_record):
     assert (
         "no error bar (over 2 ps)" in tabulate(whole_record, part)["drift of the energy"]["student"]
     )
+
+
+def test_drifts_leave_out_the_start_of_a_run_or_say_that_it_is_part_of_them(whole_record):
+    """A step of the energy in the first 0.1 ps, and none after it: a drift of runs whose start counts, no other."""
+    times = np.linspace(0.0, 1.0, 101)
+    trace = EnergyTrace(times=tuple(times), energies=tuple(np.where(times < 0.095, 0.0, 5.0)))
+    old = NveItem(
+        title="Conservation of energy", description="", temperature=300, time_step=1.0,
+        teacher=trace, student=trace,
+    )  # fmt: skip
+    new = old.model_copy(update={"settling": 0.1})
+    drifts = [derive_quantities(item)[0] for item in (old, new)]
+    assert drifts[0].student > 1.0
+    assert (drifts[1].student, drifts[1].teacher) == pytest.approx((0.0, 0.0), abs=1e-9)
+    shown = tabulate(whole_record, make_part(new))["drift of the energy"]
+    assert "(over 0.9 ps)" in shown["teacher"]
+    assert "(over 0.9 ps)" in shown["student"]
+    assert "leave out the first 0.1 ps" in describe_criterion(make_part(new))
+    assert "of whole runs" in describe_criterion(make_part(old))
+    with pytest.raises(PropertyError, match="nothing is left"):
+        derive_quantities(old.model_copy(update={"settling": 1.5}))
 
 
 def test_errors_of_drifts_are_those_of_repeated_runs():

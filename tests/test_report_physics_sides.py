@@ -283,6 +283,7 @@ def trace(atoms, calculator, time_step, n_steps):
 
 def test_energies_of_dynamics_are_those_of_ase(monkeypatch, tmp_path):
     monkeypatch.setattr(endurance, "LEAST_NVE", 0.1)
+    monkeypatch.setattr(endurance, "SETTLING", 0.04)
     model = make_copper(cutoff=3.5, n_channels=4, n_mixed=4, hidden=(8, 8)).double()
     start = bulk("Cu", cubic=True).repeat(2)
     start.rattle(0.05, seed=1)
@@ -298,7 +299,8 @@ def test_energies_of_dynamics_are_those_of_ase(monkeypatch, tmp_path):
     found = derive(item)
     for role, rows, k in (("teacher", teacher, 0), ("student", student[::10], 1)):
         times = np.array(getattr(item, role).times)
-        slope = np.polyfit(times, rows, 1)[0]
+        kept = times > 0.039
+        slope = np.polyfit(times[kept], rows[kept], 1)[0]
         assert found["drift of the energy"][k] == pytest.approx(slope, rel=0.02, abs=1e-3), role
 
 

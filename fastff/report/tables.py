@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastff.report.physics.derive import settle_trace
 from fastff.report.physics.present import present_physics
 from fastff.report.physics.record import NveItem, RdfItem
 from fastff.report.physics.rest import UNSTABLE, lacks_minimum
@@ -206,7 +207,9 @@ def tabulate_physics(record: BenchRecord) -> Table:
 def _describe_sides(item: AnyItem, quantity: Quantity) -> tuple[str, str]:
     """The two numbers with their errors, noise or times."""
     if isinstance(item, NveItem):
-        traces = (item.teacher, item.student)
+        traces = [
+            None if t is None else settle_trace(item, t) for t in (item.teacher, item.student)
+        ]
         values = (quantity.teacher, quantity.student)
         drift = quantity.name.startswith("drift")
         cells = [_describe_energy(v, t, drift) for v, t in zip(values, traces, strict=True)]

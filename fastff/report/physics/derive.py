@@ -351,9 +351,30 @@ def fit_drift(trace: EnergyTrace) -> tuple[float, float]:
     return float(slope), float(np.sqrt(np.mean((e - start - slope * t) ** 2)))
 
 
+def settle_trace(item: NveItem, trace: EnergyTrace) -> EnergyTrace:
+    """A trace of the item without the first part that its quantities leave out.
+
+    Raises
+    ------
+    PropertyError
+        Fewer than three points are left.
+    """
+    if item.settling is None:
+        return trace
+    kept = np.array(trace.times) >= item.settling * (1.0 - 1e-9)
+    if kept.sum() < 3:
+        raise PropertyError(
+            f"of a run of {trace.times[-1]:.3g} ps nothing is left without the first {item.settling:g} ps"
+        )
+    times, energies = (tuple(np.array(v)[kept].tolist()) for v in (trace.times, trace.energies))
+    return EnergyTrace(times=times, energies=energies)
+
+
 def _derive_nve(item: NveItem) -> tuple[Quantity, ...]:
-    student = fit_drift(item.student)
-    teacher = (None, None) if item.teacher is None else fit_drift(item.teacher)
+    student = fit_drift(settle_trace(item, item.student))
+    teacher: tuple[float | None, float | None] = (None, None)
+    if item.teacher is not None:
+        teacher = fit_drift(settle_trace(item, item.teacher))
     return (
         Quantity(name="drift of the energy", unit="meV/atom/ps", teacher=teacher[0], student=student[0]),
         Quantity(name="fluctuation of the energy", unit="meV/atom", teacher=teacher[1], student=student[1]),

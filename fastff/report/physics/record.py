@@ -182,13 +182,17 @@ class EnergyTrace(PhysicsBase):
 
 
 class NveItem(Item):
-    """Conservation of energy at a time step in fs; the teacher's is None where it was too dear."""
+    """Conservation of energy at a time step in fs; the teacher's is None where it was too dear.
+
+    ``settling`` are the first ps of each trace, which quantities leave out; None, in older records, is nothing.
+    """
 
     kind: Literal["nve"] = "nve"
     temperature: float
     time_step: float
     teacher: EnergyTrace | None
     student: EnergyTrace
+    settling: float | None = None
 
 
 class StabilityRun(PhysicsBase):

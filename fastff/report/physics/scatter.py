@@ -105,10 +105,18 @@ def describe_criterion(part: PhysicsPart) -> str:
             f"With fewer than {LEAST_BLOCKS} blocks the noise itself is uncertain by a factor: what may be noise is "
             "not judged then."
         )
-    if any(isinstance(item, NveItem) for item in part.items):
+    for item in part.items:
+        if not isinstance(item, NveItem):
+            continue
+        part_of = (
+            "are of whole runs, the first steps included"
+            if item.settling is None
+            else f"leave out the first {item.settling:g} ps of each run"
+        )
         parts.append(
             "The ± of a drift is the standard error of its slope, correlation in time counted; it is not resolved "
-            f"where it is smaller than {TIMES:g} times that."
+            f"where it is smaller than {TIMES:g} times that. Drift and fluctuation {part_of}, in which heat goes from "
+            "velocities into positions."
         )
     return " ".join(parts)
 
