@@ -12,6 +12,7 @@ from fastff.labels import Frame, Labels
 from fastff.models.uncertainty import fit_uncertainty, predict_with_uncertainty
 from fastff.neighbors import atoms_to_graph
 from fastff.report.calibration import calibrate
+from fastff.report.tables import describe_calibration
 
 
 def draw_cells(n_cells, a, scale, seed):
@@ -63,21 +64,46 @@ def find_deviation(student, atoms):
 def test_energies_and_their_errors_are_those_of_an_atom(student):
     """A cell and twice that cell have the same error and the same deviation; the sign is student less label."""
     (cell,) = draw_cells(1, 3.7, 0.05, 40)
-    frames = make_frames(student, [cell, cell.repeat((2, 1, 1))], [0.003, 0.003], 0.0)
+    frames = make_frames(student, [cell, cell.repeat((2, 1, 1))], [0.003, -0.003], 0.0)
     (first, second) = calibrate(student, [("held-out frames", frames)]).energy
     assert first[0] == second[0] == 0
     assert first[1] == pytest.approx(find_deviation(student, cell), rel=1e-9)
     assert second[1] == pytest.approx(first[1], rel=1e-6)
-    assert (first[2], second[2]) == pytest.approx((0.003, 0.003), rel=1e-6)
+    assert (first[2], second[2]) == pytest.approx((0.003, -0.003), rel=1e-6)
 
 
 def test_shares_within_one_and_two_deviations(student):
-    """Errors of half, one and a half, one and a half and three deviations: one of four and three of four."""
+    """Errors of a half, two of 1.75 and one of three deviations: one of four and three of four."""
     cells = draw_cells(4, 3.7, 0.05, 50)
-    times = (0.5, 1.5, -1.5, 3.0)
+    times = (0.5, -1.75, -1.75, 3.0)
     errors = [k * find_deviation(student, atoms) for k, atoms in zip(times, cells, strict=True)]
     data = calibrate(student, [("held-out frames", make_frames(student, cells, errors, 0.0))])
     assert data.within == (0.25, 0.75)
+
+
+def test_constant_offsets_of_compositions_are_no_errors(student):
+    """As in the accuracy: a constant of 1 eV an atom leaves the shares as they are, one for each composition."""
+    cells = draw_cells(8, 3.7, 0.05, 50)
+    for atoms in cells[4:]:
+        atoms.numbers[1] = 79
+    times = 2 * (0.5, -1.75, -1.75, 3.0)
+    plain = [k * find_deviation(student, atoms) for k, atoms in zip(times, cells, strict=True)]
+    shifted = [error + (1.0 if k < 4 else -0.5) for k, error in enumerate(plain)]
+    found = [
+        calibrate(student, [("held-out frames", make_frames(student, cells, errors, 0.0))])
+        for errors in (plain, shifted)
+    ]
+    assert found[0].within == found[1].within == (0.25, 0.75)
+    assert found[1].energy == pytest.approx(np.array(found[0].energy), abs=1e-9)
+    assert "less the constant offset of each composition" in describe_calibration(found[1])
+
+
+def test_of_a_composition_with_one_frame_there_is_no_offset(student):
+    (cell, *others) = draw_cells(3, 3.7, 0.05, 50)
+    cell.numbers[1] = 79
+    frames = make_frames(student, [cell, *others], [0.7, 0.2, 0.4], 0.0)
+    errors = [row[2] for row in calibrate(student, [("held-out frames", frames)]).energy]
+    assert errors == pytest.approx([0.7, -0.1, 0.1], rel=1e-6)
 
 
 def test_force_errors_are_those_of_a_component_by_grade_and_set(student):

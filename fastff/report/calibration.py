@@ -7,13 +7,14 @@ drawing (:mod:`fastff.report.figures`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import binom
 
 from fastff.labels import Frame
+from fastff.report.metrics import reduce_formula
 from fastff.report.stamps import Stamped
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class CalibrationData(Stamped):
     good), over the frames of the first comparison; ``grades`` are bins of equal population over atoms of all
     comparisons; ``beyond`` is the share of atoms with a grade above one in each comparison; ``identity`` holds the
     SHA-256 of the student's tensors.
+
+    Errors of energies are less the mean of their composition in that comparison, where it has two frames or more, as
+    in :mod:`fastff.report.metrics`, if ``centered`` says so; None, in older records, is with any constant offset.
     """
 
     names: tuple[str, ...]
@@ -56,6 +60,7 @@ class CalibrationData(Stamped):
     grades: tuple[GradeBin, ...]
     beyond: tuple[float, ...]
     identity: dict[str, Any] | None = None
+    centered: Literal["composition"] | None = None
 
     def list_within(self) -> list[tuple[int, float, float]]:
         """Number of frames and the shares within one and two standard deviations, of each comparison."""
@@ -107,18 +112,24 @@ def calibrate(student: Student, sets: Sequence[tuple[str, Sequence[Frame]]]) -> 
     beyond = []
     for number, (_, frames) in enumerate(sets):
         outside = total = 0
+        found = []
         for frame in frames:
             graph = atoms_to_graph(frame.atoms, student.cutoff).to(student.device)
             prediction, uncertainty = predict_with_uncertainty(student, graph)
             n_atoms = len(frame.atoms)
             error = float(prediction.energy[0]) - frame.labels.energy
-            energy.append((number, float(uncertainty.energy[0]) / n_atoms, error / n_atoms))
+            found.append((float(uncertainty.energy[0]) / n_atoms, error / n_atoms))
             grades = uncertainty.grades.cpu().numpy()
             forces = prediction.forces.double().cpu().numpy() - frame.labels.forces
             atoms.append(np.stack([grades, np.square(forces).mean(axis=1)], axis=1))
             outside += int((grades > 1.0).sum())
             total += n_atoms
         beyond.append(outside / max(total, 1))
+        offsets = _find_offsets(frames, [error for _, error in found])
+        energy += [
+            (number, deviation, error - offset)
+            for (deviation, error), offset in zip(found, offsets, strict=True)
+        ]
     pooled = np.concatenate(atoms)
     order = np.argsort(pooled[:, 0], kind="stable")
     bins = tuple(
@@ -135,5 +146,16 @@ def calibrate(student: Student, sets: Sequence[tuple[str, Sequence[Frame]]]) -> 
         within=(0.0, 0.0),
         grades=bins,
         beyond=tuple(beyond),
+        centered="composition",
     )
     return data.model_copy(update={"within": data.count_within()})
+
+
+def _find_offsets(frames: Sequence[Frame], errors: Sequence[float]) -> list[float]:
+    """Of each frame the mean error of its composition; zero where that has no other frame."""
+    members: dict[str, list[float]] = {}
+    formulas = [reduce_formula(frame.atoms) for frame in frames]
+    for formula, error in zip(formulas, errors, strict=True):
+        members.setdefault(formula, []).append(error)
+    means = {f: float(np.mean(m)) if len(m) > 1 else 0.0 for f, m in members.items()}
+    return [means[formula] for formula in formulas]

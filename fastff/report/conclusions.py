@@ -15,6 +15,7 @@ import numpy as np
 from fastff.errors import DataError
 from fastff.report.calibration import CalibrationData
 from fastff.report.consistency import is_between, is_same
+from fastff.report.metrics import Accuracy
 from fastff.report.physics.derive import fit_eos
 from fastff.report.physics.record import EosItem
 from fastff.report.plausibility import MOST_FORCE
@@ -151,16 +152,35 @@ def _verify_calibration(data: CalibrationData, record: BenchRecord) -> None:
         if errors.size != accuracy.n_frames:
             raise DataError(f"{where} has {errors.size} frames instead of {accuracy.n_frames}.")
         squares += accuracy.n_atoms * accuracy.force_rmse**2
-        if len(accuracy.energy_offsets) > 1 or accuracy.energy_rmse is None:
-            continue  # errors are not said by composition
-        (offset,) = accuracy.energy_offsets.values()
-        found = float(np.sqrt(np.mean(errors**2)))
-        expected = math.hypot(accuracy.energy_rmse, offset)
-        if abs(found - expected) > CLOSE * expected + ALONE:
+        limits = _limit_energy_error(accuracy, centered=data.centered is not None)
+        if limits is None:
+            continue
+        found, slack = float(np.sqrt(np.mean(errors**2))), CLOSE * limits[1] + ALONE
+        if not limits[0] - slack <= found <= limits[1] + slack:
             raise DataError(
-                f"{where}: energy errors of {found:.4g} eV/atom, the table gives {expected:.4g}: another unit."
+                f"{where}: energy errors of {found:.4g} eV/atom, the table gives {limits[1]:.4g}: another unit."
             )
     _verify_grades(data, [accuracy.n_atoms for accuracy in accuracies], squares)
+
+
+def _limit_energy_error(accuracy: Accuracy, *, centered: bool) -> tuple[float, float] | None:
+    """Least and largest RMS error of the energy that a calibration may have, eV/atom; None where that is not known.
+
+    Its rows do not say their composition. Those of ``centered`` errors with a single frame, which the table leaves out,
+    have their offset as error.
+    """
+    if accuracy.energy_rmse is None:
+        return None
+    offsets = [abs(offset) for offset in accuracy.energy_offsets.values()]
+    if not centered:
+        if len(offsets) > 1:
+            return None
+        expected = math.hypot(accuracy.energy_rmse, offsets[0])
+        return expected, expected
+    count, single = accuracy.n_energies, accuracy.n_frames - accuracy.n_energies
+    squares = count * accuracy.energy_rmse**2
+    most = squares + single * max(offsets) ** 2
+    return math.sqrt(squares / accuracy.n_frames), math.sqrt(most / accuracy.n_frames)
 
 
 def _verify_grades(data: CalibrationData, atoms: list[int], squares: float) -> None:

@@ -265,9 +265,14 @@ def describe_calibration(data: CalibrationData) -> str:
         if doubtful
         else "On no set are errors larger than it says, beyond chance."
     )
+    offsets = (
+        "with any constant offset"
+        if data.centered is None
+        else "less the constant offset of each composition, as in the accuracy,"
+    )
     return (
-        "Uncertainty of the energy, errors within one predicted standard deviation (68 % expected) and two (95 %): "
-        f"{'; '.join(sets)}. {judged}"
+        f"Uncertainty of the energy, errors {offsets} within one predicted standard deviation "
+        f"(68 % expected) and two (95 %): {'; '.join(sets)}. {judged}"
     )
 
 
