@@ -11,8 +11,10 @@ from fastff.inference import predict
 from fastff.labels import Frame, Labels
 from fastff.models.uncertainty import fit_uncertainty, predict_with_uncertainty
 from fastff.neighbors import atoms_to_graph
-from fastff.report.calibration import calibrate
+from fastff.report.calibration import CalibrationData, calibrate
 from fastff.report.tables import describe_calibration
+from fastff.report.verdict import list_lines
+from fastff.units import show_formula
 
 
 def draw_cells(n_cells, a, scale, seed):
@@ -121,3 +123,61 @@ def test_force_errors_are_those_of_a_component_by_grade_and_set(student):
     assert np.all(np.diff([b.grade for b in data.grades]) >= 0.0)
     assert data.beyond[0] < 0.5
     assert data.beyond[1] == 1.0
+
+
+def make_calibration(comparisons, beyond, error):
+    """Twenty frames of each comparison, with errors of ``error`` deviations."""
+    rows = tuple(
+        (k, 1.0, sign * value)
+        for k, value in enumerate(error)
+        for _ in range(10)
+        for sign in (1, -1)
+    )
+    data = CalibrationData(
+        names=tuple(c.name for c in comparisons), energy=rows, within=(0.0, 0.0), grades=(),
+        beyond=tuple(beyond), centered="composition",
+    )  # fmt: skip
+    return data.model_copy(update={"within": data.count_within()})
+
+
+def test_the_verdict_says_where_the_student_is_beyond_its_training(whole_record):
+    """By its own grades, wherever they are a large share; what its error bars are worth there is said with it."""
+
+    def judge(beyond, error):
+        chosen = whole_record.comparisons[: len(beyond)]
+        data = make_calibration(chosen, beyond, error)
+        return list_lines(
+            whole_record.model_copy(
+                update={
+                    "comparisons": chosen,
+                    "calibration": data,
+                    "verdict": whole_record.verdict.model_copy(update={"wording": None}),
+                }
+            )
+        )
+
+    def find(*given):
+        return [line for line in judge(*given) if "error bars" in line.lower()]
+
+    first, second = (c.name for c in whole_record.comparisons[:2])
+    formulas = ", ".join(map(show_formula, whole_record.main.frames.formulas))
+    assert find((0.01, 0.07), (0.5, 0.5)) == []
+    # few atoms beyond: errors outside the training range are the business of the section on trust
+    assert find((0.01, 0.07), (0.5, 9.0)) == []
+    assert find((0.59, 0.07), (9.0, 9.0)) == [
+        f"Beyond the training data by the student's own grades: {first} ({formulas}) 59 % of the atoms; error bars "
+        "there are not to be trusted: errors are larger than they say."
+    ]
+    (line,) = find((0.59, 0.73), (0.5, 9.0))
+    assert f"{first} ({formulas}) 59 % of the atoms; {second} ({formulas}) 73 %" in line
+    assert line.endswith(
+        f"error bars on {second} are not to be trusted: errors are larger than they say."
+    )
+    (line,) = find((0.59, 0.73), (0.5, 0.5))
+    assert line.endswith("error bars there are extrapolated.")
+    assert find((0.01,), (9.0,)) == [
+        f"Error bars on {first} are not to be trusted: errors are larger than they say."
+    ]
+    lines = judge((0.59, 0.07), (9.0, 9.0))
+    assert [line.split(":")[0] for line in lines].index("Limits") > 1
+    assert len(lines) == len(judge((0.0, 0.0), (0.5, 0.5))) + 1

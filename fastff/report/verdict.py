@@ -16,15 +16,19 @@ from fastff.report.spread import LEAST_TRAJECTORIES
 from fastff.units import EV_PER_A3_TO_GPA, show_formula, show_number, show_percent
 
 if TYPE_CHECKING:
+    from fastff.report.calibration import CalibrationData
     from fastff.report.noise import NoiseFloor
     from fastff.report.physics.record import PhysicsPart
     from fastff.report.provenance import Provenance
     from fastff.report.schema import BenchRecord, Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 5
+WORDING = 6
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
+
+MUCH = 0.2
+"""Share of the atoms of a set of frames beyond the training data from which on the verdict says so."""
 
 WIDE = 0.05
 """Width of an interval from which on no accuracy is quoted without it."""
@@ -132,8 +136,10 @@ def write_verdict(
     model_path: str,
     physics: PhysicsPart | None = None,
     ended: str | None = None,
+    calibration: CalibrationData | None = None,
 ) -> Verdict:
-    """Lines on accuracy, errors, temperatures, noise floor, speed, limits and physics; and the command to run next.
+    """Lines on accuracy, errors, temperatures, atoms beyond the training data, noise floor, speed, limits and physics;
+    and the command to run next.
 
     Of a run that ``ended`` early, a last line says so, and no required accuracy is met.
     """
@@ -147,6 +153,7 @@ def write_verdict(
         f"Errors: force {format_error(accuracy, 'force')} of {show_number(accuracy.force_rms * 1e3)} meV/Å RMS; energy "
         f"{format_error(accuracy, 'energy')}; stress {format_error(accuracy, 'stress')}.",
         *_judge_temperatures(accuracy),
+        *([] if calibration is None else _judge_trust(calibration, comparisons)),
         _judge_noise(accuracy, noise, ended),
         _judge_speed(headline, provenance),
         _judge_limits(model, comparisons),
@@ -167,7 +174,7 @@ def list_lines(record: BenchRecord) -> tuple[str, ...]:
         return stored.lines
     return write_verdict(
         record.model, record.comparisons, record.teacher_noise, record.headline, record.provenance, stored.required,
-        record.model.name, record.physics, record.ended,
+        record.model.name, record.physics, record.ended, record.calibration,
     ).lines  # fmt: skip
 
 
@@ -224,6 +231,36 @@ def _judge_temperatures(accuracy: Accuracy) -> list[str]:
         return []
     value, temperature, quantity = min(found)
     return [f"Worst temperature: {temperature:.0f} K, {quantity} {format_percent(value)}."]
+
+
+def _judge_trust(calibration: CalibrationData, comparisons: tuple[Comparison, ...]) -> list[str]:
+    """Where many atoms are beyond the training data by the student's own grades, and what its error bars are worth
+    there and on the frames that decide; nothing where both are in order.
+    """
+    doubtful = calibration.list_doubtful()
+    beyond = {
+        c.name: f"{c.name} ({_list_formulas(c)}) {100.0 * share:.0f} %"
+        for c, share in zip(comparisons, calibration.beyond, strict=True)
+        if share >= MUCH
+    }
+    wrong = [c.name for c in comparisons if c.name in doubtful and c.name in beyond]
+    if comparisons[0].name in doubtful and comparisons[0].name not in beyond:
+        wrong.insert(0, comparisons[0].name)
+    where = "there" if wrong == list(beyond) else f"on {' and '.join(wrong)}"
+    words = f"error bars {where} are not to be trusted: errors are larger than they say."
+    if not beyond:
+        return [words[0].upper() + words[1:]] if wrong else []
+    first, *others = beyond.values()
+    shown = "; ".join([f"{first} of the atoms", *others])
+    end = words if wrong else "error bars there are extrapolated."
+    return [f"Beyond the training data by the student's own grades: {shown}; {end}"]
+
+
+def _list_formulas(comparison: Comparison) -> str:
+    """The first three, and how many more there are."""
+    formulas = comparison.frames.formulas
+    more = f" and {len(formulas) - 3} more" if len(formulas) > 3 else ""
+    return ", ".join(map(show_formula, formulas[:3])) + more
 
 
 def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None, ended: str | None) -> str:
