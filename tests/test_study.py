@@ -236,4 +236,7 @@ def test_one_structure_in_ten_comes_with_close_contacts() -> None:
     assert [temperature for _, temperature in pressed] == [300.0 + k for k in range(0, 80, 10)]
     shortest = [neighbor_list("d", one, 3.0).min() for one, _ in pressed]
     bond = neighbor_list("d", atoms, 3.0).min()
-    np.testing.assert_allclose(shortest, bond * np.linspace(*CONTACT_RANGE, 8), rtol=1e-6)
+    wanted = np.maximum(
+        bond * np.linspace(*CONTACT_RANGE, 8), 1.443
+    )  # no nearer than students follow
+    np.testing.assert_allclose(shortest, wanted, rtol=1e-6)

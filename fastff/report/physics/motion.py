@@ -151,8 +151,6 @@ def compare_distributions(
         A run has no two blocks of :data:`LEAST_BLOCK`; one is enough of each of :data:`MOST_BLOCKS` replicas or more.
     """
     runs = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
-    if teacher is not None:
-        _require_same_bins(teacher.first, student.first)
     shortest = min(run.length for run in runs.values())
     n_blocks = min(MOST_BLOCKS, int(shortest / LEAST_BLOCK + 1e-6))
     least, needed = (1, "a block") if len(student.replicas) >= MOST_BLOCKS else (2, "two blocks")
@@ -160,6 +158,8 @@ def compare_distributions(
         raise TooShortError(
             f"runs of {shortest:.2g} ps after equilibration are too short, {needed} of {LEAST_BLOCK:g} ps are needed"
         )
+    if teacher is not None:
+        _require_same_bins(teacher.first, student.first)
     heights = measure_heights(student.first)
     edges = make_bins(student.first)
     sides = {role: _count_pairs(run, pairs, n_blocks) for role, run in runs.items()}
