@@ -12,9 +12,8 @@ came and how far atoms moved. ``--export FOLDER`` also writes ``NAME.npz`` in si
 validation frames, and as many evenly chosen training frames as ``--megabytes`` allow.
 
 Dynamics alone teaches no core repulsion: students of it have wells where atoms are pushed together. So ``--contacts``
-structures of each training trajectory, with pairs pushed to between 0.5 and 0.9 of their shortest distance but no nearer
-than students follow, come first;
-validation and test frames are dynamics alone.
+structures of each training trajectory, with pairs pushed to between 0.5 and 0.9 of their shortest distance (but no
+nearer than students follow), come first; validation and test frames are dynamics alone.
 
 Averages over positions do not depend on masses: those of light atoms are raised, so that a step can be longer.
 """
