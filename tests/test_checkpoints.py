@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from emt_frames import label_by_emt, make_alloys
+from full_disk import limit_files
 
 from fastff.distill.checkpoints import (
     NEEDED,
@@ -100,17 +99,6 @@ def test_without_a_sound_checkpoint_training_starts_anew(
     result = train_student(frames[:20], frames[20:], SETTINGS, cut, resume=True)
     assert result.n_steps >= 24
     assert [m for m in caplog.messages if "none is sound, starting anew" in m]
-
-
-@contextmanager
-def limit_files(n_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this: the system refuses in the middle of a write, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_leaves_earlier_checkpoints_intact(frames: list[Frame], tmp_path: Path) -> None:

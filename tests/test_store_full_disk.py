@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from emt_frames import label_by_emt, make_alloys
+from full_disk import limit_files
 
 from fastff.distill import layout
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError
 
 TEACHER = {"name": "emt"}
-
-
-@contextmanager
-def limit_files(n_bytes: int) -> Iterator[None]:
-    """No file may grow beyond this: the system refuses in the middle of a write, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("n_bytes", [0, 50_000, 300_000])

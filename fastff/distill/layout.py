@@ -34,6 +34,8 @@ GROUPS = ("frames", "quarantine")
 Capacity = Mapping[str, tuple[int, int]]
 """Rows for frames and rows for atoms, of each group."""
 
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""What the system says where a disk is full, or a quota or limit is reached."""
 MOST_METADATA = 1 << 16
 """Bytes of a label file beside its rows and its header, at most."""
 
@@ -162,7 +164,7 @@ def _allocate(descriptor: int, n_bytes: int) -> None:
     try:
         os.posix_fallocate(descriptor, 0, n_bytes)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if error.errno in FULL:
             raise
     except AttributeError:  # not on macOS
         return

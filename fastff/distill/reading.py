@@ -6,14 +6,13 @@ Here: rows to frames, with their checksums. Not here: which rows count and how t
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import h5py
 
-from fastff.distill.layout import GROUPS, read_rows
+from fastff.distill.layout import FULL, GROUPS, read_rows
 from fastff.distill.rows import compute_crc, unpack_frame
 from fastff.errors import DataError
 from fastff.labels import Frame
@@ -75,10 +74,8 @@ def guard(path: Path, action: str, function: Callable[[], _Result]) -> _Result:
     try:
         return function()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            reason = f"{error.strerror}; free space and use the same command again"
-        else:
-            reason = str(error)
+        full = f"{error.strerror}; free space and use the same command again"
+        reason = full if error.errno in FULL else str(error)
         raise DataError(f"cannot {action} {path}: {reason}") from error
     except (KeyError, RuntimeError) as error:
         raise DataError(f"cannot {action} {path}: {error}") from error

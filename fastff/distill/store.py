@@ -346,8 +346,8 @@ class LabelStore:
 
     def _make_room(self, new: Mapping[str, Sequence[Frame]]) -> None:
         """Let the file take new frames of every group, before any is written: a copy holds committed rows alone."""
-        capacity = {group: self._capacity(group) for group in GROUPS}
-        header = self._header
+        present = {group: self._capacity(group) for group in GROUPS}
+        capacity, header = dict(present), self._header
         for name, frames in new.items():
             more = len(frames), sum(len(frame.atoms) for frame in frames)
             needed = [count + extra for count, extra in zip(self._counts[name], more, strict=True)]
@@ -355,7 +355,7 @@ class LabelStore:
                 capacity[name] = (2 * needed[0] + INITIAL_FRAMES, 2 * needed[1] + INITIAL_FRAMES)
             if any(frame.hessian_vector for frame in frames):
                 header = replace(header, hessian=True)
-        if header != self._header or any(self._capacity(one) != capacity[one] for one in GROUPS):
+        if header != self._header or capacity != present:
             self._replace_file(header, capacity)
 
     def _replace_file(self, header: Header, capacity: Capacity) -> None:

@@ -102,8 +102,9 @@ def _evaluate_learned(
 ) -> tuple[Tensor, Tensor]:
     """Energies before ``energy_scale`` and their gradient in the vectors; see :mod:`.hops`."""
     table = build_cubic_table(vectors.dtype, vectors.device)
-    inner = None if weights.inner is None else weights.inner[species[:, None], species[senders]]
-    inner = None if inner is None else inner.to(vectors.dtype)
+    inner = weights.inner
+    if inner is not None:
+        inner = inner.to(vectors.dtype)[species[:, None], species[senders]]
     geometry = describe_edges(vectors, weights.cutoff, weights.radial.shape[2], inner)
     energies, hops = run_hops(
         geometry,
