@@ -4,7 +4,7 @@ Run from the root of the repository, for example
 
     python bench/multi_gpu.py --labels labels.h5 --teacher sevennet:7net-0 --structures frames.xyz --devices 1 2 4
 
-Three parts, any of which ``--only`` picks:
+Four parts, any of which ``--only`` picks:
 
 - ``train``: a student on the frames of ``--labels``, with the batch per device held constant (``weak``), and with the
   batch of all devices together held constant (``strong``), whose students must be equally accurate. Rates are frames
@@ -12,6 +12,8 @@ Three parts, any of which ``--only`` picks:
 - ``label``: ``fastff label`` on ``--structures``, or on ``--label-frames`` rattled copies of them, one process for each
   device; frames per second once every process is warm (without its start and first two batches), and the largest
   difference from the labels of the smallest number of devices.
+- ``shards``: the same labels from ``--shards`` processes of ``fastff label --shard`` at once on one device, merged by
+  ``fastff merge``; frames per second of all together once they are warm.
 - ``md``: one independent ``fastff md`` per device, all started together, with the student of the last training; the
   overlap is the time in which all were stepping, over that of the longest, from their own clocks and the times at which
   they wrote their records (about a second after the last step).
@@ -43,7 +45,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # in place of this folder, whose names are not for import
 
-from bench.multi_gpu_commands import MODEL_NAME, measure_dynamics, measure_labelling  # noqa: E402
+from bench.multi_gpu_commands import (  # noqa: E402
+    MODEL_NAME,
+    measure_dynamics,
+    measure_labelling,
+    measure_shards,
+)
 from bench.multi_gpu_rows import Rows, add_efficiency, last_long_enough, print_summary  # noqa: E402
 
 
@@ -141,7 +148,12 @@ def train_once(
     }
 
 
-PARTS = {"train": measure_training, "label": measure_labelling, "md": measure_dynamics}
+PARTS = {
+    "train": measure_training,
+    "label": measure_labelling,
+    "shards": measure_shards,
+    "md": measure_dynamics,
+}
 
 
 def describe_devices() -> list[str]:
@@ -156,6 +168,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], help="numbers of devices")
+    parser.add_argument("--shards", type=int, nargs="+", default=[1, 2], help="numbers of shards")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--limit", type=float, help="seconds in all")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))

@@ -13,6 +13,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.multi_gpu_rows import Rows, add_efficiency, last_long_enough
@@ -26,27 +27,60 @@ def measure_labelling(arguments: argparse.Namespace, rows: Rows) -> None:
     for devices in (n for n in arguments.devices for _ in range(arguments.repeats)):
         out = arguments.out / f"labels-{devices}.h5"
         out.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "fastff", "label", str(structures)]
-        command += ["--teacher", arguments.teacher, "--out", str(out), "--no-self-check"]
-        command += ["--device", arguments.device]
-        if arguments.label_atoms is not None:
-            command += ["--batch-atoms", str(arguments.label_atoms)]
-        command += ["--devices", str(devices)]
         start = time.perf_counter()
-        text = run(command)
+        text = run([*command_labelling(arguments, structures, out), "--devices", str(devices)])
         seconds = time.perf_counter() - start
-        found = re.search(
-            r"([\d.e+-]+) ms per atom,\s+([\d.e+-]+) when warm", " ".join(text.split())
-        )
-        if found is None:
-            raise SystemExit(f"no verdict in what fastff label said, or too few batches:\n{text}")
         row = {"devices": devices, "wall_seconds": round(seconds, 1)}
         row |= compare_labels(out, arguments.out / f"labels-{arguments.devices[0]}.h5")
         row["atoms_per_frame"] = row.pop("n_atoms") / row["n_frames"]
-        for name, value in (("with_cold_batches", found[1]), ("frames_per_second", found[2])):
-            row[name] = 1e3 / (float(value) * row["atoms_per_frame"])
+        for name, time_per_atom in zip(
+            ("with_cold_batches", "frames_per_second"), read_verdict(text), strict=True
+        ):
+            row[name] = 1e3 / (time_per_atom * row["atoms_per_frame"])
         add_efficiency([*rows, row], "frames_per_second")
         rows.note(row)
+
+
+def measure_shards(arguments: argparse.Namespace, rows: Rows) -> None:
+    """Labels of the same structures from 1, 2, ... shards at the same time on one device, merged."""
+    structures = rattle_structures(arguments)
+    for count in (n for n in arguments.shards for _ in range(arguments.repeats)):
+        out = arguments.out / f"shards-{count}.h5"
+        for old in arguments.out.glob(f"shards-{count}*.h5"):
+            old.unlink()
+        command = [*command_labelling(arguments, structures, out)]
+        commands = [[*command, "--shard", f"{k + 1}/{count}"] for k in range(count)]
+        start = time.perf_counter()
+        texts = run_together(commands)
+        seconds = time.perf_counter() - start
+        parts = sorted(arguments.out.glob(f"shards-{count}.*-of-{count}.h5"))
+        run([sys.executable, "-m", "fastff", "merge", *map(str, parts), "--out", str(out)])
+        found = compare_labels(out, arguments.out / f"shards-{arguments.shards[0]}.h5")
+        size = found.pop("n_atoms") / found["n_frames"]
+        row = {"devices": 1, "shards": count, "scaling": f"{count} shards"}
+        row |= {"wall_seconds": round(seconds, 1), **found, "atoms_per_frame": size}
+        row["frames_per_second"] = sum(1e3 / (read_verdict(text)[1] * size) for text in texts)
+        single = [one["frames_per_second"] for one in [*rows, row] if one["shards"] == 1]
+        row["efficiency"] = row["frames_per_second"] / median(single) if single else None
+        rows.note(row)
+
+
+def command_labelling(arguments: argparse.Namespace, structures: Path, out: Path) -> list[str]:
+    """What labels the structures."""
+    command = [sys.executable, "-m", "fastff", "label", str(structures)]
+    command += ["--teacher", arguments.teacher, "--out", str(out), "--no-self-check"]
+    command += ["--device", arguments.device]
+    if arguments.label_atoms is not None:
+        command += ["--batch-atoms", str(arguments.label_atoms)]
+    return command
+
+
+def read_verdict(text: str) -> tuple[float, float]:
+    """Time per atom in ms that ``fastff label`` found, of all batches and of warm ones."""
+    found = re.search(r"([\d.e+-]+) ms per atom,\s+([\d.e+-]+) when warm", " ".join(text.split()))
+    if found is None:
+        raise SystemExit(f"no verdict in what fastff label said, or too few batches:\n{text}")
+    return float(found[1]), float(found[2])
 
 
 def rattle_structures(arguments: argparse.Namespace) -> Path:
@@ -150,20 +184,31 @@ def run_replicas(arguments: argparse.Namespace, devices: int, steps: int) -> dic
 
 
 def run(command: list[str]) -> str:
-    """Output of a program that must succeed; where time runs out, all its processes end with it."""
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    """Output of a program that must succeed."""
+    return run_together([command])[0]
+
+
+def run_together(commands: list[list[str]]) -> list[str]:
+    """Outputs of programs that run at once and must succeed; where time runs out, all their processes end with it."""
+    running = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        for command in commands
+    ]
     try:
-        text, _ = process.communicate()
+        texts = [process.communicate()[0] for process in running]
     except TimeoutError:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         raise
-    if process.returncode != 0:
-        raise SystemExit(f"{' '.join(command[2:5])} failed:\n{text[-4000:]}")
-    return text
+    for command, process, text in zip(commands, running, texts, strict=True):
+        if process.returncode != 0:
+            raise SystemExit(f"{' '.join(command[2:5])} failed:\n{text[-4000:]}")
+    return texts

@@ -37,10 +37,13 @@ def add_efficiency(rows: list[dict[str, Any]], rate: str) -> None:
 def last_long_enough(
     measure: Callable[[int], dict[str, Any]], steps: int, window: float
 ) -> dict[str, Any]:
-    """A measurement of so many steps; again with more of them if its ``window_seconds`` were fewer than wanted."""
+    """A measurement of so many steps; up to three times with more of them if its ``window_seconds`` were too few."""
     row = measure(steps)
-    if row["window_seconds"] < window:
-        row = measure(math.ceil(1.2 * steps * window / row["window_seconds"]))
+    for _ in range(3):
+        if row["window_seconds"] >= window:
+            break
+        steps = math.ceil(1.2 * steps * window / row["window_seconds"])
+        row = measure(steps)
     return row
 
 

@@ -86,6 +86,22 @@ ABLATIONS = [
             ),
         )
     ),
+    *(
+        vary(
+            "m2-l",
+            f"rc6-{wide}hop3-d1{end}-b{batch:g}",
+            cutoff=6.0,
+            rate=rate,
+            batch=batch,
+            n_hops=3,
+            message_degree=1,
+            **sizes,
+        )
+        for wide, sizes in (("", {}), ("c64-", {"n_channels": 64, "n_mixed": 64}))
+        for end, rate in (("", 1.0), ("-slow", 0.4), ("-slower", 0.2))
+        for batch in (2.0, 4.0)
+    ),
+    vary("m2-l", "rc6-hop3-d1-slower", cutoff=6.0, rate=0.2, n_hops=3, message_degree=1),
     vary("m2-l", "rc7", cutoff=7.0),
     vary("m2-l", "rc6-k12", cutoff=6.0, n_radial=12),
     vary("m2-l", "rc6-b4", cutoff=6.0, batch=4.0),

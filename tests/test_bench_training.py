@@ -109,7 +109,8 @@ def test_scaling_is_measured_with_two_processes(tmp_path: Path) -> None:
     assert weak[0]["efficiency"] == strong[0]["efficiency"] == 1.0
     own, other = (row["test_accuracy"]["force"] for row in strong)
     assert own == pytest.approx(other, abs=1e-3)
-    for row in record["label"]:
+    assert [row["shards"] for row in record["shards"]] == [1, 2]
+    for row in [*record["label"], *record["shards"]]:
         assert (row["n_frames"], row["n_missing"], row["n_extra"]) == (15, 0, 0)
         assert row["force_difference"] == row["energy_difference"] == 0.0
     assert [len(row["steps_per_second"]) for row in record["md"]] == [1, 2]

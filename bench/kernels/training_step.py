@@ -49,7 +49,8 @@ from fastff.report.inner import synchronize  # noqa: E402
 from fastff.report.kernel_work import ROWS_ON_CPU, list_suites, list_tensors, to_double  # noqa: E402
 
 GENERIC = ("edge_features", "segment_sum", "segment_gather", "fused_mlp")
-MODELS = ("m1", "m2", "m2-l", "painn")
+MODELS = ("m1", "m2", "m2-l", "m3-l", "painn")
+SYSTEMS = ("cuau", "water")
 SIZES = (512, 1024)
 NO_TIME = "not run: the time was used up"
 Row = dict[str, Any]
@@ -92,10 +93,16 @@ class Setting:
     """One student and one batch of a system, as the trainer makes them, on a device."""
 
     def __init__(
-        self, model: str, system: str, batch_atoms: int, repeats: int, device: torch.device
+        self,
+        model: str,
+        system: str,
+        batch_atoms: int,
+        repeats: int,
+        cutoff: float,
+        device: torch.device,
     ) -> None:
-        frames = build_frames(system, 12, repeats)
-        settings = TrainSettings(architecture=model, batch_atoms=batch_atoms)
+        frames = build_frames(system, max(12, batch_atoms // (3 * repeats**3)), repeats)
+        settings = TrainSettings(architecture=model, batch_atoms=batch_atoms, cutoff=cutoff)
         student, self.statistics = prepare_student(frames, settings)
         n_frames = choose_batch_size(frames, batch_atoms)
         data = prepare_frames(frames, student)
@@ -107,7 +114,7 @@ class Setting:
             student, self.statistics, [], n_steps=1000, learning_rate=1e-6
         ).to(device)
         self.about: Row = {
-            "model": model, "system": system, "batch_atoms": batch_atoms,
+            "model": model, "system": system, "cutoff": cutoff, "batch_atoms": batch_atoms,
             "atoms": int(self.fields[5].sum()), "slots": self.fields[1].shape[1],
         }  # fmt: skip
         self.exact = self._differentiate_exactly()
@@ -306,14 +313,14 @@ def list_steps(
     """What is to be measured, most wanted first: name of a list of the record, and a function that makes its rows."""
     on_gpu = device.type == "cuda"
     budget = 0.02 if arguments.tiny else 0.12
-    manners = ("graph", "plain") if on_gpu else ("plain",)
+    manners = [m for m in arguments.manners if on_gpu or m == "plain"]
     repeats = 2 if arguments.tiny else {"cuau": 3, "water": 4}
-    keys = [(m, s, n) for n in arguments.sizes for s in ("cuau", "water") for m in arguments.models]
+    keys = [(m, s, n) for n in arguments.sizes for s in arguments.systems for m in arguments.models]
 
     def find(key: tuple[str, str, int]) -> Setting:
         if key not in settings:
             size = repeats if isinstance(repeats, int) else repeats[key[1]]
-            settings[key] = Setting(*key, size, device)
+            settings[key] = Setting(*key, size, arguments.cutoff, device)
         return settings[key]
 
     def make(key: tuple[str, str, int], backend: str, manner: str) -> Callable[[], Iterator[Row]]:
@@ -345,6 +352,11 @@ def main() -> None:
     parser.add_argument("--budget-seconds", type=float, default=600.0)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="atoms a batch")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--cutoff", type=float, default=5.0, help="of the students, Å")
+    parser.add_argument(
+        "--manners", nargs="+", choices=("graph", "plain"), default=["graph", "plain"]
+    )
     parser.add_argument("--only", choices=("steps", "second"), help="both if left out")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="small everything, on a CPU too")
