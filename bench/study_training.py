@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +74,16 @@ def configure(variant: Variant, arguments: argparse.Namespace) -> Any:
     import torch
 
     torch.set_num_threads(1)
-    from fastff.distill import module
+    from fastff.distill import module, train
     from fastff.distill.train import TrainSettings
     from fastff.models import ARCHITECTURES
 
     # A named architecture of this process alone: what configure_student and build_student look up.
     ARCHITECTURES[variant.name] = {**ARCHITECTURES[variant.architecture], **variant.sizes}
+    module.Soap = partial(module.Soap, **variant.soap)  # type: ignore[misc]
+    train.LossWeights = partial(train.LossWeights, **variant.weights)  # type: ignore[misc]
     if arguments.eager:
-        module.CapturedLosses = lambda losses: lambda *fields: losses(*fields)  # type: ignore[assignment,misc]
+        module.CapturedLosses = lambda losses, **_: lambda *fields: losses(*fields)  # type: ignore[assignment,misc]
     return TrainSettings(
         architecture=variant.name,
         cutoff=variant.cutoff,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -21,6 +21,10 @@ class Variant:
     """Atoms of a batch relative to ``--batch-atoms``."""
     share: float = 1.0
     """Of the trajectories for training, how many are trained on."""
+    soap: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the optimiser that differ."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weights of the loss that differ."""
 
 
 def vary(
@@ -31,9 +35,22 @@ def vary(
     optimizer: str = "soap",
     batch: float = 1.0,
     share: float = 1.0,
+    soap: dict[str, Any] | None = None,
+    weights: dict[str, float] | None = None,
     **sizes: Any,
 ) -> Variant:
-    return Variant(f"{base}-{label}", base, sizes, cutoff, rate, optimizer, batch, share)
+    return Variant(
+        f"{base}-{label}",
+        base,
+        sizes,
+        cutoff,
+        rate,
+        optimizer,
+        batch,
+        share,
+        soap or {},
+        weights or {},
+    )
 
 
 STUDENTS = [Variant(name, name, {}) for name in ("m1", "m2", "m2-l", "painn")]
@@ -102,6 +119,37 @@ ABLATIONS = [
         for batch in (2.0, 4.0)
     ),
     vary("m2-l", "rc6-hop3-d1-slower", cutoff=6.0, rate=0.2, n_hops=3, message_degree=1),
+    *(
+        vary(
+            "m2-l",
+            f"rc6-{wide}hop3-d1-{label}",
+            cutoff=6.0,
+            n_hops=3,
+            message_degree=1,
+            **{**sizes, **changes},
+        )
+        for wide, sizes in (("", {}), ("c64-", {"n_channels": 64, "n_mixed": 64}))
+        for label, changes in (
+            ("fast-b4", {"rate": 2.0, "batch": 4.0}),
+            ("b2-long", {"batch": 2.0, "soap": {"betas": (0.95, 0.99), "basis_decay": 0.99}}),
+            ("long", {"soap": {"betas": (0.95, 0.99), "basis_decay": 0.99}}),
+            ("slow-long", {"rate": 0.4, "soap": {"betas": (0.95, 0.99), "basis_decay": 0.99}}),
+            ("slow-b2-often", {"rate": 0.4, "batch": 2.0, "soap": {"refresh_every": 3}}),
+            ("slow-b2-fine", {"rate": 0.4, "batch": 2.0, "soap": {"eps": 1e-5}}),
+            (
+                "slow-b2-forces",
+                {"rate": 0.4, "batch": 2.0, "weights": {"energy": 0.1, "stress": 0.03}},
+            ),
+            ("slow-b2-h128", {"rate": 0.4, "batch": 2.0, "hidden": (128, 128)}),
+            ("slow-b2-q64", {"rate": 0.4, "batch": 2.0, "n_mixed": 64}),
+        )
+    ),
+    vary(
+        "m2-l", "rc6-c64-d1-b2", cutoff=6.0, batch=2.0, message_degree=1, n_channels=64, n_mixed=64
+    ),
+    vary(
+        "m2-l", "rc7-hop3-d1-slow-b2", cutoff=7.0, rate=0.4, batch=2.0, n_hops=3, message_degree=1
+    ),
     vary("m2-l", "rc7", cutoff=7.0),
     vary("m2-l", "rc6-k12", cutoff=6.0, n_radial=12),
     vary("m2-l", "rc6-b4", cutoff=6.0, batch=4.0),

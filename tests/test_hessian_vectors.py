@@ -15,13 +15,13 @@ from ase.build import bulk, molecule
 from emt_frames import label_by_emt, make_alloys
 from torch_geometric.data import Batch
 
+from fastff.distill.captured import CapturedLosses
 from fastff.distill.data import measure_labels, prepare_frames
 from fastff.distill.hessian import add_hessian_vectors, add_to_split, choose_frames
 from fastff.distill.jobs import LabelJob
 from fastff.distill.labelling import displace, draw_direction, label_jobs
 from fastff.distill.losses import (
     BATCH_FIELDS,
-    CapturedLosses,
     ResidualLosses,
     count_labels,
     pick_fields,

@@ -36,14 +36,13 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fastff import kernels  # noqa: E402
+from fastff.distill.captured import CapturedLosses  # noqa: E402
 from fastff.distill.data import choose_batch_size, prepare_frames  # noqa: E402
-from fastff.distill.losses import CapturedLosses, ResidualLosses, pick_fields  # noqa: E402
+from fastff.distill.losses import ResidualLosses, pick_fields  # noqa: E402
 from fastff.distill.module import DistillationModule  # noqa: E402
 from fastff.distill.resident import ResidentBatches  # noqa: E402
 from fastff.distill.train import TrainSettings, prepare_student  # noqa: E402
 from fastff.kernels import dispatch, tuning  # noqa: E402
-from fastff.kernels.moments.reference import build_gradient_table  # noqa: E402
-from fastff.kernels.node_block.reference import build_cubic_table  # noqa: E402
 from fastff.labels import Frame, Labels  # noqa: E402
 from fastff.report.inner import synchronize  # noqa: E402
 from fastff.report.kernel_work import ROWS_ON_CPU, list_suites, list_tensors, to_double  # noqa: E402
@@ -98,8 +97,8 @@ class Setting:
         system: str,
         batch_atoms: int,
         repeats: int,
-        cutoff: float,
         device: torch.device,
+        cutoff: float = 5.0,
     ) -> None:
         frames = build_frames(system, max(12, batch_atoms // (3 * repeats**3)), repeats)
         settings = TrainSettings(architecture=model, batch_atoms=batch_atoms, cutoff=cutoff)
@@ -152,13 +151,10 @@ class Setting:
                 losses: Any = ResidualLosses(self.module.student, self.statistics)
                 if backend == "compiled":
                     torch.compiler.reset()
-                    for table in (
-                        build_cubic_table,
-                        build_gradient_table,
-                    ):  # else made at every call
-                        torch.compiler.assume_constant_result(table)
-                    losses = torch.compile(losses, dynamic=False)
-                run = CapturedLosses(losses) if manner == "graph" else losses
+                    losses = losses if manner == "graph" else torch.compile(losses, dynamic=False)
+                run = losses
+                if manner == "graph":
+                    run = CapturedLosses(losses, compiled=backend == "compiled")
 
                 def step() -> None:
                     for parameter in parameters:
@@ -174,6 +170,8 @@ class Setting:
                 synchronize()
                 row["first_seconds"] = time.perf_counter() - start
                 row["gradient_error"] = self.find_error()
+                if manner == "graph" and backend == "compiled" and not run.compiled:
+                    raise RuntimeError("it was not compiled")
                 used = sorted(k for k, v in dispatch._last_calls.items() if v[0] == "triton")
                 row["triton_ops"] = used
                 for name, call in (("backward", step), ("backward and optimizer", step_all)):
@@ -320,7 +318,7 @@ def list_steps(
     def find(key: tuple[str, str, int]) -> Setting:
         if key not in settings:
             size = repeats if isinstance(repeats, int) else repeats[key[1]]
-            settings[key] = Setting(*key, size, arguments.cutoff, device)
+            settings[key] = Setting(*key, size, device, arguments.cutoff)
         return settings[key]
 
     def make(key: tuple[str, str, int], backend: str, manner: str) -> Callable[[], Iterator[Row]]:

@@ -1,7 +1,7 @@
 """What a student is trained on: relative errors of forces, energies, stress and Hessian-vector products.
 
-Here: the weights of the terms, their definition, and their replay on a GPU. Not here: the optimiser, the schedule,
-validation (:mod:`fastff.distill.module`), the batches (:mod:`fastff.distill.data`).
+Here: the weights of the terms and their definition. Not here: their replay on a GPU (:mod:`fastff.distill.captured`),
+the optimiser, the schedule, validation (:mod:`fastff.distill.module`), the batches (:mod:`fastff.distill.data`).
 
 Hessian-vector products are the exact derivative of the student's forces along a direction, by differentiating its
 hand-written adjoint once more: the Hessian is symmetric, so that one backward pass through the gradient gives its
@@ -12,7 +12,6 @@ cut-off. On a CPU only the frames that have targets are differentiated again.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastff.distill.data import LabelStatistics, stack_voigt
-from fastff.kernels.replay import pause_collection
 from fastff.models import Student
 
 
@@ -255,30 +253,3 @@ def relative_huber(error: Tensor, unit: float) -> Tensor:
     return functional.huber_loss(
         error / unit, torch.zeros_like(error), reduction="none", delta=HUBER_WIDTH
     )
-
-
-class CapturedLosses:
-    """Losses replayed from a CUDA graph for the first batch shape seen, evaluated eagerly for any other.
-
-    Training a small student is bound by kernel launches: replaying forward and backward removes them.
-    """
-
-    def __init__(self, losses: ResidualLosses) -> None:
-        self._losses = losses
-        self._captured: Any = None
-        self._shapes: tuple[torch.Size, ...] = ()
-
-    def __call__(self, *fields: Tensor) -> Tensor:
-        """Losses of a batch given as by :func:`pick_fields`."""
-        if not fields[0].is_cuda:
-            return self._losses(*fields)
-        shapes = tuple(field.shape for field in fields)
-        if self._captured is None:
-            self._shapes = shapes
-            replica = copy.copy(self._losses)
-            samples = tuple(field.clone() for field in fields)
-            with pause_collection():
-                self._captured = torch.cuda.make_graphed_callables(
-                    replica, samples, allow_unused_input=True
-                )
-        return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)

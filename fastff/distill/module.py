@@ -16,14 +16,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from fastff.distill.captured import CapturedLosses
 from fastff.distill.data import LabelStatistics
-from fastff.distill.losses import (
-    CapturedLosses,
-    LossWeights,
-    ResidualLosses,
-    count_labels,
-    pick_fields,
-)
+from fastff.distill.losses import LossWeights, ResidualLosses, count_labels, pick_fields
 from fastff.distill.ranks import count_ranks, find_rank, gather_from_ranks, sum_over_ranks
 from fastff.distill.score import Score
 from fastff.distill.soap import Soap
@@ -60,6 +55,8 @@ class DistillationModule(pl.LightningModule):
         See :class:`~fastff.distill.losses.ResidualLosses`.
     optimizer : str
         ``"soap"`` (:class:`~fastff.distill.soap.Soap`) or ``"adamw"``, to compare.
+    compiled : bool
+        Whether losses are compiled on a GPU (:mod:`fastff.distill.captured`).
     """
 
     def __init__(
@@ -73,6 +70,7 @@ class DistillationModule(pl.LightningModule):
         weights: LossWeights | None = None,
         conservative: bool = True,
         optimizer: Literal["soap", "adamw"] = "soap",
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         for parameter in student.parameters():
@@ -86,7 +84,7 @@ class DistillationModule(pl.LightningModule):
         self.loss_weights = weights or LossWeights()
         self.learning_curve: list[dict[str, float]] = []
         self._losses = CapturedLosses(
-            ResidualLosses(student, statistics, conservative=conservative)
+            ResidualLosses(student, statistics, conservative=conservative), compiled=compiled
         )
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self._validation_graphs: list[Graph] = []

@@ -27,6 +27,7 @@ from fastff.distill.callbacks import (
     TrainProgress,
     quiet_lightning,
 )
+from fastff.distill.captured import COMPILED_STEPS
 from fastff.distill.checkpoints import (
     LAST_NAME,
     REACHED_NAME,
@@ -96,6 +97,9 @@ class TrainSettings:
     seed : int
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    compiled : bool or None
+        Whether losses are compiled on a GPU; if None, where ``n_steps`` make it pay
+        (:data:`~fastff.distill.captured.COMPILED_STEPS`).
     devices, nodes : int
         Processes of each node, one for each device, that share every batch, and nodes.
     """
@@ -114,6 +118,7 @@ class TrainSettings:
     stop_at: float | None = None
     seed: int = 0
     device: str = "auto"
+    compiled: bool | None = None
     devices: int = 1
     nodes: int = 1
 
@@ -220,6 +225,7 @@ def train_student(
     n_ranks = settings.devices * settings.nodes
     batch_size = choose_batch_size(training, settings.batch_atoms, n_ranks)
     n_epochs = math.ceil(settings.n_steps / (len(training) // batch_size))
+    pays = settings.n_steps >= COMPILED_STEPS
     module = DistillationModule(
         student,
         statistics,
@@ -229,6 +235,7 @@ def train_student(
         optimizer=settings.optimizer,
         weights=LossWeights(hessian=settings.hessian_weight),
         conservative=settings.conservative,
+        compiled=pays if settings.compiled is None else settings.compiled,
     )
     if not (resume and (out / FINISHED_NAME).is_file()):
         if joined:

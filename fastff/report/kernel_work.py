@@ -17,8 +17,6 @@ import torch
 from torch import Tensor
 
 from fastff.kernels import contract, dispatch
-from fastff.kernels.moments.reference import build_gradient_table
-from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.tuning import find_relative_error
 
 if TYPE_CHECKING:
@@ -342,11 +340,6 @@ def compile_all(define: Callable[[], Any]) -> Callable[[Callable[..., Any]], Cal
     """What :class:`Work` wants as its definition, of a function without arguments."""
 
     def choose(compiler: Callable[..., Any]) -> Callable[[], Any]:
-        for table in (
-            build_cubic_table,
-            build_gradient_table,
-        ):  # else they are traced and made at every call
-            torch.compiler.assume_constant_result(table)
         function = compiler(define)
 
         def run() -> Any:

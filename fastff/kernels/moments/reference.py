@@ -90,14 +90,21 @@ def describe_edges(
     return EdgeGeometry(distance, unit, basis, basis_slope, evaluate_harmonics(unit))
 
 
-@cache
-@torch.inference_mode(False)  # kept and used again in training, whoever asks first
 def build_gradient_table(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Gradients of solid harmonics ``r^l Y_lm`` as combinations of those of one degree less, (16, 27).
 
     On the unit sphere ``d(r^l Y_lm)/dr_a = sum_k table[lm, 9 a + k] Y_k`` with k over the degrees 0 to 2. Tangential
-    parts are those of ``Y_lm`` itself; the radial part is ``l Y_lm``.
+    parts are those of ``Y_lm`` itself; the radial part is ``l Y_lm``. Always the same tensor.
     """
+    return _build_gradient_table(dtype, device)
+
+
+build_gradient_table._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see fastff.kernels.dispatch
+
+
+@cache
+@torch.inference_mode(False)  # kept and used again in training, whoever asks first
+def _build_gradient_table(dtype: torch.dtype, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     unit = torch.randn(64, 3, dtype=torch.float64, generator=generator)
     unit = unit / unit.norm(dim=1, keepdim=True)

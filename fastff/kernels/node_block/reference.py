@@ -82,10 +82,17 @@ class CubicTable(NamedTuple):
     scatter: Tensor
 
 
+def build_cubic_table(dtype: torch.dtype, device: torch.device) -> CubicTable:
+    """Monomials of the triples in :data:`~fastff.kernels.couplings.CUBIC_TRIPLES`, always the same tensors."""
+    return _build_cubic_table(dtype, device)
+
+
+build_cubic_table._dynamo_marked_constant = True  # type: ignore[attr-defined]  # see fastff.kernels.dispatch
+
+
 @cache
 @torch.inference_mode(False)  # kept and used again in training, whoever asks first
-def build_cubic_table(dtype: torch.dtype, device: torch.device) -> CubicTable:
-    """Collect the monomials of every triple of degrees in :data:`~fastff.kernels.couplings.CUBIC_TRIPLES`."""
+def _build_cubic_table(dtype: torch.dtype, device: torch.device) -> CubicTable:
     rows: list[tuple[int, int, int]] = []
     values: list[tuple[int, int, float]] = []
     for kind, triple in enumerate(CUBIC_TRIPLES):
