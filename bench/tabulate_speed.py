@@ -22,7 +22,7 @@ def read_result(*parts: str) -> dict[str, Any]:
 
 KINDS = {
     "`m1`": (1, 16, 0), "`m2`": (2, 16, 0), "`m2-l`": (2, 32, 0),
-    "`m2` with directed messages": (2, 16, 1), "`m2-l` with directed messages": (2, 32, 1), "`m3-l`": (3, 32, 1),
+    "`m2` with directed messages": (2, 16, 1), "`m2-l` with directed messages": (2, 32, 1), "`m3-l`": (3, 64, 1),
 }  # fmt: skip
 """Hops, channels and degree of the messages of students, by what their rows are called."""
 

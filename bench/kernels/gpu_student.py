@@ -386,7 +386,7 @@ def run_stages(arguments: argparse.Namespace, start: float) -> None:
         stage(f"check {case}", 5, add("checks", check, *case))
     print_checks(record["checks"])
     stage("ceilings", 5, lambda: record.update(ceilings=measure_ceilings()))
-    for kind in ((1, 16, 0), (2, 16, 0), (2, 32, 0), (2, 16, 1), (2, 32, 1)):
+    for kind in ((1, 16, 0), (2, 16, 0), (2, 32, 0), (2, 16, 1), (2, 32, 1), (3, 64, 1)):
         stage(f"kernels of {kind}", 5, lambda k=kind: record["kernels"].extend(time_kernels(*k)))
     for repeats in arguments.sizes:
         for hops in (1, 2):

@@ -130,7 +130,7 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Of the optimiser; 0.005, or 0.002 for m3-l, if left out.",
+            help="Of the optimiser; 0.005, or less for m3-l in small batches, if left out.",
             rich_help_panel=_STUDENT,
         ),
     ] = None,

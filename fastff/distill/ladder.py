@@ -244,7 +244,7 @@ def choose_settings(
         cutoff=request.cutoff,
         n_steps=n_steps,
         batch_atoms=batch_atoms,
-        learning_rate=request.learning_rate or choose_rate(architecture),
+        learning_rate=request.learning_rate or choose_rate(architecture, batch_atoms),
         hessian_weight=request.hessian_weight,
         patience=request.patience,
         stop_at=request.stop_at,

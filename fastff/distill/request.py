@@ -63,7 +63,7 @@ class DistillRequest(BaseModel):
     n_steps : int or None
         Optimiser steps; chosen by the amount of data if None.
     learning_rate : float or None
-        Of the optimiser; by the student (:func:`~fastff.distill.train.choose_rate`) if None.
+        Of the optimiser; by student and batch (:func:`~fastff.distill.train.choose_rate`) if None.
     batch_atoms : int
     patience : int
         Validations without a better score (:mod:`fastff.distill.score`) after which training stops, in the second half

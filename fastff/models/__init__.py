@@ -19,7 +19,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "m1": {"n_hops": 1, **BOUNDS},
     "m2": {"n_hops": 2, **BOUNDS},
     "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32, **BOUNDS},
-    "m3-l": {"n_hops": 3, "n_channels": 32, "n_mixed": 32, "message_degree": 1, **BOUNDS},
+    "m3-l": {"n_hops": 3, "n_channels": 64, "n_mixed": 64, "message_degree": 1, **BOUNDS},
     "painn": {"n_hops": 3, "n_channels": 32, "n_radial": 16, "hidden": (32, 32)},
 }
 """Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""

@@ -34,7 +34,7 @@ DIRECTED = ("moments", "node_perceptron", "moments_adjoint")
 """Those that differ where messages are directed."""
 STUDENTS = {
     "1 hop": (1, 16, 0), "2 hops": (2, 16, 0), "m2-l": (2, 32, 0),
-    "2 hops directed": (2, 16, 1), "m2-l directed": (2, 32, 1), "m3-l": (3, 32, 1),
+    "2 hops directed": (2, 16, 1), "m2-l directed": (2, 32, 1), "m3-l": (3, 64, 1),
 }  # fmt: skip
 """Hops, channels and degree of the messages of the evaluations by what their rows are called: m1, m2, the width of
 shipped models, both with directed messages, and the largest student."""
