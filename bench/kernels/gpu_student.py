@@ -69,6 +69,7 @@ CHECKS = (
     ("Cu", 2, 1, "fixed", 32), ("NaCl", 2, 3, "fixed", 32),
     ("Cu", 2, 1, "fixed", 16, 1), ("NaCl", 2, 3, "fixed", 16, 1), ("Si", 2, 1, "fixed", 16, 1),
     ("Cu", 2, 1, "fixed", 32, 1), ("NaCl", 2, 3, "fixed", 32, 1), ("Si", 2, 1, "fixed", 32, 1),
+    ("Cu", 3, 1, "fixed", 64, 1), ("NaCl", 3, 3, "fixed", 64, 1), ("Si", 3, 1, "fixed", 64, 1),
 )  # fmt: skip
 Call = Callable[[FusedPotential, Workspace, System], None]
 failures: list[dict[str, str]] = []
@@ -113,9 +114,9 @@ def get_spare(space: Workspace) -> torch.Tensor:
 
 def list_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int, int]]:
     """What to compile, one kernel each: hops, scatter, name of the launch, launch variant, channels, degree."""
-    return [(*job, 0) for job in list_scalar_jobs()] + [
-        (2, "fixed", name, None, channels, 1) for channels in (16, 32) for name in list_calls(2)
-    ]
+    wide = [(3, "fixed", name, None, 64, 1) for name in list_calls(3)]  # take longest
+    directed = [(2, "fixed", name, None, n, 1) for n in (16, 32) for name in list_calls(2)]
+    return [*wide, *((*job, 0) for job in list_scalar_jobs()), *directed]
 
 
 def list_scalar_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int]]:
@@ -399,12 +400,11 @@ def run_stages(arguments: argparse.Namespace, start: float) -> None:
         Options(with_virial=False),
     ):
         stage(f"evaluation {options}", 5, add("evaluations", time_evaluation, 1, 30, options))
-    for width, degree in ((32, 0), (16, 1), (32, 1)):
+    for hops, width, degree in ((2, 32, 0), (2, 16, 1), (2, 32, 1), (3, 64, 1)):
         for repeats in (7, 30, 63):
-            what = f"evaluation m2 {width} channels degree {degree} {repeats}^3 cells"
-            stage(
-                what, 5, add("evaluations", time_evaluation, 2, repeats, Options(), width, degree)
-            )
+            what = f"evaluation {hops} hops {width} channels degree {degree} {repeats}^3 cells"
+            kind = hops, repeats, Options(), width, degree
+            stage(what, 5, add("evaluations", time_evaluation, *kind))
     record["kernels"] = rate_kernels(record["kernels"], record.get("ceilings"))
     torch.cuda.empty_cache()
     variants = [k for k in good if jobs[k][3] is not None]
