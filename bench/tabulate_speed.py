@@ -36,7 +36,12 @@ def tabulate_kernels() -> list[str]:
     """Whole evaluations of the fused kernels, by size."""
     record = read_result("kernels", "fused-bounded-h100.json")
     where = record["provenance"]
-    rows = [e for e in record["evaluations"] if e["scatter"] == "fixed" and e["virial"]]
+    later = read_result("kernels", "fused-directed-h100.json")
+    rows, directed = (
+        [e for e in one["evaluations"] if e["scatter"] == "fixed" and e["virial"]]
+        for one in (record, later)
+    )
+    directed = [e for e in directed if find_kind(e)[2] > 0]
     neighbors = {e["listed_neighbors"] for e in rows}
     sizes = sorted({e["atoms"] for e in rows})
     lines = [
@@ -44,23 +49,15 @@ def tabulate_kernels() -> list[str]:
         f"{min(neighbors)} entries an atom (its making not included), replayed from a CUDA graph, "
         f"{where['gpu']}, "
         f"torch {where['torch']}, triton {where['triton']}, commit "
-        f"{where['commit']}, {where['date'][:10]}; random parameters, fcc copper:",
+        f"{where['commit']}, {where['date'][:10]} (directed messages: {later['provenance']['gpu']}, commit "
+        f"{later['provenance']['commit']}, {later['provenance']['date'][:10]}); random parameters, fcc copper:",
         "",
         "| atoms | " + " | ".join(f"{n:,}" for n in sizes) + " |",
         "|---|" + "---|" * len(sizes),
     ]
     for title, kind in KINDS.items():
-        found = {e["atoms"]: e for e in rows if find_kind(e) == kind}
-        if not found:
-            continue
-        cells = []
-        for n in sizes:
-            row = found.get(n)
-            cells.append(
-                "-"
-                if row is None
-                else f"{row['graph']['median_ms']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} M/s)"
-            )
+        found = {e["atoms"]: e for e in rows + directed if find_kind(e) == kind}
+        cells = [describe_time(found[n]) if n in found else "-" for n in sizes]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     worst = {
         h: max(c["force_error_rms"] for c in record["checks"] if c["hops"] == h) for h in (1, 2)
@@ -73,6 +70,12 @@ def tabulate_kernels() -> list[str]:
         describe_memory(rows),
     ]
     return lines
+
+
+def describe_time(row: dict[str, Any]) -> str:
+    """Time of an evaluation and its rate."""
+    rate = row["atom_steps_per_s"] / 1e6
+    return f"{row['graph']['median_ms']:.3g} ms ({rate:.{0 if rate > 10 else 1}f} M/s)"
 
 
 def describe_memory(rows: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,8 @@ from fastff.distill.train import TrainSettings, prepare_student, train_student
 SETTINGS = TrainSettings(architecture="m2", cutoff=4.0, batch_atoms=16, device="cpu")
 
 
-def prepare(device: str) -> tuple[ResidualLosses, tuple[Tensor, ...]]:
-    frames = label_by_emt(make_alloys(4))
+def prepare(device: str, n_frames: int = 4) -> tuple[ResidualLosses, tuple[Tensor, ...]]:
+    frames = label_by_emt(make_alloys(n_frames))
     student, statistics = prepare_student(frames, SETTINGS)
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.numel() > 0)
@@ -38,68 +39,94 @@ def differentiate(evaluate: Any, losses: nn.Module, fields: tuple[Tensor, ...]) 
     return [terms.detach().clone(), *(gradient.clone() for gradient in gradients)]
 
 
-def test_a_compiler_gets_the_losses_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tables are constants; a break would cost a compilation and what could be joined across it."""
-    losses, fields = prepare("cpu")
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile that traces and differentiates but generates no code."""
     compile_all = torch.compile
 
     def trace(module: nn.Module, **options: Any) -> Any:
         return compile_all(module, backend="aot_eager", **options)
 
     monkeypatch.setattr(torch, "compile", trace)
-    compiled = compile_losses(losses, fields)
-    for own, other in zip(
-        differentiate(compiled, losses, fields), differentiate(losses, losses, fields), strict=True
-    ):
-        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("traced")
+def test_one_graph_serves_all_trainings_of_a_student_and_a_batch() -> None:
+    """Tables are constants, and neither weights nor units are: what is compiled once fits the next round."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    for n_frames in (4, 6):
+        losses, fields = prepare("cpu", n_frames)
+        compiled = compile_losses(losses, fields)
+        pairs = zip(
+            differentiate(compiled, losses, fields),
+            differentiate(losses, losses, fields),
+            strict=True,
+        )
+        for own, other in pairs:
+            torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def replace_recording(monkeypatch: pytest.MonkeyPatch, compiler: Any) -> list[nn.Module]:
+    """Note what would be recorded."""
+    recorded: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any) -> nn.Module:
+        recorded.append(module)
+        return module
+
+    monkeypatch.setattr(captured, "compile_losses", compiler)
+    monkeypatch.setattr(captured, "record", note)
+    monkeypatch.setattr(captured, "_compiled", set())
+    return recorded
 
 
 def test_without_a_compiler_the_kernels_of_torch_are_recorded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     losses, fields = prepare("cpu")
-    recorded: list[nn.Module] = []
 
     def fail(*_: Any) -> nn.Module:
         raise RuntimeError("no C compiler\nand more")
 
-    def note(module: nn.Module, _: Any) -> nn.Module:
-        recorded.append(module)
-        return module
-
-    monkeypatch.setattr(captured, "compile_losses", fail)
-    monkeypatch.setattr(captured, "record", note)
+    recorded = replace_recording(monkeypatch, fail)
     replay = CapturedLosses(losses, compiled=True)
     assert replay._capture(fields) is recorded[0]
     assert isinstance(recorded[0], ResidualLosses)
     assert not replay.compiled
     assert caplog.messages == ["training is not compiled: RuntimeError: no C compiler"]
+    assert not captured._compiled
 
 
-def test_targets_of_hessians_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    losses, fields = prepare("cpu")
-    monkeypatch.setattr(captured, "compile_losses", lambda *_: pytest.fail("compiled"))
-    monkeypatch.setattr(captured, "record", lambda module, _: module)
-    CapturedLosses(losses, compiled=True)._capture((*fields, fields[7], fields[7]))
-
-
-@pytest.mark.parametrize(
-    ("n_steps", "compiled", "wanted"),
-    [
-        (COMPILED_STEPS, None, True),
-        (COMPILED_STEPS - 1, None, False),
-        (COMPILED_STEPS, False, False),
-        (5, True, True),
-    ],
-)
-def test_long_trainings_are_compiled(
+def test_long_trainings_are_compiled_and_short_ones_where_code_is_there(
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Any,
-    n_steps: int,
-    compiled: bool | None,
-    wanted: bool,
 ) -> None:
-    seen: list[bool] = []
+    losses, fields = prepare("cpu")
+    replace_recording(monkeypatch, lambda module, _: module)
+
+    def compiles(n_steps: int, wanted: bool | None = None, cut: int = 0) -> bool:
+        replay = CapturedLosses(losses, n_steps, compiled=wanted)
+        replay._capture((fields[0][cut:], *fields[1:]))
+        return replay.compiled
+
+    assert not compiles(COMPILED_STEPS - 1)
+    assert not compiles(COMPILED_STEPS, wanted=False)
+    assert compiles(COMPILED_STEPS)
+    assert compiles(100)
+    assert not compiles(100, cut=1)  # another shape
+    assert compiles(100, wanted=True, cut=1)
+    replay = CapturedLosses(losses, 10 * COMPILED_STEPS)
+    replay._capture((*fields, fields[7], fields[7]))  # targets of Hessians
+    assert not replay.compiled
+
+
+def test_the_trainer_says_how_many_steps_it_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, bool | None]] = []
     make = DistillationModule.__init__
 
     class StopError(Exception):
@@ -107,15 +134,16 @@ def test_long_trainings_are_compiled(
 
     def note(self: DistillationModule, *arguments: Any, **options: Any) -> None:
         make(self, *arguments, **options)
-        seen.append(self._losses.compiled)
+        seen.append((self._losses._n_steps, self._losses._wanted))
         raise StopError
 
     monkeypatch.setattr(DistillationModule, "__init__", note)
-    settings = replace(SETTINGS, architecture="m1", n_steps=n_steps, compiled=compiled)
     frames = label_by_emt(make_alloys(6))
-    with pytest.raises(StopError):
-        train_student(frames[:4], frames[4:], settings, tmp_path / "out")
-    assert seen == [wanted]
+    for compiled in (None, False):
+        settings = replace(SETTINGS, architecture="m1", n_steps=8000, compiled=compiled)
+        with pytest.raises(StopError):
+            train_student(frames[:4], frames[4:], settings, tmp_path / "out")
+    assert seen == [(8000, None), (8000, False)]
 
 
 @pytest.mark.gpu

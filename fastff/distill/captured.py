@@ -20,10 +20,15 @@ from torch import Tensor, nn
 from fastff.distill.losses import BATCH_FIELDS, ResidualLosses
 from fastff.kernels.replay import pause_collection
 
-COMPILED_STEPS = 15_000
+COMPILED_STEPS = 8_000
 """From so many steps on, compiling costs less than it saves."""
+MOST_VARIANTS = 64
+"""Shapes and students that a process may compile for."""
 
 log = logging.getLogger(__name__)
+
+_compiled: set[tuple[Any, ...]] = set()
+"""Students and batch shapes that this process has compiled for: their code serves other trainings too."""
 
 
 class CapturedLosses:
@@ -32,16 +37,23 @@ class CapturedLosses:
     Parameters
     ----------
     losses : ResidualLosses
-    compiled : bool
-        Whether torch.compile comes first. Where it fails, which is logged, the kernels of torch are recorded; so are
-        they where there are Hessian-vector targets, whose second differentiation it does not know.
+    n_steps : int
+        How often they will be called, about: from :data:`COMPILED_STEPS` on, torch.compile comes first, and with fewer
+        where this process has code for such a student and batch already. Where it fails, which is logged, the kernels
+        of torch are recorded; so are they where there are Hessian-vector targets, whose second differentiation it does
+        not know.
+    compiled : bool or None
+        Compile in any case, or never.
     """
 
-    def __init__(self, losses: ResidualLosses, *, compiled: bool = False) -> None:
+    def __init__(
+        self, losses: ResidualLosses, n_steps: int = 0, *, compiled: bool | None = None
+    ) -> None:
         self._losses = losses
-        self.compiled = compiled
+        self._n_steps, self._wanted = n_steps, compiled
         self._captured: Any = None
         self._shapes: tuple[torch.Size, ...] = ()
+        self.compiled = False
 
     def __call__(self, *fields: Tensor) -> Tensor:
         """Losses of a batch given as by :func:`~fastff.distill.losses.pick_fields`."""
@@ -54,16 +66,28 @@ class CapturedLosses:
         return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)
 
     def _capture(self, fields: tuple[Tensor, ...]) -> Any:
-        if self.compiled and len(fields) == len(BATCH_FIELDS):
+        losses = self._losses.to(fields[0].device)
+        if self._pays(fields):
             try:
-                return record(compile_losses(self._losses, fields), fields)
-            except (
-                Exception
-            ) as error:  # a compiler is absent, say: slower is better than not at all
-                self.compiled = False
+                graph = record(compile_losses(losses, fields), fields)
+            except Exception as error:  # no compiler, say: slower is better than not at all
                 reason = (str(error).strip().splitlines() or [""])[0]
                 log.warning("training is not compiled: %s: %s", type(error).__name__, reason[:200])
-        return record(copy.copy(self._losses), fields)
+            else:
+                self.compiled = True
+                _compiled.add(self._name_code(fields))
+                return graph
+        return record(copy.copy(losses), fields)
+
+    def _pays(self, fields: tuple[Tensor, ...]) -> bool:
+        if len(fields) > len(BATCH_FIELDS):
+            return False
+        if self._wanted is not None:
+            return self._wanted
+        return self._n_steps >= COMPILED_STEPS or self._name_code(fields) in _compiled
+
+    def _name_code(self, fields: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        return (self._losses.student.config, *(field.shape for field in fields), fields[0].device)
 
 
 def record(losses: nn.Module, fields: tuple[Tensor, ...]) -> Any:
@@ -75,9 +99,11 @@ def record(losses: nn.Module, fields: tuple[Tensor, ...]) -> Any:
 
 def compile_losses(losses: ResidualLosses, fields: tuple[Tensor, ...]) -> Any:
     """Losses compiled for the shapes of a batch, called once forward and backward: what fails has failed then."""
+    from torch._dynamo import config  # takes a second to import
+
     compiled: Any = torch.compile(copy.copy(losses), dynamic=False, fullgraph=True)
     parameters = [p for p in losses.parameters() if p.requires_grad]
-    with quiet_compiler():
+    with quiet_compiler(), config.patch(recompile_limit=MOST_VARIANTS):
         found = compiled(*(field.clone() for field in fields)).sum()
         torch.autograd.grad(found, parameters, allow_unused=True)
     return compiled

@@ -7,6 +7,7 @@ losses, the training loop, reading label files.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ from fastff.models import Student
 from fastff.models.dense import lay_out_edges
 from fastff.neighbors import atoms_to_graph
 from fastff.units import VOIGT
+
+SLOTS_ON_GPU = 8
+"""What rows of neighbors are a multiple of where compiled code depends on their length."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ def prepare_frames(
 ) -> list[ResidualData]:
     """Lay out frames with equally many slots and subtract what the student does not learn.
 
-    Computed on ``device``; what is returned is on the CPU.
+    Computed on ``device``; what is returned is on the CPU. Slots for a GPU are a multiple of :data:`SLOTS_ON_GPU`, so
+    that batches of like frames have one shape and compiled code fits them.
     """
     worker = (
         student if student.device == torch.device(device) else copy.deepcopy(student).to(device)
@@ -164,6 +169,8 @@ def prepare_frames(
         parts.append(_prepare_batch(own, worker, hessian, done))
         done += len(chunk)
     n_slots = max((part["senders"].shape[1] for part in parts), default=1)
+    if torch.device(device).type == "cuda":
+        n_slots = SLOTS_ON_GPU * math.ceil(n_slots / SLOTS_ON_GPU)
     data: list[ResidualData] = []
     for part in parts:
         counts = [int(count) for count in part["n_atoms"]]

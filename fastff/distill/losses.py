@@ -93,6 +93,11 @@ class ResidualLosses(nn.Module):
         student can follow, and only ``u H u`` along the direction ``u`` is compared, to which that part adds nothing.
     """
 
+    force_unit: Tensor
+    energy_unit: Tensor
+    stress_unit: Tensor
+    product_unit: Tensor
+
     def __init__(
         self, student: Student, statistics: LabelStatistics, *, conservative: bool = True
     ) -> None:
@@ -100,10 +105,14 @@ class ResidualLosses(nn.Module):
         self.student = student
         self.conservative = conservative
         scale = float(student.energy_scale)
-        self.force_unit = statistics.force_rms / scale
-        self.energy_unit = statistics.energy_spread / scale
-        self.stress_unit = max(statistics.stress_rms, 1e-12) / scale
-        self.product_unit = max(statistics.product_rms, 1e-12) / scale
+        for name, size in (  # tensors: compiled code fits whatever their values
+            ("force_unit", statistics.force_rms),
+            ("energy_unit", statistics.energy_spread),
+            ("stress_unit", max(statistics.stress_rms, 1e-12)),
+            ("product_unit", max(statistics.product_rms, 1e-12)),
+        ):
+            unit = student.energy_scale.new_tensor(size / scale)
+            self.register_buffer(name, unit, persistent=False)
 
     def forward(
         self,
@@ -224,7 +233,7 @@ def count_labels(fields: tuple[Tensor, ...]) -> Tensor:
 
 
 def measure_strain(
-    force_size: Tensor, unit: float, batch: Tensor, n_systems: int
+    force_size: Tensor, unit: float | Tensor, batch: Tensor, n_systems: int
 ) -> tuple[Tensor, Tensor]:
     """How far the teacher's force on each atom exceeds what counts as thermal, at least one, and the most of a frame.
 
@@ -232,7 +241,7 @@ def measure_strain(
     ----------
     force_size : (n_atoms,) tensor
         Norm of the teacher's whole force, core repulsion included.
-    unit : float
+    unit : float or () tensor
         Root mean square of the components in a median frame.
     batch : (n_atoms,) int64 tensor
         Frame of every atom.
@@ -248,7 +257,7 @@ def measure_strain(
     return strain, strain.new_ones(n_systems).scatter_reduce(0, batch, strain, "amax")
 
 
-def relative_huber(error: Tensor, unit: float) -> Tensor:
+def relative_huber(error: Tensor, unit: float | Tensor) -> Tensor:
     """Huber loss of ``error / unit``, quadratic up to :data:`HUBER_WIDTH`, elementwise."""
     return functional.huber_loss(
         error / unit, torch.zeros_like(error), reduction="none", delta=HUBER_WIDTH

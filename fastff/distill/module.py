@@ -55,8 +55,8 @@ class DistillationModule(pl.LightningModule):
         See :class:`~fastff.distill.losses.ResidualLosses`.
     optimizer : str
         ``"soap"`` (:class:`~fastff.distill.soap.Soap`) or ``"adamw"``, to compare.
-    compiled : bool
-        Whether losses are compiled on a GPU (:mod:`fastff.distill.captured`).
+    compiled : bool or None
+        Whether losses are compiled on a GPU; see :class:`~fastff.distill.captured.CapturedLosses`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class DistillationModule(pl.LightningModule):
         weights: LossWeights | None = None,
         conservative: bool = True,
         optimizer: Literal["soap", "adamw"] = "soap",
-        compiled: bool = False,
+        compiled: bool | None = None,
     ) -> None:
         super().__init__()
         for parameter in student.parameters():
@@ -83,9 +83,8 @@ class DistillationModule(pl.LightningModule):
         self.optimizer_name = optimizer
         self.loss_weights = weights or LossWeights()
         self.learning_curve: list[dict[str, float]] = []
-        self._losses = CapturedLosses(
-            ResidualLosses(student, statistics, conservative=conservative), compiled=compiled
-        )
+        losses = ResidualLosses(student, statistics, conservative=conservative)
+        self._losses = CapturedLosses(losses, n_steps, compiled=compiled)
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self._validation_graphs: list[Graph] = []
         self._score: Score | None = None

@@ -27,7 +27,6 @@ from fastff.distill.callbacks import (
     TrainProgress,
     quiet_lightning,
 )
-from fastff.distill.captured import COMPILED_STEPS
 from fastff.distill.checkpoints import (
     LAST_NAME,
     REACHED_NAME,
@@ -98,8 +97,8 @@ class TrainSettings:
     device : str
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     compiled : bool or None
-        Whether losses are compiled on a GPU; if None, where ``n_steps`` make it pay
-        (:data:`~fastff.distill.captured.COMPILED_STEPS`).
+        Whether losses are compiled on a GPU; if None, where that pays
+        (:class:`~fastff.distill.captured.CapturedLosses`).
     devices, nodes : int
         Processes of each node, one for each device, that share every batch, and nodes.
     """
@@ -231,7 +230,6 @@ def train_student(
     n_ranks = settings.devices * settings.nodes
     batch_size = choose_batch_size(training, settings.batch_atoms, n_ranks)
     n_epochs = math.ceil(settings.n_steps / (len(training) // batch_size))
-    pays = settings.n_steps >= COMPILED_STEPS
     module = DistillationModule(
         student,
         statistics,
@@ -241,7 +239,7 @@ def train_student(
         optimizer=settings.optimizer,
         weights=LossWeights(hessian=settings.hessian_weight),
         conservative=settings.conservative,
-        compiled=pays if settings.compiled is None else settings.compiled,
+        compiled=settings.compiled,
     )
     if not (resume and (out / FINISHED_NAME).is_file()):
         if joined:

@@ -38,6 +38,8 @@ STUDENTS = {
 }  # fmt: skip
 """Hops, channels and degree of the messages of the evaluations by what their rows are called: m1, m2, the width of
 shipped models, both with directed messages, and the largest student."""
+CELLS_WIDE = 20
+"""The same for 64 channels, whose definitions in float64 fill a device of 80 GB with more: 32,000 atoms."""
 CELLS_QUADRATIC = 9
 """The same for the definition of the neighbor list, which is quadratic in the number of atoms: 2,916 atoms."""
 
@@ -111,6 +113,11 @@ def name_fused(kernel: str, channels: int, degree: int = 0) -> str:
     """What the row of a fused kernel is called: by its width too, unless that is the usual one, and by messages."""
     name = kernel if channels == 16 else f"{kernel}, C={channels}"
     return f"{name}, directed" if degree else name
+
+
+def count_cells(channels: int) -> int:
+    """Cubic cells along each edge of what kernels of this width are timed on."""
+    return CELLS if channels < 64 else min(CELLS, CELLS_WIDE)
 
 
 def list_suites() -> list[contract.Suite]:
@@ -188,18 +195,18 @@ def make_fused(device: torch.device, channels: int = 16, degree: int = 0) -> Ite
         sample = build_lattice("Cu", 2, REACH, "cpu", rattle=0.1, seed=3)
         sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": channels}
         weights = draw_weights(2, 1, sample, message_degree=degree, inner=INNER, **sizes)
-        system = build_lattice("Cu", CELLS, REACH, device, rattle=0.1)
+        system = build_lattice("Cu", count_cells(channels), REACH, device, rattle=0.1)
         found = list_directed(weights, system)
         costs = count_directed(54, channels, channels, degree=degree)
     else:
         widths = {"n_channels": channels, "n_mixed": channels, "n_hidden": 64}
-        found = list_workloads(widths, device, repeats=CELLS, reach=REACH)
+        found = list_workloads(widths, device, repeats=count_cells(channels), reach=REACH)
         costs = count_costs(54, channels, channels)
     for workload in found:
         bind, name = workload.definition, workload.space.kernel
         assert bind is not None
         define = bind(torch.float32)
-        n_atoms, cost = 4 * CELLS**3, costs[name]
+        n_atoms, cost = 4 * count_cells(channels) ** 3, costs[name]
         with torch.no_grad():
             exact = workload.reference()
         yield Work(
@@ -220,11 +227,11 @@ def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
     from fastff.kernels.moment_potential.reference import evaluate_reference
     from fastff.kernels.moment_potential.workloads import REACH
 
-    system = build_lattice("Cu", CELLS, REACH, device, rattle=0.1)
+    n_hops, channels, degree = STUDENTS[student]
+    system = build_lattice("Cu", count_cells(channels), REACH, device, rattle=0.1)
     geometry = (system.positions, system.species, system.matrix, system.translations)
     sample = build_lattice("Cu", 2, REACH, "cpu", rattle=0.1, seed=3)
     n_atoms = system.matrix.n_atoms
-    n_hops, channels, degree = STUDENTS[student]
     sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": channels}
     weights = draw_weights(n_hops, 1, sample, message_degree=degree, inner=INNER, **sizes)
     potential = FusedPotential(weights, device)

@@ -51,7 +51,11 @@ DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else
     ],
 )
 def test_evaluation(name, n_hops, n_species, width, degree, precision):
-    """Forces of about 1 eV/Å off by less than 1e-5 RMS, energies and virial; two poisoned runs of the same bits."""
+    """Forces, energies and virial of float32; two poisoned runs of the same bits.
+
+    Forces of about 1 eV/Å are off by less than 1e-5 RMS, or, where the definition in float32 is off by as much itself
+    (two species and directed messages: by 0.9e-5 of forces of 2.3 eV/Å), by less than twice that.
+    """
     repeats, reach, rattle = (1, 3.4, 0.05) if INTERPRETED else (5, 5.4, 0.1)
     system = build_lattice(name, repeats, reach, DEVICE, rattle=rattle, seed=11)
     generator = torch.Generator().manual_seed(1)
@@ -62,7 +66,10 @@ def test_evaluation(name, n_hops, n_species, width, degree, precision):
     sizes = {"n_channels": width, "n_mixed": width, "message_degree": degree}
     weights = draw_weights(n_hops, n_species, sample, **sizes)
     geometry = (system.positions, system.species, system.matrix, system.translations)
-    exact = evaluate_reference(convert_weights(weights, DEVICE, torch.float64), *geometry)
+    exact, single = (
+        evaluate_reference(convert_weights(weights, DEVICE, dtype), *geometry)
+        for dtype in (torch.float64, torch.float32)
+    )
     potential = FusedPotential(weights, DEVICE, Options(precision=precision))
     runs = []
     for _ in range(2):
@@ -71,7 +78,10 @@ def test_evaluation(name, n_hops, n_species, width, degree, precision):
         runs.append([part.clone() for part in found])
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
     size = max(1.0, float(exact.forces.square().mean().sqrt()))
-    assert float((found.forces - exact.forces).square().mean().sqrt()) < 1e-5 * size
+    error, unavoidable = (
+        float((one.forces - exact.forces).square().mean().sqrt()) for one in (found, single)
+    )
+    assert error < max(1e-5 * size, 2.0 * unavoidable)
     torch.testing.assert_close(found.energies, exact.energies, rtol=0, atol=1e-4)
     assert abs(float(found.energy - exact.energy)) / len(species) < 1e-5
     scale = max(float(exact.virial.abs().max()), 1.0)
