@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from fastff.distill import captured
 from fastff.distill.captured import COMPILED_STEPS, CapturedLosses, compile_losses
 from fastff.distill.data import build_loader
+from fastff.distill.ladder import Ladder
 from fastff.distill.losses import ResidualLosses, pick_fields
 from fastff.distill.module import DistillationModule
+from fastff.distill.request import build_request
+from fastff.distill.split import Split
 from fastff.distill.train import TrainSettings, prepare_student, train_student
 
 SETTINGS = TrainSettings(architecture="m2", cutoff=4.0, batch_atoms=16, device="cpu")
@@ -144,6 +147,44 @@ def test_the_trainer_says_how_many_steps_it_takes(
         with pytest.raises(StopError):
             train_student(frames[:4], frames[4:], settings, tmp_path / "out")
     assert seen == [(8000, None), (8000, False)]
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "devices", "grow", "wanted"),
+    [
+        (COMPILED_STEPS, 1, True, True),
+        (COMPILED_STEPS, 1, False, None),
+        (COMPILED_STEPS - 1, 1, True, None),
+        (COMPILED_STEPS, 2, True, None),
+    ],
+)
+def test_a_first_training_is_compiled_for_those_that_follow(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    n_steps: int,
+    devices: int,
+    grow: bool,
+    wanted: bool | None,
+) -> None:
+    """Before rounds few steps are taken, but this process trains again; several devices have processes of their own."""
+    seen: list[TrainSettings] = []
+    frames = label_by_emt(make_alloys(6))
+    split = Split(frames[:4], frames[4:5], frames[5:])
+    request = build_request(labels=tmp_path / "l.h5", student="m1", n_steps=n_steps)
+
+    class StopError(Exception):
+        pass
+
+    def note(name: str, settings: TrainSettings) -> None:
+        seen.append(settings)
+        raise StopError
+
+    ladder = Ladder(
+        request, tmp_path, "cpu", False, note, lambda _: None, lambda *_: None, devices=devices
+    )
+    with pytest.raises(StopError):
+        ladder.train("m1", split, "first", grow=grow)
+    assert [settings.compiled for settings in seen] == [wanted]
 
 
 @pytest.mark.gpu

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastff.distill.captured import COMPILED_STEPS
 from fastff.distill.module import measure_frames
 from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.request import DistillRequest
@@ -115,6 +116,9 @@ class Ladder:
             nodes=self.nodes,
             conservative=self.conservative,
         )
+        if grow and self.devices * self.nodes == 1:  # this process will use the code again
+            full = choose_settings(self.request, name, split, self.device).n_steps
+            settings = replace(settings, compiled=full >= COMPILED_STEPS or None)
         if start is not None:
             settings = replace(
                 settings,
