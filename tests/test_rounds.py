@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,9 +221,17 @@ def test_a_round_that_does_not_help_is_the_last(
 
 
 def test_the_end_is_a_training_from_scratch_on_all_frames(
-    request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: DistillRequest,
+    whole: tuple[Path, DistillOutcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only where frames have multiplied and time is left; the better student on the validation frames is kept."""
+    """Only where frames have multiplied and time is left; the better student on the validation frames is kept.
+
+    After rounds that are done already.
+    """
+    for name in ("out", "few"):
+        shutil.copytree(whole[0], tmp_path / name)
     monkeypatch.setattr(rounds_module, "GROWTH", 1.01)
     trainings = []
     real = Ladder.train
