@@ -57,7 +57,9 @@ def read_accuracy(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_verdict_of_one(labels: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_verdict_of_one(
+    labels: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
     """Started by the command itself, or by torchrun: one verdict each, and the same.
 
     That of one process is near: SOAP's start hangs on rounding. With AdamW all agree, see ``test_distributed.py``.
@@ -65,7 +67,7 @@ def test_two_processes_give_the_verdict_of_one(labels: Path, tmp_path: Path) -> 
     python = [sys.executable, "-m"]
     torchrun = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     texts = [
-        run([*python, "fastff"], tmp_path, "--labels", labels, "--out", "one"),
+        run_cli("train", "--labels", labels, "--out", tmp_path / "one", *SHORT)[1],
         run([*python, "fastff"], tmp_path, "--labels", labels, "--out", "two", "--devices", "2"),
         run([*torchrun, "fastff"], tmp_path, "--labels", labels, "--out", "run", "--devices", "2"),
     ]
