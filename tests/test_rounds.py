@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -328,7 +327,7 @@ def assert_same(outcome: DistillOutcome, out: Path, whole: tuple[Path, DistillOu
     assert hashes[0] == hashes[1]
 
 
-CHILD = """
+CHILDREN = """
 import os, signal, sys
 from pathlib import Path
 from fastff.distill import rounds as module
@@ -336,7 +335,7 @@ from fastff.distill.request import read_config
 from tests.test_rounds import run, shorten
 
 shorten(setattr)
-out, where = Path(sys.argv[1]), sys.argv[2]
+out, request = Path(sys.argv[1]), read_config(Path(sys.argv[2]))
 
 def die(here, ready=True):
     if here == where and ready:
@@ -345,14 +344,19 @@ def die(here, ready=True):
 def count():
     return len(list((out / "rounds").glob("*.npz")))
 
-run(
-    read_config(Path(sys.argv[3])),
-    out,
-    lambda progress: die(f"training {count()}", progress.step == 7),
-    on_explore=lambda number, step, n_steps: die(f"exploring {number}", step > n_steps // 2),
-    on_label=lambda number, done, total: die(f"labelling {number}", done > total // 2),
-)
+for where in sys.argv[3:]:
+    if (child := os.fork()) == 0:
+        run(
+            request,
+            out,
+            lambda progress: die(f"training {count()}", progress.step == 7),
+            on_explore=lambda number, step, n_steps: die(f"exploring {number}", step > n_steps // 2),
+            on_label=lambda number, done, total: die(f"labelling {number}", done > total // 2),
+        )
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, where
 """
+"""A process that has imported all and computed nothing, and its children, one after the other."""
 
 
 @pytest.mark.slow
@@ -362,14 +366,10 @@ def test_killed_without_notice_equals_uninterrupted(
     tmp_path: Path,
 ) -> None:
     root = Path(__file__).resolve().parents[1]
-    out = tmp_path / "out"
-    for where in ("exploring 1", "labelling 1", "training 1"):
-        command = [sys.executable, "-c", CHILD, out, where, whole[0] / "config.yaml"]
-        paths = os.pathsep.join([str(root), str(root / "tests")])
-        child = subprocess.run(
-            [str(word) for word in command], cwd=root, env={**os.environ, "PYTHONPATH": paths}
-        )
-        assert child.returncode == -signal.SIGKILL
+    out, places = tmp_path / "out", ("exploring 1", "labelling 1", "training 1")
+    paths = os.pathsep.join([str(root), str(root / "tests")])
+    command = [sys.executable, "-c", CHILDREN, str(out), str(whole[0] / "config.yaml"), *places]
+    subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": paths}, check=True)
     assert_same(run(request_, out), out, whole)
 
 
