@@ -380,7 +380,7 @@ def test_rows_that_were_cut_are_read_no_farther(monkeypatch):
     atoms = (bulk("Cu", cubic=True) * (2, 1, 1))[[0, 1, 6, 7, 2, 3, 4, 5]]
     atoms.cell[0] *= 2.0
     evaluator = BatchEvaluator(
-        make_student("m1", (8, 29), cutoff=3.0), lists=batch_lists.DeviceLists
+        make_student("m1", (8, 29), cutoff=3.0), skin=0.3, lists=batch_lists.DeviceLists
     )
     systems = gather([atoms])
     with kernels.use("triton"):
