@@ -1,4 +1,7 @@
-"""One of several processes that train together, started by torchrun; leaves what it saw. Not here: any test."""
+"""One of several processes that train together, started by torchrun; leaves what it saw. Not here: any test.
+
+Run as ``ddp_probe.py FOLDER DEVICES OPTIMIZER-PRECISION ...``.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from emt_frames import label_by_emt, make_alloys, make_mixed
@@ -51,8 +55,8 @@ def students_in(precision: str) -> Iterator[None]:
         train.prepare_student = prepare
 
 
-def main(out: Path, devices: int, optimizer: str = "adamw", precision: str = "float32") -> None:
-    torch.set_num_threads(1)
+def train_watched(out: Path, devices: int, optimizer: str, precision: str) -> None:
+    """One training, and what it read, wrote and made."""
     seen: dict[str, Any] = {"frames": [], "written": [], "averages": []}
     step, write, end = (
         DistillationModule.training_step,
@@ -73,12 +77,14 @@ def main(out: Path, devices: int, optimizer: str = "adamw", precision: str = "fl
         seen["rank"], seen["step"] = trainer.global_rank, trainer.global_step
         end(self, trainer, module)
 
-    DistillationModule.training_step = watch_step  # type: ignore[method-assign]
-    checkpoints.write_atomically = watch_write  # type: ignore[assignment]
-    AveragedWeights.on_train_end = watch_end  # type: ignore[method-assign]
     settings = TrainSettings(**{**SETTINGS, "devices": devices, "optimizer": optimizer})  # type: ignore[arg-type]
     validation = label_by_emt(make_alloys(5, seed=9))
-    with students_in(precision):
+    with (
+        students_in(precision),
+        patch.object(DistillationModule, "training_step", watch_step),
+        patch.object(checkpoints, "write_atomically", watch_write),
+        patch.object(AveragedWeights, "on_train_end", watch_end),
+    ):
         result = train.train_student(make_mixed(), validation, settings, out)
     torch.save(result.student.state_dict(), out / f"student-{seen['rank']}.pt")
     seen |= {
@@ -87,6 +93,13 @@ def main(out: Path, devices: int, optimizer: str = "adamw", precision: str = "fl
         "stopped": result.stopped,
     }
     (out / f"seen-{seen['rank']}.json").write_text(json.dumps(seen))
+
+
+def main(out: Path, devices: int, *trainings: str) -> None:
+    """Carry out trainings, each named by its optimiser and precision, in a folder of that name."""
+    torch.set_num_threads(1)
+    for training in trainings:
+        train_watched(out / training, devices, *training.split("-"))
 
 
 if __name__ == "__main__":

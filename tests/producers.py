@@ -42,7 +42,7 @@ from fastff.report.verdict import write_verdict
 from fastff.teachers import load_teacher
 
 PLAN = BenchPlan(
-    n_frames=8, n_temperatures=4, n_equilibrate=4, interval=2, sizes=(32, 108), budget=0.3,
+    n_frames=8, n_temperatures=4, n_equilibrate=4, interval=2, sizes=(32, 108), budget=0.1,
     md_atoms=32, outside=True, n_noise=2, physics="none",
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -58,28 +59,36 @@ def compare(student: Student, curve: list[dict[str, float]], alone: Any) -> None
         torch.testing.assert_close(student.state_dict()[name], value, rtol=0.0, atol=5e-5)
 
 
-def run_torchrun(out: Path, *words: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What two processes of ``ddp_probe.py`` saw."""
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which two processes of torchrun have carried out three trainings of ``ddp_probe.py``, one by one."""
+    out = tmp_path_factory.mktemp("launched")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [str(TESTS / "ddp_probe.py"), str(out), "2"]
     done = subprocess.run(
-        [*command, str(TESTS / "ddp_probe.py"), str(out), "2", *words],
+        [*command, "adamw-float32", "soap-float32", "soap-float64"],
         env=environment,
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = (json.loads((out / f"seen-{rank}.json").read_text()) for rank in (0, 1))
+    return out
+
+
+def read_seen(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the two processes of a training saw."""
+    first, second = (json.loads((folder / f"seen-{rank}.json").read_text()) for rank in (0, 1))
     return first, second
 
 
 @pytest.mark.slow
 def test_two_processes_of_torchrun_equal_one(
-    frames: list[Frame], validation: list[Frame], alone: Any, tmp_path: Path
+    frames: list[Frame], validation: list[Frame], alone: Any, launched: Path
 ) -> None:
     """Sizes, missing stress and missing Hessian-vector targets differ between the parts of a batch."""
-    first, second = run_torchrun(tmp_path)
+    first, second = read_seen(launched / "adamw-float32")
     # nothing lost, nothing doubled, and the batches of one process
     batches = [a + b for a, b in zip(first["frames"], second["frames"], strict=True)]
     assert all(
@@ -103,16 +112,17 @@ def test_two_processes_of_torchrun_equal_one(
     assert first["step"] == second["step"] < 40
     assert "last.ckpt" in first["written"]
     assert second["written"] == []
-    again = train_student(frames, validation, ONE, tmp_path, resume=True)  # reads what they left
+    folder = launched / "adamw-float32"
+    again = train_student(frames, validation, ONE, folder, resume=True)  # reads what they left
     compare(again.student, first["curve"], alone)
 
 
 @pytest.mark.slow
 def test_two_processes_agree_with_the_usual_optimiser(
-    frames: list[Frame], validation: list[Frame], tmp_path: Path
+    frames: list[Frame], validation: list[Frame], launched: Path, tmp_path: Path
 ) -> None:
     """With each other bit for bit, with one process in how well they do: its start hangs on rounding."""
-    first, second = run_torchrun(tmp_path / "two", "soap")
+    first, second = read_seen(launched / "soap-float32")
     assert first["student"] == second["student"]
     assert first["averages"] == second["averages"]
     assert first["curve"] == second["curve"]
@@ -124,16 +134,15 @@ def test_two_processes_agree_with_the_usual_optimiser(
 
 @pytest.mark.slow
 def test_the_usual_optimiser_makes_of_two_processes_what_it_makes_of_one(
-    frames: list[Frame], validation: list[Frame], tmp_path: Path
+    frames: list[Frame], validation: list[Frame], launched: Path, tmp_path: Path
 ) -> None:
     """Without rounding: gradients are averaged before the update, and bases are turned alike, many times over."""
-    run_torchrun(tmp_path / "two", "soap", "float64")
     with students_in("float64"):
         one = train_student(
             frames, validation, replace(ONE, optimizer="soap"), tmp_path / "one"
         ).student
     for rank in (0, 1):
-        other = torch.load(tmp_path / "two" / f"student-{rank}.pt")
+        other = torch.load(launched / "soap-float64" / f"student-{rank}.pt")
         for name, value in one.state_dict().items():
             torch.testing.assert_close(other[name], value, rtol=0.0, atol=1e-8)
 
@@ -150,13 +159,15 @@ def list_processes(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("then", [2, 1])
-def test_processes_are_started_ended_and_resumed(
-    then: int, frames: list[Frame], validation: list[Frame], alone: Any, tmp_path: Path
-) -> None:
-    """They die with the training that started them; resumed by two or by one, it ends where one process does."""
-    settings = replace(ONE, devices=2)
+@pytest.fixture(scope="module")
+def ended(
+    frames: list[Frame], validation: list[Frame], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Copy of the folder of a training with two processes, ended in the middle by an error of who started them.
+
+    It lies beside the folder itself, ``training``: checkpoints know where they are.
+    """
+    folder = tmp_path_factory.mktemp("ended") / "training"
     steps: list[TrainProgress] = []
 
     class KilledError(Exception):
@@ -168,25 +179,31 @@ def test_processes_are_started_ended_and_resumed(
             raise KilledError
 
     with pytest.raises(KilledError):
-        train_student(frames, validation, settings, tmp_path, on_step=kill)
+        train_student(frames, validation, replace(ONE, devices=2), folder, on_step=kill)
     assert steps[0].n_steps == 40
     deadline = time.time() + 30
-    while list_processes(tmp_path) and time.time() < deadline:
+    while list_processes(folder) and time.time() < deadline:
         time.sleep(0.1)
-    assert list_processes(tmp_path) == []
-    assert not (tmp_path / "finished.json").exists()
+    assert list_processes(folder) == []
+    assert not (folder / "finished.json").exists()
+    return shutil.copytree(folder, folder.with_name("copy"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [2, 1])
+def test_processes_are_started_ended_and_resumed(
+    then: int, frames: list[Frame], validation: list[Frame], alone: Any, ended: Path
+) -> None:
+    """They die with the training that started them; resumed by two or by one, it ends where one process does."""
+    folder = ended.with_name("training")
+    shutil.rmtree(folder)
+    shutil.copytree(ended, folder)
     again: list[TrainProgress] = []
-    result = train_student(
-        frames,
-        validation,
-        replace(settings, devices=then),
-        tmp_path,
-        resume=True,
-        on_step=again.append,
-    )
+    settings = replace(ONE, devices=then)
+    result = train_student(frames, validation, settings, folder, resume=True, on_step=again.append)
     assert again[0].step > 1  # from the middle
     assert result.stopped == alone.stopped
-    assert not (tmp_path / JOB_NAME).exists()
+    assert not (folder / JOB_NAME).exists()
     compare(result.student, result.learning_curve, alone)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -15,14 +16,24 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.io import write
-from copper_jobs import TEACHER, TWO, count_frames, make_frames, start, write_copper
+from copper_jobs import (
+    SLOW_TEACHER,
+    TEACHER,
+    TWO,
+    count_frames,
+    make_frames,
+    start,
+    write_copper,
+)
 
 from fastff.distill.content import hash_structure
 from fastff.distill.jobs import read_jobs
+from fastff.distill.siblings import WatchingLauncher
 from fastff.distill.store import LabelStore
 from fastff.labels import Frame
 
 Run = Callable[..., tuple[int, str, str]]
+Label = Callable[..., tuple[int, str]]
 SMALL = ("--batch-atoms", "6", "--no-self-check")
 
 
@@ -38,6 +49,43 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
     write_copper(folder)
     finish(start([*TEACHER, *SMALL], folder, 0.0))
     return read(folder)
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """Folder of a run of two processes that were killed, and the number of frames that they have left."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    folder.mkdir()
+    write_copper(folder)
+    process = start([*TEACHER, *SMALL, *TWO], folder, 0.2)
+    await_frames(process, list_parts(folder), 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    text = process.communicate()[0].decode()
+    assert "plan     20 of 21 frames to label, 1 repeated" in text
+    assert re.search(r"20 evaluations of 120 atoms in all, about \S+ s with 2 processes", text)
+    assert not (folder / "labels.h5").exists()
+    found = sum(map(count_frames, list_parts(folder)))
+    assert 4 <= found < 20
+    return folder, found
+
+
+@pytest.fixture
+def label_here(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Label:
+    """``fastff label`` in this process, in the folder of the test, with the teacher of :func:`start` in no hurry.
+
+    Returns the exit code, and all that is said in one line.
+    """
+    (tmp_path / "slow_teacher.py").write_text(SLOW_TEACHER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TEACHER_SECONDS", "0")
+    monkeypatch.setenv("TEACHER_FAILS", "none")
+
+    def call(*arguments: str) -> tuple[int, str]:
+        code, out, err = run_cli("label", *arguments)
+        return code, " ".join((out + err).split())
+
+    return call
 
 
 def finish(process: subprocess.Popen[bytes]) -> str:
@@ -65,7 +113,9 @@ def list_parts(folder: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_kill_9_loses_and_doubles_nothing(copper_file: Path, tmp_path: Path) -> None:
+def test_kill_9_loses_and_doubles_nothing(
+    copper_file: Path, tmp_path: Path, label_here: Label
+) -> None:
     seen = 0
     for wanted in (3, 9):
         process = start([*TEACHER, *SMALL], tmp_path, 0.15)
@@ -76,29 +126,30 @@ def test_kill_9_loses_and_doubles_nothing(copper_file: Path, tmp_path: Path) -> 
         assert seen <= len(frames) < 20
         assert len(frames) >= wanted
         seen = len(frames)
-    said = finish(start([*TEACHER, *SMALL], tmp_path, 0.0))
+    code, said = label_here(*TEACHER, *SMALL)
+    assert code == 0
     assert f"plan {20 - seen} of 21 frames to label, {seen} stored by an earlier run" in said
     hashes = [hash_structure(frame.atoms) for frame in read(tmp_path)]
     assert hashes == [hash_structure(job.atoms) for job in read_jobs([copper_file])[:20]]
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("copper_file")
 @pytest.mark.parametrize("then", [1, 2, 3])
 def test_a_killed_run_of_two_goes_on_with_any_number(
-    then: int, alone: list[Frame], tmp_path: Path
+    then: int,
+    alone: list[Frame],
+    killed: tuple[Path, int],
+    tmp_path: Path,
+    label_here: Label,
 ) -> None:
     """Lightning starts the other processes itself; gloo on the CPU. Labels are those of one process, bit for bit."""
-    process = start([*TEACHER, *SMALL, *TWO], tmp_path, 0.2)
-    await_frames(process, list_parts(tmp_path), 2)
-    os.killpg(process.pid, signal.SIGKILL)
-    text = process.communicate()[0].decode()
-    assert "plan     20 of 21 frames to label, 1 repeated" in text
-    assert re.search(r"20 evaluations of 120 atoms in all, about \S+ s with 2 processes", text)
-    assert not (tmp_path / "labels.h5").exists()
-    found = sum(map(count_frames, list_parts(tmp_path)))
-    assert 4 <= found < 20
-    said = finish(start([*TEACHER, *SMALL, *TWO[:-1], str(then)], tmp_path, 0.0))
+    left, found = killed
+    shutil.copytree(left, tmp_path, dirs_exist_ok=True)
+    if then == 1:
+        code, said = label_here(*TEACHER, *SMALL, *TWO[:-1], "1")
+        assert code == 0
+    else:
+        said = finish(start([*TEACHER, *SMALL, *TWO[:-1], str(then)], tmp_path, 0.0))
     assert said.count("verdict") == 1
     assert f"plan {20 - found} of 21 frames to label, {found} stored by an earlier run" in said
     assert "holds 20 frames" in said
@@ -147,7 +198,9 @@ def test_a_killed_process_ends_all_with_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("copper_file")
 @pytest.mark.parametrize("whom", ["first", "second", "all"])
-def test_sigterm_to_any_process_ends_all(whom: str, alone: list[Frame], tmp_path: Path) -> None:
+def test_sigterm_to_any_process_ends_all(
+    whom: str, alone: list[Frame], tmp_path: Path, label_here: Label
+) -> None:
     """Lightning's own handler takes a note of it that nothing reads while labels are made, and waits for the others."""
     process = start([*TEACHER, *SMALL, *TWO, "--quiet"], tmp_path, 0.5)
     await_frames(process, list_parts(tmp_path), 1)
@@ -163,7 +216,7 @@ def test_sigterm_to_any_process_ends_all(whom: str, alone: list[Frame], tmp_path
         assert text.count("\n") == 1
     else:
         assert (process.returncode, text) == (-signal.SIGTERM, "")
-    finish(start(["--quiet", *TEACHER, *SMALL], tmp_path, 0.0))
+    assert label_here("--quiet", *TEACHER, *SMALL)[0] == 0
     assert [frame.labels.energy for frame in read(tmp_path)] == [f.labels.energy for f in alone]
 
 
@@ -171,39 +224,33 @@ def test_sigterm_to_any_process_ends_all(whom: str, alone: list[Frame], tmp_path
 @pytest.mark.usefixtures("copper_file")
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_teacher_that_fails_in_one_process_is_reported_once(rank: str, tmp_path: Path) -> None:
-    """The other one has labelled its part by then, or is about to."""
+    """The other one has labelled its part by then, or is about to; what it has labelled stays, and no empty file."""
     process = start([*TEACHER, *SMALL, *TWO, "--quiet"], tmp_path, 0.01, fails=rank)
     text = process.communicate(timeout=120)[0].decode()
     assert process.returncode == 4
     assert "this teacher has failed" in text
     assert text.count("\n") == 1
-
-
-@pytest.mark.slow
-def test_processes_whose_teacher_refuses_all_leave_no_files(tmp_path: Path) -> None:
-    """Empty files only: what one has labelled stays."""
-    write(tmp_path / "cu.xyz", make_frames(2))
-    process = start([*TEACHER, *SMALL, *TWO, "--quiet"], tmp_path, 0.01, fails="0")
-    assert "this teacher has failed" in process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 4
     left = {path.name for path in tmp_path.glob("labels.h5*/*")}
-    assert left <= {"2-of-2.h5"}
+    assert left <= {{"0": "2-of-2.h5", "1": "1-of-2.h5"}[rank]}
     assert not (tmp_path / "labels.h5").exists()
     assert bool(left) == (tmp_path / "labels.h5.parts").exists()
     assert all(count_frames(tmp_path / "labels.h5.parts" / name) for name in left)
 
 
-@pytest.mark.slow
 def test_elements_that_the_teacher_does_not_know_are_found_before_processes_start(
-    tmp_path: Path,
+    tmp_path: Path, run_cli: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def launch(*_: object, **__: object) -> None:
+        pytest.fail("processes were started")
+
+    monkeypatch.setattr(WatchingLauncher, "launch", launch)
+    monkeypatch.chdir(tmp_path)
     write(tmp_path / "cu.xyz", [*make_frames(2), bulk("W", cubic=True)])
-    arguments = ["cu.xyz", "--teacher", "analytic:emt", "--out", "labels.h5", *TWO]
-    process = start(arguments, tmp_path, 0.0)
-    text = process.communicate(timeout=120)[0].decode()
-    assert process.returncode == 4
-    assert "does not know W" in text
-    assert text.count("\n") == 1
+    arguments = ("cu.xyz", "--teacher", "analytic:emt", "--out", "labels.h5", *TWO)
+    code, out, err = run_cli("label", *arguments)
+    assert code == 4
+    assert "does not know W" in err
+    assert (out + err).count("\n") == 1
     assert not list(tmp_path.glob("labels.h5*"))
 
 

@@ -20,6 +20,7 @@ from ase.io import read
 from md_models import make_copper, write_copper
 
 from fastff.checkpoint import save_model
+from fastff.cli import main
 from fastff.errors import DataError, SimulationUnstableError, UsageError
 from fastff.inference import predict
 from fastff.md.restart import read_restart
@@ -54,14 +55,20 @@ def build_command(folder: Path, out: Path, suffix: str, *more: str) -> list[str]
     return [*arguments, "--out", str(out), "--trajectory", str(out / f"t.{suffix}"), *more]
 
 
+def run_here(arguments: list[str]) -> None:
+    """The program in this process, to its end."""
+    with pytest.raises(SystemExit) as ending:
+        main(arguments)
+    assert not ending.value.code
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(folder: Path) -> dict[str, Path]:
     """The same run once per format, never stopped."""
     made = {}
     for suffix in SUFFIXES:
         out = folder / f"whole-{suffix}"
-        command = [sys.executable, "-m", "fastff", *build_command(folder, out, suffix)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        run_here(build_command(folder, out, suffix))
         made[suffix] = out
     return made
 
@@ -99,7 +106,8 @@ def test_killed_run_continues_as_if_it_had_not_been(
 ) -> None:
     """SIGKILL three times after a frame that no restart file knows, then --restart: nothing is lost or doubled."""
     out = tmp_path / "killed"
-    command = [sys.executable, "-m", "fastff", *build_command(folder, out, suffix, "--restart")]
+    arguments = build_command(folder, out, suffix, "--restart")
+    command = [sys.executable, "-m", "fastff", *arguments]
     n_kills = 0
     for n_rows in (7, 19, 25):  # a frame has been written since the last restart file
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -113,7 +121,7 @@ def test_killed_run_continues_as_if_it_had_not_been(
         child.wait()
     assert n_kills >= 1
     (out / ".restart.safetensors.stray.tmp").write_bytes(b"left by a kill")
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    run_here(arguments)
     compare_runs(uninterrupted[suffix], out, suffix)
     assert not list(out.glob(".*"))
 
@@ -124,7 +132,8 @@ def test_interrupted_run_flushes_and_continues(
     folder: Path, uninterrupted: dict[str, Path], tmp_path: Path, number: int, code: int
 ) -> None:
     out = tmp_path / "interrupted"
-    command = [sys.executable, "-m", "fastff", *build_command(folder, out, "h5")]
+    arguments = build_command(folder, out, "h5")
+    command = [sys.executable, "-m", "fastff", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     log, end = out / "log.csv", time.monotonic() + 200
     while not (log.exists() and log.read_bytes().count(b"\n") >= 8):
@@ -138,7 +147,7 @@ def test_interrupted_run_flushes_and_continues(
     assert 0 < step < 150
     assert len(read_frames(out / "t.h5")) == step // 10 + 1
     assert len(read_log(log)) == step // 5 + 1
-    subprocess.run([*command, "--restart"], check=True, capture_output=True, timeout=300)
+    run_here([*arguments, "--restart"])
     compare_runs(uninterrupted["h5"], out, "h5")
 
 

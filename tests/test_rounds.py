@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -220,9 +220,17 @@ def test_a_round_that_does_not_help_is_the_last(
 
 
 def test_the_end_is_a_training_from_scratch_on_all_frames(
-    request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_: DistillRequest,
+    whole: tuple[Path, DistillOutcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Only where frames have multiplied and time is left; the better student on the validation frames is kept."""
+    """Only where frames have multiplied and time is left; the better student on the validation frames is kept.
+
+    After rounds that are done already.
+    """
+    for name in ("out", "few"):
+        shutil.copytree(whole[0], tmp_path / name)
     monkeypatch.setattr(rounds_module, "GROWTH", 1.01)
     trainings = []
     real = Ladder.train
@@ -319,7 +327,7 @@ def assert_same(outcome: DistillOutcome, out: Path, whole: tuple[Path, DistillOu
     assert hashes[0] == hashes[1]
 
 
-CHILD = """
+CHILDREN = """
 import os, signal, sys
 from pathlib import Path
 from fastff.distill import rounds as module
@@ -327,7 +335,7 @@ from fastff.distill.request import read_config
 from tests.test_rounds import run, shorten
 
 shorten(setattr)
-out, where = Path(sys.argv[1]), sys.argv[2]
+out, request = Path(sys.argv[1]), read_config(Path(sys.argv[2]))
 
 def die(here, ready=True):
     if here == where and ready:
@@ -336,14 +344,19 @@ def die(here, ready=True):
 def count():
     return len(list((out / "rounds").glob("*.npz")))
 
-run(
-    read_config(Path(sys.argv[3])),
-    out,
-    lambda progress: die(f"training {count()}", progress.step == 7),
-    on_explore=lambda number, step, n_steps: die(f"exploring {number}", step > n_steps // 2),
-    on_label=lambda number, done, total: die(f"labelling {number}", done > total // 2),
-)
+for where in sys.argv[3:]:
+    if (child := os.fork()) == 0:
+        run(
+            request,
+            out,
+            lambda progress: die(f"training {count()}", progress.step == 7),
+            on_explore=lambda number, step, n_steps: die(f"exploring {number}", step > n_steps // 2),
+            on_label=lambda number, done, total: die(f"labelling {number}", done > total // 2),
+        )
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, where
 """
+"""A process that has imported all and computed nothing, and its children, one after the other."""
 
 
 @pytest.mark.slow
@@ -353,14 +366,10 @@ def test_killed_without_notice_equals_uninterrupted(
     tmp_path: Path,
 ) -> None:
     root = Path(__file__).resolve().parents[1]
-    out = tmp_path / "out"
-    for where in ("exploring 1", "labelling 1", "training 1"):
-        command = [sys.executable, "-c", CHILD, out, where, whole[0] / "config.yaml"]
-        paths = os.pathsep.join([str(root), str(root / "tests")])
-        child = subprocess.run(
-            [str(word) for word in command], cwd=root, env={**os.environ, "PYTHONPATH": paths}
-        )
-        assert child.returncode == -signal.SIGKILL
+    out, places = tmp_path / "out", ("exploring 1", "labelling 1", "training 1")
+    paths = os.pathsep.join([str(root), str(root / "tests")])
+    command = [sys.executable, "-c", CHILDREN, str(out), str(whole[0] / "config.yaml"), *places]
+    subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": paths}, check=True)
     assert_same(run(request_, out), out, whole)
 
 

@@ -160,19 +160,27 @@ def test_record_is_shown_as_tables_of_flat_rows(
     assert sum(line.startswith("| si | m") for line in lines) == 3
 
 
-def test_done_jobs_are_not_run_again(study: ModuleType, tmp_path: Path) -> None:
+def test_done_jobs_are_not_run_again(
+    study: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     store_jobs(tmp_path, [make_record("none", study.STUDENTS[0], 0.5)])
     command = [sys.executable, str(SCRIPT), "--labels", "none.npz", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--only", "m1$"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| none | m1 | 50.0 |" in (tmp_path / "study.md").read_text()
-    listed = subprocess.run([*command, "--list"], capture_output=True, text=True).stdout.split()
+
+    def run_here(*words: str) -> None:
+        monkeypatch.setattr(sys, "argv", [*command[1:], *words])
+        study.main()
+
+    run_here("--list")
+    listed = capsys.readouterr().out.split()
     assert listed == [f"none__{variant.name}" for variant in study.STUDENTS]
-    left = subprocess.run(
-        [*command, "--only", "m2$", "--budget-seconds", "-1"], capture_output=True, text=True
-    )
-    assert left.returncode == 1
-    assert "none__m2; run again" in left.stderr
+    with pytest.raises(SystemExit, match="none__m2; run again"):
+        run_here("--only", "m2$", "--budget-seconds", "-1")
 
 
 def test_a_student_with_the_sizes_of_a_variant(study: ModuleType, tmp_path: Path) -> None:

@@ -57,17 +57,19 @@ def read_accuracy(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_verdict_of_one(labels: Path, tmp_path: Path) -> None:
-    """Started by the command itself, or by torchrun: one verdict each, and the same.
+def test_two_processes_give_the_verdict_of_one(
+    labels: Path, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Started by the command in this process, or by torchrun: one verdict each, and the same.
 
     That of one process is near: SOAP's start hangs on rounding. With AdamW all agree, see ``test_distributed.py``.
     """
-    python = [sys.executable, "-m"]
-    torchrun = [*python, "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    both = ["--labels", labels, "--devices", "2"]
     texts = [
-        run([*python, "fastff"], tmp_path, "--labels", labels, "--out", "one"),
-        run([*python, "fastff"], tmp_path, "--labels", labels, "--out", "two", "--devices", "2"),
-        run([*torchrun, "fastff"], tmp_path, "--labels", labels, "--out", "run", "--devices", "2"),
+        run_cli("train", "--labels", labels, "--out", tmp_path / "one", *SHORT)[1],
+        run_cli("train", *both, "--out", tmp_path / "two", *SHORT)[1],
+        run([*launcher, "-m", "fastff"], tmp_path, *both, "--out", "run"),
     ]
     one, two, launched = (float(read_accuracy(text)) for text in texts)
     assert two == launched == pytest.approx(one, abs=5.0)

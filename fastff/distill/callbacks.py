@@ -1,16 +1,14 @@
-"""What Lightning calls while a student trains, and how its trainer is kept quiet.
+"""What Lightning calls while a student trains.
 
 Here: progress, averaged weights, early stopping. Not here: the order of a training (:mod:`fastff.distill.train`), the
-loss (:mod:`fastff.distill.module`), signals (:mod:`fastff.distill.signals`).
+loss (:mod:`fastff.distill.module`), signals (:mod:`fastff.distill.signals`), what Lightning says
+(:mod:`fastff.distill.quiet`).
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,25 +146,3 @@ def average_weights(
     """Exponential moving average in place, with a decay that grows from 0.1 so that early weights fade."""
     n = int(n_averaged)
     torch._foreach_lerp_(averaged, current, 1.0 - min(decay, (1.0 + n) / (10.0 + n)))
-
-
-@contextmanager
-def quiet_lightning() -> Any:
-    """Silence Lightning's start-up notes and the warnings that do not apply here."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [entry.level for entry in loggers]
-    for entry in loggers:
-        entry.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-            warnings.filterwarnings("ignore", message=".*stream.*AccumulateGrad.*")
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            warnings.filterwarnings("ignore", message=".*epoch parameter in `scheduler.step.*")
-            yield
-    finally:
-        for entry, level in zip(loggers, levels, strict=True):
-            entry.setLevel(level)

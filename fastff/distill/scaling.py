@@ -26,12 +26,12 @@ import lightning
 import torch
 from torch.utils.data import DataLoader
 
-from fastff.distill.callbacks import quiet_lightning
 from fastff.distill.jobs import LabelJob, drop_repeats, take_shard
 from fastff.distill.label_report import COLD_BATCHES, LabelPlan, LabelReport
 from fastff.distill.labelling import Labeller, LabelListener, LabelSettings, plan_labels
 from fastff.distill.merging import MergeReport
 from fastff.distill.parts import drop_empty, find_stored, join_parts, list_parts, name_folder
+from fastff.distill.quiet import quiet_lightning
 from fastff.distill.ranks import check_group, gather_from_ranks, place_trainer, share_cores
 from fastff.distill.siblings import GRACE, WatchingLauncher, WatchingStrategy, follow_launcher
 from fastff.distill.signals import choose_environment

@@ -25,7 +25,6 @@ from fastff.distill.callbacks import (
     LatePatience,
     StepReporter,
     TrainProgress,
-    quiet_lightning,
 )
 from fastff.distill.checkpoints import (
     LAST_NAME,
@@ -45,6 +44,7 @@ from fastff.distill.data import (
 from fastff.distill.launch import JOB_NAME, START_NAME, run_workers, write_job
 from fastff.distill.losses import LossWeights
 from fastff.distill.module import CHECK_INTERVAL, DistillationModule
+from fastff.distill.quiet import quiet_lightning
 from fastff.distill.ranks import check_group, place_trainer
 from fastff.distill.signals import (
     TERMINATED,
