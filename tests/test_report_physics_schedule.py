@@ -210,7 +210,7 @@ def test_a_slow_teacher_is_absent_from_runs_and_the_reason_is_given():
         return glide(structures)
 
     sides = [Side("teacher", slow, {}), Side("student", glide, {})]
-    lab = Laboratory(*sides, "auto", 10.0, lambda message, done, total: None)
+    lab = Laboratory(*sides, "auto", 20.0, lambda message, done, total: None)
     torch.manual_seed(0)
     model = build_student(configure_student("m1", (29,), cutoff=4.0))
     material = describe_material(bulk("Cu"))
