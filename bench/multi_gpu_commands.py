@@ -190,25 +190,26 @@ def run(command: list[str]) -> str:
 
 def run_together(commands: list[list[str]]) -> list[str]:
     """Outputs of programs that run at once and must succeed; where time runs out, all their processes end with it."""
+    # a pipe that is not read would fill and hold them up
+    outputs = [tempfile.TemporaryFile("w+") for _ in commands]  # noqa: SIM115 (closed when read)
     running = [
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for command in commands
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        for command, output in zip(commands, outputs, strict=True)
     ]
     try:
-        texts = [process.communicate()[0] for process in running]
+        for process in running:
+            process.wait()
     except TimeoutError:
         for process in running:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
         raise
-    for command, process, text in zip(commands, running, texts, strict=True):
+    texts = []
+    for command, process, output in zip(commands, running, outputs, strict=True):
+        with output:
+            output.seek(0)
+            texts.append(output.read())
         if process.returncode != 0:
-            raise SystemExit(f"{' '.join(command[2:5])} failed:\n{text[-4000:]}")
+            raise SystemExit(f"{' '.join(command[2:5])} failed:\n{texts[-1][-4000:]}")
     return texts

@@ -75,15 +75,17 @@ def configure(variant: Variant, arguments: argparse.Namespace) -> Any:
 
     torch.set_num_threads(1)
     from fastff.distill import module, train
+    from fastff.distill.losses import LossWeights
+    from fastff.distill.soap import Soap
     from fastff.distill.train import TrainSettings
     from fastff.models import ARCHITECTURES
 
     # A named architecture of this process alone: what configure_student and build_student look up.
     ARCHITECTURES[variant.name] = {**ARCHITECTURES[variant.architecture], **variant.sizes}
-    module.Soap = partial(module.Soap, **variant.soap)  # type: ignore[misc]
-    train.LossWeights = partial(train.LossWeights, **variant.weights)  # type: ignore[misc]
+    module.Soap = partial(Soap, **variant.soap)  # type: ignore[misc,assignment]
+    train.LossWeights = partial(LossWeights, **variant.weights)  # type: ignore[misc,assignment]
     if arguments.eager:
-        module.CapturedLosses = lambda losses, **_: lambda *fields: losses(*fields)  # type: ignore[assignment,misc]
+        module.CapturedLosses = lambda losses, *_, **__: lambda *fields: losses(*fields)  # type: ignore[assignment,misc]
     return TrainSettings(
         architecture=variant.name,
         cutoff=variant.cutoff,

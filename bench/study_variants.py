@@ -141,7 +141,6 @@ ABLATIONS = [
                 {"rate": 0.4, "batch": 2.0, "weights": {"energy": 0.1, "stress": 0.03}},
             ),
             ("slow-b2-h128", {"rate": 0.4, "batch": 2.0, "hidden": (128, 128)}),
-            ("slow-b2-q64", {"rate": 0.4, "batch": 2.0, "n_mixed": 64}),
         )
     ),
     vary(

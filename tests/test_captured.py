@@ -188,12 +188,18 @@ def test_a_first_training_is_compiled_for_those_that_follow(
 
 
 @pytest.mark.gpu
-def test_compiled_losses_equal_eager_ones() -> None:
-    losses, fields = prepare("cuda")
-    replay = CapturedLosses(losses, compiled=True)
-    for shift in (0.0, 0.01):
-        moved = (fields[0] + shift, *fields[1:])
-        found = [differentiate(f, losses, moved) for f in (replay, losses)]
+def test_compiled_losses_equal_eager_ones_and_their_code_is_used_again() -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    for n_frames, n_steps in ((4, COMPILED_STEPS), (6, 1)):
+        losses, fields = prepare("cuda", n_frames)
+        replay = CapturedLosses(losses, n_steps)
+        for shift in (0.0, 0.0, 0.01):
+            moved = (fields[0] + shift, *fields[1:])
+            found = [differentiate(f, losses, moved) for f in (replay, losses)]
+            for own, other in zip(*found, strict=True):
+                torch.testing.assert_close(own, other, rtol=2e-3, atol=1e-4)
         assert replay.compiled
-        for own, other in zip(*found, strict=True):
-            torch.testing.assert_close(own, other, rtol=2e-3, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1

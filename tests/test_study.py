@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 from programs import load_program
 
-from fastff.models import configure_student
+from fastff.models import ARCHITECTURES, configure_student
 
 SCRIPT = Path(__file__).resolve().parents[1] / "bench" / "study.py"
 
@@ -47,6 +48,32 @@ def systems(study: ModuleType) -> ModuleType:
     return importlib.import_module("bench.study_systems")
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_variant_trains_with_its_own_optimiser_and_weights(
+    study: ModuleType, training: ModuleType, monkeypatch: pytest.MonkeyPatch, eager: bool
+) -> None:
+    """Once more with those of another one: none of them stays."""
+    from fastff.distill import module, train
+
+    for name in ("Soap", "CapturedLosses"):
+        monkeypatch.setattr(module, name, getattr(module, name))
+    monkeypatch.setattr(train, "LossWeights", train.LossWeights)
+    for name in ("m2-l-rc6-hop3-d1-long", "m2-l-rc6-hop3-d1-slow-b2-forces"):
+        (variant,) = (v for v in study.ABLATIONS if v.name == name)
+        monkeypatch.setitem(ARCHITECTURES, name, {})  # taken back in the end
+        training.configure(
+            variant,
+            argparse.Namespace(
+                steps=10, batch_atoms=64, learning_rate=5e-3, seed=0, device="cpu", eager=eager
+            ),
+        )
+        soap = module.Soap([torch.nn.Parameter(torch.ones(2, 2))])
+        own = variant.soap.get("betas", (0.95, 0.95)), variant.weights.get("energy", 0.3)
+        assert (soap.defaults["betas"], train.LossWeights(hessian=0.2).energy) == own
+        losses = module.CapturedLosses(lambda *fields: fields, 10, compiled=None)
+        assert losses(torch.ones(1)) == (torch.ones(1),)
+
+
 def test_every_variant_is_a_student_of_its_own(study: ModuleType) -> None:
     variants = study.STUDENTS + study.ABLATIONS
     assert len({variant.name for variant in variants}) == len(variants)
@@ -56,7 +83,8 @@ def test_every_variant_is_a_student_of_its_own(study: ModuleType) -> None:
         )
         plain = configure_student(variant.architecture, (14,))
         training = (variant.rate, variant.optimizer, variant.batch, variant.share)
-        same = config == plain and training == (1.0, "soap", 1.0, 1.0)
+        unchanged = training == (1.0, "soap", 1.0, 1.0) and not (variant.soap or variant.weights)
+        same = config == plain and unchanged
         assert same == (variant in study.STUDENTS), variant.name
 
 

@@ -45,6 +45,7 @@ from fastff.distill.train import (
 from fastff.errors import DataError
 from fastff.inference import predict
 from fastff.labels import Frame, Labels
+from fastff.models import ARCHITECTURES
 
 SETTINGS = TrainSettings(cutoff=4.0, n_steps=24, batch_atoms=16, n_validations=3, device="cpu")
 
@@ -257,6 +258,21 @@ def test_a_training_begun_without_an_inner_limit_goes_on_without(
         (tmp_path / "finished.json").unlink()
     result = train_student(train, validation, SETTINGS, tmp_path, resume=True)
     assert result.student.config.inner_limit is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_training_begun_with_other_sizes_is_refused(
+    frames: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """As m3-l of an earlier version, which had half the channels."""
+    train, validation = frames[:20], frames[20:]
+    with monkeypatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "m1", {"n_hops": 1, "n_channels": 8, "n_mixed": 8})
+        train_student(train, validation, SETTINGS, tmp_path)
+    if not finished:
+        (tmp_path / "finished.json").unlink()
+    with pytest.raises(DataError, match=r"begun with a student of other sizes .* new folder"):
+        train_student(train, validation, SETTINGS, tmp_path, resume=True)
 
 
 def test_damaged_checkpoint_is_skipped(

@@ -1,7 +1,7 @@
 """Losses and their backward pass replayed on a GPU, from kernels of torch or compiled for one batch shape.
 
 Training a small student is bound by kernel launches. A CUDA graph removes what the host costs; torch.compile leaves
-fewer and larger kernels, after some ten seconds a hop for every batch shape. Not here: the losses
+fewer and larger kernels, after some fifteen seconds a hop for every batch shape. Not here: the losses
 (:mod:`fastff.distill.losses`).
 """
 
@@ -18,10 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from fastff.distill.losses import BATCH_FIELDS, ResidualLosses
+from fastff.kernels.dispatch import selected_backend
 from fastff.kernels.replay import pause_collection
 
-COMPILED_STEPS = 8_000
-"""From so many steps on, compiling costs less than it saves."""
+COMPILED_STEPS = 12_000
+"""From so many steps on trainings are compiled.
+
+On an H200 that pays from 5,000 (4,096 atoms) to 15,000 steps (1,024 atoms) of three hops of 32 channels, and from
+13,000 of ``m2-l`` with 1,024 atoms; see docs/distillation.md.
+"""
 MOST_VARIANTS = 64
 """Shapes and students that a process may compile for."""
 
@@ -32,7 +37,7 @@ _compiled: set[tuple[Any, ...]] = set()
 
 
 class CapturedLosses:
-    """Losses replayed from a CUDA graph for the first batch shape seen, evaluated eagerly for any other.
+    """Losses replayed from a CUDA graph for the first batch shape seen twice in a row, evaluated eagerly for others.
 
     Parameters
     ----------
@@ -43,7 +48,7 @@ class CapturedLosses:
         of torch are recorded; so are they where there are Hessian-vector targets, whose second differentiation it does
         not know.
     compiled : bool or None
-        Compile in any case, or never.
+        Compile whatever the steps, or never. Not where there are Hessian-vector targets.
     """
 
     def __init__(
@@ -60,9 +65,11 @@ class CapturedLosses:
         if not fields[0].is_cuda:
             return self._losses(*fields)
         shapes = tuple(field.shape for field in fields)
+        if self._captured is None and shapes == self._shapes:
+            self._captured = self._capture(fields)
         if self._captured is None:
             self._shapes = shapes
-            self._captured = self._capture(fields)
+            return self._losses(*fields)
         return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)
 
     def _capture(self, fields: tuple[Tensor, ...]) -> Any:
@@ -87,7 +94,9 @@ class CapturedLosses:
         return self._n_steps >= COMPILED_STEPS or self._name_code(fields) in _compiled
 
     def _name_code(self, fields: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        return (self._losses.student.config, *(field.shape for field in fields), fields[0].device)
+        shapes = (field.shape for field in fields)
+        losses, (backend, _) = self._losses, selected_backend()
+        return (losses.student.config, losses.conservative, backend, fields[0].device, *shapes)
 
 
 def record(losses: nn.Module, fields: tuple[Tensor, ...]) -> Any:

@@ -199,7 +199,21 @@ class DistillationModule(pl.LightningModule):
         self._seconds_before = float(checkpoint.get("seconds", 0.0))
 
     def adopt(self, checkpoint: dict[str, Any]) -> None:
-        """Let the student follow near distances as that of a checkpoint did: all, before it was written down."""
+        """Let the student follow near distances as that of a checkpoint did: all, before it was written down.
+
+        Raises
+        ------
+        DataError
+            If the checkpoint is of a student of other sizes.
+        """
+        own = self.state_dict()
+        for name, value in checkpoint["state_dict"].items():
+            if name in own and own[name].shape != value.shape:
+                raise DataError(
+                    f"this training was begun with a student of other sizes ({name} had shape {tuple(value.shape)}, "
+                    f"now {tuple(own[name].shape)}), by another version of fastff or with other settings; train again "
+                    "in a new folder"
+                )
         limit = checkpoint.get("inner_limit")
         self.student.config = replace(self.student.config, inner_limit=limit)
 

@@ -129,12 +129,13 @@ class TrainSettings:
 def choose_rate(architecture: str, batch_atoms: int) -> float:
     """Learning rate with SOAP: 0.005, less for students of three hops in batches of few atoms.
 
-    With 1,024 atoms their trainings fell apart at 0.005 and did not at 0.002; with 2,048 and 4,096 they did not at
-    0.005. Here it is the root of the batch times 0.002, per 1,024 atoms, and 0.005 at most.
+    With 64 channels and 1,024 atoms they lost ground at 0.002 and did not at 0.001; with 2,048 and 4,096 they did not
+    at 0.005 (docs/distillation.md). Here it is 0.00125 per 1,024 atoms, at least 0.001 and at most 0.005. Fewer than
+    1,024 atoms, as on a CPU, are not measured.
     """
     sizes = ARCHITECTURES.get(architecture, {})
     if architecture in LADDER and sizes["n_hops"] > 2:
-        return min(2e-3 * math.sqrt(batch_atoms / 1024), 5e-3)
+        return min(max(1.25e-3 * batch_atoms / 1024, 1e-3), 5e-3)
     return 5e-3
 
 
@@ -248,8 +249,8 @@ def train_student(
             _fit_elsewhere(training, validation, settings, out, start, resume, on_step)
     record = _read_finished(out / FINISHED_NAME)
     best = read_best(out / CHECKPOINTS, record["best"])
-    module.load_state_dict(best["state_dict"])
     module.adopt(best)
+    module.load_state_dict(best["state_dict"])
     return TrainResult(
         student=student.cpu().eval().requires_grad_(False),
         statistics=statistics,

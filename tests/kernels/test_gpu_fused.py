@@ -53,8 +53,8 @@ DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else
 def test_evaluation(name, n_hops, n_species, width, degree, precision):
     """Forces, energies and virial of float32; two poisoned runs of the same bits.
 
-    Forces of about 1 eV/Å are off by less than 1e-5 RMS, or, where the definition in float32 is off by as much itself
-    (two species and directed messages: by 0.9e-5 of forces of 2.3 eV/Å), by less than twice that.
+    Forces are off by less than 1e-5 of their RMS (of 1 eV/Å, if that is less), or by less than twice what the
+    definition in float32 is off, up to 3e-5: with two species and directed messages that is 0.9e-5 of their RMS.
     """
     repeats, reach, rattle = (1, 3.4, 0.05) if INTERPRETED else (5, 5.4, 0.1)
     system = build_lattice(name, repeats, reach, DEVICE, rattle=rattle, seed=11)
@@ -81,7 +81,7 @@ def test_evaluation(name, n_hops, n_species, width, degree, precision):
     error, unavoidable = (
         float((one.forces - exact.forces).square().mean().sqrt()) for one in (found, single)
     )
-    assert error < max(1e-5 * size, 2.0 * unavoidable)
+    assert error < max(1e-5 * size, min(2.0 * unavoidable, 3e-5 * size))
     torch.testing.assert_close(found.energies, exact.energies, rtol=0, atol=1e-4)
     assert abs(float(found.energy - exact.energy)) / len(species) < 1e-5
     scale = max(float(exact.virial.abs().max()), 1.0)
