@@ -1,4 +1,4 @@
-"""Starts ``interpreted.py`` in a process of its own. Not here: the checks themselves."""
+"""Starts ``interpreted.py`` and others in processes of their own. Not here: the checks themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.parametrize(
-    ("file", "at_least"), [("interpreted.py", 100), ("interpreted_fused.py", 25)]
+    ("file", "at_least"),
+    [("interpreted.py", 100), ("interpreted_fused.py", 25), ("interpreted_gather.py", 15)],
 )
 def test_all_kernels_in_the_interpreter(file, at_least):
     """Every kernel, case and dtype; the report of the process is shown on failure."""

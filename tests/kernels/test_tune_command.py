@@ -150,13 +150,14 @@ def test_settings_of_64_channels_are_candidates():
     pytest.importorskip("triton")
     from fastff.kernels.moment_potential.builds import list_builds
     from fastff.kernels.moments import kernels as moments
+    from fastff.kernels.moments_adjoint import gather
     from fastff.kernels.moments_adjoint import kernels as adjoint
     from fastff.kernels.node_block import kernels as node
 
     spaces = {
         moments.moments_kernel: moments.MOMENTS_SPACE, adjoint.adjoint_kernel: adjoint.ADJOINT_SPACE,
         node.invariants_kernel: node.INVARIANTS_SPACE, node.pullback_kernel: node.PULLBACK_SPACE,
-        node.perceptron_kernel: node.PERCEPTRON_SPACE,
+        node.perceptron_kernel: node.PERCEPTRON_SPACE, gather.gather_messages_kernel: gather.MESSAGES_SPACE,
     }  # fmt: skip
     widest = [build for build in list_builds() if build.constexprs.get("C") == 64]
     assert {build.kernel for build in widest} == set(spaces)

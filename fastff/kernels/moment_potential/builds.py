@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fastff.kernels.aot import TARGETS
 from fastff.kernels.contract import Build, list_launched, restrict_targets
 from fastff.kernels.moment_potential.launches import name_degree, spread_atoms
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
@@ -187,6 +188,8 @@ def list_builds() -> Iterator[Build]:
         for channels in (16, 32):
             yield from _list_products(channels, precision, ("sm_90",))
     yield from _list_scatters()
+    yield from _list_gathers()
+    yield from _list_stored()
 
 
 def _list_widest() -> Iterator[Build]:
@@ -256,7 +259,7 @@ def _list_scatters() -> Iterator[Build]:
         ("float", 1, {"SCATTER": "float"}, floats),
         ("float", 2, {"SCATTER": "float"}, floats),
         ("store", 1, {"SCATTER": "store"}, single),
-        ("store", 2, {"SCATTER": "store"}, single),
+        ("store", 2, {"SCATTER": "store"}, {**single, "message_gradients": "*fp32"}),
     ):
         given = {"BY_SENDER": hop > 1, "HAS_CORE": hop == 1, "ACCUMULATE": False}
         builds = _make_all(
@@ -288,3 +291,54 @@ def _list_scatters() -> Iterator[Build]:
         "node_perceptron C=16 pull float", perceptron_kernel, pull, PERCEPTRON_SPACE, perceptron_key, floats
     )  # fmt: skip
     yield from restrict_targets(builds, ("sm_90",))
+
+
+def _list_gathers() -> Iterator[Build]:
+    """The gather of message gradients; that of 64 channels, of scalars and over int64 entries on one target."""
+    from fastff.kernels.moments_adjoint.gather import MESSAGES_SPACE, gather_messages_kernel
+
+    wide = {"neighbors": "*i64", "reverse": "*i64"}
+    for name, channels, degree, types, targets in (
+        ("C=16", 16, 0, {}, ("sm_90",)),
+        ("C=16 directed", 16, 1, {}, tuple(TARGETS)),
+        ("C=16 directed wide", 16, 1, wide, ("sm_90",)),
+        ("C=32 directed", 32, 1, {}, tuple(TARGETS)),
+        ("C=64 directed", 64, 1, {}, ("sm_90",)),
+    ):
+        key = make_key(torch.float32, channels=channels, **name_degree(degree))
+        builds = _make_all(
+            f"gather_messages {name}", gather_messages_kernel, {"C": channels, "DEGREE": degree},
+            MESSAGES_SPACE, key, {"message_gradients": "*fp32", **types},
+        )  # fmt: skip
+        yield from restrict_targets(builds, targets)
+
+
+def _list_stored() -> Iterator[Build]:
+    """Adjoint and perceptron of a middle hop with ``scatter="store"`` and directed messages, on one target."""
+    from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
+    from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE, perceptron_kernel
+
+    floats = dict.fromkeys(("forces", "message_gradients", "extra_gradients"), "*fp32")
+    flags = {
+        "BY_SENDER": True, "HAS_INNER": True, "HAS_CORE": False, "WITH_VIRIAL": True, "SCATTER": "store",
+        "ACCUMULATE": True,
+    }  # fmt: skip
+    layers = {
+        "H1": 64, "H2": 64, "HAS_EXTRA": True, "WITH_ENERGY": False, "FIXED": False, "WITH_MESSAGES": False,
+        "WITH_ADJOINT": True, "PULL_MESSAGES": True,
+    }  # fmt: skip
+    for channels in (16, 32, 64):
+        name, sizes = f"C={channels} directed", {"C": channels, "DEGREE": 1}
+        widths = {"channels": channels, **name_degree(1)}
+        builds = _make_all(
+            f"moments_adjoint {name} store", adjoint_kernel, {**sizes, **flags}, ADJOINT_SPACE,
+            make_key(torch.float32, **widths), floats,
+        )  # fmt: skip
+        yield from restrict_targets(builds, ("sm_90",))
+        if channels == 32:
+            given = {**sizes, **layers, "INPUTS": 8 * channels}
+            key = make_key(torch.float32, **widths, inputs=8 * channels, hidden=64)
+            builds = _make_all(
+                f"node_perceptron {name} back store", perceptron_kernel, given, PERCEPTRON_SPACE, key, floats
+            )  # fmt: skip
+            yield from restrict_targets(builds, ("sm_90",))

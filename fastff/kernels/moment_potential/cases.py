@@ -290,3 +290,4 @@ def list_workloads(widths: Mapping[str, int], device: torch.device) -> Iterator[
     from fastff.kernels.moment_potential import workloads
 
     yield from workloads.list_workloads(widths, device)
+    yield from workloads.list_gathers(widths, device)

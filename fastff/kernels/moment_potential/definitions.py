@@ -136,6 +136,21 @@ def define_adjoint(
     return SumsAdjoint(forces, torch.stack([*parts, core_energy], dim=1), back)
 
 
+def define_returns(
+    sites: Tensor,
+    matrix: NeighborMatrix,
+    packed: PackedWeights,
+    factor_gradients: Tensor,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Message gradients (n_atoms, (degree + 1)^2 C) from those in the factors of every slot (n_atoms, n_slots, C)."""
+    vectors, filled = measure_edges(sites, matrix, packed.cutoff, dtype)
+    harmonics = describe_edges(vectors, packed.cutoff, packed.radial[0].shape[1]).harmonics
+    factor = torch.where(filled[..., None], factor_gradients.to(dtype), 0.0)
+    n_parts = (packed.message_degree + 1) ** 2
+    return read_messages_adjoint(factor, unpack_neighbors(matrix)[0], harmonics, n_parts).flatten(1)
+
+
 def define_invariants(
     moments: Tensor, mixing: Tensor, table: CubicTable | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,9 @@ class FusedPotential:
                 self.launch_perceptron(space, hop, adjoint=True)
                 self.launch_pullback(space, hop)
                 self.launch_adjoint(space, matrix, hop)
+                if self.options.scatter == "store":
+                    self.launch_gather_forces(space, matrix, hop)
+                    self.launch_gather_messages(space, matrix, hop)
             self.launch_finish(space)
         return Evaluation(space.totals[6], space.forces, space.totals[:6], space.energies)
 
@@ -272,7 +275,7 @@ class FusedPotential:
             WITH_ADJOINT=adjoint,
             PULL_MESSAGES=adjoint and not last,
             DEGREE=self.message_degree,
-            FIXED=self.options.scatter != "float",
+            FIXED=self.options.scatter == "fixed",
             PRECISION=self.precision,
             **arguments,
         )
@@ -299,11 +302,13 @@ class FusedPotential:
         )
 
     def launch_adjoint(self, space: Workspace, matrix: NeighborMatrix, hop: int) -> None:
-        """Forces, virial and (in later hops) message gradients from the gradients in the moments."""
-        from fastff.kernels.moments_adjoint.gather import GATHER_SPACE, gather_kernel
+        """Forces, virial and (in later hops) message gradients from the gradients in the moments.
+
+        With ``scatter="store"`` forces and message gradients come from the gathers, which read what this leaves.
+        """
         from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
 
-        accumulate = hop < self.n_hops - 1
+        stored = self.options.scatter == "store"
         degree = self.message_degree if hop else 0
         arguments = self._configure(ADJOINT_SPACE, channels=self.n_channels, **name_degree(degree))
         adjoint_kernel[(-(-matrix.n_atoms // arguments["ATOMS"]),)](
@@ -318,7 +323,7 @@ class FusedPotential:
             space.accumulators,
             space.terms,
             space.edges,
-            space.message_gradients[max(hop - 1, 0)],
+            space.factor_gradients if stored else space.message_gradients[max(hop - 1, 0)],
             matrix.n_atoms,
             matrix.n_slots,
             self.packed.pair_factors.shape[0],
@@ -332,21 +337,48 @@ class FusedPotential:
             HAS_CORE=self.packed.core is not None and hop == 0,
             HAS_INNER=self.packed.inner_reach > 0.0,
             WITH_VIRIAL=self.options.with_virial,
-            ACCUMULATE=accumulate,
+            ACCUMULATE=hop < self.n_hops - 1,
             SCATTER=self.options.scatter,
             PRECISION=self.precision,
             **arguments,
         )
-        if self.options.scatter == "store":
-            gather_kernel[(matrix.n_atoms,)](
-                space.edges,
-                matrix.reverse,
-                matrix.counts,
-                space.accumulators,
-                matrix.n_slots,
-                ACCUMULATE=accumulate,
-                **self._configure(GATHER_SPACE),
-            )
+
+    def launch_gather_forces(self, space: Workspace, matrix: NeighborMatrix, hop: int) -> None:
+        """Forces from the edge gradients that the adjoint of a hop has written out."""
+        from fastff.kernels.moments_adjoint.gather import GATHER_SPACE, gather_kernel
+
+        gather_kernel[(matrix.n_atoms,)](
+            space.edges,
+            matrix.reverse,
+            matrix.counts,
+            space.accumulators,
+            matrix.n_slots,
+            ACCUMULATE=hop < self.n_hops - 1,
+            **self._configure(GATHER_SPACE),
+        )
+
+    def launch_gather_messages(self, space: Workspace, matrix: NeighborMatrix, hop: int) -> None:
+        """Message gradients from those in the factors, which the adjoint of a later hop has written out."""
+        from fastff.kernels.moments_adjoint.gather import MESSAGES_SPACE, gather_messages_kernel
+
+        if hop == 0:
+            return
+        degree = self.message_degree
+        gather_messages_kernel[(matrix.n_atoms,)](
+            space.sites,
+            matrix.translations,
+            matrix.entries,
+            matrix.counts,
+            matrix.reverse,
+            space.factor_gradients,
+            space.message_gradients[hop - 1],
+            matrix.n_slots,
+            matrix.code_bits,
+            self.packed.cutoff,
+            C=self.n_channels,
+            DEGREE=degree,
+            **self._configure(MESSAGES_SPACE, channels=self.n_channels, **name_degree(degree)),
+        )
 
     def launch_finish(self, space: Workspace) -> None:
         """Forces out of the accumulators, energies, totals in float64."""

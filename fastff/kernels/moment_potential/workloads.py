@@ -1,7 +1,8 @@
 """What ``fastff tune`` measures of the fused evaluation: every kernel that has launch configurations.
 
-Here: the kernels of one hop over a rattled crystal, and those of a second hop that differ where messages are directed,
-each with its definition. Not here: the measurement (:mod:`fastff.kernels.tuning`), the candidates (beside the kernels).
+Here: the kernels of one hop over a rattled crystal, those of a second hop that differ where messages are directed, and
+the gather of message gradients, each with its definition. Not here: the measurement (:mod:`fastff.kernels.tuning`), the
+candidates (beside the kernels).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fastff.kernels.moment_potential.cases import INNER, System, build_lattice, 
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.launches import name_degree
 from fastff.kernels.moment_potential.layout import PotentialWeights, find_obstacle
+from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
 from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, FIXED_BITS
 from fastff.kernels.node_block.reference import build_cubic_table
@@ -46,6 +48,24 @@ def choose_repeats(widths: Mapping[str, int], device: torch.device) -> int:
     return REPEATS if large else REPEATS_SMALL
 
 
+def draw_student(widths: Mapping[str, int], n_hops: int, reach: float) -> PotentialWeights | None:
+    """Random parameters for copper at the widths of a model; None where the kernels do not take them."""
+    sample = build_lattice("Cu", 2, reach, "cpu", rattle=0.1, seed=3)
+    hidden = widths.get("n_hidden", 64)
+    sizes: dict[str, Any] = {
+        "n_channels": widths.get("n_channels", 16), "n_mixed": widths["n_mixed"], "hidden": (hidden, hidden),
+        "message_degree": widths.get("message_degree", 0),
+    }  # fmt: skip
+    weights = None
+    for hops in sorted(
+        {1, n_hops}
+    ):  # a second hop cannot even be drawn at some widths that one hop refuses
+        weights = draw_weights(hops, 1, sample, inner=INNER, **sizes)
+        if find_obstacle(weights) is not None:
+            return None
+    return weights
+
+
 def list_workloads(
     widths: Mapping[str, int],
     device: torch.device,
@@ -68,16 +88,10 @@ def list_workloads(
         return
     channels, mixed = widths.get("n_channels", 16), widths["n_mixed"]
     hidden, degree = widths.get("n_hidden", 64), widths.get("message_degree", 0)
-    sample = build_lattice("Cu", 2, reach, "cpu", rattle=0.1, seed=3)
-    sizes: dict[str, Any] = {"n_channels": channels, "n_mixed": mixed, "hidden": (hidden, hidden)}
-    weights = draw_weights(1, 1, sample, inner=INNER, **sizes)
-    if find_obstacle(weights) is not None:
+    weights = draw_student(widths, 1, reach)
+    directed = draw_student(widths, 2, reach) if degree else weights
+    if weights is None or directed is None:
         return
-    directed = weights
-    if degree:
-        directed = draw_weights(2, 1, sample, message_degree=degree, inner=INNER, **sizes)
-        if find_obstacle(directed) is not None:
-            return
     repeats = choose_repeats(widths, device) if repeats is None else repeats
     system = build_lattice("Cu", repeats, reach, device, rattle=0.1)
     if degree:  # first, because students of scalar messages need the others too
@@ -291,3 +305,42 @@ def list_directed(weights: PotentialWeights, system: System) -> Iterator[Workloa
     yield make(MOMENTS_SPACE, launch_moments, define_moments, None, **key)
     yield make(PERCEPTRON_SPACE, launch_perceptrons, define_perceptrons, None, **key, **sizes)
     yield make(ADJOINT_SPACE, launch_adjoint, define_adjoint, restore_adjoint, **key)
+
+
+def list_gathers(
+    widths: Mapping[str, int],
+    device: torch.device,
+    *,
+    repeats: int | None = None,
+    reach: float = REACH,
+) -> Iterator[Workload]:
+    """The gather of message gradients (``scatter="store"``), of random gradients in the factors; arguments as above."""
+    from fastff.kernels.moments_adjoint.gather import MESSAGES_SPACE
+
+    weights = draw_student(widths, 2, reach) if "n_mixed" in widths else None
+    if weights is None:
+        return
+    repeats = choose_repeats(widths, device) if repeats is None else repeats
+    system = build_lattice("Cu", repeats, reach, device, rattle=0.1, reverse=True)
+    potential = FusedPotential(weights, device, Options(scatter="store"))
+    channels, matrix = potential.n_channels, system.matrix
+    space = potential.allocate(*matrix.entries.shape)
+    generator = torch.Generator(device).manual_seed(0)
+    space.factor_gradients.normal_(generator=generator)
+    with torch.no_grad():
+        potential.launch_place(space, system.positions, system.species)
+
+    def launch() -> Tensor:
+        potential.launch_gather_messages(space, matrix, 1)
+        return space.message_gradients[0]
+
+    def define(dtype: torch.dtype) -> Define:
+        return lambda: definitions.define_returns(
+            space.sites, matrix, potential.packed, space.factor_gradients, dtype
+        )
+
+    def restore() -> None:
+        space.message_gradients[0][:, :channels].zero_()
+
+    key = {"channels": channels, **name_degree(potential.message_degree)}
+    yield make(MESSAGES_SPACE, launch, define, restore, **key)

@@ -32,7 +32,8 @@ class Options:
         ``ieee`` does without tensor cores, and is what ``tf32x3`` means on AMD.
     scatter : {"fixed", "float", "store"}
         How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.kernels`. ``float`` is not
-        deterministic; ``store`` needs 16 bytes per slot and the matrix's reverse index.
+        deterministic; ``store`` needs the matrix's reverse index, 16 bytes per slot, and where messages are sent (two
+        hops or three) 4 C bytes per slot more: with 54 slots 0.9 kB an atom, and 7.8 kB (32 channels) or 14.7 (64).
     with_virial : bool
     """
 
@@ -54,7 +55,8 @@ class Workspace:
     Per hop: ``moments`` (n_atoms, 16, C), later their gradients; ``mixed`` (n_atoms, 16, Q), the same memory where
     C equals Q; ``invariants`` (n_atoms, 8 Q), later their gradients. Per hop but the last, or a single empty one:
     ``messages`` (n_atoms, (degree + 1)^2 C) that it sends, which the hops after it read again on the way back, and
-    their gradients.
+    their gradients. With ``scatter="store"`` also, by slot and the same for all hops: ``edges`` (n_atoms, n_slots, 4),
+    and where messages are sent ``factor_gradients`` (n_atoms, n_slots, C).
     """
 
     sites: Tensor
@@ -67,6 +69,7 @@ class Workspace:
     terms: Tensor
     accumulators: Tensor
     edges: Tensor
+    factor_gradients: Tensor
     forces: Tensor
     energies: Tensor
     partials: Tensor
@@ -86,7 +89,8 @@ def build_workspace(
     senders = range(max(n_hops - 1, 1))
     n_senders = n_atoms if n_hops > 1 else 0
     n_sent = (packed.message_degree + 1) ** 2 * channels
-    wide = torch.float32 if scatter == "float" else torch.int64
+    wide = torch.int64 if scatter == "fixed" else torch.float32
+    n_stored = n_atoms if scatter == "store" else 0
     n_blocks = -(-n_atoms // FINISH_BLOCK)
     n_mixed = int(packed.blocks[0].mixing.shape[2])
     moments = [make(n_atoms, 16, channels) for _ in range(n_hops)]
@@ -102,8 +106,9 @@ def build_workspace(
         message_gradients=[make(n_senders, n_sent, dtype=wide) for _ in senders],
         node_energies=make(n_hops, -(-n_atoms // 32) * 32),
         terms=make(n_atoms, 8),
-        accumulators=make(n_atoms, 4, dtype=torch.int64 if scatter == "fixed" else torch.float32),
-        edges=make(n_atoms, n_slots, 4) if scatter == "store" else make(0),
+        accumulators=make(n_atoms, 4, dtype=wide),
+        edges=make(n_stored, n_slots, 4),
+        factor_gradients=make(n_stored if n_hops > 1 else 0, n_slots, channels),
         forces=make(n_atoms, 3),
         energies=make(n_atoms, dtype=torch.float64),
         partials=torch.zeros(max(n_blocks, 1), 8, dtype=torch.float64, device=device),
