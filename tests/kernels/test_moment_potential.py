@@ -205,6 +205,38 @@ def test_least_work_of_directed_messages():
     assert costs.count_evaluation(1, 10, 16, 1) == costs.count_evaluation(1, 10, 16)
 
 
+@pytest.mark.parametrize("degree", [0, 1])
+def test_least_work_of_stored_gradients(degree):
+    """A slot is written and read once: 16 bytes for the forces, 4 for each channel of the messages."""
+    few, many = (costs.count_stored(n, 32, 32, degree=degree) for n in (10, 11))
+    slot = {name: many[name].n_bytes - few[name].n_bytes for name in many}
+    index = 4 if degree == 0 else 8
+    assert slot == {
+        "moments_adjoint": 20 + 128,
+        "gather_forces": 20,
+        "gather_messages": 128 + index,
+    }
+    sizes = {"n_channels": 32, "n_mixed": 32, "message_degree": degree}
+    system = build_lattice("Cu", 2, 5.4, "cpu", reverse=True)
+    for n_hops, width in ((1, 4), (2, 36)):
+        weights = draw_weights(n_hops, 1, system, **sizes)
+        spaces = [
+            evaluate.FusedPotential(weights, "cpu", evaluate.Options(scatter=scatter)).allocate(
+                5, 7
+            )
+            for scatter in ("store", "float")
+        ]
+        buffers = [{id(t): t for t in list_tensors(space)}.values() for space in spaces]
+        stored, plain = (sum(t.numel() * t.element_size() for t in one) for one in buffers)
+        assert stored - plain == 5 * 7 * 4 * width
+
+
+def list_tensors(space):
+    """All buffers of a workspace; some are listed twice."""
+    for value in vars(space).values():
+        yield from value if isinstance(value, list) else [value]
+
+
 def test_few_atoms_are_spread_and_measured_settings_are_not_touched():
     """Up to 2,048 atoms node kernels take 16 at a time on four warps, unless a setting is being measured."""
     used = {"ATOMS": 32, "DEPTH": 32, "num_warps": 8, "num_stages": 1}

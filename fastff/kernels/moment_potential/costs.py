@@ -77,6 +77,30 @@ def count_directed(
     }
 
 
+def count_stored(
+    n_slots: int, channels: int = 16, mixed: int = 16, hidden: int = 64, degree: int = 0
+) -> dict[str, Cost]:
+    """What a later hop launches instead with ``scatter="store"``: its adjoint, and the gathers.
+
+    Every slot holds 4 numbers for the forces and one of each channel for the messages, written once and read once.
+    """
+    plain = count_costs(n_slots, channels, mixed, hidden)["moments_adjoint"]
+    parts = (degree + 1) ** 2
+    sent, turned = 4 * parts * channels, n_slots * channels * (parts - 1)
+    forces, messages = 16 * n_slots, 4 * channels * n_slots
+    indices = 4 * n_slots + 4
+    kept = plain.n_bytes - 64 + sent  # no accumulators; messages are read
+    return {
+        "moments_adjoint": Cost(plain.flop + 4 * turned, plain.product, kept + forces + messages),
+        "gather_forces": Cost(6 * n_slots, 0, indices + forces + 16),
+        "gather_messages": Cost(
+            n_slots * channels + 2 * turned + (20 * n_slots if degree else 0),
+            0,
+            indices + messages + sent + 4 * channels + (4 * n_slots + 16 if degree else 0),
+        ),
+    }
+
+
 def count_evaluation(n_hops: int, n_slots: int, channels: int, degree: int = 0) -> Cost:
     """Cost of a whole evaluation: every kernel once for each hop."""
     plain = count_costs(n_slots, channels, channels)
