@@ -38,26 +38,31 @@ DEVICE = torch.device("cpu" if INTERPRETED or not torch.cuda.is_available() else
 
 @pytest.mark.parametrize("precision", ["tf32x3", "ieee"])
 @pytest.mark.parametrize(
-    ("name", "n_hops", "n_species", "width", "degree"),
+    ("name", "n_hops", "n_species", "width", "degree", "scatter"),
     [
-        ("Cu", 1, 1, 16, 0),
-        ("NaCl", 2, 3, 16, 0),
-        ("Si", 2, 1, 32, 0),
-        ("NaCl", 1, 2, 32, 0),
-        ("NaCl", 3, 3, 32, 0),
-        ("NaCl", 2, 2, 16, 1),
-        ("Si", 2, 1, 32, 1),
-        ("NaCl", 3, 2, 32, 1),
+        ("Cu", 1, 1, 16, 0, "fixed"),
+        ("NaCl", 2, 3, 16, 0, "fixed"),
+        ("Si", 2, 1, 32, 0, "fixed"),
+        ("NaCl", 1, 2, 32, 0, "fixed"),
+        ("NaCl", 3, 3, 32, 0, "fixed"),
+        ("NaCl", 2, 2, 16, 1, "fixed"),
+        ("Si", 2, 1, 32, 1, "fixed"),
+        ("NaCl", 3, 2, 32, 1, "fixed"),
+        ("NaCl", 2, 2, 16, 0, "store"),
+        ("Si", 2, 1, 32, 1, "store"),
+        ("NaCl", 3, 2, 32, 1, "store"),
     ],
 )
-def test_evaluation(name, n_hops, n_species, width, degree, precision):
+def test_evaluation(name, n_hops, n_species, width, degree, scatter, precision):
     """Forces, energies and virial of float32; two poisoned runs of the same bits.
 
     Forces are off by less than 1e-5 of their RMS (of 1 eV/Å, if that is less), or by less than twice what the
     definition in float32 is off, up to 3e-5: with two species and directed messages that is 0.9e-5 of their RMS.
     """
     repeats, reach, rattle = (1, 3.4, 0.05) if INTERPRETED else (5, 5.4, 0.1)
-    system = build_lattice(name, repeats, reach, DEVICE, rattle=rattle, seed=11)
+    system = build_lattice(
+        name, repeats, reach, DEVICE, rattle=rattle, seed=11, reverse=scatter == "store"
+    )
     generator = torch.Generator().manual_seed(1)
     species = torch.randint(0, n_species, system.species.shape, generator=generator)
     system.species.copy_(species)
@@ -70,7 +75,7 @@ def test_evaluation(name, n_hops, n_species, width, degree, precision):
         evaluate_reference(convert_weights(weights, DEVICE, dtype), *geometry)
         for dtype in (torch.float64, torch.float32)
     )
-    potential = FusedPotential(weights, DEVICE, Options(precision=precision))
+    potential = FusedPotential(weights, DEVICE, Options(precision, scatter))
     runs = []
     for _ in range(2):
         poison(potential.allocate(*system.matrix.entries.shape))
