@@ -150,6 +150,27 @@ def test_kernels_are_rated_by_the_work_of_their_hop(works):
     assert found["node_perceptron 2", 1] is found["place", 0] is None
 
 
+def test_stored_gradients_are_rated_by_what_they_move(works):
+    """What later hops launch is rated, not the first one, which has no messages; each of these launches is compiled."""
+    from student_launches import list_calls, list_jobs, list_stored_calls
+    from student_report import rate_kernels
+
+    names = list_stored_calls(3)
+    assert set(names) - set(list_calls(3)) == {
+        "gather_forces 1", "gather_forces 2", "gather_forces 3", "gather_messages 2", "gather_messages 3",
+    }  # fmt: skip
+    assert {job[2] for job in list_jobs() if job[:2] == (3, "store")} == set(names)
+    row = {"channels": 64, "message_degree": 1, "atoms": 1000, "median_ms": 1.0, "scatter": "store"}
+    ceilings = {"copy_TB_per_s": 3.0, "float32_TFLOP_per_s": 50.0, "tf32_TFLOP_per_s": 400.0}
+    rows = rate_kernels([row | {"kernel": name} for name in names], ceilings)
+    found = {one["kernel"]: one.get("roofline_fraction") for one in rows}
+    assert {name for name in names if found[name] is None} == {
+        "moments_adjoint 1", "gather_forces 1",
+    }  # fmt: skip
+    moved = 54 * (4 * 64 + 8) + 4 * 64 * 5 + 20
+    assert found["gather_messages 3"] == pytest.approx(moved / 3.0e12 * 1000 * 1e3)
+
+
 def test_work_is_made_once_in_order(works):
     made = []
 

@@ -6,16 +6,16 @@ else to ``bench/results``; prints a table last. The commit is read from git, or 
 
 Order: compile every kernel and launch variant in processes of their own, which also shows whether it runs; check with
 the float64 definition (poisoned buffers, fresh seeds, two runs bit for bit); measure ceilings; time every kernel at
-108,000 atoms; time whole evaluations at all sizes, of m2-l too; time the other launch variants, in a process apart
-because one that fails takes the device context with it. No stage starts that the budget does not hold. Definitions and
-generic ops beside torch: ``fastff bench --kernels``.
+108,000 atoms, and with ``scatter="store"`` those that differ, and whole evaluations; time whole evaluations at all
+sizes, of m2-l too; time the other launch variants, in a process apart because one that fails takes the device context
+with it. No stage starts that the budget does not hold. Definitions and generic ops beside torch: ``fastff bench
+--kernels``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import os
 import subprocess
@@ -31,102 +31,27 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch  # noqa: E402
+from student_launches import (  # noqa: E402
+    CHECKS,
+    REACH,
+    STORED,
+    list_calls,
+    list_jobs,
+    list_stored_calls,
+    make_weights,
+)
 from student_report import print_checks, print_record, rate_kernels, store  # noqa: E402
 from student_timing import DEVICE, capture, measure, measure_ceilings  # noqa: E402
 
 from fastff.kernels import tuning  # noqa: E402
-from fastff.kernels.moment_potential.cases import (  # noqa: E402
-    INNER,
-    System,
-    build_lattice,
-    draw_weights,
-)
+from fastff.kernels.moment_potential.cases import System, build_lattice  # noqa: E402
 from fastff.kernels.moment_potential.evaluate import FusedPotential  # noqa: E402
-from fastff.kernels.moment_potential.layout import PotentialWeights  # noqa: E402
 from fastff.kernels.moment_potential.op import convert_weights  # noqa: E402
 from fastff.kernels.moment_potential.reference import evaluate_reference  # noqa: E402
 from fastff.kernels.moment_potential.workspace import Options, Workspace  # noqa: E402
-from fastff.kernels.tuning import LaunchConfig  # noqa: E402
 
-REACH = 5.4
 SIZES = (7, 14, 30, 63, 171)
-VARIANTS: list[tuple[str, LaunchConfig]] = [
-    *(
-        (kernel, LaunchConfig({"TILE": tile, "ATOMS": atoms}, warps, 1))
-        for kernel in ("moments_adjoint", "moments")
-        for tile, atoms, warps in ((16, 1, 1), (64, 1, 1), (32, 1, 1), (32, 4, 1))
-    ),
-    *(
-        ("node_perceptron", LaunchConfig({"ATOMS": atoms, "DEPTH": depth}, warps, 1))
-        for atoms, depth, warps in ((16, 32, 2), (16, 32, 4), (32, 16, 4), (32, 64, 4))
-    ),
-    *(("invariants", LaunchConfig({"ATOMS": a}, w, 1)) for a, w in ((16, 2), (32, 4))),
-    *(("invariants_adjoint", LaunchConfig({"ATOMS": a}, w, 1)) for a, w in ((16, 2), (32, 8))),
-]
-CHECKS = (
-    ("Cu", 1, 1, "fixed"), ("NaCl", 1, 2, "fixed"), ("Cu", 2, 1, "fixed"),
-    ("NaCl", 2, 3, "fixed"), ("Si", 2, 1, "fixed"), ("NaCl", 1, 2, "store"), ("Cu", 1, 1, "float"),
-    ("Cu", 2, 1, "fixed", 32), ("NaCl", 2, 3, "fixed", 32),
-    ("Cu", 2, 1, "fixed", 16, 1), ("NaCl", 2, 3, "fixed", 16, 1), ("Si", 2, 1, "fixed", 16, 1),
-    ("Cu", 2, 1, "fixed", 32, 1), ("NaCl", 2, 3, "fixed", 32, 1), ("Si", 2, 1, "fixed", 32, 1),
-    ("Cu", 3, 1, "fixed", 64, 1), ("NaCl", 3, 3, "fixed", 64, 1), ("Si", 3, 1, "fixed", 64, 1),
-)  # fmt: skip
-Call = Callable[[FusedPotential, Workspace, System], None]
 failures: list[dict[str, str]] = []
-
-
-def list_calls(hops: int) -> dict[str, Call]:
-    """Every launch of one evaluation by name, on its own; those that work in place write elsewhere."""
-    calls: dict[str, Call] = {
-        "place": lambda p, s, x: p.launch_place(s, x.positions, x.species),
-        "finish": lambda p, s, x: p.launch_finish(s),
-    }
-    for hop in range(hops):
-        suffix = f" {hop + 1}" if hops > 1 else ""
-        calls |= {
-            f"moments{suffix}": lambda p, s, x, h=hop: p.launch_moments(s, x.matrix, h),
-            f"invariants{suffix}": lambda p, s, x, h=hop: p.launch_invariants(
-                s, h, mixed=get_spare(s)
-            ),
-            f"node_perceptron{suffix}": lambda p, s, x, h=hop: p.launch_perceptron(
-                s, h, adjoint=True, gradients=get_spare(s)
-            ),
-            f"invariants_adjoint{suffix}": lambda p, s, x, h=hop: p.launch_pullback(s, h),
-            f"moments_adjoint{suffix}": lambda p, s, x, h=hop: p.launch_adjoint(s, x.matrix, h),
-        }
-    if hops > 1:
-        calls["node_perceptron 1 forward"] = lambda p, s, x: p.launch_perceptron(
-            s, 0, adjoint=False
-        )
-    return calls
-
-
-_spare: dict[tuple[int, ...], torch.Tensor] = {}
-
-
-def get_spare(space: Workspace) -> torch.Tensor:
-    shape = tuple(space.moments[0].shape)
-    if shape not in _spare:
-        _spare.clear()
-        _spare[shape] = torch.zeros(shape, device=DEVICE)
-    return _spare[shape]
-
-
-def list_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int, int]]:
-    """What to compile, one kernel each: hops, scatter, name of the launch, launch variant, channels, degree."""
-    wide = [(3, "fixed", name, None, 64, 1) for name in list_calls(3)]  # take longest
-    directed = [(2, "fixed", name, None, n, 1) for n in (16, 32) for name in list_calls(2)]
-    return [*wide, *((*job, 0) for job in list_scalar_jobs()), *directed]
-
-
-def list_scalar_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int]]:
-    """Those of scalar messages, without the degree."""
-    jobs: list[Any] = [(2, "fixed", name, None, 32) for name in list_calls(2)]
-    jobs += [(2, "fixed", name, None, 16) for name in list_calls(2)]
-    jobs += [(1, "fixed", name, None, 16) for name in list_calls(1)]
-    jobs += [(1, "store", name, None, 16) for name in ("place", "moments_adjoint", "finish")]
-    jobs += [(1, "float", name, None, 16) for name in ("place", "moments_adjoint", "finish")]
-    return jobs + [(1, "fixed", kernel, config, 16) for kernel, config in VARIANTS]
 
 
 @contextlib.contextmanager
@@ -139,17 +64,6 @@ def survive(what: str) -> Iterator[None]:
         failures.append({"what": what, "error": f"{type(error).__name__}: {lines[0][:300]}"})
         print(f"FAILED {what}: {type(error).__name__}: {lines[0][:200]}", flush=True)
         traceback.print_exc(limit=-2)
-
-
-@functools.cache
-def make_weights(
-    hops: int, species: int, name: str, width: int = 16, degree: int = 0
-) -> PotentialWeights:
-    sample = build_lattice(name, 2, REACH, "cpu", rattle=0.12, seed=3)
-    sample.species.copy_(torch.arange(len(sample.species)) % species)
-    return draw_weights(
-        hops, species, sample, n_channels=width, n_mixed=width, message_degree=degree, inner=INNER
-    )
 
 
 def compile_jobs(start: int, stride: int) -> None:
@@ -165,7 +79,7 @@ def compile_jobs(start: int, stride: int) -> None:
             tensor.zero_()
         begin = time.time()
         with tuning.override(name, config) if config else contextlib.nullcontext():
-            list_calls(hops)[name](potential, space, system)
+            list_calls(hops, scatter)[name](potential, space, system)
             torch.cuda.synchronize()
         print(json.dumps({"job": k, "seconds": round(time.time() - begin, 1)}), flush=True)
 
@@ -174,7 +88,8 @@ def list_buffers(space: Workspace) -> list[torch.Tensor]:
     """Everything but the partial sums, whose unused columns stay zero."""
     tensors = [space.sites, *space.moments, *space.mixed, *space.invariants, *space.messages]
     tensors += [*space.message_gradients, space.node_energies, space.terms, space.accumulators]
-    return [*tensors, space.edges, space.forces, space.energies, space.totals]
+    tensors += [space.edges, space.factor_gradients]
+    return [*tensors, space.forces, space.energies, space.totals]
 
 
 def compile_all(n_processes: int, limit: float) -> list[int]:
@@ -256,18 +171,26 @@ def compare_single(
     }
 
 
-def time_kernels(hops: int, width: int, degree: int, repeats: int = 30) -> list[dict[str, Any]]:
-    """Every launch of one evaluation on its own, over buffers that an evaluation has filled."""
-    system = build_lattice("Cu", repeats, REACH, DEVICE)
-    potential = FusedPotential(make_weights(hops, 1, "Cu", width, degree), DEVICE)
+def time_kernels(
+    hops: int, width: int, degree: int, scatter: str = "fixed", repeats: int = 30
+) -> list[dict[str, Any]]:
+    """Every launch of one evaluation on its own, over buffers that an evaluation has filled.
+
+    With ``scatter="store"`` those alone that differ.
+    """
+    system = build_lattice("Cu", repeats, REACH, DEVICE, reverse=scatter == "store")
+    weights = make_weights(hops, 1, "Cu", width, degree)
+    potential = FusedPotential(weights, DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
     run(potential, system)
     space = potential.allocate(*system.matrix.entries.shape)
     about = {
         "hops": hops, "channels": width, "message_degree": degree, "atoms": system.matrix.n_atoms,
+        "scatter": scatter,
     }  # fmt: skip
-    rows = []
-    for name, call in list_calls(hops).items():
-        with survive(f"m{hops} C{width} degree {degree} {name}"):
+    calls, rows = list_calls(hops, scatter), []
+    for name in list_stored_calls(hops) if scatter == "store" else calls:
+        with survive(f"m{hops} C{width} degree {degree} {scatter} {name}"):
+            call = calls[name]
             result = measure(lambda call=call: call(potential, space, system), 40.0)
             rows.append({"kernel": name, **about, **result})
     return rows
@@ -292,7 +215,8 @@ def time_evaluation(
     if n_atoms < 200_000:
         row["eager"] = measure(lambda: run(potential, system))
     peak = torch.cuda.max_memory_allocated() - before
-    list_bytes = system.matrix.entries.numel() * system.matrix.entries.element_size()
+    listed = [part for part in (system.matrix.entries, system.matrix.reverse) if part is not None]
+    list_bytes = sum(part.numel() * part.element_size() for part in listed)
     forces = potential.allocate(*system.matrix.entries.shape).forces
     row["finite"] = bool(torch.isfinite(forces.sum()))
     row["net_force"] = float(forces.double().sum(dim=0).abs().max())
@@ -389,6 +313,12 @@ def run_stages(arguments: argparse.Namespace, start: float) -> None:
     stage("ceilings", 5, lambda: record.update(ceilings=measure_ceilings()))
     for kind in ((1, 16, 0), (2, 16, 0), (2, 32, 0), (2, 16, 1), (2, 32, 1), (3, 64, 1)):
         stage(f"kernels of {kind}", 5, lambda k=kind: record["kernels"].extend(time_kernels(*k)))
+    for kind in STORED:
+        what = f"kernels of {kind}, stored"
+        stage(what, 5, lambda k=kind: record["kernels"].extend(time_kernels(*k, "store")))
+        hops, *sizes = kind
+        stored = hops, 30, Options(scatter="store"), *sizes
+        stage(f"evaluation of {kind}, stored", 5, add("evaluations", time_evaluation, *stored))
     for repeats in arguments.sizes:
         for hops in (1, 2):
             what = f"evaluation m{hops} {repeats}^3 cells"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
-from gpu_student import list_calls, make_weights  # noqa: E402
+from student_launches import list_calls, make_weights  # noqa: E402
 from student_timing import DEVICE, capture, measure  # noqa: E402
 
 from fastff.kernels import tuning  # noqa: E402

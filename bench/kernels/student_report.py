@@ -9,7 +9,12 @@ from typing import Any
 
 from student_timing import find_floor
 
-from fastff.kernels.moment_potential.costs import Cost, count_costs, count_directed
+from fastff.kernels.moment_potential.costs import (
+    Cost,
+    count_costs,
+    count_directed,
+    count_stored,
+)
 
 
 def store(record: dict[str, Any]) -> None:
@@ -25,7 +30,10 @@ def rate_kernels(
     rated = []
     for row in rows:
         kind, *numbers = row["kernel"].split()
-        work = count_work(row["channels"], row["message_degree"], later="2" in numbers)
+        later = not {"2", "3"}.isdisjoint(numbers)
+        work = count_work(row["channels"], row["message_degree"], later=later)
+        if row.get("scatter") == "store":
+            work = count_stored(54, row["channels"], degree=row["message_degree"]) if later else {}
         if ceilings and kind in work and not row["kernel"].endswith("forward"):
             floor_ms = find_floor(work[kind], ceilings) * row["atoms"] * 1e3
             row = row | {"roofline_fraction": floor_ms / row["median_ms"]}
@@ -72,7 +80,8 @@ def print_record(record: dict[str, Any]) -> None:
     print({k: round(v, 2) for k, v in (ceilings or {}).items()})
     for row in record["kernels"]:
         each = f"{row['median_ms'] * 1e6 / row['atoms']:7.2f} ns/atom"
-        line = f"{name_kind(row):<15} {row['kernel']:<26} {each}"
+        stored = " stored" * (row["scatter"] == "store")
+        line = f"{name_kind(row):<15} {row['kernel'] + stored:<26} {each}"
         if "roofline_fraction" in row:
             line += f" {100 * row['roofline_fraction']:5.1f} % of roofline"
         print(line)
