@@ -82,9 +82,14 @@ def list_calls(hops: int, scatter: str = "fixed") -> dict[str, Call]:
 
 
 def list_stored_calls(hops: int) -> list[str]:
-    """Names of the launches that differ with ``scatter="store"``: sums of gradients, and what collects them."""
-    kinds = ("moments_adjoint", "gather_forces", "gather_messages")
-    return [name for name in list_calls(hops, "store") if name.split()[0] in kinds]
+    """Names of the launches that differ with ``scatter="store"``.
+
+    Sums of gradients, what collects them, and perceptrons that read or write float32 instead of fixed point.
+    """
+    kinds = {"moments_adjoint", "gather_forces", "gather_messages"}
+    kinds |= {"node_perceptron"} if hops > 1 else set()
+    names = [name for name in list_calls(hops, "store") if name.split()[0] in kinds]
+    return [name for name in names if not name.endswith("forward")]
 
 
 _spare: dict[tuple[int, ...], torch.Tensor] = {}
