@@ -155,9 +155,9 @@ def test_training_after_prediction_in_one_process() -> None:
     """Tables made while predicting, in inference mode, are the ones that training differentiates through."""
     from fastff.kernels.node_block import reference
 
-    reference.build_cubic_table.cache_clear()
+    reference._build_cubic_table.cache_clear()
     student = make_student("m2", ELEMENTS)
-    reference.build_cubic_table.cache_clear()
+    reference._build_cubic_table.cache_clear()
     structures = list(make_structures(ELEMENTS).values())
     predict(student, structures)
     student.requires_grad_()

@@ -158,7 +158,7 @@ def test_many_atoms_have_a_setting_of_their_own():
     ways = [({"way": "lean"}, 0.0, 2e-3), ({"way": "rich"}, 0.03, 0.0)]
     teacher = ManyWays([Setting(values, partial(Growing, a, b)) for values, a, b in ways])
     best = choose_fastest(
-        teacher, atoms, label(atoms), atoms, device="cpu", budget=1.0, larger=larger
+        teacher, atoms, label(atoms), atoms, device="cpu", budget=2.0, larger=larger
     )
     assert best.small.identity is best.large.identity
     identity = best.small.identity
@@ -190,7 +190,7 @@ def test_between_sizes_of_different_winners_both_are_tried():
     ways = [({"way": "lean"}, 0.0, 2e-3), ({"way": "rich"}, 0.1, 0.0)]
     teacher = ManyWays([Setting(values, partial(Growing, a, b)) for values, a, b in ways])
     best = choose_fastest(
-        teacher, atoms, label(atoms), atoms, device="cpu", budget=1.0, larger=larger
+        teacher, atoms, label(atoms), atoms, device="cpu", budget=2.0, larger=larger
     )
     assert best.limit == 18
     parts = best.split(larger)
@@ -227,7 +227,7 @@ def test_sizes_without_room_for_every_setting_are_no_trial(most, size):
         Setting({"way": "fast"}, partial(Small, 0.003, 64)),
     ]
     best = choose_fastest(
-        ManyWays(settings), atoms, label(atoms), atoms, device="cpu", budget=1.0, larger=larger
+        ManyWays(settings), atoms, label(atoms), atoms, device="cpu", budget=2.0, larger=larger
     )
     identity = best.large.identity
     assert identity["settings"] == {"way": "fast"}

@@ -495,8 +495,8 @@ def test_work_of_the_kernel_table(cpu, monkeypatch):
     fused = ["moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint"]
     assert names == listed
     assert names == [
-        *fused, *(f"{name}, C=32" for name in fused),
-        *(f"{name}{width}, directed" for width in ("", ", C=32") for name in kernel_work.DIRECTED),
+        *fused, *(f"{name}, C={width}" for width in (32, 64) for name in fused),
+        *(f"{name}{width}, directed" for width in ("", ", C=32", ", C=64") for name in kernel_work.DIRECTED),
         "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l",
         "evaluation, 2 hops directed", "evaluation, m2-l directed", "evaluation, m3-l",
         "skin_check", "skin_check, stale", "neighbor_list",
