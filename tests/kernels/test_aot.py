@@ -60,6 +60,9 @@ SHIPPED = {
     "node_perceptron C=16 pull": 32, "node_perceptron C=16 last": 48,
     "node_perceptron C=32 pull": 32, "node_perceptron C=32 back": 40,
     "fused_mlp_backward": 88, "fused_mlp_backward painn update": 80,
+    "moments_adjoint C=64 directed hop 2": 8, "moments_adjoint C=64 directed hop 2 adding": 8,
+    "node_perceptron C=64 directed pull": 208, "node_perceptron C=64 directed back": 200,
+    "node_perceptron C=64 directed last": 32,
 }  # fmt: skip
 """Spilled bytes of what ``tables/sm_90.json`` launches instead of the written default: fastest all the same."""
 
