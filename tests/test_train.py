@@ -410,16 +410,20 @@ def test_a_training_that_falls_apart_ends() -> None:
     assert stopper.fall is not None
 
 
+@pytest.mark.parametrize("settled", [30, 61])
 def test_what_fell_apart_is_said_and_the_best_weights_are_kept(
-    frames: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    frames: list[Frame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: int
 ) -> None:
+    """Not before accuracies have settled."""
+    monkeypatch.setattr("fastff.distill.callbacks.SETTLED", settled)
     monkeypatch.setattr("fastff.distill.callbacks.FALL", -1.0)
     monkeypatch.setattr("fastff.distill.callbacks.LEARNED", -1e9)
     settings = replace(SETTINGS, n_steps=60, n_validations=12)
     result = train_student(frames[:20], frames[20:], settings, tmp_path)
-    assert result.n_steps < 60
-    assert "fell apart" in result.stopped
-    assert "lower the learning rate" in result.stopped
+    apart = settled < 60
+    assert (30 <= result.n_steps < 60) == apart
+    assert ("fell apart" in result.stopped) == apart
+    assert ("lower the learning rate" in result.stopped) == apart
 
 
 def test_what_reached_the_threshold_is_kept_whatever_its_score(

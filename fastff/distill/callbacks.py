@@ -51,6 +51,8 @@ FALL = 0.3
 """Loss of accuracy, in two validations one after the other, after which a training has fallen apart."""
 LEARNED = 0.5
 """Accuracy of a student that has something to lose."""
+SETTLED = 200
+"""Steps within which accuracies jump about: no training has fallen apart before."""
 
 
 class LatePatience(EarlyStopping):
@@ -92,7 +94,8 @@ class LatePatience(EarlyStopping):
         self.reached = self._stop_at is not None and newest >= self._stop_at
         if self.reached and self._path is not None:
             trainer.save_checkpoint(self._path, weights_only=False)
-        if self.falls(best, newest) or self.reached:
+        apart = trainer.global_step >= SETTLED and self.falls(best, newest)
+        if apart or self.reached:
             trainer.should_stop = True
 
     def falls(self, best: float, newest: float) -> bool:
