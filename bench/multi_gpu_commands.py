@@ -48,7 +48,7 @@ def measure_shards(arguments: argparse.Namespace, rows: Rows) -> None:
         out = arguments.out / f"shards-{count}.h5"
         for old in arguments.out.glob(f"shards-{count}*.h5"):
             old.unlink()
-        command = [*command_labelling(arguments, structures, out)]
+        command = command_labelling(arguments, structures, out)
         commands = [[*command, "--shard", f"{k + 1}/{count}"] for k in range(count)]
         start = time.perf_counter()
         texts = run_together(commands)

@@ -40,19 +40,14 @@ def vary(
     **sizes: Any,
 ) -> Variant:
     return Variant(
-        f"{base}-{label}",
-        base,
-        sizes,
-        cutoff,
-        rate,
-        optimizer,
-        batch,
-        share,
-        soap or {},
-        weights or {},
-    )
+        f"{base}-{label}", base, sizes, cutoff, rate, optimizer, batch, share, soap or {}, weights or {}
+    )  # fmt: skip
 
 
+C64 = {"n_channels": 64, "n_mixed": 64}
+HOP3 = {"n_hops": 3, "message_degree": 1}
+LONG = {"betas": (0.95, 0.99), "basis_decay": 0.99}
+"""Averages of the optimiser that forget within a hundred steps instead of twenty."""
 STUDENTS = [Variant(name, name, {}) for name in ("m1", "m2", "m2-l", "painn")]
 ABLATIONS = [
     *(vary("m2", f"rc{r:g}", cutoff=r) for r in (4.0, 4.5, 5.5, 6.0)),
@@ -83,72 +78,45 @@ ABLATIONS = [
             ("d1", {"message_degree": 1}),
             ("d2", {"message_degree": 2}),
             ("hop3-slow", {"rate": 0.4, "n_hops": 3}),
-            ("hop3-d1-slow", {"rate": 0.4, "n_hops": 3, "message_degree": 1}),
-            ("hop3-d1", {"n_hops": 3, "message_degree": 1}),
+            ("hop3-d1-slow", {"rate": 0.4, **HOP3}),
+            ("hop3-d1", HOP3),
             ("c48-d1", {"n_channels": 48, "n_mixed": 48, "message_degree": 1}),
-            ("c64-d1", {"n_channels": 64, "n_mixed": 64, "message_degree": 1}),
-            ("c64-d1-slow", {"rate": 0.4, "n_channels": 64, "n_mixed": 64, "message_degree": 1}),
+            ("c64-d1", {**C64, "message_degree": 1}),
+            ("c64-d1-slow", {"rate": 0.4, **C64, "message_degree": 1}),
             *(
-                (
-                    f"c64-hop3-d1-{end}",
-                    {
-                        "rate": rate,
-                        "n_channels": 64,
-                        "n_mixed": 64,
-                        "n_hops": 3,
-                        "message_degree": 1,
-                    },
-                )
+                (f"c64-hop3-d1-{end}", {"rate": rate, **C64, **HOP3})
                 for end, rate in (("slow", 0.4), ("slower", 0.2), ("slowest", 0.1))
             ),
         )
     ),
     *(
-        vary(
-            "m2-l",
-            f"rc6-{wide}hop3-d1{end}-b{batch:g}",
-            cutoff=6.0,
-            rate=rate,
-            batch=batch,
-            n_hops=3,
-            message_degree=1,
-            **sizes,
-        )
-        for wide, sizes in (("", {}), ("c64-", {"n_channels": 64, "n_mixed": 64}))
+        vary("m2-l", f"rc6-{wide}hop3-d1{end}-b{batch:g}", 6.0, rate, batch=batch, **HOP3, **sizes)
+        for wide, sizes in (("", {}), ("c64-", C64))
         for end, rate in (("", 1.0), ("-slow", 0.4), ("-slower", 0.2))
         for batch in (2.0, 4.0)
     ),
-    vary("m2-l", "rc6-hop3-d1-slower", cutoff=6.0, rate=0.2, n_hops=3, message_degree=1),
+    vary("m2-l", "rc6-hop3-d1-slower", 6.0, 0.2, **HOP3),
     *(
-        vary(
-            "m2-l",
-            f"rc6-{wide}hop3-d1-{label}",
-            cutoff=6.0,
-            n_hops=3,
-            message_degree=1,
-            **{**sizes, **changes},
-        )
-        for wide, sizes in (("", {}), ("c64-", {"n_channels": 64, "n_mixed": 64}))
+        vary("m2-l", f"rc6-{wide}hop3-d1-{label}", 6.0, **HOP3, **sizes, **changes)
+        for wide, sizes in (("", {}), ("c64-", C64))
         for label, changes in (
             ("fast-b4", {"rate": 2.0, "batch": 4.0}),
-            ("b2-long", {"batch": 2.0, "soap": {"betas": (0.95, 0.99), "basis_decay": 0.99}}),
-            ("long", {"soap": {"betas": (0.95, 0.99), "basis_decay": 0.99}}),
-            ("slow-long", {"rate": 0.4, "soap": {"betas": (0.95, 0.99), "basis_decay": 0.99}}),
-            ("slow-b2-often", {"rate": 0.4, "batch": 2.0, "soap": {"refresh_every": 3}}),
-            ("slow-b2-fine", {"rate": 0.4, "batch": 2.0, "soap": {"eps": 1e-5}}),
-            (
-                "slow-b2-forces",
-                {"rate": 0.4, "batch": 2.0, "weights": {"energy": 0.1, "stress": 0.03}},
+            ("b2-long", {"batch": 2.0, "soap": LONG}),
+            ("long", {"soap": LONG}),
+            ("slow-long", {"rate": 0.4, "soap": LONG}),
+            *(
+                (f"slow-b2-{name}", {"rate": 0.4, "batch": 2.0, **change})
+                for name, change in (
+                    ("often", {"soap": {"refresh_every": 3}}),
+                    ("fine", {"soap": {"eps": 1e-5}}),
+                    ("forces", {"weights": {"energy": 0.1, "stress": 0.03}}),
+                    ("h128", {"hidden": (128, 128)}),
+                )
             ),
-            ("slow-b2-h128", {"rate": 0.4, "batch": 2.0, "hidden": (128, 128)}),
         )
     ),
-    vary(
-        "m2-l", "rc6-c64-d1-b2", cutoff=6.0, batch=2.0, message_degree=1, n_channels=64, n_mixed=64
-    ),
-    vary(
-        "m2-l", "rc7-hop3-d1-slow-b2", cutoff=7.0, rate=0.4, batch=2.0, n_hops=3, message_degree=1
-    ),
+    vary("m2-l", "rc6-c64-d1-b2", 6.0, batch=2.0, message_degree=1, **C64),
+    vary("m2-l", "rc7-hop3-d1-slow-b2", 7.0, 0.4, batch=2.0, **HOP3),
     vary("m2-l", "rc7", cutoff=7.0),
     vary("m2-l", "rc6-k12", cutoff=6.0, n_radial=12),
     vary("m2-l", "rc6-b4", cutoff=6.0, batch=4.0),

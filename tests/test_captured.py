@@ -24,6 +24,10 @@ from fastff.distill.train import TrainSettings, prepare_student, train_student
 SETTINGS = TrainSettings(architecture="m2", cutoff=4.0, batch_atoms=16, device="cpu")
 
 
+class StopError(Exception):
+    """Enough was seen."""
+
+
 def prepare(device: str, n_frames: int = 4) -> tuple[ResidualLosses, tuple[Tensor, ...]]:
     frames = label_by_emt(make_alloys(n_frames))
     student, statistics = prepare_student(frames, SETTINGS)
@@ -132,9 +136,6 @@ def test_the_trainer_says_how_many_steps_it_takes(
     seen: list[tuple[int, bool | None]] = []
     make = DistillationModule.__init__
 
-    class StopError(Exception):
-        pass
-
     def note(self: DistillationModule, *arguments: Any, **options: Any) -> None:
         make(self, *arguments, **options)
         seen.append((self._losses._n_steps, self._losses._wanted))
@@ -171,9 +172,6 @@ def test_a_first_training_is_compiled_for_those_that_follow(
     frames = label_by_emt(make_alloys(6))
     split = Split(frames[:4], frames[4:5], frames[5:])
     request = build_request(labels=tmp_path / "l.h5", student="m1", n_steps=n_steps)
-
-    class StopError(Exception):
-        pass
 
     def note(name: str, settings: TrainSettings) -> None:
         seen.append(settings)

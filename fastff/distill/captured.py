@@ -10,8 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -65,12 +63,13 @@ class CapturedLosses:
         if not fields[0].is_cuda:
             return self._losses(*fields)
         shapes = tuple(field.shape for field in fields)
-        if self._captured is None and shapes == self._shapes:
-            self._captured = self._capture(fields)
-        if self._captured is None:
-            self._shapes = shapes
+        if shapes != self._shapes:
+            if self._captured is None:
+                self._shapes = shapes
             return self._losses(*fields)
-        return self._captured(*fields) if shapes == self._shapes else self._losses(*fields)
+        if self._captured is None:
+            self._captured = self._capture(fields)
+        return self._captured(*fields)
 
     def _capture(self, fields: tuple[Tensor, ...]) -> Any:
         losses = self._losses.to(fields[0].device)
@@ -112,15 +111,9 @@ def compile_losses(losses: ResidualLosses, fields: tuple[Tensor, ...]) -> Any:
 
     compiled: Any = torch.compile(copy.copy(losses), dynamic=False, fullgraph=True)
     parameters = [p for p in losses.parameters() if p.requires_grad]
-    with quiet_compiler(), config.patch(recompile_limit=MOST_VARIANTS):
+    with warnings.catch_warnings(), config.patch(recompile_limit=MOST_VARIANTS):
+        # of the compiler's own work, nothing that a user could act on
+        warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch)")
         found = compiled(*(field.clone() for field in fields)).sum()
         torch.autograd.grad(found, parameters, allow_unused=True)
     return compiled
-
-
-@contextmanager
-def quiet_compiler() -> Iterator[None]:
-    """What torch.compile says of its own work is nothing that a user could act on."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch)")
-        yield

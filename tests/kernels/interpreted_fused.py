@@ -431,17 +431,22 @@ def test_workloads_of_tuning(degree, expected, cpu):
     for workload in workloads.list_workloads(widths, cpu, repeats=1, reach=3.6):
         found.append(workload.space.kernel)
         keys.add((workload.space.kernel, workload.key))
-        exact = workload.reference()
-        for config in {c.blocks["ATOMS"]: c for c in tuning.list_candidates(workload)}.values():
-            with tuning.override(workload.space.kernel, config):
-                for _ in range(2):
-                    assert tuning.find_relative_error(workload.run(), exact) < workload.tolerance
-        assert workload.definition is not None
-        single = workload.definition(torch.float32)()
-        assert tuning.find_relative_error(single, exact) < workload.tolerance
+        check_candidates(workload, "ATOMS")
     assert tuple(found) == expected
     assert keys == list_keys(degree)
     assert not list(workloads.list_workloads({**widths, "n_channels": 24}, cpu))
+
+
+def check_candidates(workload, block):
+    """Twice every candidate of another size of ``block``, and the definition in float32, against float64."""
+    exact = workload.reference()
+    for config in {c.blocks[block]: c for c in tuning.list_candidates(workload)}.values():
+        with tuning.override(workload.space.kernel, config):
+            for _ in range(2):
+                assert tuning.find_relative_error(workload.run(), exact) < workload.tolerance
+    assert workload.definition is not None
+    single = workload.definition(torch.float32)()
+    assert tuning.find_relative_error(single, exact) < workload.tolerance
 
 
 def list_keys(degree):

@@ -20,7 +20,7 @@ from fastff.kernels.moment_potential import definitions, workloads
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.workspace import Options, Workspace
 
-from .interpreted_fused import check, compare, draw, make_system, make_weights
+from .interpreted_fused import check, check_candidates, compare, draw, make_system, make_weights
 from .poison import poison
 
 STORE = Options(scatter="store")
@@ -126,14 +126,7 @@ def test_workloads_of_tuning(degree, cpu, monkeypatch):
     """Every candidate gives the definition's numbers, under the key that the launch looks up."""
     widths = {"n_channels": 16, "n_mixed": 16, "n_hidden": 64, "message_degree": degree}
     (workload,) = workloads.list_gathers(widths, cpu, repeats=1, reach=3.6)
-    exact = workload.reference()
-    for config in {c.blocks["TILE"]: c for c in tuning.list_candidates(workload)}.values():
-        with tuning.override(workload.space.kernel, config):
-            for _ in range(2):
-                assert tuning.find_relative_error(workload.run(), exact) < workload.tolerance
-    assert workload.definition is not None
-    single = workload.definition(torch.float32)()
-    assert tuning.find_relative_error(single, exact) < workload.tolerance
+    check_candidates(workload, "TILE")
     assert not list(workloads.list_gathers({**widths, "n_channels": 24}, cpu))
     asked, plain = [], tuning.lookup
     monkeypatch.setattr(tuning, "lookup", lambda *a: asked.append(a[:2]) or plain(*a))

@@ -57,9 +57,8 @@ def draw_student(widths: Mapping[str, int], n_hops: int, reach: float) -> Potent
         "message_degree": widths.get("message_degree", 0),
     }  # fmt: skip
     weights = None
-    for hops in sorted(
-        {1, n_hops}
-    ):  # a second hop cannot even be drawn at some widths that one hop refuses
+    # a second hop cannot even be drawn at some widths that one hop refuses
+    for hops in sorted({1, n_hops}):
         weights = draw_weights(hops, 1, sample, inner=INNER, **sizes)
         if find_obstacle(weights) is not None:
             return None
