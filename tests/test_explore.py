@@ -353,6 +353,35 @@ def test_what_is_labelled_of_an_exploration(
     assert found.record["picoseconds"] == pytest.approx(6 * 20 * 2e-3)
 
 
+@pytest.mark.parametrize(
+    ("n_cool", "n_hot", "urgent", "expected"),
+    [(20, 20, (), (6, 3)), (4, 20, (), (4, 5)), (20, 2, (), (7, 2)), (20, 20, (21, 22, 23, 24), (6, 4))],
+)  # fmt: skip
+def test_hot_structures_are_a_third_as_long_as_there_are_others(
+    student: Student,
+    monkeypatch: pytest.MonkeyPatch,
+    n_cool: int,
+    n_hot: int,
+    urgent: tuple[int, ...],
+    expected: tuple[int, int],
+) -> None:
+    atoms, hot = bulk("Cu"), [False] * n_cool + [True] * n_hot
+    snapshots = [
+        Snapshot(atoms, 0, k, 9.0 if hot[k] else 0.5, 0.01, k in urgent) for k in range(len(hot))
+    ]  # the student is far less sure of hot ones, and they are farther apart
+
+    def describe(_: Student, structures: list[Atoms]) -> np.ndarray:
+        spread = [0.0] + [(100.0 if above else 1.0) * k for k, above in enumerate(hot, 1)]
+        assert len(structures) == len(spread)
+        return np.array(spread)[:, None]
+
+    monkeypatch.setattr(harvest_module, "describe_structures", describe)
+    chosen = harvest_module._choose_training(student, snapshots, hot, make_frames([300.0]), 9)
+    assert len(set(chosen)) == len(chosen)
+    assert (sum(not hot[k] for k in chosen), sum(hot[k] for k in chosen)) == expected
+    assert set(urgent) <= set(chosen)
+
+
 def test_few_frames_of_many_gate_walkers_reach_the_hottest() -> None:
     atoms = bulk("Cu")
     snapshots = [Snapshot(atoms, k, step, 0.5, 0.01) for k in range(9) for step in (2, 10, 20)]

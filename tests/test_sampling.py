@@ -25,6 +25,7 @@ from fastff.distill.cells import (
     build_supercell,
     draw_strain,
     find_material_axes,
+    hold_apart,
     press_pairs,
     strain_cell,
 )
@@ -131,6 +132,29 @@ def test_pairs_are_pressed_no_nearer_than_students_follow() -> None:
     copper = press_pairs(bulk("Cu", cubic=True) * 3, 0.7, np.random.default_rng(0))
     assert copper is not None
     assert neighbor_list("d", copper, 2.4).min() == pytest.approx(0.7 * 3.61 / 2**0.5)
+
+
+def test_thermal_draws_keep_atoms_apart() -> None:
+    atoms, rng = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * 2, np.random.default_rng(0)
+    small = rng.normal(scale=0.05, size=(64, 3))
+    assert hold_apart(atoms, small) is small
+    toward = np.zeros((64, 3))
+    neighbor = int(
+        np.argmin(np.where(np.arange(64) == 0, 9.0, atoms.get_all_distances(mic=True)[0]))
+    )
+    toward[0] = 0.4 * atoms.get_distance(0, neighbor, mic=True, vector=True)  # to 0.6 of a bond
+    held = hold_apart(atoms, toward)
+    assert held == pytest.approx(0.95**6 * toward)  # 0.95**5 leaves 0.69 of it
+    moved = atoms.copy()
+    moved.positions += held
+    assert 0.7 < moved.get_distance(0, neighbor, mic=True) / 2.82 < 0.71
+    # distances of like ions are other than those of unlike ones
+    cations = np.flatnonzero(atoms.numbers == 11)
+    other = int(cations[np.argsort(atoms.get_all_distances(mic=True)[0, cations])[1]])
+    toward[0] = 0.35 * atoms.get_distance(0, other, mic=True, vector=True)
+    assert np.abs(hold_apart(atoms, toward)).max() < np.abs(toward).max()
+    alone = np.ones((1, 3))
+    assert hold_apart(ase.Atoms("H"), alone) is alone
 
 
 # --- springs ---

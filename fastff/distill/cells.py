@@ -14,7 +14,7 @@ from typing import Literal
 import ase
 import numpy as np
 from ase.build import make_supercell
-from ase.data import covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
 from fastff.distill.molecules import find_molecules, is_disordered
@@ -22,6 +22,10 @@ from fastff.models import BOUNDS
 
 VACUUM_GAP = 6.0
 """Å; an axis along which atoms leave a wider gap is empty space, neither repeated nor strained."""
+
+NEAREST = 0.7
+"""Of thermal draws: no pair is nearer than this part of the shortest distance of its elements in the cell. Dynamics of
+copper-gold at 1.25 times its highest temperature hardly goes nearer, of silicon, rutile and CO on platinum never."""
 
 _SHAPES = (
     np.eye(3, dtype=int),
@@ -227,6 +231,41 @@ def draw_strain(rng: np.random.Generator, isotropic: float, shear: float) -> np.
     tensor = 0.5 * (tensor + tensor.T)
     tensor -= np.trace(tensor) / 3 * np.eye(3)
     return tensor + rng.uniform(-isotropic, isotropic) * np.eye(3)
+
+
+def hold_apart(atoms: ase.Atoms, moves: np.ndarray) -> np.ndarray:
+    """Displacements scaled down until no two atoms run into each other.
+
+    Springs know no repulsion: along soft modes of an expanded crystal they let neighbors pass at half of their
+    distance, with forces that no simulation meets.
+
+    Parameters
+    ----------
+    atoms : ase.Atoms
+        Before the displacements.
+    moves : numpy.ndarray
+        Shape (n_atoms, 3), Å.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``moves`` times the largest power of 0.95 that keeps all pairs :data:`NEAREST` apart; ``moves`` themselves if
+        they do.
+    """
+    limits = np.zeros((len(chemical_symbols),) * 2)
+    first, second, lengths = neighbor_list("ijd", atoms, 4.0)
+    kinds = atoms.numbers[first], atoms.numbers[second]
+    limits[kinds] = np.inf
+    np.minimum.at(limits, kinds, NEAREST * lengths)
+    if not limits.any():
+        return moves
+    moved = atoms.copy()
+    while True:
+        moved.positions = atoms.positions + moves
+        first, second, lengths = neighbor_list("ijd", moved, float(limits.max()))
+        if not (lengths < limits[moved.numbers[first], moved.numbers[second]]).any():
+            return moves
+        moves = 0.95 * moves
 
 
 def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> ase.Atoms | None:

@@ -41,6 +41,9 @@ PLENTY, MOST_WAVES = 2.0, 7
 or that many waves."""
 WARM_UP = 0.3
 """Part of a gate walker's way from which no frames are taken."""
+HOT_SHARE = 1 / 3
+"""Most of the structures to train on that may be from above the range of temperatures, as long as there are others:
+these are where a student is least sure, and chosen by that alone they are four in five."""
 WAVE_NUMBERS = 512
 GOLDEN = 0.618
 """Part of the kinds by which these move along the temperatures from one round to the next."""
@@ -206,7 +209,8 @@ def harvest(
             picks.append(_make_pick(snapshot, walkers[snapshot.walker], use))
     candidates = [s for s in found.snapshots if uses[s.walker] == "train"]
     if n_train:
-        for index in _choose_training(student, candidates, known, n_train):
+        hot = [walkers[snapshot.walker].hot for snapshot in candidates]
+        for index in _choose_training(student, candidates, hot, known, n_train):
             snapshot = candidates[index]
             picks.append(_make_pick(snapshot, walkers[snapshot.walker], "train"))
     unique = {hash_structure(pick.atoms): pick for pick in picks}
@@ -253,9 +257,13 @@ def _spread_evenly(
 
 
 def _choose_training(
-    student: Student, candidates: Sequence[Snapshot], known: Sequence[Frame], count: int
+    student: Student,
+    candidates: Sequence[Snapshot],
+    hot: Sequence[bool],
+    known: Sequence[Frame],
+    count: int,
 ) -> list[int]:
-    """Indices of candidates to train on, urgent ones first."""
+    """Indices of candidates to train on, urgent ones first; at most :data:`HOT_SHARE` are hot if there are others."""
     if student.uncertainty is None:
         where = np.linspace(0, len(candidates) - 1, min(count, len(candidates)))
         forced = {k for k, s in enumerate(candidates) if s.urgent}
@@ -265,9 +273,16 @@ def _choose_training(
     descriptors = describe_structures(student, [*compared, *(s.atoms for s in candidates)])
     weights = weigh_uncertainty([s.grade for s in candidates])
     weights = weights * weigh_uncertainty([s.spread for s in candidates])
-    urgent = [k for k, s in enumerate(candidates) if s.urgent]
-    n_known = len(compared)
-    return choose_spread(descriptors[n_known:], descriptors[:n_known], weights, count, urgent)
+    there, own = descriptors[: len(compared)], descriptors[len(compared) :]
+    groups = [np.flatnonzero(np.asarray(hot, bool) == above) for above in (False, True)]
+    n_hot = min(len(groups[1]), max(int(HOT_SHARE * count), count - len(groups[0])))
+    chosen: list[int] = []
+    for group, most in zip(groups, (count - n_hot, n_hot), strict=True):
+        urgent = [place for place, index in enumerate(group) if candidates[index].urgent]
+        near = np.concatenate([there, own[chosen]])
+        picked = choose_spread(own[group], near, weights[group], most, urgent)
+        chosen += group[picked].tolist()
+    return chosen
 
 
 def _summarise(

@@ -58,8 +58,8 @@ from fastff.labels import Frame
 from fastff.models import Student
 from fastff.report.metrics import Accuracy
 
-LEAST_GAIN = 0.002
-"""A round that improves the score on the validation frames by less does not help."""
+LEAST_GAIN = 0.04
+"""A round that lowers what the score on the validation frames lacks of one by a smaller part does not help."""
 GROWTH = 1.5
 """How many times the frames of the last training from scratch are worth another one after the rounds."""
 PICOSECONDS = {"cpu": (1.0, 2.0), "cuda": (10.0, 20.0)}
@@ -287,13 +287,13 @@ class Rounds:
         replayed = replace(split, train=replay_frames(split.train, new))
         label = f"{trained.name}-round-{number}"
         later = self.ladder.train(trained.name, replayed, label, start=trained.student)
-        helped = later.score >= known.score + LEAST_GAIN
+        helped = is_gain(known.score, later.score)
         best = max((known, later), key=self.ladder.rank)
         whole = replace(split, train=[*split.train, *new])
         climbed = self.ladder.climb(whole, present=best, suffix=f"-round-{number}", grow=helped)
         if climbed is not best:
             best, self._n_first = climbed, len(whole.train)
-        return best, best.score >= known.score + LEAST_GAIN
+        return best, is_gain(known.score, best.score)
 
     def finish(self, trained: Trained, split: Split) -> Trained:
         """After the last round, train once more from scratch where frames have multiplied since; the better one.
@@ -365,6 +365,11 @@ class Rounds:
         self.rows.append(replace(row, seconds=written.seconds) if written else row)
         write_rows(self.folder, self.rows)
         self.listener.on_gate(self.rows[-1])
+
+
+def is_gain(before: float, after: float) -> bool:
+    """Whether scores on the same validation frames differ by enough for another round."""
+    return after - before >= LEAST_GAIN * (1.0 - before)
 
 
 def find_frames(store: LabelStore, picks: Sequence[Pick]) -> list[Frame]:

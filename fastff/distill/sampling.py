@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import ase
 import numpy as np
 
-from fastff.distill.cells import draw_strain, press_pairs, strain_cell
+from fastff.distill.cells import draw_strain, hold_apart, press_pairs, strain_cell
 from fastff.distill.dynamics import Replica, draw_momenta, run_langevin
 from fastff.distill.harmonic import HarmonicModel, fit_harmonic
 from fastff.distill.jobs import count_batch_atoms
@@ -232,7 +232,9 @@ class _Sampler:
         else:
             strain = draw_strain(rng, REPLICA_STRAIN, 0.5 * REPLICA_STRAIN)
             temperature = low + position * (plan.overheat * high - low)
-        atoms = _displace(strain_cell(base, strain), self.springs[cell].draw(temperature, rng))
+        strained = strain_cell(base, strain)
+        moves = self.springs[cell].draw(temperature, rng)
+        atoms = _displace(strained, hold_apart(strained, moves))
         if kind == "close-contact":
             pressed = press_pairs(atoms, 0.65 + 0.25 * position, rng)
             return pressed or atoms
@@ -324,7 +326,8 @@ class _Sampler:
         plan, rng = self.plan, self._make_rng("dynamics", planned.cell, planned.index)
         strain = draw_strain(rng, REPLICA_STRAIN, 0.5 * REPLICA_STRAIN)
         moves = self.springs[planned.cell].draw(planned.temperature, rng)
-        atoms = _displace(strain_cell(plan.cells[planned.cell], strain), moves)
+        strained = strain_cell(plan.cells[planned.cell], strain)
+        atoms = _displace(strained, hold_apart(strained, moves))
         trajectory = plan.number_trajectory(plan.n_static + planned.index)
         momenta = draw_momenta(atoms, planned.temperature, plan.seed, trajectory)
         atoms.set_momenta(momenta)
