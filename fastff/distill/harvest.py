@@ -43,7 +43,7 @@ WARM_UP = 0.3
 """Part of a gate walker's way from which no frames are taken."""
 HOT_SHARE = 1 / 3
 """Most of the structures to train on that may be from above the range of temperatures, as long as there are others:
-these are where a student is least sure, and chosen by that alone they are four in five."""
+a student is least sure of these, and chosen by that alone most are."""
 WAVE_NUMBERS = 512
 GOLDEN = 0.618
 """Part of the kinds by which these move along the temperatures from one round to the next."""
@@ -278,7 +278,7 @@ def _choose_training(
     n_hot = min(len(groups[1]), max(int(HOT_SHARE * count), count - len(groups[0])))
     chosen: list[int] = []
     for group, most in zip(groups, (count - n_hot, n_hot), strict=True):
-        urgent = [place for place, index in enumerate(group) if candidates[index].urgent]
+        urgent = [place for place, index in enumerate(group.tolist()) if candidates[index].urgent]
         near = np.concatenate([there, own[chosen]])
         picked = choose_spread(own[group], near, weights[group], most, urgent)
         chosen += group[picked].tolist()
