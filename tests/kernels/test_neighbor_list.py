@@ -134,6 +134,23 @@ def test_bins_are_limited():
 
 
 @pytest.mark.parametrize(
+    ("cell", "pbc", "n_atoms", "most"),
+    [
+        (np.diag([100.0, 100.0, 0.0]), (True, True, False), 3900, 200),
+        (np.diag([3000.0, 0.0, 0.0]), (True, False, False), 2000, 40),
+        (np.zeros((3, 3)), (False, False, False), 12, 24),
+    ],
+)
+def test_first_rows_of_flat_structures_are_no_wider_than_dense_ones(cell, pbc, n_atoms, most):
+    """Of a sheet, a wire and a flat molecule, whose volume is next to nothing."""
+    lengths = torch.tensor(np.where(np.diag(cell) > 0.0, np.diag(cell), [5.0, 0.0, 0.0]))
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(n_atoms, 3, generator=generator, dtype=torch.float64) * lengths
+    frame = make_frame(cell, pbc)
+    assert list_op._guess_slots(n_atoms, 6.0, assign_bins(positions, frame, 6.0), frame) <= most
+
+
+@pytest.mark.parametrize(
     ("positions", "cell", "reach", "message"),
     [
         (torch.zeros(2, 2), np.eye(3), 3.0, r"shape \(2, 2\)"),

@@ -233,9 +233,11 @@ def count_code_bits(images: int) -> int:
 
 
 def _guess_slots(n_atoms: int, reach: float, bins: Bins, frame: Frame) -> int:
-    """Width for a homogeneous density; the first search corrects it."""
+    """Width for a homogeneous density, but no more than there are atoms and images; the first search corrects it."""
     volume = abs(float(np.linalg.det(frame.rows))) * bins.extent
-    return round_slots(int(1.1 * 4.19 * reach**3 * n_atoms / max(volume, 1.0)) + 8)
+    expected = 1.1 * 4.19 * reach**3 * n_atoms / max(volume, 1.0)
+    most = n_atoms * (2 * bins.images + 1) ** sum(frame.periodic)
+    return round_slots(int(min(expected, most)) + 8)
 
 
 def provide_matrix(
