@@ -131,6 +131,17 @@ def find_obstacle(weights: PotentialWeights) -> str | None:
     return None
 
 
+def find_reach_obstacle(reach: float) -> str | None:
+    """Why the kernels cannot read lists that reach so far, or None.
+
+    Pairs move by up to a skin before a list ends, and one that is farther apart than the period of the position grid
+    less the cut-off would be taken for a near one.
+    """
+    if reach > MAX_REACH:
+        return f"lists reach {reach:g} Å, the position grid holds up to {MAX_REACH:g} Å"
+    return None
+
+
 def pack_weights(weights: PotentialWeights, device: torch.device) -> PackedWeights:
     """Convert parameters, in float64 throughout, to what the kernels read.
 
