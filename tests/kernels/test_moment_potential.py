@@ -190,6 +190,9 @@ def test_op_refuses_other_shapes():
 
 def test_op_knows_widths_the_kernels_do_not_take():
     assert MomentPotential(make_call(n_channels=24)[0], "cpu").obstacle.startswith("a width of 24")
+    narrow = MomentPotential(make_call(hidden=(64, 16))[0], "cpu").obstacle
+    assert narrow == "a hidden layer of 16, the kernels take powers of two from 32"
+    assert MomentPotential(make_call(hidden=(32, 32))[0], "cpu").obstacle is None
 
 
 def test_least_work_of_directed_messages():

@@ -108,15 +108,21 @@ class PackedWeights(NamedTuple):
 
 
 def find_obstacle(weights: PotentialWeights) -> str | None:
-    """Why the kernels cannot take these sizes, or None."""
+    """Why the kernels cannot take these sizes, or None.
+
+    Hidden layers are multiplied in halves, and Triton before 3.9 contracts no fewer than 16.
+    """
     n_radial, n_channels = weights.radial.shape[2:]
     widths = [n_channels, weights.blocks[0].mixing.shape[2]]
-    widths += [size for block in weights.blocks for size in block.weight2.shape]
+    hidden = [size for block in weights.blocks for size in block.weight2.shape]
     if n_radial > PADDED_RADIAL:
         return f"{n_radial} radial functions, the kernels take up to {PADDED_RADIAL}"
     for width in widths:
         if width < 16 or width & (width - 1):
             return f"a width of {width}, the kernels take powers of two from 16"
+    for width in hidden:
+        if width < 32 or width & (width - 1):
+            return f"a hidden layer of {width}, the kernels take powers of two from 32"
     degree = max(find_message_degree(b.message.shape[1], n_channels) for b in weights.blocks)
     if degree > MAX_DEGREE:
         return f"messages of degree {degree}, the kernels take up to {MAX_DEGREE}"
