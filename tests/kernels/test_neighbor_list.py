@@ -101,6 +101,29 @@ def test_reverse_index():
     assert torch.equal(back.sort().values, filled.flatten().nonzero().flatten())
 
 
+def test_a_pair_listed_from_one_side_is_its_own_reverse():
+    """As rounding may list it where it is as far apart as the reach; another slot's forces would go to its atoms."""
+    positions, cell, _ = NASTY["two bins"]
+    found = build_neighbors(torch.tensor(positions), cell, FULL, 4.0)
+    whole = list_op._add_reverse(found).matrix
+    row, last = 4, int(whole.counts[4]) - 1
+    partner = int(whole.reverse[row, last])
+    found.matrix.counts[row] -= 1
+    lone = list_op._add_reverse(found).matrix
+    assert int(lone.reverse.flatten()[partner]) == partner
+    filled = torch.arange(lone.n_slots) < lone.counts[:, None]
+    filled.view(-1)[partner] = False
+    assert torch.equal(lone.reverse[filled], whole.reverse[filled])
+
+
+def test_no_reverse_index_of_an_earlier_list_is_kept():
+    positions, cell, _ = NASTY["two bins"]
+    first = build_neighbors(torch.tensor(positions), cell, FULL, 4.0, reverse=True)
+    again = build_neighbors(torch.tensor(positions) + 1.0, cell, FULL, 4.0, out=first.matrix)
+    assert again.matrix.entries is first.matrix.entries
+    assert again.matrix.reverse is None
+
+
 def test_buffers_stay_until_they_are_too_small():
     generator = torch.Generator().manual_seed(0)
     positions = torch.rand(60, 3, generator=generator, dtype=torch.float64) * 12
@@ -155,6 +178,8 @@ def test_first_rows_of_flat_structures_are_no_wider_than_dense_ones(cell, pbc, n
     [
         (torch.zeros(2, 2), np.eye(3), 3.0, r"shape \(2, 2\)"),
         (torch.zeros(2, 3), np.eye(3), 0.0, "reach 0.0 Å must be positive"),
+        (torch.zeros(2, 3), np.eye(3), float("inf"), "reach inf Å must be positive and finite"),
+        (torch.zeros(2, 3), np.ones(3), 3.0, r"cell has shape \(3,\)"),
         (torch.zeros(2, 3), np.zeros((3, 3)), 3.0, "no volume"),
         (torch.zeros(2, 3), np.ones((3, 3)), 3.0, "no volume"),
         (torch.tensor([[0.0, float("nan"), 0.0]]), np.eye(3), 3.0, "not finite"),

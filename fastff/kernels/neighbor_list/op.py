@@ -6,7 +6,8 @@ kernel (``kernels.py``), when a list must be rebuilt (:mod:`fastff.kernels.skin_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def build_neighbors(
         Add the reverse index.
     out : NeighborMatrix, optional
         Its ``entries``, ``counts`` and ``translations`` are written in place if they are large enough and of the right
-        kind, so that addresses stay.
+        kind, so that addresses stay; a reverse index is made anew, if asked for.
 
     Returns
     -------
@@ -100,9 +101,13 @@ def build_neighbors(
         raise DataError(
             f"positions have shape {tuple(positions.shape)} and dtype {positions.dtype}; pass floating (n_atoms, 3)"
         )
-    if not reach > 0.0:
-        raise DataError(f"reach {reach} Å must be positive")
+    if not 0.0 < reach < math.inf:
+        raise DataError(f"reach {reach} Å must be positive and finite")
     rows = cell.detach().double().cpu().numpy() if isinstance(cell, Tensor) else np.asarray(cell)
+    if rows.shape != (3, 3) or len(pbc) != 3:
+        raise DataError(
+            f"cell has shape {rows.shape} and there are {len(pbc)} flags of periodicity; pass (3, 3) and three"
+        )
     flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
     frame = make_frame(rows, flags)
     positions = positions.detach()
@@ -243,7 +248,7 @@ def _guess_slots(n_atoms: int, reach: float, bins: Bins, frame: Frame) -> int:
 def provide_matrix(
     n_atoms: int, n_slots: int, images: int, device: torch.device, out: NeighborMatrix | None
 ) -> NeighborMatrix:
-    """A matrix to write to: ``out`` if it has the size, the kind and room, else a new one."""
+    """A matrix to write to: ``out`` if it has the size, the kind and room, else a new one; without a reverse index."""
     code_bits = count_code_bits(images)
     dtype = torch.int64 if n_atoms << code_bits > _INT32 else torch.int32
     if (
@@ -255,7 +260,7 @@ def provide_matrix(
         and out.entries.dtype == dtype
         and out.entries.device == device
     ):
-        return out
+        return out if out.reverse is None else replace(out, reverse=None)
     return NeighborMatrix(
         torch.empty(n_atoms, n_slots, dtype=dtype, device=device),
         torch.empty(n_atoms, dtype=torch.int32, device=device),
@@ -273,9 +278,11 @@ def _read_back(counts: Tensor, finite: Tensor) -> tuple[int, bool]:
 
 
 def _add_reverse(found: NeighborList) -> NeighborList:
-    """The same list with the reverse index of its matrix."""
-    from dataclasses import replace
+    """The same list with the reverse index of its matrix.
 
+    Rounding may list a pair as far apart as the reach from one side alone; such a slot is its own reverse, and what a
+    gather subtracts from it is nothing, as beyond any cut-off.
+    """
     matrix = found.matrix
     n_atoms, n_slots = matrix.entries.shape
     device = matrix.entries.device
@@ -289,7 +296,8 @@ def _add_reverse(found: NeighborList) -> NeighborList:
     wanted = (senders * n_atoms + receivers) * base**3 + (base**3 - 1 - codes)
     dtype = torch.int64 if n_atoms * n_slots > _INT32 else torch.int32
     back = torch.zeros(n_atoms * n_slots, dtype=dtype, device=device)
-    back[slots] = slots[order[torch.searchsorted(ordered, wanted)]].to(dtype)
+    place = torch.searchsorted(ordered, wanted).clamp_max(len(slots) - 1)
+    back[slots] = torch.where(ordered[place] == wanted, slots[order[place]], slots).to(dtype)
     return replace(found, matrix=replace(matrix, reverse=back.view(n_atoms, n_slots)))
 
 
