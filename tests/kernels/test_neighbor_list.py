@@ -75,6 +75,22 @@ def check_bins(positions, cell, pbc, reach):
     assert found[0] == found[1]
 
 
+def test_large_structures_take_bins_in_torch(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(1200, 3, generator=generator, dtype=torch.float64) * 24
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "find_pairs", None)
+        found = list_by_op(positions, np.eye(3) * 24, (1, 1, 0), 3.0, sort_atoms=True)
+    assert found == expect(positions.numpy(), np.eye(3) * 24, (1, 1, 0), 3.0)
+    assert len(found) > 5000
+    by_bins = build_neighbors(positions, np.eye(3) * 24, FULL, 3.0).matrix
+    monkeypatch.setattr(list_op, "BINS_FROM", 2000)
+    by_definition = build_neighbors(positions, np.eye(3) * 24, FULL, 3.0).matrix
+    filled = torch.arange(by_bins.n_slots) < by_bins.counts[:, None]
+    assert torch.equal(by_bins.counts, by_definition.counts)
+    assert torch.equal(by_bins.entries[filled], by_definition.entries[filled])
+
+
 def test_rows_are_unwrapped_by_their_wraps():
     positions, cell, _ = NASTY["many boxes away"]
     found = build_neighbors(torch.tensor(positions), cell, FULL, 4.0, sort_atoms=True)
