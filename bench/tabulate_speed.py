@@ -6,6 +6,7 @@ Here: kernels, ops, dynamics, races with other programs. Not here: students, and
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,18 @@ def tabulate_kernels() -> list[str]:
     lines += [
         "",
         "M/s is million atom-steps per second. Against float64, forces of about 1 eV/Å are off by at most "
-        f"{worst[1]:.0e} (`m1`), {worst[2]:.0e} (`m2`) and {largest:.0e} eV/Å (`m3-l`) RMS over the checked "
-        f"crystals; {describe_errors()} {describe_largest()}",
+        f"{round_up(worst[1])} (`m1`), {round_up(worst[2])} (`m2`) and {round_up(largest)} eV/Å (`m3-l`) RMS over the "
+        f"checked crystals; {describe_errors()} {describe_largest()}",
         "",
         describe_memory(rows),
     ]
     return lines
+
+
+def round_up(value: float) -> str:
+    """A positive number in two digits, not below itself: what something is at most."""
+    exponent = math.floor(math.log10(value)) - 1
+    return f"{math.ceil(round(value / 10.0**exponent, 9)) * 10.0**exponent:.1e}"
 
 
 def describe_time(row: dict[str, Any]) -> str:
@@ -105,7 +112,7 @@ def describe_errors() -> str:
     worst = max(rows, key=lambda row: row["tf32x3"]["rms"])
     fast = worst["tf32"]["rms"]
     return (
-        f"those of {len(rows)} trained students of five materials by at most {worst['tf32x3']['rms']:.1e} eV/Å "
+        f"those of {len(rows)} trained students of five materials by at most {round_up(worst['tf32x3']['rms'])} eV/Å "
         f"({worst['model']}, forces of {worst['force_rms']:.1f} eV/Å RMS; {fast:.2g} eV/Å with the opt-in "
         f'`precision="tf32"`; commit {record["provenance"]["commit"]}).'
     )
@@ -118,7 +125,7 @@ def describe_largest() -> str:
     worst = max(rows, key=lambda row: row["tf32x3"]["rms"])
     trained = [row["tf32x3"]["rms"] for row in record["rows"] if row["model"].endswith("-m3l")]
     return (
-        f"Students like `m3-l` trained on two materials are off by at most {max(trained):.1e} eV/Å, with random "
+        f"Students like `m3-l` trained on two materials are off by at most {round_up(max(trained))} eV/Å, with random "
         f"weights by {worst['tf32x3']['rms']:.1e} on {worst['system']}, where torch in float32 is off by "
         f"{worst['torch float32']['rms']:.1e} (commit {record['provenance']['commit']})."
     )

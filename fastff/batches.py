@@ -82,7 +82,7 @@ class BatchEvaluator:
         self._moving: MovingBatch | None = None
         self._reference: Systems | None = None
         self._lists_type = lists
-        self._obstacle = find_student_obstacle(student)
+        self._obstacle = find_student_obstacle(student, skin)
         self.forget()
 
     @property

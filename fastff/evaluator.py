@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastff.errors import UsageError
 from fastff.graph import Graph
 from fastff.kernels import dispatch
-from fastff.kernels.moment_potential.layout import find_obstacle
+from fastff.kernels.moment_potential.layout import find_obstacle, find_reach_obstacle
 from fastff.kernels.moment_potential.op import OP
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.replay import Replay, hold_weakly
@@ -85,13 +85,13 @@ class Outcome:
         return bool(np.isfinite(self.energy) and np.isfinite(self.forces.sum()))
 
 
-def find_student_obstacle(student: Student) -> str | None:
-    """Why the fused kernels cannot take a student, or None."""
+def find_student_obstacle(student: Student, skin: float = 0.0) -> str | None:
+    """Why the fused kernels cannot take a student over lists with a skin in Å, or None."""
     if not isinstance(student, MomentStudent):
         return f"{type(student).__name__} is no moment student"
     if student.dtype != torch.float32:
         return f"the student is {student.dtype}, the kernels take float32"
-    return find_obstacle(collect_weights(student))
+    return find_obstacle(collect_weights(student)) or find_reach_obstacle(student.cutoff + skin)
 
 
 def choose_path(student: Student, obstacle: str | None = None) -> Choice:
@@ -150,7 +150,7 @@ class Evaluator:
             contact_limit,
         )
         self.options = Options(precision=precision)
-        self._obstacle = find_student_obstacle(student)
+        self._obstacle = find_student_obstacle(student, skin)
         if with_uncertainty:
             if student.uncertainty is None:
                 raise UsageError(

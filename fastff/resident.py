@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
 from fastff.kernels.moment_potential.evaluate import FusedPotential
+from fastff.kernels.moment_potential.layout import find_reach_obstacle
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.neighbor_list import NeighborList, build_neighbors
 from fastff.kernels.neighbor_list.repeat import RepeatedSearch, can_repeat
@@ -45,6 +46,11 @@ class ResidentPotential:
     options : Options, optional
     contact_limit : float, optional
         Distance in Å below which :meth:`compute` looks for the closest pair, see ``results.squared``.
+
+    Raises
+    ------
+    UsageError
+        If the skin is negative, or lists would reach beyond the position grid (32 Å).
 
     Attributes
     ----------
@@ -79,6 +85,8 @@ class ResidentPotential:
         )
         self.device = student.device
         self.cutoff = student.cutoff
+        if obstacle := find_reach_obstacle(self.cutoff + self.skin):
+            raise UsageError(f"skin {skin} Å: {obstacle}; use a thinner one")
         self._fused = FusedPotential(collect_weights(student), self.device, options)
         self.stale = torch.zeros((), dtype=torch.int32, device=self.device)
         self.n_builds = 0

@@ -11,13 +11,17 @@ from ase import Atoms
 from untrained import make_student
 
 from fastff import kernels
+from fastff.batches import BatchEvaluator
 from fastff.errors import UsageError
 from fastff.evaluator import Contact, Evaluator, choose_path, find_contact, find_student_obstacle
 from fastff.graph import Graph
 from fastff.inference import predict
 from fastff.kernels import dispatch
+from fastff.md.potentials import make_potential
+from fastff.md.torch_potential import StudentPotential
 from fastff.memory import DeviceMemoryError
 from fastff.models import Prediction, Student
+from fastff.resident import ResidentPotential
 
 
 def evaluate(evaluator: Evaluator, atoms: Atoms):
@@ -53,6 +57,15 @@ def test_the_choice_and_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Evaluator(student).explain() == ("fused", "for this test")
     assert double.explain() == ("torch", "the student is torch.float64, the kernels take float32")
     assert odd.explain().reason == "a width of 24, the kernels take powers of two from 16"
+    for kind in (Evaluator, BatchEvaluator):
+        far = kind(student, skin=60.0).explain()
+        assert far == (
+            "torch",
+            f"lists reach {student.cutoff + 60:g} Å, the position grid holds up to 32 Å",
+        )
+    assert isinstance(make_potential(student, skin=60.0), StudentPotential)
+    with pytest.raises(UsageError, match=r"skin 60\.0 Å: lists reach"):
+        ResidentPotential(student, skin=60.0)
     monkeypatch.setattr(dispatch, "_failures", {"moment_potential": "no such instruction"})
     assert Evaluator(student).explain().reason == "Triton failed to compile: no such instruction"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -50,6 +51,15 @@ def test_readme_says_of_trainings_what_their_records_say(tabulate: ModuleType) -
     assert "MgO and Cu3Au of the first table were labelled and trained in under two minutes" in text
     for name in ("mgo-sevennet", "cu3au-sevennet"):
         assert read_record(tabulate.RESULTS / f"{name}.json").model.training["seconds"] < 120.0
+
+
+def test_errors_are_at_most_what_readme_says() -> None:
+    record = json.loads((ROOT / "bench/results/kernels/fused-bounded-h100.json").read_text())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"at most (\S+) \(`m1`\), (\S+) \(`m2`\)", text)
+    for hops, figure in enumerate(said.groups(), start=1):
+        errors = [c["force_error_rms"] for c in record["checks"] if c["hops"] == hops]
+        assert max(errors) <= float(figure) < 1.1 * max(errors)
 
 
 def test_every_student_of_the_table_has_its_record(tabulate: ModuleType) -> None:

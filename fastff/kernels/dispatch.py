@@ -212,6 +212,8 @@ def decide(
     if selected == "torch":
         return "torch", f"selected by {source}"
     if obstacle is None:
+        obstacle = _find_transform_obstacle()
+    if obstacle is None:
         obstacle = _find_device_obstacle(device, forced=selected == "triton")
     if selected == "triton":
         if obstacle is not None:
@@ -316,6 +318,16 @@ def _check_backend(backend: str, source: str) -> str:
             f"{source}: unknown back end {backend!r}; use one of {', '.join(BACKENDS)}"
         )
     return backend
+
+
+def _find_transform_obstacle() -> str | None:
+    """Why the kernels cannot be called where torch.func transforms what is called, if it does.
+
+    It would lose tangents of a kernel without a word (``jvp``), and refuses its gradients (``grad``).
+    """
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func is active, which follows torch alone"
+    return None
 
 
 def _find_device_obstacle(device: torch.device, forced: bool) -> str | None:

@@ -261,3 +261,29 @@ def test_forward_mode_is_refused_not_lost():
             dual = torch.autograd.forward_ad.make_dual(torch.randn(5, 3), torch.randn(5, 3))
             with pytest.raises((RuntimeError, NotImplementedError)):
                 call(dual)
+
+
+def test_transforms_of_torch_are_refused_not_lost():
+    """The kernels have no tangents, which ``torch.func.jvp`` would take for zero."""
+    from fastff.kernels.edge_features import edge_features
+    from fastff.kernels.fused_mlp import fused_mlp
+    from fastff.kernels.segment_sum import segment_gather, segment_sum
+
+    values, ones = torch.arange(12.0).view(4, 3).cos(), torch.ones(4, 3)
+    weights, biases = [torch.ones(2, 3), torch.ones(2, 2)], [torch.ones(2), torch.ones(2)]
+    for call in (
+        lambda x: segment_sum(x, torch.tensor([0, 1, 4])),
+        lambda x: segment_gather(x, torch.tensor([0, 1, 1, 3, 5]), 5),
+        lambda x: edge_features(x, 5.0, 4, 3)[0],
+        lambda x: fused_mlp(x, weights, biases),
+    ):
+        for transform in (
+            lambda f: torch.func.jvp(f, (values,), (ones,)),
+            lambda f: torch.func.jacfwd(f)(values),
+            lambda f: torch.func.jacrev(f)(values),
+        ):
+            with (
+                kernels.use("triton"),
+                pytest.raises(kernels.BackendError, match=r"a transform of torch\.func"),
+            ):
+                transform(call)

@@ -106,6 +106,18 @@ def test_skin_check_is_that_of_the_cache(seed):
     assert True in seen
 
 
+def test_skin_check_reads_strided_tensors_and_refuses_other_sizes():
+    positions = torch.linspace(0.0, 8.0, 27, dtype=torch.float64).view(9, 3)
+    cell = torch.eye(3, dtype=torch.float64) * 9 + torch.arange(9.0).view(3, 3) / 9
+    snapshot = take_snapshot(positions, make_frame(cell.numpy(), FULL), 5.0, 1.0)
+    stale = torch.zeros((), dtype=torch.int32)
+    with kernels.use("triton"):
+        check_skin(positions.T.contiguous().T, cell.T.contiguous().T, snapshot, stale)
+        assert stale == 0
+        with pytest.raises(DataError, match=r"3 atoms and a cell \(3, 3\), the snapshot 9"):
+            check_skin(positions[:3], cell, snapshot, stale)
+
+
 def test_skin_check_at_its_edge():
     positions = torch.zeros(300, 3, dtype=torch.float64)
     cell = torch.eye(3, dtype=torch.float64) * 9
@@ -123,6 +135,10 @@ def test_skin_check_at_its_edge():
     far[299, 1] = 0.5000001
     assert check(far, cell) == 1
     assert check(positions, cell * (5 / 6 + 1e-6)) == 0
+    # the position grid would wrap around pairs of 6 Å that end up 59 Å apart or more
+    assert check(positions, cell * 9.83) == 0
+    assert check(positions, cell * 9.84) == 1
+    assert check(positions, cell * torch.tensor([1.0, 9.84, 1.0])) == 1
     assert check(positions, cell * (5 / 6 - 1e-6)) == 1
     assert check(positions, cell * 1.3) == 0
     assert check(positions, cell.roll(1, 0)) == 0, "a rotation strains nothing"

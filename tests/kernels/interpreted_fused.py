@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastff.errors import DataError
 from fastff.kernels import dispatch
 from fastff.kernels.moment_potential.cases import System, add_reverse, build_lattice, draw_weights
 from fastff.kernels.moment_potential.layout import NeighborMatrix, PotentialWeights
@@ -572,3 +573,15 @@ def test_products_keep_the_digits_of_float32(tensor_cores):
         errors[precision] = float(((out.double() - exact) / exact).mean().abs())
     assert errors["tf32x3"] < 2e-7
     assert errors["tf32"] > 1e-4
+
+
+@pytest.mark.parametrize("name", ["entries", "counts", "translations"])
+def test_strided_parts_of_a_matrix_are_refused(name):
+    """Kernels read rows one after another; what lies beyond a strided tensor is not theirs."""
+    system = make_system(n_atoms=3)
+    part = getattr(system.matrix, name)
+    strided = torch.stack([part, part], dim=-1)[..., 0]
+    matrix = dataclasses.replace(system.matrix, **{name: strided})
+    potential = FusedPotential(make_weights(1), "cpu")
+    with pytest.raises(DataError, match=f"{name} are not contiguous"):
+        potential.evaluate(system.positions, system.species, matrix)

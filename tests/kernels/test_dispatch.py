@@ -189,3 +189,18 @@ def test_decision_is_taken_while_tracing(monkeypatch):
     compiled = torch.compile(segment_sum, fullgraph=True, backend="eager")
     assert torch.equal(compiled(VALUES, POINTERS), torch.tensor([[1.0], [6.0]]))
     assert dispatch._last_calls["segment_sum"] == ("torch", "for this test")
+
+
+def test_transforms_of_torch_follow_the_definition(monkeypatch):
+    """Where Triton could run: its kernels have no tangents, and torch.func would take them for zero."""
+    monkeypatch.setattr(dispatch, "_find_device_obstacle", lambda device, forced: None)
+    _, tangents = torch.func.jvp(lambda v: segment_sum(v, POINTERS), (VALUES,), (VALUES,))
+    assert torch.equal(tangents, torch.tensor([[1.0], [6.0]]))
+    backend, reason = dispatch._last_calls["segment_sum"]
+    assert (backend, reason[:26]) == ("torch", "a transform of torch.func ")
+    vectors = torch.randn(3, 3)
+    gradient = torch.func.grad(lambda v: edge_features(v, 5.0, 4, 2)[0].sum())(vectors)
+    leaf = vectors.clone().requires_grad_()
+    with kernels.use("torch"):
+        edge_features(leaf, 5.0, 4, 2)[0].sum().backward()
+    assert torch.allclose(gradient, leaf.grad)

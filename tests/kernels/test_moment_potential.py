@@ -188,8 +188,17 @@ def test_op_refuses_other_shapes():
         moment_potential(weights, positions[:2], *others)
 
 
+def test_op_refuses_other_dtypes():
+    weights, positions, species, *others = make_call()
+    with pytest.raises(DataError, match=r"positions are torch\.float64, species torch\.float32"):
+        moment_potential(weights, positions, species.float(), *others)
+
+
 def test_op_knows_widths_the_kernels_do_not_take():
     assert MomentPotential(make_call(n_channels=24)[0], "cpu").obstacle.startswith("a width of 24")
+    narrow = MomentPotential(make_call(hidden=(64, 16))[0], "cpu").obstacle
+    assert narrow == "a hidden layer of 16, the kernels take powers of two from 32"
+    assert MomentPotential(make_call(hidden=(32, 32))[0], "cpu").obstacle is None
 
 
 def test_least_work_of_directed_messages():

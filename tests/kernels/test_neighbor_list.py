@@ -75,6 +75,22 @@ def check_bins(positions, cell, pbc, reach):
     assert found[0] == found[1]
 
 
+def test_large_structures_take_bins_in_torch(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(1200, 3, generator=generator, dtype=torch.float64) * 24
+    with monkeypatch.context() as patch:
+        patch.setattr(reference, "find_pairs", None)
+        found = list_by_op(positions, np.eye(3) * 24, (1, 1, 0), 3.0, sort_atoms=True)
+    assert found == expect(positions.numpy(), np.eye(3) * 24, (1, 1, 0), 3.0)
+    assert len(found) > 5000
+    by_bins = build_neighbors(positions, np.eye(3) * 24, FULL, 3.0).matrix
+    monkeypatch.setattr(list_op, "BINS_FROM", 2000)
+    by_definition = build_neighbors(positions, np.eye(3) * 24, FULL, 3.0).matrix
+    filled = torch.arange(by_bins.n_slots) < by_bins.counts[:, None]
+    assert torch.equal(by_bins.counts, by_definition.counts)
+    assert torch.equal(by_bins.entries[filled], by_definition.entries[filled])
+
+
 def test_rows_are_unwrapped_by_their_wraps():
     positions, cell, _ = NASTY["many boxes away"]
     found = build_neighbors(torch.tensor(positions), cell, FULL, 4.0, sort_atoms=True)
@@ -99,6 +115,29 @@ def test_reverse_index():
     assert torch.equal(senders.flatten()[back], rows)
     assert torch.equal(codes.flatten()[back], (2 * found.images + 1) ** 3 - 1 - codes[filled])
     assert torch.equal(back.sort().values, filled.flatten().nonzero().flatten())
+
+
+def test_a_pair_listed_from_one_side_is_its_own_reverse():
+    """As rounding may list it where it is as far apart as the reach; another slot's forces would go to its atoms."""
+    positions, cell, _ = NASTY["two bins"]
+    found = build_neighbors(torch.tensor(positions), cell, FULL, 4.0)
+    whole = list_op._add_reverse(found).matrix
+    row, last = 4, int(whole.counts[4]) - 1
+    partner = int(whole.reverse[row, last])
+    found.matrix.counts[row] -= 1
+    lone = list_op._add_reverse(found).matrix
+    assert int(lone.reverse.flatten()[partner]) == partner
+    filled = torch.arange(lone.n_slots) < lone.counts[:, None]
+    filled.view(-1)[partner] = False
+    assert torch.equal(lone.reverse[filled], whole.reverse[filled])
+
+
+def test_no_reverse_index_of_an_earlier_list_is_kept():
+    positions, cell, _ = NASTY["two bins"]
+    first = build_neighbors(torch.tensor(positions), cell, FULL, 4.0, reverse=True)
+    again = build_neighbors(torch.tensor(positions) + 1.0, cell, FULL, 4.0, out=first.matrix)
+    assert again.matrix.entries is first.matrix.entries
+    assert again.matrix.reverse is None
 
 
 def test_buffers_stay_until_they_are_too_small():
@@ -134,10 +173,29 @@ def test_bins_are_limited():
 
 
 @pytest.mark.parametrize(
+    ("cell", "pbc", "n_atoms", "most"),
+    [
+        (np.diag([100.0, 100.0, 0.0]), (True, True, False), 3900, 200),
+        (np.diag([3000.0, 0.0, 0.0]), (True, False, False), 2000, 40),
+        (np.zeros((3, 3)), (False, False, False), 12, 24),
+    ],
+)
+def test_first_rows_of_flat_structures_are_no_wider_than_dense_ones(cell, pbc, n_atoms, most):
+    """Of a sheet, a wire and a flat molecule, whose volume is next to nothing."""
+    lengths = torch.tensor(np.where(np.diag(cell) > 0.0, np.diag(cell), [5.0, 0.0, 0.0]))
+    generator = torch.Generator().manual_seed(0)
+    positions = torch.rand(n_atoms, 3, generator=generator, dtype=torch.float64) * lengths
+    frame = make_frame(cell, pbc)
+    assert list_op._guess_slots(n_atoms, 6.0, assign_bins(positions, frame, 6.0), frame) <= most
+
+
+@pytest.mark.parametrize(
     ("positions", "cell", "reach", "message"),
     [
         (torch.zeros(2, 2), np.eye(3), 3.0, r"shape \(2, 2\)"),
         (torch.zeros(2, 3), np.eye(3), 0.0, "reach 0.0 Å must be positive"),
+        (torch.zeros(2, 3), np.eye(3), float("inf"), "reach inf Å must be positive and finite"),
+        (torch.zeros(2, 3), np.ones(3), 3.0, r"cell has shape \(3,\)"),
         (torch.zeros(2, 3), np.zeros((3, 3)), 3.0, "no volume"),
         (torch.zeros(2, 3), np.ones((3, 3)), 3.0, "no volume"),
         (torch.tensor([[0.0, float("nan"), 0.0]]), np.eye(3), 3.0, "not finite"),

@@ -27,7 +27,8 @@ FORWARD_SPACE = LaunchSpace(
 BACKWARD_SPACE = LaunchSpace(
     "fused_mlp_backward",
     LaunchConfig({"BLOCK_ROWS": 32, "CHUNK": 32}, num_warps=4),
-    # 64 rows on 8 warps: illegal memory access on sm_90 (triton 3.6), whatever CHUNK; see tables/sm_90.json
+    # 64 rows on 8 warps: illegal memory access on sm_90 (triton 3.6), whatever CHUNK, for a reason that was not found;
+    # recorded in tables/sm_90.json of commit b50ada0
     tuple(c for c in _CANDIDATES if (c.blocks["BLOCK_ROWS"], c.num_warps) != (64, 8)),
 )
 

@@ -95,7 +95,8 @@ class FusedPotential:
         Parameters
         ----------
         positions : (n_atoms, 3) float32 or float64 tensor, Å
-            Unwrapped positions are fine; float64 loses nothing above 1.5e-8 Å, wherever the atoms are.
+            In the images that the matrix was made with, in the cell or not; float64 loses nothing above 1.5e-8 Å,
+            wherever the atoms are. Not verified to be finite.
         species : (n_atoms,) integer tensor
         matrix : NeighborMatrix
             May hold more neighbours than the cut-off: those count for nothing.
@@ -135,13 +136,19 @@ class FusedPotential:
                 f"positions have shape {tuple(positions.shape)}, species {tuple(species.shape)}; "
                 f"the neighbor matrix has {n_atoms} atoms"
             )
+        place = self.packed.pair_factors.device
         for name, value in (
             ("positions", positions),
             ("species", species),
             ("entries", matrix.entries),
+            ("counts", matrix.counts),
+            ("translations", matrix.translations),
+            ("reverse", matrix.reverse),
         ):
-            if value.device != self.device and value.device.type != self.device.type:
-                raise DataError(f"{name} are on {value.device}, the potential on {self.device}")
+            if value is None:
+                continue
+            if value.device != place:
+                raise DataError(f"{name} are on {value.device}, the potential on {place}")
             if not value.is_contiguous():
                 raise DataError(f"{name} are not contiguous; pass contiguous tensors")
         if self.options.scatter == "store" and matrix.reverse is None:

@@ -108,15 +108,21 @@ class PackedWeights(NamedTuple):
 
 
 def find_obstacle(weights: PotentialWeights) -> str | None:
-    """Why the kernels cannot take these sizes, or None."""
+    """Why the kernels cannot take these sizes, or None.
+
+    Hidden layers are multiplied in halves, and Triton before 3.9 contracts no fewer than 16.
+    """
     n_radial, n_channels = weights.radial.shape[2:]
     widths = [n_channels, weights.blocks[0].mixing.shape[2]]
-    widths += [size for block in weights.blocks for size in block.weight2.shape]
+    hidden = [size for block in weights.blocks for size in block.weight2.shape]
     if n_radial > PADDED_RADIAL:
         return f"{n_radial} radial functions, the kernels take up to {PADDED_RADIAL}"
     for width in widths:
         if width < 16 or width & (width - 1):
             return f"a width of {width}, the kernels take powers of two from 16"
+    for width in hidden:
+        if width < 32 or width & (width - 1):
+            return f"a hidden layer of {width}, the kernels take powers of two from 32"
     degree = max(find_message_degree(b.message.shape[1], n_channels) for b in weights.blocks)
     if degree > MAX_DEGREE:
         return f"messages of degree {degree}, the kernels take up to {MAX_DEGREE}"
@@ -128,6 +134,17 @@ def find_obstacle(weights: PotentialWeights) -> str | None:
         return "inner distances without a core repulsion"
     if weights.inner is not None and float(weights.inner.max()) > weights.cutoff:
         return f"inner distances beyond the cutoff {weights.cutoff} Å"
+    return None
+
+
+def find_reach_obstacle(reach: float) -> str | None:
+    """Why the kernels cannot read lists that reach so far, or None.
+
+    Pairs move by up to a skin before a list ends, and one that is farther apart than the period of the position grid
+    less the cut-off would be taken for a near one.
+    """
+    if reach > MAX_REACH:
+        return f"lists reach {reach:g} Å, the position grid holds up to {MAX_REACH:g} Å"
     return None
 
 

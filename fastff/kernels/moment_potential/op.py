@@ -63,6 +63,11 @@ class MomentPotential:
                 f"moment_potential: positions {tuple(positions.shape)} and species {tuple(species.shape)} do not fit "
                 f"a neighbor matrix of {n_atoms} atoms; pass ({n_atoms}, 3) and ({n_atoms},)"
             )
+        if species.is_floating_point() or not positions.is_floating_point():
+            raise DataError(
+                f"moment_potential: positions are {positions.dtype}, species {species.dtype}; pass floating and "
+                "integer ones"
+            )
         if torch.is_grad_enabled() and (positions.requires_grad or cell.requires_grad):
             raise DataError(
                 "moment_potential: positions or cell require a gradient and the result has none; take its forces and "
@@ -111,13 +116,15 @@ def moment_potential(
     weights : PotentialWeights
         For example from ``fastff.models.fused.collect_weights``.
     positions : Tensor
-        Shape (n_atoms, 3), Å, float32 or float64, unwrapped or not. Its device is where everything runs.
+        Shape (n_atoms, 3), Å, float32 or float64, in the images that the matrix was made with, in the cell or not: for
+        a list of ``build_neighbors`` less its ``wraps``. Finite, which is not verified: the kernels take a coordinate
+        that is no number for some place. Its device is where everything runs.
     species : Tensor
         Shape (n_atoms,), integer index of each atom's species.
     cell : Tensor
         Shape (3, 3), Å, rows are vectors: those the matrix was made with. Read by the definition alone.
     matrix : NeighborMatrix
-        May hold neighbors beyond the cut-off (a skin).
+        May hold neighbors beyond the cut-off (a skin), up to 32 Å.
     options : Options
 
     Returns
@@ -129,9 +136,10 @@ def moment_potential(
     Raises
     ------
     DataError
-        Shapes that do not fit; positions or cell that require a gradient.
+        Shapes, dtypes or devices that do not fit; positions or cell that require a gradient.
     BackendError
-        Triton is selected and cannot run (no CUDA device, widths that are no power of two from 16).
+        Triton is selected and cannot run (no CUDA device, widths that are no power of two from 16, for hidden layers
+        from 32).
 
     Notes
     -----

@@ -6,7 +6,8 @@ kernel (``kernels.py``), when a list must be rebuilt (:mod:`fastff.kernels.skin_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from fastff.kernels.neighbor_list.plan import Array, Bins, Frame, assign_bins, m
 
 OP = dispatch.register(dispatch.Op("neighbor_list", derivative_order=0, deterministic=True))
 _INT32 = 2**31
+BINS_FROM = 1000
+"""Atoms from which torch looks for pairs in bins, too: all by all, 4,000 atoms take it half a minute on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def build_neighbors(
         Add the reverse index.
     out : NeighborMatrix, optional
         Its ``entries``, ``counts`` and ``translations`` are written in place if they are large enough and of the right
-        kind, so that addresses stay.
+        kind, so that addresses stay; a reverse index is made anew, if asked for.
 
     Returns
     -------
@@ -100,9 +103,13 @@ def build_neighbors(
         raise DataError(
             f"positions have shape {tuple(positions.shape)} and dtype {positions.dtype}; pass floating (n_atoms, 3)"
         )
-    if not reach > 0.0:
-        raise DataError(f"reach {reach} Å must be positive")
+    if not 0.0 < reach < math.inf:
+        raise DataError(f"reach {reach} Å must be positive and finite")
     rows = cell.detach().double().cpu().numpy() if isinstance(cell, Tensor) else np.asarray(cell)
+    if rows.shape != (3, 3) or len(pbc) != 3:
+        raise DataError(
+            f"cell has shape {rows.shape} and there are {len(pbc)} flags of periodicity; pass (3, 3) and three"
+        )
     flags = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
     frame = make_frame(rows, flags)
     positions = positions.detach()
@@ -162,7 +169,14 @@ def _search_all(
     order = torch.arange(n_atoms, device=device)
     if sort_atoms:
         order = assign_bins(positions, frame, reach).keys.argsort(stable=True)
-    receivers, senders, codes, wraps, images = reference.find_pairs(positions[order], frame, reach)
+    search = reference.find_pairs if n_atoms < BINS_FROM else reference.find_pairs_by_bins
+    receivers, senders, codes, wraps, images = search(positions[order], frame, reach)
+    if (
+        n_atoms >= BINS_FROM
+    ):  # in the order of the search; by receiver, sender and code as the definition
+        place = (senders * (2 * images + 1) ** 3 + codes).argsort()
+        place = place[receivers[place].argsort(stable=True)]
+        receivers, senders, codes = receivers[place], senders[place], codes[place]
     if n_slots is None and out is not None:
         n_slots = out.n_slots
     widest = int(torch.bincount(receivers, minlength=1).max()) if n_atoms else 0
@@ -233,15 +247,17 @@ def count_code_bits(images: int) -> int:
 
 
 def _guess_slots(n_atoms: int, reach: float, bins: Bins, frame: Frame) -> int:
-    """Width for a homogeneous density; the first search corrects it."""
+    """Width for a homogeneous density, but no more than there are atoms and images; the first search corrects it."""
     volume = abs(float(np.linalg.det(frame.rows))) * bins.extent
-    return round_slots(int(1.1 * 4.19 * reach**3 * n_atoms / max(volume, 1.0)) + 8)
+    expected = 1.1 * 4.19 * reach**3 * n_atoms / max(volume, 1.0)
+    most = n_atoms * (2 * bins.images + 1) ** sum(frame.periodic)
+    return round_slots(int(min(expected, most)) + 8)
 
 
 def provide_matrix(
     n_atoms: int, n_slots: int, images: int, device: torch.device, out: NeighborMatrix | None
 ) -> NeighborMatrix:
-    """A matrix to write to: ``out`` if it has the size, the kind and room, else a new one."""
+    """A matrix to write to: ``out`` if it has the size, the kind and room, else a new one; without a reverse index."""
     code_bits = count_code_bits(images)
     dtype = torch.int64 if n_atoms << code_bits > _INT32 else torch.int32
     if (
@@ -253,7 +269,7 @@ def provide_matrix(
         and out.entries.dtype == dtype
         and out.entries.device == device
     ):
-        return out
+        return out if out.reverse is None else replace(out, reverse=None)
     return NeighborMatrix(
         torch.empty(n_atoms, n_slots, dtype=dtype, device=device),
         torch.empty(n_atoms, dtype=torch.int32, device=device),
@@ -271,9 +287,11 @@ def _read_back(counts: Tensor, finite: Tensor) -> tuple[int, bool]:
 
 
 def _add_reverse(found: NeighborList) -> NeighborList:
-    """The same list with the reverse index of its matrix."""
-    from dataclasses import replace
+    """The same list with the reverse index of its matrix.
 
+    Rounding may list a pair as far apart as the reach from one side alone; such a slot is its own reverse, and what a
+    gather subtracts from it is nothing, as beyond any cut-off.
+    """
     matrix = found.matrix
     n_atoms, n_slots = matrix.entries.shape
     device = matrix.entries.device
@@ -287,7 +305,8 @@ def _add_reverse(found: NeighborList) -> NeighborList:
     wanted = (senders * n_atoms + receivers) * base**3 + (base**3 - 1 - codes)
     dtype = torch.int64 if n_atoms * n_slots > _INT32 else torch.int32
     back = torch.zeros(n_atoms * n_slots, dtype=dtype, device=device)
-    back[slots] = slots[order[torch.searchsorted(ordered, wanted)]].to(dtype)
+    place = torch.searchsorted(ordered, wanted).clamp_max(len(slots) - 1)
+    back[slots] = torch.where(ordered[place] == wanted, slots[order[place]], slots).to(dtype)
     return replace(found, matrix=replace(matrix, reverse=back.view(n_atoms, n_slots)))
 
 

@@ -60,7 +60,7 @@ class Bins:
     wrapped : (n_atoms, 3) float64 tensor, Å
         Positions without them.
     extent : float
-        Volume that holds the atoms over that of the frame's rows.
+        Volume that holds the atoms, at least as thick as the reach, over that of the frame's rows.
     periodic : tuple of bool
     """
 
@@ -197,7 +197,10 @@ def assign_bins(positions: Tensor, frame: Frame, reach: float) -> Bins:
         keys,
         wraps,
         wrapped,
-        math.prod(lengths),
+        math.prod(
+            length if p else max(length, reach)
+            for length, p in zip(lengths, frame.periodic, strict=True)
+        ),
         frame.periodic,
     )
 

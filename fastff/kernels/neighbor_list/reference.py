@@ -1,7 +1,7 @@
 """Definition of the neighbor matrix: every pair of atoms under every shift in reach, in plain torch.
 
 Here: brute force over images in chunks of receivers, any device, quadratic in the number of atoms: for checks and small
-structures; and the same pairs by bins, for timings at sizes that brute force does not reach. Not here: bins in Triton
+structures; and the same pairs by bins, at sizes that brute force does not reach. Not here: bins in Triton
 (``kernels.py``), lists for graphs (:mod:`fastff.neighbors`).
 """
 

@@ -13,7 +13,7 @@ from fastff.kernels.tuning import LaunchConfig, LaunchSpace
 
 CHECK_SPACE = LaunchSpace("skin_check", LaunchConfig({"BLOCK": 256}, 4, 1))
 FRAME_SIZE = 24
-"""Numbers of a snapshot's frame: inverse of the old rows (9), old rows (9), periodic (3), cut-off, reach, unused."""
+"""Numbers of a snapshot's frame: inverse of the old rows (9), old rows (9), periodic (3), cut-off, reach, span."""
 
 
 @triton.jit
@@ -83,23 +83,29 @@ def check_kernel(positions, old_positions, cell, frame, stale, n_atoms, BLOCK: t
     f20 = i20 * ax + i21 * bx + i22 * cx
     f21 = i20 * ay + i21 * by + i22 * cy
     f22 = i20 * az + i21 * bz + i22 * cz + one
+    e00 = f00 * f00 + f10 * f10 + f20 * f20 - 1.0
+    e11 = f01 * f01 + f11 * f11 + f21 * f21 - 1.0
+    e22 = f02 * f02 + f12 * f12 + f22 * f22 - 1.0
     lowest = find_lowest(
-        f00 * f00 + f10 * f10 + f20 * f20 - 1.0,
-        f01 * f01 + f11 * f11 + f21 * f21 - 1.0,
-        f02 * f02 + f12 * f12 + f22 * f22 - 1.0,
+        e00,
+        e11,
+        e22,
         f01 * f02 + f11 * f12 + f21 * f22,
         f00 * f02 + f10 * f12 + f20 * f22,
         f00 * f01 + f10 * f11 + f20 * f21,
         tl.where(changed, 48, 0),
     )
     sigma = tl.sqrt(tl.maximum(1.0 + lowest, 0.0))
+    stretch = tl.sqrt(tl.maximum(e00 + e11 + e22 + 3.0 - 2.0 * sigma * sigma, 0.0))
     x = tl.load(old_positions + rows * 3, mask=inside, other=0.0)
     y = tl.load(old_positions + rows * 3 + 1, mask=inside, other=0.0)
     z = tl.load(old_positions + rows * 3 + 2, mask=inside, other=0.0)
     ux = tl.load(positions + rows * 3, mask=inside, other=0.0) - (x * f00 + y * f10 + z * f20)
     uy = tl.load(positions + rows * 3 + 1, mask=inside, other=0.0) - (x * f01 + y * f11 + z * f21)
     uz = tl.load(positions + rows * 3 + 2, mask=inside, other=0.0) - (x * f02 + y * f12 + z * f22)
-    slack = sigma * tl.load(frame + 22) - tl.load(frame + 21)
+    reach = tl.load(frame + 22)
+    slack = sigma * reach - tl.load(frame + 21)
+    slack = tl.minimum(slack, tl.load(frame + 23) - stretch * reach)
     squared = 4.0 * (ux * ux + uy * uy + uz * uz)
     allowed = tl.where(slack > 0.0, slack * slack, 0.0)
     good = tl.where(squared < allowed, 1, 0)

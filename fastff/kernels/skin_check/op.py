@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastff.errors import DataError
 from fastff.kernels import dispatch, tuning
+from fastff.kernels.moment_potential.layout import MAX_REACH
 from fastff.kernels.neighbor_list.plan import Frame
 from fastff.kernels.skin_check import reference
 
@@ -25,11 +27,17 @@ class Snapshot:
     ----------
     positions : (n_atoms, 3) float64 tensor, Å
     frame : (24,) float64 tensor
-        Inverse of the completed cell (9), the completed cell (9), periodic (3), cut-off, cut-off plus skin, 0.
+        Inverse of the completed cell (9), the completed cell (9), periodic (3), cut-off, cut-off plus skin, and the
+        distance beyond which a listed pair may not move (:func:`find_span`).
     """
 
     positions: Tensor
     frame: Tensor
+
+
+def find_span(cutoff: float) -> float:
+    """How far apart, in Å, a listed pair may be for the position grid to tell that it is not within the cut-off."""
+    return 2.0 * MAX_REACH - cutoff
 
 
 def take_snapshot(
@@ -42,7 +50,7 @@ def take_snapshot(
         *map(float, frame.periodic),
         cutoff,
         cutoff + skin,
-        0.0,
+        find_span(cutoff),
     ]
     scalars = torch.tensor(numbers, dtype=torch.float64)
     if out is None or out.positions.shape != positions.shape:
@@ -55,6 +63,8 @@ def take_snapshot(
 def check_skin(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Tensor) -> None:
     """Set ``stale`` to 1 if a pair that the list does not hold may be nearer than the cut-off; never to 0.
 
+    Also where a pair that it holds may be so far apart that the position grid would wrap around it.
+
     Parameters
     ----------
     positions : (n_atoms, 3) float64 tensor, Å
@@ -63,12 +73,22 @@ def check_skin(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Tenso
     snapshot : Snapshot
     stale : () int32 tensor
 
+    Raises
+    ------
+    DataError
+        Shapes that do not fit.
+
     Notes
     -----
     The Triton kernel does not wait for the device and can be captured in a CUDA graph. It bounds the least singular
     value of the deformation from below, to 1e-8: it may ask for a list too early by that much, never too late.
     Positions that are not finite make the list stale.
     """
+    if positions.shape != snapshot.positions.shape or cell.shape != (3, 3):
+        raise DataError(
+            f"skin_check: {len(positions)} atoms and a cell {tuple(cell.shape)}, the snapshot "
+            f"{len(snapshot.positions)} and (3, 3); take a snapshot of the same atoms"
+        )
     dispatch.run(
         OP,
         positions.device,
@@ -87,13 +107,19 @@ def launch_check(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Ten
     n_atoms = positions.shape[0]
     with dispatch.on_device(positions.device):
         check_kernel[(max(1, -(-n_atoms // arguments["BLOCK"])),)](
-            positions, snapshot.positions, cell, snapshot.frame, stale, n_atoms, **arguments
+            positions.contiguous(),
+            snapshot.positions,
+            cell.contiguous(),
+            snapshot.frame,
+            stale,
+            n_atoms,
+            **arguments,
         )
 
 
 def _check_torch(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Tensor) -> None:
     frame = snapshot.frame
-    cutoff, reach = frame[21:23].tolist()
+    cutoff, reach, span = frame[21:24].tolist()
     found = reference.is_stale(
         positions.double(),
         cell.double(),
@@ -102,5 +128,6 @@ def _check_torch(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Ten
         frame[18:21] > 0.5,
         cutoff,
         reach - cutoff,
+        span,
     )
     stale.copy_(torch.maximum(stale, found.to(stale.dtype)))

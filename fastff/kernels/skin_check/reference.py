@@ -5,6 +5,8 @@ Here: the criterion of :class:`fastff.neighbors.VerletCache` on tensors. Not her
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,11 +19,14 @@ def is_stale(
     periodic: Tensor,
     cutoff: float,
     skin: float,
+    span: float = math.inf,
 ) -> Tensor:
     """Whether a pair absent from a list of reach ``cutoff + skin`` could now be nearer than ``cutoff``.
 
     With F the deformation of the cell since the list was built and u the displacements left after it, such a pair is
-    at least ``sigma_min(F) (cutoff + skin) - 2 max|u|`` apart.
+    at least ``sigma_min(F) (cutoff + skin) - 2 max|u|`` apart. A pair of the list is at most
+    ``s (cutoff + skin) + 2 max|u|`` apart, with ``s^2 = |F|^2 - 2 sigma_min(F)^2`` no less than the square of the
+    largest singular value; the list is stale, too, if that is not below ``span``.
 
     Parameters
     ----------
@@ -32,6 +37,7 @@ def is_stale(
     old_rows : (3, 3) float64 tensor, Å
         Cell of the list, completed along non-periodic axes.
     periodic : (3,) bool tensor
+    cutoff, skin, span : float, Å
 
     Returns
     -------
@@ -39,10 +45,12 @@ def is_stale(
     """
     current = torch.where(periodic[:, None], cell, old_rows)
     if bool((current == old_rows).all()):
-        moved, sigma = positions - old_positions, 1.0
+        moved, sigma, stretch = positions - old_positions, 1.0, 1.0
     else:
         deformation = torch.linalg.solve(old_rows, current)
         moved = positions - old_positions @ deformation
         sigma = float(torch.linalg.svdvals(deformation)[-1])
+        stretch = math.sqrt(max(float(deformation.square().sum()) - 2.0 * sigma**2, 0.0))
     largest = moved.norm(dim=1).max() if len(moved) else moved.new_zeros(())
-    return ~(sigma * (cutoff + skin) - 2.0 * largest > cutoff)
+    reach = cutoff + skin
+    return ~(min(sigma * reach - cutoff, span - stretch * reach) > 2.0 * largest)
