@@ -18,7 +18,8 @@ What is measured of a finished student:
   far as they come in ``--stability-seconds`` each;
 - pair distributions beside the teacher's at the highest temperature, within ``--rdf-seconds`` of the teacher.
 
-``OUT/NAME.json`` is the record. ``python bench/tabulate.py`` makes a table of those in ``bench/results/recipes``.
+``OUT/NAME.json`` is the record, ``OUT/NAME.partial.json`` that of what has been measured so far. ``python
+bench/tabulate.py`` makes a table of those in ``bench/results/recipes``.
 """
 
 from __future__ import annotations
@@ -130,22 +131,36 @@ class Recipe:
         return json.loads(path.read_text())
 
     def run(self) -> None:
-        """All stages, then the record."""
-        from fastff.checkpoint import write_atomically
-
+        """All stages, and the record after each."""
         self.clock.start()
         try:
             found = self.keep("distillation", self.distil)
             if found["request"] != self.request.model_dump(mode="json"):
                 raise SystemExit(f"{self.path} has changed since; choose another --out")
-            fresh, notes = self.keep("accuracy", self.judge)
-            warm = [self.keep(f"endurance-{k}", lambda k=k: self.endure(k)) for k in (0, 1)]
-            pairs = self.keep("pairs", self.compare)
+            for stage, measure in self.stages.items():
+                self.write("partial.json", found)
+                self.keep(stage, measure)
         finally:
             self.clock.stop()
-        record = self.gather(found, fresh, notes, warm, pairs)
-        text = json.dumps(record, indent=1) + "\n"
-        write_atomically(self.arguments.out / f"{self.path.stem}.json", text.encode())
+        self.write("json", found)
+        (self.arguments.out / f"{self.path.stem}.partial.json").unlink(missing_ok=True)
+
+    @property
+    def stages(self) -> dict[str, Callable[[], Any]]:
+        """What is measured of a finished student, the longest last."""
+        return {
+            "accuracy": self.judge,
+            "pairs": self.compare,
+            "endurance-1": lambda: self.endure(1),
+            "endurance-0": lambda: self.endure(0),
+        }
+
+    def write(self, suffix: str, found: Row) -> None:
+        """Write the record of what has been measured so far."""
+        from fastff.checkpoint import write_atomically
+
+        text = json.dumps(self.gather(found), indent=1) + "\n"
+        write_atomically(self.arguments.out / f"{self.path.stem}.{suffix}", text.encode())
 
     @cached_property
     def teacher(self) -> Any:
@@ -264,13 +279,18 @@ class Recipe:
             self.arguments.rdf_seconds,
         )
 
-    def gather(
-        self, found: Row, fresh: list[Row], notes: list[str], warm: list[Row], pairs: list[Row]
-    ) -> Row:
-        """The record; its lists hold flat rows, which ``tabulate.py`` shows."""
+    def gather(self, found: Row) -> Row:
+        """The record; its lists hold flat rows, which ``tabulate.py`` shows; notes name what is not measured."""
         from fastff.checkpoint import read_header
         from fastff.report.provenance import collect_provenance
 
+        kept = {
+            stage: json.loads(path.read_text())
+            for stage in self.stages
+            if (path := self.folder / f"{stage}.json").exists()
+        }
+        fresh, notes = kept.get("accuracy", [[], []])
+        notes = notes + [f"not measured: {stage}" for stage in self.stages if stage not in kept]
         header, seconds = read_header(self.model), self.clock.sum_stages()
         on_gpu = sum(sum(piece["seconds"].values()) for piece in self.clock.pieces if piece["gpu"])
         return {
@@ -289,8 +309,8 @@ class Recipe:
             "passed": found["passed"],
             "evaluations_of_teacher": found["evaluations"],
             "accuracy": found["accuracy"] + fresh,
-            "endurance": warm,
-            "pairs": pairs,
+            "endurance": [kept[name] for name in ("endurance-0", "endurance-1") if name in kept],
+            "pairs": kept.get("pairs", []),
             "notes": notes,
             "gates": {str(row["round"]): row for row in found["gates"]},
             "seconds": seconds,

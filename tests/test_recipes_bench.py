@@ -203,9 +203,18 @@ def test_a_recipe_leaves_a_record_that_makes_a_row(
         with pytest.raises(KeyboardInterrupt):
             program.Recipe(path, arguments).run()
     assert not (tmp_path / "out" / "cu-emt.json").exists()
+    partial = tmp_path / "out" / "cu-emt.partial.json"
+    early = json.loads(partial.read_text())
+    assert any("strained" in row["group"] for row in early["accuracy"])
+    assert early["pairs"] == early["endurance"] == []
+    assert [f"not measured: {name}" for name in ("pairs", "endurance-1", "endurance-0")] == [
+        note for note in early["notes"] if "not measured" in note
+    ]
     monkeypatch.setattr(program.Recipe, "distil", lambda self: pytest.fail("distilled again"))
     program.Recipe(path, arguments).run()
     record = json.loads((tmp_path / "out" / "cu-emt.json").read_text())
+    assert not partial.exists()
+    assert not any("not measured" in note for note in record["notes"])
     assert 0 < record["evaluations_of_teacher"] <= 60
     assert any("strained" in row["group"] for row in record["accuracy"])
     assert [row["temperature"] for row in record["endurance"]] == [400.0, 600.0]
