@@ -48,6 +48,7 @@ C64 = {"n_channels": 64, "n_mixed": 64}
 HOP3 = {"n_hops": 3, "message_degree": 1}
 LONG = {"betas": (0.95, 0.99), "basis_decay": 0.99}
 """Averages of the optimiser that forget within a hundred steps instead of twenty."""
+FORCES = {"weights": {"energy": 0.1, "stress": 0.03}}
 STUDENTS = [Variant(name, name, {}) for name in ("m1", "m2", "m2-l", "painn")]
 ABLATIONS = [
     *(vary("m2", f"rc{r:g}", cutoff=r) for r in (4.0, 4.5, 5.5, 6.0)),
@@ -109,13 +110,17 @@ ABLATIONS = [
                 for name, change in (
                     ("often", {"soap": {"refresh_every": 3}}),
                     ("fine", {"soap": {"eps": 1e-5}}),
-                    ("forces", {"weights": {"energy": 0.1, "stress": 0.03}}),
+                    ("forces", FORCES),
                     ("h128", {"hidden": (128, 128)}),
+                    ("h128-forces", {"hidden": (128, 128), **FORCES}),
                 )
             ),
         )
     ),
     vary("m2-l", "rc6-c64-d1-b2", 6.0, batch=2.0, message_degree=1, **C64),
+    vary(
+        "m2-l", "rc6-c128-hop3-d1-slow-b2", 6.0, 0.4, batch=2.0, n_channels=128, n_mixed=128, **HOP3
+    ),
     vary("m2-l", "rc7-hop3-d1-slow-b2", 7.0, 0.4, batch=2.0, **HOP3),
     vary("m2-l", "rc7", cutoff=7.0),
     vary("m2-l", "rc6-k12", cutoff=6.0, n_radial=12),
