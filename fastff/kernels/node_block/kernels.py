@@ -19,6 +19,17 @@ from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 _NARROW = make_key(torch.float32, channels=16, mixed=16)
 _WIDE = make_key(torch.float32, channels=32, mixed=32)
 _WIDEST = make_key(torch.float32, channels=64, mixed=64)
+_SHALLOW = LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1)
+_DEEP = LaunchConfig({"ATOMS": 16, "DEPTH": 64}, 4, 1)
+
+
+def _key_perceptron(channels: int, degree: int, hidden: int) -> str:
+    """Key of a perceptron with as many mixed channels as channels; ``hidden``: the wider of its two layers."""
+    directed = {"degree": degree} if degree else {}
+    widths = {"channels": channels, "inputs": 8 * channels, "hidden": hidden}
+    return make_key(torch.float32, **widths, **directed)
+
+
 INVARIANTS_SPACE = LaunchSpace(
     "invariants",
     LaunchConfig({"ATOMS": 32}, 4, 1),
@@ -37,26 +48,13 @@ PERCEPTRON_SPACE = LaunchSpace(
     LaunchConfig({"ATOMS": 32, "DEPTH": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms, "DEPTH": depth}, num_warps, 1)
-        for atoms, num_warps in ((16, 2), (16, 4), (32, 4))
+        for atoms, num_warps in ((16, 2), (16, 4), (16, 8), (32, 4))
         for depth in (32, 64)
     ),
     (
-        *(
-            (
-                make_key(torch.float32, channels=channels, inputs=8 * channels, hidden=64),
-                LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
-            )
-            for channels in (32, 64)
-        ),
-        *(
-            (
-                make_key(
-                    torch.float32, channels=channels, degree=1, inputs=8 * channels, hidden=64
-                ),
-                LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
-            )
-            for channels in (16, 32, 64)
-        ),
+        *((_key_perceptron(c, 0, 64), _SHALLOW) for c in (32, 64)),
+        *((_key_perceptron(c, 1, 64), _SHALLOW) for c in (16, 32, 64)),
+        *((_key_perceptron(c, degree, 128), _DEEP) for c in (32, 64) for degree in (0, 1)),
     ),
 )
 PULLBACK_SPACE = LaunchSpace(
