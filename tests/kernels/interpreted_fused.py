@@ -240,12 +240,17 @@ def test_perceptron_between_two_hops(n_atoms, scatter):
     assert torch.equal(space.messages[0], own)
 
 
-@pytest.mark.parametrize("scatter", ["fixed", "float"])
-@pytest.mark.parametrize("hop", [0, 1])
-def test_directed_messages(hop, scatter):
+@pytest.mark.parametrize(
+    ("hop", "scatter", "hidden"),
+    [
+        *((hop, scatter, (64, 64)) for hop in (0, 1) for scatter in ("fixed", "float")),
+        (1, "fixed", (64, 128)),
+    ],
+)
+def test_directed_messages(hop, scatter, hidden):
     """What the first of two hops and the middle of three send, and the way back; in their buffers and no others."""
     n_atoms, width = 37, 16
-    weights = make_weights(hop + 2, message_degree=1)
+    weights = make_weights(hop + 2, message_degree=1, hidden=hidden)
     potential = FusedPotential(weights, "cpu", Options(scatter=scatter))
     space = potential.allocate(n_atoms, 1)
     scale = SCALE if scatter == "fixed" else 1.0
@@ -281,14 +286,20 @@ def test_directed_messages(hop, scatter):
 
 
 @pytest.mark.parametrize(
-    ("scatter", "n_hops", "width"),
-    [("fixed", 2, 16), ("store", 3, 16), ("float", 2, 16), ("fixed", 3, 64)],
+    ("scatter", "n_hops", "width", "hidden"),
+    [
+        ("fixed", 2, 16, 64),
+        ("store", 3, 16, 64),
+        ("float", 2, 16, 64),
+        ("fixed", 3, 64, 64),
+        ("fixed", 2, 64, 128),
+    ],
 )
-def test_evaluation_with_directed_messages(scatter, n_hops, width):
+def test_evaluation_with_directed_messages(scatter, n_hops, width, hidden):
     system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
     system.species.copy_(torch.arange(4) % 2)
     matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
-    sizes = {"n_channels": width, "n_mixed": width, "message_degree": 1}
+    sizes = {"n_channels": width, "n_mixed": width, "hidden": (hidden, hidden), "message_degree": 1}
     weights = draw_weights(n_hops, 2, system, **sizes)
     compare(system, matrix, weights, Options(scatter=scatter))
 

@@ -246,6 +246,29 @@ def list_tensors(space):
         yield from value if isinstance(value, list) else [value]
 
 
+@pytest.mark.parametrize("hidden", [(128, 128), (128, 64), (64, 128)])
+def test_the_wider_hidden_layer_names_the_setting(hidden, monkeypatch):
+    """As ``fastff tune`` measures it: hidden layers of 128 spill kilobytes with the setting of 64."""
+    system = build_lattice("Cu", 1, 3.61, "cpu")
+    sizes = {"n_channels": 64, "n_mixed": 64, "message_degree": 1}
+    weights = draw_weights(2, 1, system, hidden=hidden, **sizes)
+    potential = evaluate.FusedPotential(weights, "cpu")
+    space = potential.allocate(*system.matrix.entries.shape)
+    found = []
+
+    def stop(space, key, device):
+        found.append((space, key))
+        raise LookupError
+
+    monkeypatch.setattr(tuning, "lookup", stop)
+    with pytest.raises(LookupError):
+        potential.launch_perceptron(space, 0, adjoint=False)
+    key = "float32,channels=64,degree=1,hidden=128,inputs=512"
+    assert found == [(PERCEPTRON_SPACE, key)]
+    expected = LaunchConfig({"ATOMS": 16, "DEPTH": 64}, 4, 1)
+    assert PERCEPTRON_SPACE.find_default(key) == expected
+
+
 def test_few_atoms_are_spread_and_measured_settings_are_not_touched():
     """Up to 2,048 atoms node kernels take 16 at a time on four warps, unless a setting is being measured."""
     used = {"ATOMS": 32, "DEPTH": 32, "num_warps": 8, "num_stages": 1}

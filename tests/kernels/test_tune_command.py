@@ -166,6 +166,28 @@ def test_settings_of_64_channels_are_candidates():
         assert build.config in spaces[build.kernel].candidates, build.name
 
 
+def test_settings_of_128_channels_are_candidates():
+    """And written: with those of other widths kernels spill up to 22 kB and take minutes to compile."""
+    pytest.importorskip("triton")
+    from fastff.kernels.moments.kernels import MOMENTS_SPACE
+    from fastff.kernels.moments_adjoint.gather import MESSAGES_SPACE
+    from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE
+    from fastff.kernels.node_block import kernels as node
+
+    sizes = [{"inputs": 1024, "hidden": hidden} for hidden in (64, 128)]
+    for space, widths in (
+        (MOMENTS_SPACE, [{}, {"degree": 1}]),
+        (ADJOINT_SPACE, [{"degree": 1}]),
+        (MESSAGES_SPACE, [{"degree": 1}]),
+        (node.INVARIANTS_SPACE, [{"mixed": 128}]),
+        (node.PULLBACK_SPACE, [{"mixed": 128}]),
+        (node.PERCEPTRON_SPACE, [one | more for one in sizes for more in ({}, {"degree": 1})]),
+    ):
+        for one in widths:
+            key = tuning.make_key(torch.float32, channels=128, **one)
+            assert dict(space.exceptions)[key] in space.candidates, (space.kernel, key)
+
+
 def test_candidates_are_shared_among_processes(monkeypatch):
     """Each is launched once; one that does not fit the GPU leaves the others alone."""
     pytest.importorskip("triton")

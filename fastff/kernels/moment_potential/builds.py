@@ -1,13 +1,14 @@
 """What every fused kernel is compiled with ahead of time, for the widths of production.
 
 Here: the types and constants of each launch of ``evaluate.py``, by students m1 (one hop), m2 (two) and m2-l (wider),
-also of three hops and of 64 channels. Not here: compiling (:mod:`fastff.kernels.aot`), bounds on the result
-(``tests/kernels``).
+also of three hops, of 64 channels and of hidden layers of 128. Not here: compiling (:mod:`fastff.kernels.aot`), bounds
+on the result (``tests/kernels``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -184,6 +185,7 @@ def list_builds() -> Iterator[Build]:
         yield from _list_nodes(channels, channels, 64, name, middle=middle, degree=1)
     yield from _list_nodes(16, 16, 64, "C=16 few directed", few=True, degree=1)
     yield from _list_widest()
+    yield from _list_deep()
     for precision in ("tf32", "ieee"):
         for channels in (16, 32):
             yield from _list_products(channels, precision, ("sm_90",))
@@ -200,6 +202,14 @@ def _list_widest() -> Iterator[Build]:
     first += _list_sums(64, "C=64 directed", middle=True, degree=1)
     first += _list_nodes(64, 64, 64, "C=64 directed", middle=True, degree=1)
     yield from restrict_targets(first, ("sm_90",))
+
+
+def _list_deep() -> Iterator[Build]:
+    """Perceptrons of 64 channels with hidden layers of 128: of a middle hop both ways, and the last; on one target."""
+    nodes = _list_nodes(64, 64, 128, "C=64 hidden=128 directed", middle=True, degree=1)
+    for one in nodes:
+        if one.name.endswith((" pass", " back", " last")):
+            yield replace(one, targets=("sm_90",))
 
 
 def _list_products(channels: int, precision: str, targets: Collection[str]) -> Iterator[Build]:

@@ -246,7 +246,7 @@ class FusedPotential:
             PERCEPTRON_SPACE,
             n_atoms,
             inputs=n_inputs,
-            hidden=hidden[0],
+            hidden=max(hidden),
             **name_degree(self.message_degree),
         )
         perceptron_kernel[(-(-n_atoms // arguments["ATOMS"]),)](

@@ -35,12 +35,15 @@ MOMENTS_SPACE = LaunchSpace(
         for tile, num_warps in ((16, 1), (32, 1), (32, 2), (64, 1), (64, 2))
         for atoms in (1, 4)
     ),
-    tuple(
-        (
-            make_key(torch.float32, channels=channels, degree=1),
-            LaunchConfig({"TILE": 16, "ATOMS": 4}, 1, 1),
-        )
-        for channels in (32, 64)
+    (
+        *(
+            (
+                make_key(torch.float32, channels=channels, degree=1),
+                LaunchConfig({"TILE": 16, "ATOMS": 4}, 1, 1),
+            )
+            for channels in (32, 64, 128)
+        ),
+        (make_key(torch.float32, channels=128), LaunchConfig({"TILE": 32, "ATOMS": 4}, 2, 1)),
     ),
 )
 _SIZES = ["n_atoms", "n_slots", "n_species", "code_bits", "ATOMS"]

@@ -23,7 +23,10 @@ MESSAGES_SPACE = LaunchSpace(
         LaunchConfig({"TILE": tile}, num_warps, 1)
         for tile, num_warps in ((8, 1), (16, 1), (16, 2), (32, 1), (32, 2), (64, 2), (64, 4))
     ),
-    ((make_key(torch.float32, channels=64, degree=1), LaunchConfig({"TILE": 8}, 1, 1)),),
+    tuple(
+        (make_key(torch.float32, channels=channels, degree=1), LaunchConfig({"TILE": 8}, 1, 1))
+        for channels in (64, 128)
+    ),
 )
 
 

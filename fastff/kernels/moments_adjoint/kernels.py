@@ -64,7 +64,7 @@ ADJOINT_SPACE = LaunchSpace(
                 make_key(torch.float32, channels=channels, degree=1),
                 LaunchConfig({"TILE": 32, "ATOMS": 1}, 2, 1),
             )
-            for channels in (32, 64)
+            for channels in (32, 64, 128)
         ),
     ),
 )

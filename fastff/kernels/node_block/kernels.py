@@ -19,17 +19,31 @@ from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 _NARROW = make_key(torch.float32, channels=16, mixed=16)
 _WIDE = make_key(torch.float32, channels=32, mixed=32)
 _WIDEST = make_key(torch.float32, channels=64, mixed=64)
+_DOUBLE = make_key(torch.float32, channels=128, mixed=128)
+_SHALLOW = LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1)
+_DEEP = LaunchConfig({"ATOMS": 16, "DEPTH": 64}, 4, 1)
+_DEEPEST = LaunchConfig({"ATOMS": 16, "DEPTH": 64}, 8, 1)
+
+
+def _key_perceptron(channels: int, degree: int, hidden: int) -> str:
+    """Key of a perceptron with as many mixed channels as channels; ``hidden``: the wider of its two layers."""
+    directed = {"degree": degree} if degree else {}
+    widths = {"channels": channels, "inputs": 8 * channels, "hidden": hidden}
+    return make_key(torch.float32, **widths, **directed)
+
+
 INVARIANTS_SPACE = LaunchSpace(
     "invariants",
     LaunchConfig({"ATOMS": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms}, num_warps, 1)
-        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (32, 2), (32, 4))
+        for atoms, num_warps in ((16, 1), (16, 2), (16, 4), (16, 8), (32, 2), (32, 4))
     ),
     (
         (_NARROW, LaunchConfig({"ATOMS": 32}, 2, 1)),
         (_WIDE, LaunchConfig({"ATOMS": 16}, 4, 1)),
         (_WIDEST, LaunchConfig({"ATOMS": 16}, 4, 1)),
+        (_DOUBLE, LaunchConfig({"ATOMS": 16}, 8, 1)),
     ),
 )
 PERCEPTRON_SPACE = LaunchSpace(
@@ -37,26 +51,15 @@ PERCEPTRON_SPACE = LaunchSpace(
     LaunchConfig({"ATOMS": 32, "DEPTH": 32}, 4, 1),
     tuple(
         LaunchConfig({"ATOMS": atoms, "DEPTH": depth}, num_warps, 1)
-        for atoms, num_warps in ((16, 2), (16, 4), (32, 4))
+        for atoms, num_warps in ((16, 2), (16, 4), (16, 8), (32, 4))
         for depth in (32, 64)
     ),
     (
-        *(
-            (
-                make_key(torch.float32, channels=channels, inputs=8 * channels, hidden=64),
-                LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
-            )
-            for channels in (32, 64)
-        ),
-        *(
-            (
-                make_key(
-                    torch.float32, channels=channels, degree=1, inputs=8 * channels, hidden=64
-                ),
-                LaunchConfig({"ATOMS": 16, "DEPTH": 32}, 4, 1),
-            )
-            for channels in (16, 32, 64)
-        ),
+        *((_key_perceptron(c, 0, 64), _SHALLOW) for c in (32, 64)),
+        *((_key_perceptron(c, 1, 64), _SHALLOW) for c in (16, 32, 64)),
+        *((_key_perceptron(c, degree, 128), _DEEP) for c in (32, 64) for degree in (0, 1)),
+        *((_key_perceptron(128, degree, 64), _DEEP) for degree in (0, 1)),
+        *((_key_perceptron(128, degree, 128), _DEEPEST) for degree in (0, 1)),
     ),
 )
 PULLBACK_SPACE = LaunchSpace(
@@ -68,7 +71,7 @@ PULLBACK_SPACE = LaunchSpace(
     ),
     (
         (_WIDE, LaunchConfig({"ATOMS": 32}, 8, 1)),
-        (_WIDEST, LaunchConfig({"ATOMS": 16}, 8, 1)),
+        *((key, LaunchConfig({"ATOMS": 16}, 8, 1)) for key in (_WIDEST, _DOUBLE)),
     ),
 )
 N_KINDS: tl.constexpr = tl.constexpr(8)
