@@ -17,7 +17,9 @@ from ase.build import make_supercell
 from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
+from fastff.distill.constraints import copy_fixed
 from fastff.distill.molecules import find_molecules, is_disordered
+from fastff.md.state import find_fixed
 from fastff.models import BOUNDS
 
 VACUUM_GAP = 6.0
@@ -43,7 +45,8 @@ class SampleCell:
     Attributes
     ----------
     atoms : ase.Atoms
-        The supercell, without calculator and constraints.
+        The supercell, without calculator. Of constraints it has FixAtoms, on all copies of the atoms that are fixed in
+        the user's structure.
     seed_index : int
         Number of the user's structure it was made from.
     repeats : tuple of tuple of int
@@ -68,7 +71,9 @@ class SampleCell:
         else:
             shape = "[" + "; ".join(" ".join(map(str, row)) for row in self.repeats) + "]"
         formula = self.atoms.get_chemical_formula(empirical=False)
-        return f"seed {self.seed_index}: {formula}, {len(self.atoms)} atoms, {shape}, {size}"
+        n_fixed = int(find_fixed(self.atoms).sum())
+        count = f"{len(self.atoms)} atoms" + (f" ({n_fixed} fixed)" if n_fixed else "")
+        return f"seed {self.seed_index}: {formula}, {count}, {shape}, {size}"
 
 
 def find_material_axes(atoms: ase.Atoms) -> tuple[bool, bool, bool]:
@@ -108,7 +113,7 @@ def build_supercell(
     Parameters
     ----------
     atoms : ase.Atoms
-        The user's structure.
+        The user's structure. FixAtoms is kept, other constraints are left out.
     min_width : float
         Wanted distance between opposite faces, Å; twice a cut-off lets every pair be met once.
     max_atoms : int
@@ -123,12 +128,18 @@ def build_supercell(
     SampleCell
         The smallest wide enough cell within ``max_atoms``, of those with most of ``points``; if there is none, the
         widest.
+
+    Raises
+    ------
+    DataError
+        If every atom is fixed.
     """
     wanted = np.zeros((0, 3)) if points is None else points
     bare = ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     bare.info = {key: atoms.info[key] for key in ("charge", "spin") if key in atoms.info}
     axes = find_material_axes(bare)
     if not any(axes):
+        bare.set_constraint(copy_fixed(atoms))
         return SampleCell(bare, seed_index, _to_rows(np.eye(3)), axes, np.inf)
     cell = np.asarray(bare.cell.complete())
     chosen = list(axes)
@@ -148,6 +159,7 @@ def build_supercell(
     n_copies = len(supercell) // len(bare)
     if n_copies > 1 and bare.info.get("charge"):  # the charge of a cell is repeated with it
         supercell.info["charge"] = bare.info["charge"] * n_copies
+    supercell.set_constraint(copy_fixed(atoms, n_copies))
     width = float(np.min(measure_widths(np.asarray(supercell.cell.complete()))[chosen]))
     return SampleCell(supercell, seed_index, _to_rows(best), axes, width)
 
@@ -198,7 +210,7 @@ def strain_cell(cell: SampleCell, strain: np.ndarray) -> ase.Atoms:
     """Return a strained copy; empty and non-periodic directions keep their size, and molecules their shape.
 
     Molecules, which are bonded to nothing else, move with their centers: a liquid under pressure brings its molecules
-    together and leaves their stiff bonds alone.
+    together and leaves their stiff bonds alone. Fixed atoms follow the cell, like all others.
 
     Parameters
     ----------
@@ -272,7 +284,8 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
     """Push pairs of neighbors together, to teach the repulsive core.
 
     One pair for every 32 atoms, of as many kinds of element pairs as there are, within molecules and between them, no
-    two sharing an atom or lying close to each other.
+    two sharing an atom or lying close to each other. Fixed atoms are pushed like others: what is taught is the force
+    between two atoms, and dynamics does not start from such structures.
 
     Parameters
     ----------

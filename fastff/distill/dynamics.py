@@ -21,6 +21,7 @@ from ase.neighborlist import neighbor_list
 from fastff.distill.content import find_label_fault
 from fastff.errors import UsageError
 from fastff.labels import Frame, Labels
+from fastff.md.state import find_fixed, removes_drift
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
 
 Label = Callable[[list[ase.Atoms]], list[Labels]]
@@ -78,7 +79,8 @@ class Replica:
     Attributes
     ----------
     atoms : ase.Atoms
-        Positions, and momenta in ASE units.
+        Positions, and momenta in ASE units. Atoms that FixAtoms holds stay where they are; there may be no other
+        constraint.
     temperature : float
         Of the thermostat, K.
     trajectory : int
@@ -100,17 +102,26 @@ class Replica:
 
 
 def draw_momenta(atoms: ase.Atoms, temperature: float, seed: int, trajectory: int) -> np.ndarray:
-    """Draw momenta from the Maxwell-Boltzmann distribution, without total momentum.
+    """Draw momenta from the Maxwell-Boltzmann distribution.
+
+    Atoms that FixAtoms holds are at rest. Where it holds none, there is no total momentum.
 
     Returns
     -------
     numpy.ndarray
         Shape (n_atoms, 3), ASE units.
+
+    Raises
+    ------
+    UsageError
+        If the structure has constraints other than FixAtoms, or every atom is fixed.
     """
+    fixed = find_fixed(atoms)
     rng = np.random.default_rng([seed, trajectory, _MOMENTA_KEY])
     masses = atoms.get_masses()[:, None]
     momenta = np.sqrt(masses * BOLTZMANN_EV_PER_K * temperature) * rng.normal(size=(len(atoms), 3))
-    if len(atoms) > 1:
+    momenta[fixed] = 0.0
+    if removes_drift(fixed):
         momenta -= masses * momenta.sum(axis=0) / masses.sum()
     result: np.ndarray = momenta
     return result
@@ -128,7 +139,8 @@ def run_langevin(
     """Advance replicas together until ``settings.n_steps``.
 
     The integrator is BAOAB (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)): its averages over positions
-    are exact for harmonic forces at any stable step.
+    are exact for harmonic forces at any stable step. Fixed atoms feel no force and no noise; their labels are kept as
+    they are.
 
     Parameters
     ----------
@@ -191,6 +203,7 @@ def _label_replicas(
     structures = []
     for replica in replicas:
         bare = replica.atoms.copy()
+        bare.set_constraint()  # forces on fixed atoms are labels, too
         if bare.has("momenta"):
             del bare.arrays["momenta"]
         structures.append(bare)
@@ -243,6 +256,7 @@ def _kick(replica: Replica, timestep: float) -> None:
     assert replica.labels is not None
     momenta = replica.atoms.arrays["momenta"]
     momenta += 0.5 * timestep * FEMTOSECOND * replica.labels.forces
+    momenta[find_fixed(replica.atoms)] = 0.0
 
 
 def _kick_and_drift(replica: Replica, settings: LangevinSettings) -> None:
@@ -256,4 +270,5 @@ def _kick_and_drift(replica: Replica, settings: LangevinSettings) -> None:
         width = np.sqrt((1 - decay**2) * masses * BOLTZMANN_EV_PER_K * replica.temperature)
         momenta *= decay
         momenta += width * rng.normal(size=momenta.shape)
+        momenta[find_fixed(atoms)] = 0.0
     atoms.positions += half * momenta / masses

@@ -24,6 +24,7 @@ from fastff.distill.looks import look_at
 from fastff.errors import UsageError
 from fastff.graph import find_largest, select_structures
 from fastff.kernels.replay import Replay, hold_weakly
+from fastff.md.state import find_fixed
 from fastff.models import Student
 from fastff.packed import Systems
 from fastff.units import BOLTZMANN_EV_PER_K, FEMTOSECOND
@@ -82,7 +83,8 @@ class Walker:
     """One structure to be moved: start, temperature in K, trajectory number, what its frames are for.
 
     ``hot`` marks temperatures above the range of interest, ``kind`` what it is a walker of. Only walkers for training
-    end where the student extrapolates; the others show what a user's simulation would meet.
+    end where the student extrapolates; the others show what a user's simulation would meet. Atoms that FixAtoms holds
+    stay where they are; there may be no other constraint.
     """
 
     atoms: ase.Atoms
@@ -100,7 +102,7 @@ class Snapshot:
     Attributes
     ----------
     atoms : ase.Atoms
-        Without momenta.
+        Without momenta and constraints.
     walker, step : int
     grade : float
         Largest extrapolation grade of an atom; nan if the student has no uncertainty.
@@ -189,7 +191,8 @@ class _Look(NamedTuple):
 class _Run:
     """Walkers as one batch on the student's device; those that ended stand still. ``lists`` as of BatchEvaluator.
 
-    What a step changes stays in its buffers: on CUDA both parts of a step are replayed from graphs.
+    What a step changes stays in its buffers: on CUDA both parts of a step are replayed from graphs. Fixed atoms have no
+    momenta, no noise and no forces here, so that a step leaves their positions alone.
     """
 
     def __init__(
@@ -212,7 +215,9 @@ class _Run:
         temperatures = self._put(
             np.repeat([BOLTZMANN_EV_PER_K * w.temperature for w in walkers], sizes)
         )
-        self.thermal = (self.masses * temperatures[:, None]).sqrt()
+        fixed = np.concatenate([find_fixed(w.atoms) for w in walkers])
+        self.mobile = torch.as_tensor(~fixed, device=self.device)[:, None]
+        self.thermal = (self.masses * temperatures[:, None]).sqrt() * self.mobile
         self.systems = Systems(
             positions=self._put(np.concatenate([w.atoms.positions for w in walkers])),
             numbers=torch.as_tensor(
@@ -227,7 +232,7 @@ class _Run:
         self.step = torch.zeros((), dtype=torch.int64, device=self.device)
         self.random = torch.Generator(self.device).manual_seed(settings.seed)
         first = self.evaluator.evaluate(self.systems)
-        self.forces, self.found = first.forces.clone(), first
+        self.forces, self.found = first.forces * self.mobile, first
         self.half, self.noise = torch.empty_like(self.momenta), torch.empty_like(self.momenta)
         self.going = self.running.clone()
         self.looked, self.sound = 0, self._copy_state()
@@ -300,7 +305,7 @@ class _Run:
         self.step.add_(1)
         sound = self._find_largest(found.forces) <= settings.max_force
         still = self.going & sound & found.energy.isfinite()
-        moving = self.going[self.systems.batch][:, None]
+        moving = self.going[self.systems.batch][:, None] & self.mobile
         self.forces.copy_(torch.where(moving, found.forces, self.forces))
         self.momenta.copy_(torch.where(moving, self.half + half * found.forces, self.momenta))
         self.ended.copy_(torch.where(self.running & ~still, self.step, self.ended))
@@ -341,6 +346,7 @@ class _Run:
     def _keep(self, k: int, look: _Look, *, urgent: bool = False) -> None:
         atoms = self.walkers[k].atoms.copy()
         atoms.arrays.pop("momenta", None)
+        atoms.set_constraint()
         atoms.positions = look.positions
         self.kept[k][look.step] = Snapshot(atoms, k, look.step, look.grade, look.spread, urgent)
 

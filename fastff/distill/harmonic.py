@@ -19,6 +19,7 @@ import numpy as np
 from ase.neighborlist import neighbor_list
 
 from fastff.labels import Labels
+from fastff.md.state import find_fixed
 from fastff.units import BOLTZMANN_EV_PER_K
 
 SPRING_RANGE = 5.5
@@ -38,9 +39,9 @@ class HarmonicModel:
     Attributes
     ----------
     modes : numpy.ndarray or None
-        Shape (3 n_atoms, n_modes), orthonormal columns; None if every coordinate is its own mode.
+        Shape (3 n_atoms, n_modes), orthonormal columns, zero for fixed atoms; None if every coordinate is its own mode.
     stiffness : numpy.ndarray
-        Shape (n_modes,), eV/Å^2, positive.
+        Shape (n_modes,), eV/Å^2, positive; infinite for coordinates of fixed atoms.
     misfit : float
         RMS of the forces that the springs miss, divided by the RMS of the forces they were fitted to.
     temperature : float
@@ -89,12 +90,13 @@ def fit_harmonic(
     Parameters
     ----------
     atoms : ase.Atoms
-        The cell.
+        The cell. Atoms that FixAtoms holds do not vibrate; forces on them count in the fit.
     reference : Labels
         Labels of the cell.
     probes : sequence of (ase.Atoms, Labels)
         Copies of the cell displaced by a few 0.01 Å, and their labels; at least one.
     """
+    fixed = find_fixed(atoms)
     moves = [probe.positions - atoms.positions for probe, _ in probes]
     changes = [labels.forces - reference.forces for _, labels in probes]
     scale = float(np.sqrt(np.mean(np.square(changes))))
@@ -105,8 +107,9 @@ def fit_harmonic(
         misfit = np.sqrt(
             np.mean([(c + springs[:, None] * m) ** 2 for c, m in zip(changes, moves, strict=True)])
         )
-        stiffness = np.repeat(springs, 3)
-        excess = _measure_temperature(reference.forces.ravel(), stiffness)
+        stiffness = np.repeat(np.where(fixed, np.inf, springs), 3)
+        mobile = np.isfinite(stiffness)
+        excess = _measure_temperature(reference.forces.ravel()[mobile], stiffness[mobile])
         return HarmonicModel(None, stiffness, float(misfit) / max(scale, 1e-12), excess, reach)
     units = vectors / lengths[:, None]
     shells = _number_shells(atoms.numbers[first], atoms.numbers[second], lengths)
@@ -118,7 +121,7 @@ def fit_harmonic(
     constants = np.linalg.solve(normal, design.T @ target)
     misfit = float(np.sqrt(np.mean((design @ constants - target) ** 2))) / max(scale, 1e-12)
     hessian = _build_hessian(len(atoms), constants, first, second, units, shells)
-    modes, stiffness = _diagonalise(atoms, hessian)
+    modes, stiffness = _diagonalise(atoms, hessian, fixed)
     excess = _measure_temperature(modes.T @ reference.forces.ravel(), stiffness)
     return HarmonicModel(modes, stiffness, misfit, excess, reach)
 
@@ -193,8 +196,16 @@ def _build_hessian(
     return 0.5 * (hessian + hessian.T)
 
 
-def _diagonalise(atoms: ase.Atoms, hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Modes without rigid motion, with stiffness raised to the floor."""
+def _diagonalise(
+    atoms: ase.Atoms, hessian: np.ndarray, fixed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Modes without rigid motion, with stiffness raised to the floor; about fixed atoms no motion is rigid."""
+    if fixed.any():
+        mobile = np.flatnonzero(np.repeat(~fixed, 3))
+        values, part = np.linalg.eigh(hessian[np.ix_(mobile, mobile)])
+        vectors = np.zeros((len(hessian), len(mobile)))
+        vectors[mobile] = part
+        return vectors, _raise_stiffness(values)
     rigid = [np.tile(axis, len(atoms)) for axis in np.eye(3)]
     if not atoms.pbc.any():
         centred = atoms.positions - atoms.positions.mean(axis=0)
@@ -207,4 +218,9 @@ def _diagonalise(atoms: ase.Atoms, hessian: np.ndarray) -> tuple[np.ndarray, np.
     values, vectors = values[inner], vectors[:, inner]
     if len(values) == 0:
         return np.zeros((len(hessian), 1)), np.ones(1)
-    return vectors, np.maximum(values, STIFFNESS_FLOOR * max(float(values.max()), 1.0))
+    return vectors, _raise_stiffness(values)
+
+
+def _raise_stiffness(values: np.ndarray) -> np.ndarray:
+    result: np.ndarray = np.maximum(values, STIFFNESS_FLOOR * max(float(values.max()), 1.0))
+    return result

@@ -1,7 +1,7 @@
 """What a round of student dynamics brings home: where walkers start, and which of their structures are labelled.
 
-Here: :func:`plan_walkers`, :func:`harvest`, and the file that keeps a harvest. Not here: the dynamics
-(:mod:`fastff.distill.explore`), the choice by descriptors (:mod:`fastff.distill.select`), labels.
+Here: :func:`plan_walkers`, :func:`harvest`, the file that keeps a harvest, and what frames its structures became. Not
+here: the dynamics (:mod:`fastff.distill.explore`), the choice by descriptors (:mod:`fastff.distill.select`), labels.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from fastff.distill.cells import SampleCell, draw_strain, find_material_axes, st
 from fastff.distill.content import CHARGE_KEYS, hash_structure
 from fastff.distill.explore import Exploration, ExploreSettings, Snapshot, Use, Walker, explore
 from fastff.distill.select import choose_spread, describe_structures, weigh_uncertainty
+from fastff.distill.split import Split
+from fastff.distill.store import LabelStore
 from fastff.errors import DataError
 from fastff.labels import Frame
 from fastff.models import Student
@@ -122,7 +124,7 @@ def plan_walkers(
     Parameters
     ----------
     known : sequence of Frame
-        Training frames from dynamics and thermal draws.
+        Training frames from dynamics and thermal draws. Atoms that FixAtoms holds in a frame are held in its walkers.
     find_kind : callable
         What a frame is of. Kinds take turns, from one round to the next at temperatures far from those before.
     """
@@ -371,3 +373,27 @@ def read_harvest(path: Path) -> Harvest:
 def add_seconds(harvested: Harvest, seconds: float) -> Harvest:
     """The same harvest with the time it took on record."""
     return replace(harvested, record={**harvested.record, "explore_seconds": round(seconds, 1)})
+
+
+def find_frames(store: LabelStore, picks: Sequence[Pick]) -> list[Frame]:
+    """The stored sound frames of some structures, in their order."""
+    keys = zip(
+        store.read_column("trajectory").tolist(), store.read_column("step").tolist(), strict=True
+    )
+    places = {key: index for index, key in enumerate(keys)}
+    wanted = [places.get((pick.trajectory, pick.step)) for pick in picks]
+    return store.read([index for index in wanted if index is not None])
+
+
+def extend_split(split: Split, frames: Sequence[Frame], picks: Sequence[Pick]) -> Split:
+    """Add frames of student dynamics to the parts that their trajectories are for."""
+    uses = {pick.trajectory: pick.use for pick in picks}
+    parts: dict[str, list[Frame]] = {"train": [], "validation": [], "test": []}
+    for frame in frames:
+        parts[uses[frame.trajectory]].append(frame)
+    return replace(
+        split,
+        train=[*split.train, *parts["train"]],
+        validation=[*split.validation, *parts["validation"]],
+        test=[*split.test, *parts["test"]],
+    )

@@ -15,9 +15,12 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from fastff.distill.cells import SampleCell
 from fastff.distill.content import hash_structure
 from fastff.distill.dynamics import LangevinSettings
+from fastff.md.state import find_fixed
 
 N_PROBES = 2
 """Rattled copies of each cell, from which its springs are fitted."""
@@ -152,6 +155,9 @@ class SamplingPlan:
             "ranges": [self.max_strain, self.max_shear, self.seed],
             "dynamics": [repr(group) for group in self.dynamics],
         }
+        fixed = [np.flatnonzero(find_fixed(cell.atoms)).tolist() for cell in self.cells]
+        if any(fixed):
+            content["fixed"] = fixed
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
         return int.from_bytes(digest[:4], "big") >> 1
 

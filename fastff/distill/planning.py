@@ -16,6 +16,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from fastff.distill.cells import SampleCell, build_supercell, classify_cell
+from fastff.distill.constraints import copy_fixed, describe_lifted
 from fastff.distill.dynamics import LangevinSettings
 from fastff.distill.plan import N_PROBES, PlannedDynamics, PlannedReplica, SamplingPlan
 from fastff.errors import DataError, UnsupportedElementError, UsageError
@@ -83,7 +84,8 @@ def plan_sampling(
     Parameters
     ----------
     seeds : sequence of ase.Atoms
-        The user's structures.
+        The user's structures. Atoms that FixAtoms holds stay where they are, but for the strain of the cell and for
+        close contacts; other constraints are lifted, which the plan notes.
     teacher_info : TeacherInfo, optional
         To check elements and to name the teacher.
     temperatures : tuple of float
@@ -111,7 +113,7 @@ def plan_sampling(
     UsageError
         Temperatures, budget or number of frames that make no sense.
     DataError, UnsupportedElementError
-        No structures, or structures the teacher cannot label.
+        No structures, structures of which every atom is fixed, or that the teacher cannot label.
     """
     low, high = (float(value) for value in temperatures)
     if not 0 < low <= high:
@@ -126,8 +128,7 @@ def plan_sampling(
         for cell in cells
         if cell.width < 2 * cutoff - 0.5
     ]
-    if any(seeds[i].constraints for i in chosen):
-        notes.append("constraints of the structures are lifted: all atoms move")
+    notes += describe_lifted({i: seeds[i] for i in chosen})
     least = len(cells) * (1 + N_PROBES) + 12
     if budget < least:
         raise UsageError(f"a budget of {budget} evaluations is too small; use at least {least}")
@@ -160,6 +161,10 @@ def _check_seeds(seeds: Sequence[ase.Atoms], teacher_info: Any) -> None:
     for index, atoms in enumerate(seeds):
         if len(atoms) == 0:
             raise DataError(f"structure {index} has no atoms")
+        try:
+            copy_fixed(atoms)
+        except DataError as error:
+            raise DataError(f"structure {index}: {error}") from error
         if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell).all()):
             raise DataError(f"structure {index} has positions or cell vectors that are not finite")
         if atoms.pbc.any() and (np.linalg.norm(atoms.cell, axis=1)[atoms.pbc] < 1e-6).any():

@@ -20,15 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
+from fastff.distill.constraints import hold_atoms
 from fastff.distill.explore import ExploreSettings
 from fastff.distill.groups import group_frames, meets_target
 from fastff.distill.harvest import (
     SOURCE,
     Harvest,
-    Pick,
     WalkerPlan,
     add_seconds,
     choose_starts,
+    extend_split,
+    find_frames,
     harvest,
     name_composition,
     plan_walkers,
@@ -127,6 +129,11 @@ class Rounds:
         self._started, self._n_labelled = time.perf_counter(), 0
         self._earlier = read_rows(self.folder) if self.ladder.resume else []
         self.device = pick_torch_device(self.ladder.device)
+        self._held = {
+            name_cell(index): cell.atoms
+            for index, cell in enumerate(self.sampling.cells)
+            if cell.atoms.constraints
+        }
 
     def run(self, split: Split, trained: Trained, seconds: float = 0.0) -> RoundsOutcome:
         """Go round until the gate is passed, a round no longer helps, or the budget is spent.
@@ -198,7 +205,8 @@ class Rounds:
             return read_harvest(path)
         start = time.perf_counter()
         known = [f for f in split.train if f.source in PHYSICAL_SOURCES] or split.train
-        starts, plan = choose_starts(known), self._plan_walkers(number, known)
+        starts = [self.hold(frame) for frame in choose_starts(known)]
+        plan = self._plan_walkers(number, known)
         walkers = plan_walkers(starts, plan, number, find_kind=self.find_kind)
         moving = copy.deepcopy(student).to(self.device)
         found = harvest(
@@ -221,8 +229,13 @@ class Rounds:
         """Which structure of the user's a frame began as: isomers, and phases of one composition, are several."""
         cell = self.sampling.find_cell(frame.trajectory)
         if cell is not None:
-            return f"cell {cell}"
+            return name_cell(cell)
         return self.kinds.get(frame.trajectory) or name_composition(frame)
+
+    def hold(self, frame: Frame) -> Frame:
+        """The frame with the fixed atoms of the structure it began as; label files keep no constraints."""
+        like = self._held.get(self.find_kind(frame))
+        return frame if like is None else replace(frame, atoms=hold_atoms(frame.atoms, like))
 
     def _plan_walkers(self, number: int, known: Sequence[Frame]) -> WalkerPlan:
         on_gpu = self.device.type == "cuda"
@@ -372,25 +385,6 @@ def is_gain(before: float, after: float) -> bool:
     return after - before >= LEAST_GAIN * (1.0 - before)
 
 
-def find_frames(store: LabelStore, picks: Sequence[Pick]) -> list[Frame]:
-    """The stored sound frames of some structures, in their order."""
-    keys = zip(
-        store.read_column("trajectory").tolist(), store.read_column("step").tolist(), strict=True
-    )
-    places = {key: index for index, key in enumerate(keys)}
-    wanted = [places.get((pick.trajectory, pick.step)) for pick in picks]
-    return store.read([index for index in wanted if index is not None])
-
-
-def extend_split(split: Split, frames: Sequence[Frame], picks: Sequence[Pick]) -> Split:
-    """Add frames of student dynamics to the parts that their trajectories are for."""
-    uses = {pick.trajectory: pick.use for pick in picks}
-    parts: dict[str, list[Frame]] = {"train": [], "validation": [], "test": []}
-    for frame in frames:
-        parts[uses[frame.trajectory]].append(frame)
-    return replace(
-        split,
-        train=[*split.train, *parts["train"]],
-        validation=[*split.validation, *parts["validation"]],
-        test=[*split.test, *parts["test"]],
-    )
+def name_cell(index: int) -> str:
+    """Kind of the frames that began as a cell of the sampling plan."""
+    return f"cell {index}"

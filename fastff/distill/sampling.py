@@ -18,6 +18,7 @@ import ase
 import numpy as np
 
 from fastff.distill.cells import draw_strain, hold_apart, press_pairs, strain_cell
+from fastff.distill.constraints import hold_atoms
 from fastff.distill.dynamics import Replica, draw_momenta, run_langevin
 from fastff.distill.harmonic import HarmonicModel, fit_harmonic
 from fastff.distill.jobs import count_batch_atoms
@@ -26,6 +27,7 @@ from fastff.distill.planning import plan_sampling
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError
 from fastff.labels import Frame, Labels
+from fastff.md.state import find_fixed
 
 __all__ = [
     "SamplingProgress",
@@ -210,17 +212,24 @@ class _Sampler:
     # --- structures that are not from dynamics ---
 
     def build(self, kind: str, cell: int, number: int) -> ase.Atoms:
-        """Make structure ``number`` of a kind in a cell."""
+        """Make structure ``number`` of a kind in a cell, without constraints.
+
+        Fixed atoms stay where they are in the cell, strained or not, but for those that close contacts push together.
+        """
         plan, rng = self.plan, self._make_rng(kind, cell, number)
-        base = plan.cells[cell]
+        fixed = find_fixed(plan.cells[cell].atoms)
+        base = replace(plan.cells[cell], atoms=plan.cells[cell].atoms.copy())
+        base.atoms.set_constraint()
         count = max(1, -(-plan.counts.get(kind, 1) // len(plan.cells)))
         position = (number + 0.5) / count  # evenly over the range of the kind
         low, high = plan.temperatures
         if kind == "seed":
-            return base.atoms.copy()
+            return base.atoms
         if kind == "rattle":
             amplitude = PROBE_AMPLITUDE if number < N_PROBES else 0.03 + 0.07 * position
-            return _displace(base.atoms, rng.normal(scale=amplitude, size=(len(base.atoms), 3)))
+            moves = rng.normal(scale=amplitude, size=(len(base.atoms), 3))
+            moves[fixed] = 0.0
+            return _displace(base.atoms, moves)
         if kind == "strain":
             strain = plan.max_strain * (2 * position - 1) * np.eye(3)
             temperature = float(rng.uniform(0, low + 0.5 * (high - low)))
@@ -293,7 +302,7 @@ class _Sampler:
             raise DataError(
                 f"the teacher's labels of rattled copies of {self.plan.cells[cell]} are unusable"
             )
-        self.springs[cell] = fit_harmonic(atoms, reference.labels, usable)
+        self.springs[cell] = fit_harmonic(self.plan.cells[cell].atoms, reference.labels, usable)
 
     # --- dynamics ---
 
@@ -345,7 +354,8 @@ class _Sampler:
             own = np.flatnonzero(trajectories == replica.trajectory)
             if len(own):
                 frame = self.store.read([int(own[np.argmax(steps[own])])])[0]
-                replica.atoms, replica.labels, replica.step = frame.atoms, frame.labels, frame.step
+                replica.atoms = hold_atoms(frame.atoms, replica.atoms)
+                replica.labels, replica.step = frame.labels, frame.step
                 saved += frame.step + 1
         last = max((replica.step for replica in replicas if replica.labels), default=0)
         for replica in replicas:
