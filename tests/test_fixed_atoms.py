@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -14,6 +15,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 from ase.io import write
 
+from fastff.checkpoint import load_model
 from fastff.distill import harmonic as harmonic_module
 from fastff.distill.cells import build_supercell
 from fastff.distill.constraints import copy_fixed
@@ -30,6 +32,11 @@ from fastff.errors import DataError
 from fastff.inference import predict
 from fastff.labels import Frame
 from fastff.md.state import find_fixed
+from fastff.report.comparison import read_header_structures
+from fastff.report.heldout import plan_heldout, run_heldout
+from fastff.report.physics.material import describe_material
+from fastff.report.physics.motion import Dynamics, Run, compare_diffusion, run_side
+from fastff.report.physics.side import Side
 from fastff.structures import read_structures
 from tests.test_rounds import Death, assert_same, run, shorten
 from tests.test_sampling import EmtTeacher, assert_same_frames
@@ -332,6 +339,8 @@ def test_a_run_with_rounds_leaves_them_where_they_are_and_resumes_to_the_same(
     driven = [frame for frame in frames if frame.source == "student-md"]
     assert len({frame.trajectory >> 12 for frame in driven}) == 2  # of both gates
     assert_held((frame.atoms for frame in driven), bulk("Cu", cubic=True), [1])
+    (seed,) = read_header_structures(load_model(whole.model).header)
+    assert np.flatnonzero(find_fixed(seed)).tolist() == [1]
 
     def die(row: GateRow) -> None:
         raise Death
@@ -340,6 +349,50 @@ def test_a_run_with_rounds_leaves_them_where_they_are_and_resumes_to_the_same(
         run(request_, tmp_path / "killed", on_gate=die)
     again = run(request_, tmp_path / "killed")
     assert_same(again, tmp_path / "killed", (tmp_path / "whole", whole))
+
+
+# --- reports ---
+
+
+def test_dynamics_of_reports_hold_them(tmp_path: Path) -> None:
+    from bench.recipes_measures import measure_endurance
+
+    slab, teacher = make_slab(), EmtTeacher()
+    plan = plan_heldout([slab], (300.0, 300.0), seed=3, n_frames=2, n_equilibrate=20, interval=10)
+    start = plan.trajectories[0].start
+    fixed = np.flatnonzero(find_fixed(start)).tolist()
+    assert len(fixed) == len(start) // 2
+    assert f"{len(start)} atoms ({len(fixed)} fixed)" in plan.describe()
+    frames = run_heldout(teacher, plan)
+    assert_held((frame.atoms for frame in frames), build_supercell(slab, 8.0, 120).atoms, fixed)
+    box = describe_material(slab).box
+    assert find_fixed(box).sum() == len(box) // 2
+    side: Any = Side("teacher", teacher.label, {})
+    images = run_side(side, Dynamics(box, 300.0, 4.0, 20)).replicas[0]
+    assert_held(images, box, np.flatnonzero(find_fixed(box)).tolist())
+    student = make_student("m1", (29,), cutoff=4.0, energy_scale=0.005)
+    cell = build_supercell(slab, 2.0, 8)
+    measure_endurance(student, [cell], 300.0, 2.0, 0.1, 60.0, tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as kept:
+        replicas = kept["positions"].reshape(-1, 8, 3)
+    for positions in replicas:
+        assert np.array_equal(positions[FIXED], cell.atoms.positions[FIXED])
+        assert np.abs(positions[4:] - cell.atoms.positions[4:]).min(axis=0).max() > 1e-5
+
+
+def test_diffusion_is_that_of_the_movers() -> None:
+    """Beside atoms that are fixed, the centre of mass drifts because movers do."""
+    rng = np.random.default_rng(0)
+    atoms = ase.Atoms("Cu2Au40", rng.uniform(0, 9, (42, 3)), cell=[9.0] * 3, pbc=True)
+    atoms.set_constraint(FixAtoms(range(22)))
+    images = []
+    for _ in range(1200):
+        drift = rng.normal(scale=0.1, size=3)
+        atoms.positions[22:] += rng.normal(scale=0.3, size=(20, 3)) + drift
+        images.append(atoms.copy())
+    item = compare_diffusion(None, Run([images], 1.0), 300.0)
+    assert [curve.element for curve in item.curves] == ["Au"]
+    assert item.curves[0].student[1] == pytest.approx(3 * (0.3**2 + 0.1**2), rel=0.04)
 
 
 def test_constraints_are_copied_by_atom() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 import fastff
 from fastff.coverage import find_close_pairs
+from fastff.distill.constraints import copy_fixed
 from fastff.distill.content import hash_structure
 from fastff.distill.request import DistillRequest
 from fastff.distill.split import Split
@@ -38,7 +39,10 @@ def build_header(
 ) -> dict[str, Any]:
     """What the model file records of its making."""
     text = io.StringIO()
-    ase.io.write(text, [strip_results(atoms) for atoms in seeds], format="extxyz")
+    for atoms in seeds:
+        bare = strip_results(atoms)
+        columns = ["symbols", "positions"] + ["move_mask"] * bool(bare.constraints)
+        ase.io.write(text, bare, format="extxyz", columns=columns)
     temperatures = [f.temperature for f in split.train if np.isfinite(f.temperature)]
     limits = request.temperatures if request.structures else None
     if limits is None and temperatures:
@@ -89,10 +93,11 @@ def replace_undefined(value: Any) -> Any:
 
 
 def strip_results(atoms: ase.Atoms) -> ase.Atoms:
-    """Only what defines a structure: species, positions, cell, periodicity."""
+    """Only what defines a structure: species, positions, cell, periodicity, and which atoms are fixed (FixAtoms)."""
     return ase.Atoms(
-        numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc
-    )
+        numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc,
+        constraint=copy_fixed(atoms),
+    )  # fmt: skip
 
 
 def describe_software() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import ase
 import torch
 
+from fastff.distill.constraints import describe_lifted
 from fastff.errors import UnsupportedElementError, UsageError
 from fastff.labels import Frame
 from fastff.report.baselines import Baseline, check_names, judge_baseline
@@ -177,6 +178,7 @@ def _measure(
     begin("accuracy")
     try:
         if labels is not None:
+            run.notes += describe_lifted(dict(enumerate(seeds)))
             judge_labels(run, labels)
         else:
             judge_dynamics(run, seeds, temperature)

@@ -21,6 +21,7 @@ import numpy as np
 from fastff.distill.cells import build_supercell
 from fastff.errors import DataError, SimulationUnstableError
 from fastff.labels import Frame
+from fastff.md.state import find_fixed
 from fastff.report.spread import LEAST_TRAJECTORIES
 
 if TYPE_CHECKING:
@@ -96,9 +97,14 @@ class HeldoutPlan:
         return (
             f"{len(self.trajectories)} teacher-driven Langevin {noun} at "
             f"{', '.join(str(t) for t in temperatures)} K with seeds of their own, "
-            f"{'/'.join(str(n) for n in sizes)} atoms, {self.time_step:g} fs steps; after "
+            f"{'/'.join(str(n) for n in sizes)} atoms{self._describe_fixed()}, {self.time_step:g} fs steps; after "
             f"{self.n_equilibrate} steps one frame every {self.interval}, {self.n_frames} frames each"
         )
+
+    def _describe_fixed(self) -> str:
+        """`` (16 fixed)``, or nothing where all atoms move."""
+        counts = sorted({int(find_fixed(t.start).sum()) for t in self.trajectories})
+        return f" ({'/'.join(map(str, counts))} fixed)" if any(counts) else ""
 
 
 def choose_time_step(numbers: np.ndarray) -> float:

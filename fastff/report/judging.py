@@ -123,6 +123,7 @@ def judge_dynamics(
     run: Run, structures: Sequence[ase.Atoms], temperature: tuple[float, float] | None
 ) -> tuple[list[JudgedSet], dict[str, Any]]:
     """Compare on fresh dynamics of the teacher, within the training range and beyond; also who the teacher is."""
+    from fastff.distill.constraints import describe_lifted
     from fastff.distill.content import describe_difference
 
     assert run.teacher is not None
@@ -134,6 +135,7 @@ def judge_dynamics(
             f"({difference})"
         )
     run.teacher_record = record
+    run.notes += describe_lifted(dict(enumerate(structures)))
     plans = plan_run(run.header, structures, temperature, run.plan)
     budgets = share_budget(list(plans), run.plan.dynamics_budget)
     run.open_sets = list(plans)

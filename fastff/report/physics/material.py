@@ -18,6 +18,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from fastff.distill.cells import build_supercell, find_material_axes
+from fastff.distill.constraints import hold_atoms
 from fastff.neighbors import build_edges, complete_cell, measure_edges
 
 Kind = Literal["crystal", "disordered", "slab", "molecule"]
@@ -62,7 +63,8 @@ class Material:
     cell : UnitCell
         Of a crystal, see :func:`find_unit`; else ``atoms``.
     box : ase.Atoms
-        Supercell for dynamics, at least 9 Å wide where at most 120 atoms allow that.
+        Supercell for dynamics, at least 9 Å wide where at most 120 atoms allow that, with the FixAtoms of what is no
+        crystal.
     formula : dict
         Of a formula unit.
     """
@@ -110,7 +112,8 @@ def describe_material(atoms: ase.Atoms, relax: Relax | None = None) -> Material:
     counts = Counter(cell.atoms.get_chemical_symbols())
     divisor = reduce(gcd, counts.values())
     formula = {symbol: number // divisor for symbol, number in counts.items()}
-    box = build_supercell(cell.atoms, 9.0, 120).atoms
+    whole = cell.atoms if kind == "crystal" else hold_atoms(bare, atoms)
+    box = build_supercell(whole, 9.0, 120).atoms
     return Material(bare, kind, cell, box, formula)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from fastff.distill.cells import measure_widths
 from fastff.distill.dynamics import LangevinSettings, Replica, draw_momenta, run_langevin
 from fastff.labels import Frame
+from fastff.md.state import find_fixed
 from fastff.neighbors import build_edges, complete_cell, measure_edges
 from fastff.report.physics.derive import PropertyError, TooShortError
 from fastff.report.physics.record import DiffusionCurve, DiffusionItem, RdfCurve, RdfItem
@@ -271,12 +272,13 @@ def compare_diffusion(
         )
     symbols = np.array(student.first.get_chemical_symbols())
     followed = {role: [_follow(images) for images in run.replicas] for role, run in runs.items()}
+    mobile = ~find_fixed(student.first)
     curves, faults = [], []
-    for element in sorted(set(symbols)):
+    for element in sorted(set(symbols[mobile])):
         values: dict[str, Any] = {"teacher": None, "teacher_blocks": None}
         moved, slopes = 0.0, []
         for role, run in runs.items():
-            paths = [path[:, symbols == element] for path in followed[role]]
+            paths = [path[:, mobile & (symbols == element)] for path in followed[role]]
             step = INTERVAL * run.time_step * 1e-3
             msd = np.mean([measure_msd(path) for path in paths], axis=0)
             moved = max(moved, float(msd[-1]))
@@ -315,9 +317,11 @@ def compare_diffusion(
 
 
 def _follow(images: list[ase.Atoms]) -> np.ndarray:
-    """Unwrapped positions less the centre of mass, (n_images, n_atoms, 3)."""
+    """Unwrapped positions less the centre of mass, unless atoms are fixed, (n_images, n_atoms, 3)."""
     masses = images[0].get_masses()[:, None]
     paths = np.array([atoms.positions for atoms in images])
+    if find_fixed(images[0]).any():
+        return paths
     drift = (paths * masses).sum(axis=1, keepdims=True) / masses.sum()
     result: np.ndarray = paths - drift
     return result
