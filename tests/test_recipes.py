@@ -6,12 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastff.distill.planning import plan_sampling
 from fastff.distill.request import read_config
 from fastff.distill.roundplan import parse_budget, plan_rounds
 from fastff.errors import MissingDependencyError
+from fastff.md.state import find_fixed
 from fastff.structures import read_structures
 from fastff.teachers import load_teacher
 
@@ -79,3 +81,6 @@ def test_a_surface_keeps_its_vacuum() -> None:
     for cell in plan_sampling(seeds, budget=2000, max_atoms=request.max_atoms).cells:
         assert cell.axes == (True, True, False)
         assert len(cell.atoms) == 50
+        heights = cell.atoms.positions[:, 2]
+        assert np.array_equal(find_fixed(cell.atoms), heights < 10.1)  # the bottom layer
+        assert (heights < 10.1).sum() == 16

@@ -17,6 +17,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.collections import g2
+from ase.constraints import FixAtoms
 from ase.io import write
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
@@ -61,10 +62,16 @@ def build_layered(expansion: float = 1.0) -> Atoms:
 
 
 def build_surface(site: str, height: float) -> Atoms:
-    """One CO on Pt(111): three layers of sixteen atoms, in-plane periodic, 10 Å of vacuum on each side."""
+    """One CO on Pt(111): three layers of sixteen atoms, in-plane periodic, 10 Å of vacuum on each side.
+
+    The bottom layer is fixed: free, the slab sometimes reconstructed in dynamics of students.
+    """
     slab = fcc111("Pt", (4, 4, 3), a=3.97, orthogonal=True, vacuum=10.0)
     add_adsorbate(slab, Atoms("CO", [(0, 0, 0), (0, 0, 1.16)]), height, site)
-    return Atoms(slab.numbers, slab.positions, cell=slab.cell, pbc=(True, True, False))
+    bottom = FixAtoms(mask=slab.get_tags() == 3)
+    return Atoms(
+        slab.numbers, slab.positions, cell=slab.cell, pbc=(True, True, False), constraint=bottom
+    )
 
 
 def melt(crystal: Atoms, length: float, timestep: float, stages: list[tuple[float, int]]) -> Atoms:
