@@ -21,7 +21,7 @@ from ase.io import write
 
 from fastff.checkpoint import load_model
 from fastff.distill import rounds as rounds_module
-from fastff.distill.content import hash_structure
+from fastff.distill.content import find_known, hash_structure
 from fastff.distill.formats import read_labels
 from fastff.distill.groups import HOT, STUDENT, TEACHER, group_test_frames
 from fastff.distill.harvest import read_harvest
@@ -172,9 +172,8 @@ def test_no_trajectory_is_trained_and_tested_on(whole: tuple[Path, DistillOutcom
     assert test
     assert rest
     trained = set(load_model(outcome.model).header["training"]["frame_hashes"])
-    for frame in driven:
-        known = hash_structure(frame.atoms).hex() in trained
-        assert known == (frame.trajectory not in test)
+    known = find_known([hash_structure(frame.atoms).hex() for frame in driven], trained)
+    assert known == [frame.trajectory not in test for frame in driven]
     numbers = {frame.trajectory for frame in labelled.frames if frame.source != "student-md"}
     assert not numbers & (test | rest)
     assert read_origins(labelled.record) == dict.fromkeys(labelled.held_out, 0)
