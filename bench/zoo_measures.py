@@ -1,84 +1,70 @@
-"""What ``bench/zoo.py`` measures of a student: accuracy by trajectory, barriers, dynamics, speed, reference numbers.
+"""What ``bench/zoo.py`` measures of a student: accuracy by group and trajectory, barriers, dynamics, speed, reference.
 
-Here: measurements. Not here: which of them a student must meet, or where they go (``bench/zoo.py``).
+Here: measurements. Not here: on what frames (``bench/zoo_materials.py``), which of them a student must meet, or where
+they go (``bench/zoo.py``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from bench.zoo_materials import Material
 
 ROOT = Path(__file__).resolve().parents[1]
 FALL = 1.0
 """eV by which an energy must drop to count as a fall."""
 N_PUSHED, N_POINTS, CLOSEST = 8, 40, 0.3
 SPEED_ATOMS = 500
-GPU_RECORD = "fused-rounded-h100.json"
+LEAST_PICOSECONDS = 1.2
+"""Of dynamics, however long it takes."""
+GPU_RECORDS = ("fused-rounded-h100.json", "fused-directed-h100.json")
+"""Of whole evaluations; the first one that has the size of a student says how fast it is."""
+GPU_ATOMS = (1372, 108_000)
 
 
-class Material:
-    """Labels of one system: phases, and test frames by phase."""
-
-    def __init__(self, path: Path) -> None:
-        from bench.study_systems import SYSTEMS, list_replicas
-        from bench.study_training import split_trajectories
-        from fastff.distill.formats import read_labels
-
-        frames = read_labels(path).frames
-        self.test = split_trajectories(frames)[2]
-        with np.load(path, allow_pickle=False) as archive:
-            self.record = json.loads(str(archive["record"]))
-        plan = self.record["study"]
-        (system,) = (one for one in SYSTEMS if one.name == plan["system"])
-        n_replicas = 1 + max(frame.trajectory for frame in frames)
-        replicas = list_replicas(system, n_replicas)
-        self.phases = {k: ladder.phase for k, (ladder, _) in enumerate(replicas)}
-        self.n_atoms, self.formula = len(frames[0].atoms), frames[0].atoms.get_chemical_formula()
-        self.plan = plan
-
-    def pick(self, phase: str, kelvin: float) -> Any:
-        """Last frame of the test trajectory of a phase that is nearest in temperature."""
-        mine = [frame for frame in self.test if self.phases[frame.trajectory] == phase]
-        if not mine:
-            raise SystemExit(
-                f"no test frames of phase {phase!r}; phases: {set(self.phases.values())}"
-            )
-        return min(mine, key=lambda f: (abs(f.temperature - kelvin), f.trajectory, -f.step))
-
-    def describe(self) -> dict[str, Any]:
-        """What the card says of the labels."""
-        keys = ("phase", "low", "high", "expansion", "melt")
-        return {
-            "system": self.plan["system"],
-            "formula": self.formula,
-            "n_atoms": self.n_atoms,
-            "phases": [{key: row[key] for key in keys} for row in self.plan["ladders"]],
-            "provenance": self.record["provenance"],
-        }
-
-
-def measure_trajectories(material: Material, predicted: list[Any]) -> list[dict[str, Any]]:
-    """Force accuracy of every test trajectory."""
+def measure_parts(material: Material, predicted: list[Any]) -> dict[str, dict[str, Any]]:
+    """Accuracy on all test frames, as ``test``, and on each group of them."""
     from fastff.report.metrics import measure_accuracy
 
-    rows = []
-    for number in sorted({frame.trajectory for frame in material.test}):
-        places = [k for k, frame in enumerate(material.test) if frame.trajectory == number]
+    parts = {"test": list(range(len(material.test))), **material.list_groups()}
+    found = {}
+    for name, places in parts.items():
         mine = [material.test[k] for k in places]
-        found = measure_accuracy(
+        accuracy = measure_accuracy(
             [frame.labels for frame in mine],
             [predicted[k] for k in places],
             [frame.atoms for frame in mine],
         )
+        found[name] = {key: getattr(accuracy, key) for key in ("force", "energy", "stress")}
+    return found
+
+
+def measure_rows(material: Material, predicted: list[Any]) -> list[dict[str, Any]]:
+    """Force accuracy of test frames by what the material tells apart."""
+    from fastff.report.metrics import measure_accuracy
+
+    places: dict[tuple[Any, ...], list[int]] = {}
+    for k, frame in enumerate(material.test):
+        places.setdefault(tuple(material.name_row(frame).items()), []).append(k)
+    rows = []
+    for name, members in places.items():
+        mine = [material.test[k] for k in members]
+        found = measure_accuracy(
+            [frame.labels for frame in mine],
+            [predicted[k] for k in members],
+            [frame.atoms for frame in mine],
+        )
         rows.append(
             {
-                "phase": material.phases[number],
-                "temperature": mine[0].temperature,
+                **dict(name),
                 "n_frames": len(mine),
                 "force": found.force,
                 "force_mae": found.force_mae,
@@ -88,10 +74,12 @@ def measure_trajectories(material: Material, predicted: list[Any]) -> list[dict[
     return rows
 
 
-def push_together(student: Any, frames: list[Any]) -> dict[str, Any]:
+def push_together(student: Any, phases: list[list[Any]]) -> dict[str, Any]:
     """Least barrier, eV, before the energy falls as a pair of near atoms is pushed to 0.3 Å, by pair of elements.
 
-    All other atoms stay where they are; the way is straight. None where the energy nowhere falls by 1 eV.
+    All other atoms stay where they are; the way is straight. None where the energy nowhere falls by 1 eV, and where no
+    frame holds such a pair (``n_pushed`` is 0). Of each phase :data:`N_PUSHED` atoms are pushed, those of the first of
+    its frames and of others where it holds too few.
     """
     from itertools import combinations_with_replacement
 
@@ -103,13 +91,9 @@ def push_together(student: Any, frames: list[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for first, second in combinations_with_replacement(student.elements, 2):
         barriers, lowest, n_pushed = [], [], 0
-        for atoms in frames:
-            apart = atoms.get_all_distances(mic=True)
-            np.fill_diagonal(apart, np.inf)
-            firsts, seconds = (np.flatnonzero(atoms.numbers == z) for z in (first, second))
-            for i in rng.choice(firsts, min(N_PUSHED, len(firsts)), replace=False):
-                j = min((j for j in seconds if j != i), key=lambda j: apart[i, j])
-                energies = trace_push(subject, atoms, int(i), int(j))
+        for frames in phases:
+            for atoms, i, j in choose_pushes(frames, first, second, rng):
+                energies = trace_push(subject, atoms, i, j)
                 highest = np.maximum.accumulate(energies)
                 (falls,) = np.nonzero(highest - energies > FALL)
                 n_pushed += 1
@@ -123,6 +107,24 @@ def push_together(student: Any, frames: list[Any]) -> dict[str, Any]:
             "lowest": min(lowest, default=None),
         }
     return found
+
+
+def choose_pushes(
+    frames: list[Any], first: int, second: int, rng: np.random.Generator
+) -> list[tuple[Any, int, int]]:
+    """Atoms of one element, at random, each with the nearest of another, by frame."""
+    chosen: list[tuple[Any, int, int]] = []
+    for atoms in frames:
+        firsts, seconds = (np.flatnonzero(atoms.numbers == z) for z in (first, second))
+        if len(seconds) < (2 if first == second else 1):
+            continue
+        apart = atoms.get_all_distances(mic=True)
+        np.fill_diagonal(apart, np.inf)
+        left = N_PUSHED - len(chosen)
+        for i in rng.choice(firsts, min(left, len(firsts)), replace=False):
+            j = min((j for j in seconds if j != i), key=lambda j: apart[i, j])
+            chosen.append((atoms, int(i), int(j)))
+    return chosen
 
 
 def trace_push(subject: Any, atoms: Any, i: int, j: int) -> np.ndarray:
@@ -142,13 +144,13 @@ def trace_push(subject: Any, atoms: Any, i: int, j: int) -> np.ndarray:
 def run_dynamics(
     path: Path, material: Material, run: str, timestep: float, seconds: float
 ) -> dict[str, Any]:
-    """NVT from a frame of a test trajectory for some seconds of computing; raises if it fails."""
+    """NVT from a frame of a test trajectory for some seconds of computing, 1.2 ps at least; raises if it fails."""
     from fastff.checkpoint import load_model
     from fastff.md.potentials import make_potential
     from fastff.md.run import simulate
     from fastff.md.settings import MDSettings
 
-    phase, kelvin = run.split(":")
+    phase, kelvin = run.rsplit(":", 1)
     frame = material.pick(phase, float(kelvin))
     potential = make_potential(load_model(path))
 
@@ -161,7 +163,8 @@ def run_dynamics(
             return simulate(potential, frame.atoms, settings, Path(folder) / "run")
 
     probe = go(100, 50)
-    n_steps = max(200, int(100 * seconds / probe.seconds))
+    least = max(200, math.ceil(1000.0 * LEAST_PICOSECONDS / timestep))
+    n_steps = max(least, int(100 * seconds / probe.seconds))
     every = max(1, n_steps // 100)
     result = go(n_steps, every)
     return {
@@ -178,18 +181,17 @@ def run_dynamics(
     }
 
 
-def measure_speed(path: Path, atoms: Any, architecture: str) -> dict[str, Any]:
-    """Time of a call on this machine, and of untrained students of this size on a GPU from the record of kernels."""
+def measure_speed(path: Path, atoms: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Time of a call on this machine, and of untrained students of this size on a GPU from a record of kernels."""
     from fastff.calculator import FastFFCalculator
     from fastff.memory import keep_freed_memory
-    from fastff.models import ARCHITECTURES
     from fastff.report.provenance import collect_provenance
 
     keep_freed_memory()
-    while len(atoms) < 0.8 * SPEED_ATOMS:
-        atoms = atoms.repeat(
-            [2 if k == int(np.argmin(atoms.cell.lengths())) else 1 for k in range(3)]
-        )
+    atoms = atoms.copy()
+    while len(atoms) < 0.8 * SPEED_ATOMS and atoms.pbc.any():
+        lengths = np.where(atoms.pbc, atoms.cell.lengths(), np.inf)
+        atoms = atoms.repeat([2 if k == int(np.argmin(lengths)) else 1 for k in range(3)])
     atoms.calc, times = FastFFCalculator(path, device="cpu"), []
     for _ in range(8):
         atoms.positions += 2.0  # beyond the skin: a new neighbor list
@@ -203,29 +205,70 @@ def measure_speed(path: Path, atoms: Any, architecture: str) -> dict[str, Any]:
         "machine": where.machine,
         "load": where.load,
     }
-    record = json.loads((ROOT / "bench" / "results" / "kernels" / GPU_RECORD).read_text())
-    sizes = ARCHITECTURES[architecture]
-    hops, channels = sizes.get("n_hops", 2), sizes.get("n_channels", 16)
-    gpu = [
-        {
-            "n_atoms": row["atoms"],
-            "ms": row["graph"]["median_ms"],
-            "atom_steps_per_s": row["atom_steps_per_s"],
-            "gpu": record["provenance"]["gpu"],
-            "commit": record["provenance"]["commit"],
-            "record": GPU_RECORD,
-        }
-        for row in record["evaluations"]
-        if (row["hops"], row["channels"]) == (hops, channels)
-        and row["virial"]
-        and row["scatter"] == "fixed"
-        and row["atoms"] in (1372, 108_000)
-    ]
-    return {"cpu": cpu, "gpu": gpu}
+    return {"cpu": cpu, "gpu": find_gpu_rows(config)}
+
+
+def find_gpu_rows(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Speed of untrained students of one size from the records of kernels; none for those without fused kernels.
+
+    Parameters
+    ----------
+    config : dict
+        Of the student, as its header has it.
+
+    Raises
+    ------
+    SystemExit
+        No record has this size: without it nothing, or the speed of another student, would be shown.
+    """
+    from fastff.models import ARCHITECTURES
+    from fastff.models.base import StudentConfig
+
+    architecture = config["architecture"]
+    if architecture.startswith("painn"):
+        return []
+    hops = config.get("n_hops") or ARCHITECTURES[architecture]["n_hops"]
+    wanted = (hops, config["n_channels"], config.get("message_degree", 0))
+    usual = StudentConfig(architecture, tuple(config["elements"]), n_mixed=config["n_channels"])
+    sizes = (
+        "n_radial",
+        "n_mixed",
+        "hidden",
+        "l_max",
+        "body_order",
+    )  # those that records do not tell
+    others = [k for k in sizes if k in config and np.any(config[k] != np.array(getattr(usual, k)))]
+    for name in () if others else GPU_RECORDS:
+        record = json.loads((ROOT / "bench" / "results" / "kernels" / name).read_text())
+        rows = [
+            {
+                "n_atoms": row["atoms"],
+                "neighbors": row["listed_neighbors"],
+                "ms": row["graph"]["median_ms"],
+                "atom_steps_per_s": row["atom_steps_per_s"],
+                "gpu": record["provenance"]["gpu"],
+                "commit": record["provenance"]["commit"],
+                "record": name,
+            }
+            for row in record["evaluations"]
+            if (row["hops"], row["channels"], row.get("message_degree", 0)) == wanted
+            and row["virial"]
+            and row["scatter"] == "fixed"
+            and row["atoms"] in GPU_ATOMS
+        ]
+        if rows:
+            return rows
+    raise SystemExit(
+        f"not shipped: {' and '.join(GPU_RECORDS)} have no speed of {wanted[0]} hops, {wanted[1]} channels, messages "
+        f"of degree {wanted[2]}{' with another ' if others else ''}{', '.join(others)}; measure it first"
+    )
 
 
 def compute_reference(path: Path) -> dict[str, Any]:
-    """Energy, forces of three atoms and stress of the file's own structure, in double precision on the CPU."""
+    """Energy, forces of three atoms and stress of the file's own structure, in double precision on the CPU.
+
+    The stress is None where the structure has none.
+    """
     import torch
 
     from fastff.checkpoint import load_model
@@ -235,10 +278,9 @@ def compute_reference(path: Path) -> dict[str, Any]:
     student = load_model(path, dtype=torch.float64)
     atoms = read_header_structures(student.header)[0]
     (found,) = predict(student, [atoms])
-    assert found.stress is not None
     return {
         "structure": 0,
         "energy": float(found.energy),
         "forces": found.forces[:3].tolist(),
-        "stress": found.stress.tolist(),
+        "stress": None if found.stress is None else found.stress.tolist(),
     }

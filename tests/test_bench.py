@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import ase.io
@@ -15,9 +16,9 @@ from ase.build import bulk
 from producers import edit, seal
 from typer.testing import CliRunner
 
-from fastff.checkpoint import load_model, save_model
+from fastff.checkpoint import load_model, save_model, stamp_header
 from fastff.cli import app
-from fastff.distill.content import hash_structure
+from fastff.distill.content import KNOWN_DIGITS, hash_structure
 from fastff.distill.export import write_labels
 from fastff.distill.formats import LabelledSet
 from fastff.errors import DataError, SimulationUnstableError, UsageError
@@ -281,11 +282,26 @@ def test_frames_of_training_and_of_other_trajectories_are_left_out(result):
     fresh, notes = select_heldout(every, frozenset(hashes[:2]), lambda a: hash_structure(a).hex())
     assert fresh == result.frames[2:]
     assert "2 frames were left out" in notes[0]
+    short = frozenset(key[:KNOWN_DIGITS] for key in hashes[:2])  # as new files keep them
+    assert select_heldout(every, short, lambda a: hash_structure(a).hex())[0] == result.frames[2:]
     marked = LabelledSet(result.frames, {}, held_out=frozenset({1}))
     fresh, notes = select_heldout(marked, frozenset({"none"}), lambda a: hash_structure(a).hex())
     assert {frame.trajectory for frame in fresh} == {1}
     with pytest.raises(DataError, match="the student was trained on all"):
         select_heldout(every, frozenset(hashes), lambda a: hash_structure(a).hex())
+
+
+@pytest.mark.parametrize("digits", [32, KNOWN_DIGITS], ids=["older", "new"])
+def test_what_a_model_file_lists_is_left_out(result, model, tmp_path, digits):
+    """Files of earlier versions list whole hashes, new ones the first digits."""
+    path, labels = tmp_path / "model.safetensors", tmp_path / "labels.h5"
+    shutil.copy(model, path)
+    hashes = [hash_structure(frame.atoms).hex()[:digits] for frame in result.frames[:2]]
+    stamp_header(path, {"training": {"frame_hashes": hashes}})
+    write_labels(labels, result.frames, result.record.teacher)
+    frames = run_bench(path, labels=labels).record.main.frames
+    assert frames.n_frames == len(result.frames) - 2
+    assert "2 frames were left out" in " ".join(frames.notes)
 
 
 def test_labels_of_another_teacher_are_said(result, model, tmp_path):

@@ -248,6 +248,10 @@ def test_labels_shows_findings_sets_aside_and_exports(run_cli: Run, tmp_path: Pa
     with LabelStore(tmp_path / "again.h5") as store:
         assert len(store) == 29
         assert store.teacher["name"] == emt.info.name
+    code, _, err = run_cli("labels", path, "--held-out", "--export", tmp_path / "test.h5")
+    assert code == 4
+    assert "none is marked as held out" in err
+    assert run_cli("labels", path, "--held-out")[0] == 2
     assert read_labels(tmp_path / "again.h5").blocks, "blocks became trajectories on the way"
 
 
@@ -260,6 +264,12 @@ def test_sampling_writes_a_trainable_file(run_cli: Run, tmp_path: Path) -> None:
     assert "Sampling plan" in text
     found = read_labels(tmp_path / "labels.h5")
     assert found.held_out
+    test = tmp_path / "test.h5"
+    run_cli("labels", tmp_path / "labels.h5", "--held-out", "--export", test)
+    kept = read_labels(test)
+    assert {frame.trajectory for frame in kept.frames} == found.held_out == kept.held_out
+    assert 0 < len(kept.frames) < len(found.frames)
+    assert (kept.teacher, kept.record) == (found.teacher, found.record)
     assert len(found.frames) > 30
     with LabelStore(tmp_path / "labels.h5") as store:
         assert "self_check" in store.record

@@ -21,11 +21,13 @@ from ase.io import write
 
 from fastff.checkpoint import load_model
 from fastff.distill import rounds as rounds_module
-from fastff.distill.content import hash_structure
+from fastff.distill.content import find_known, hash_structure
 from fastff.distill.formats import read_labels
-from fastff.distill.groups import HOT, STUDENT, TEACHER
+from fastff.distill.groups import HOT, STUDENT, TEACHER, group_test_frames
 from fastff.distill.harvest import read_harvest
 from fastff.distill.ladder import Ladder, Trained
+from fastff.distill.origins import read_origins
+from fastff.distill.plan import find_round
 from fastff.distill.request import DistillRequest, build_request
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows
 from fastff.distill.rounds import Rounds, RoundsListener
@@ -170,11 +172,25 @@ def test_no_trajectory_is_trained_and_tested_on(whole: tuple[Path, DistillOutcom
     assert test
     assert rest
     trained = set(load_model(outcome.model).header["training"]["frame_hashes"])
-    for frame in driven:
-        known = hash_structure(frame.atoms).hex() in trained
-        assert known == (frame.trajectory not in test)
+    known = find_known([hash_structure(frame.atoms).hex() for frame in driven], trained)
+    assert known == [frame.trajectory not in test for frame in driven]
     numbers = {frame.trajectory for frame in labelled.frames if frame.source != "student-md"}
     assert not numbers & (test | rest)
+    assert read_origins(labelled.record) == dict.fromkeys(labelled.held_out, 0)
+
+
+def test_groups_of_test_frames_are_found_again(whole: tuple[Path, DistillOutcome]) -> None:
+    """From the label file alone: the walkers of the last gate, those above the range of temperatures apart."""
+    out, outcome = whole
+    labelled = read_labels(out / "labels.h5")
+    test = [frame for frame in labelled.frames if frame.trajectory in labelled.held_out]
+    assert {find_round(frame.trajectory) for frame in test} == {0, 1, 2, 3}
+    hot = {frame.trajectory for frame in test if frame.temperature > 600.0}
+    groups = group_test_frames(test, 3, hot)
+    assert {name: len(frames) for name, frames in groups.items()} == {
+        name: found.n_frames for name, found in outcome.sources.items()
+    }
+    assert len(groups) == 3
 
 
 def test_a_run_that_passes_its_first_gate_ends_there(

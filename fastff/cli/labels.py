@@ -38,6 +38,9 @@ def labels(
     export: Annotated[
         Path | None, typer.Option(help="Write the sound frames as .xyz, .db or .h5.")
     ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Write those alone that are for testing only.")
+    ] = False,
     label_key: LabelKeyOption = None,
 ) -> None:
     """Check labelled frames: broken numbers, outliers, wrong units or sign, duplicates."""
@@ -53,6 +56,8 @@ def labels(
         raise UsageError(
             f"--quarantine works in label files; first `fastff labels {file} --export NEW.h5`"
         )
+    if held_out and export is None:
+        raise UsageError("--held-out chooses what is written; give --export FILE, too")
     found = read_labels(file, LabelKeys(**read_label_keys(label_key)), group=False)
     report = validate_frames(group_unnamed(found).frames)
     console = make_console()
@@ -75,7 +80,10 @@ def labels(
             frame
             for index, frame in enumerate(found.frames)
             if not (quarantine and index in doubtful)
+            and (frame.trajectory in found.held_out or not held_out)
         ]
+        if held_out and not kept:
+            raise DataError(f"{file}: no frames to write; none is marked as held out for testing")
         record = {key: value for key, value in found.record.items() if key != SHARD}
         write_labels(export, kept, found.teacher, found.held_out, record)
         console.print(f"wrote {len(kept)} frames to {export}", soft_wrap=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from fastff.distill.harvest import SOURCE
+from fastff.distill.plan import find_round
 from fastff.distill.split import PHYSICAL_SOURCES
 from fastff.labels import Frame
 from fastff.report.metrics import Accuracy
@@ -32,6 +34,18 @@ def group_frames(
         HOT: [frame for frame in student_driven if frame.trajectory in hot],
     }
     return {name: frames for name, frames in groups.items() if frames}
+
+
+def group_test_frames(
+    frames: Sequence[Frame], last: int, hot: Collection[int]
+) -> dict[str, list[Frame]]:
+    """Divide the test frames of a run with rounds: those of the first sampling, and of walkers of the ``last`` gate.
+
+    ``hot`` are the trajectories above the range of temperatures.
+    """
+    first = [frame for frame in frames if frame.source != SOURCE]
+    driven = [f for f in frames if f.source == SOURCE and find_round(f.trajectory) == last]
+    return group_frames(first, driven, hot)
 
 
 def meets_target(accuracy: dict[str, Accuracy], target: float) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import fastff
 from fastff.coverage import find_close_pairs
 from fastff.distill.constraints import copy_fixed
-from fastff.distill.content import hash_structure
+from fastff.distill.content import KNOWN_DIGITS, hash_structure
 from fastff.distill.request import DistillRequest
 from fastff.distill.split import Split
 from fastff.distill.train import TrainResult
@@ -75,7 +75,8 @@ def build_header(
                 for pair in find_close_pairs((f.atoms for f in split.train), result.student.cutoff)
             ],
             "frame_hashes": [
-                hash_structure(f.atoms).hex() for f in (*split.train, *split.validation)
+                hash_structure(f.atoms).hex()[:KNOWN_DIGITS]
+                for f in (*split.train, *split.validation)
             ],
         },
         **software,

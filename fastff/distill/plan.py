@@ -24,6 +24,13 @@ from fastff.md.state import find_fixed
 
 N_PROBES = 2
 """Rattled copies of each cell, from which its springs are fitted."""
+PLAN_NUMBERS, ROUND_NUMBERS, WALKER_NUMBERS = 1 << 20, 1 << 19, 1 << 12
+"""Trajectories that a plan may have; the number from which on they are a student's; those that each round may have."""
+
+
+def find_round(trajectory: int) -> int:
+    """The round whose walker made a trajectory; 0 for trajectories of the first sampling."""
+    return max(0, trajectory % PLAN_NUMBERS - ROUND_NUMBERS) // WALKER_NUMBERS
 
 
 def deal_out(count: int, n_cells: int, cell: int) -> range:
@@ -163,7 +170,7 @@ class SamplingPlan:
 
     def number_trajectory(self, index: int) -> int:
         """Trajectory number, unique across plans, of the plan's trajectory ``index``."""
-        return (self.fingerprint << 20) + index
+        return self.fingerprint * PLAN_NUMBERS + index
 
     def find_cell(self, trajectory: int) -> int | None:
         """Index of the cell that a trajectory of this plan is of; None for other trajectories."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from fastff.distill.constraints import hold_atoms
 from fastff.distill.explore import ExploreSettings
-from fastff.distill.groups import group_frames, meets_target
+from fastff.distill.groups import group_frames, group_test_frames, meets_target
 from fastff.distill.harvest import (
     SOURCE,
     Harvest,
@@ -48,7 +48,8 @@ from fastff.distill.ladder import (
     pick_torch_device,
     replay_frames,
 )
-from fastff.distill.plan import SamplingPlan
+from fastff.distill.origins import CELL
+from fastff.distill.plan import ROUND_NUMBERS, WALKER_NUMBERS, SamplingPlan
 from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows, write_rows
 from fastff.distill.roundplan import RoundsPlan
@@ -68,9 +69,6 @@ PICOSECONDS = {"cpu": (1.0, 2.0), "cuda": (10.0, 20.0)}
 """Time of every walker in the first round and in later ones."""
 LEAST_STEPS, MOST_STEPS = 200, 20_000
 """Of every walker."""
-_ROUND_NUMBERS = 1 << 19
-"""Trajectories of a plan from this number on are a student's."""
-_WALKER_NUMBERS = 1 << 12
 
 
 @dataclass
@@ -84,12 +82,14 @@ class RoundsListener:
 
 @dataclass(frozen=True)
 class RoundsOutcome:
-    """What came of all rounds: student, frames by use, one row per gate, accuracy on test frames by group."""
+    """What came of all rounds: student, frames by use, one row per gate, accuracy on test frames by group, and what
+    each walker's trajectory is of."""
 
     trained: Trained
     split: Split
     rows: list[GateRow]
     sources: dict[str, Accuracy]
+    kinds: dict[int, str]
 
 
 @dataclass
@@ -172,7 +172,8 @@ class Rounds:
                 reason = "the last round did not help"
             if not helped or number == self.plan.n_rounds:
                 trained = self.finish(trained, split)
-        return RoundsOutcome(trained, split, self.rows, self.measure_sources(trained, split))
+        sources = self.measure_sources(trained, split)
+        return RoundsOutcome(trained, split, self.rows, sources, self.kinds)
 
     def _find_last(self, number: int, reason: str) -> str:
         """Why this gate is the last one, whatever it shows; empty if it is not."""
@@ -245,7 +246,7 @@ class Rounds:
         n_gate = int(np.clip(n_gate, 3, 64))
         wanted = max(n_cells, 32, self.plan.train / 50) if on_gpu else max(n_cells, 8)
         n_train = int(np.clip(min(room / 2, wanted), 4, 256))
-        first = self.sampling.number_trajectory(_ROUND_NUMBERS + number * _WALKER_NUMBERS)
+        first = self.sampling.number_trajectory(ROUND_NUMBERS + number * WALKER_NUMBERS)
         return WalkerPlan(n_train, n_gate, self.sampling.temperatures, self.sampling.seed, first)
 
     def _choose_settings(self, number: int, n_walkers: int) -> ExploreSettings:
@@ -364,12 +365,7 @@ class Rounds:
 
     def measure_sources(self, trained: Trained, split: Split) -> dict[str, Accuracy]:
         """Accuracy on test frames: those of the first sampling, and of the last gate's walkers."""
-        last = self.sampling.number_trajectory(
-            _ROUND_NUMBERS + self.rows[-1].round * _WALKER_NUMBERS
-        )
-        driven = [f for f in split.test if f.source == SOURCE and f.trajectory >= last]
-        first = [f for f in split.test if f.source != SOURCE]
-        groups = group_frames(first, driven, self.hot)
+        groups = group_test_frames(split.test, self.rows[-1].round, self.hot)
         return {name: measure_student(trained.student, frames) for name, frames in groups.items()}
 
     def _log(self, row: GateRow) -> None:
@@ -387,4 +383,4 @@ def is_gain(before: float, after: float) -> bool:
 
 def name_cell(index: int) -> str:
     """Kind of the frames that began as a cell of the sampling plan."""
-    return f"cell {index}"
+    return f"{CELL}{index}"

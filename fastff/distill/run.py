@@ -24,6 +24,7 @@ from fastff.distill.header import build_header, describe_software
 from fastff.distill.hessian import EVALUATIONS, add_to_split
 from fastff.distill.labelling import CHECK, check_once, describe_caveats, is_first_process
 from fastff.distill.ladder import Ladder, Trained, calibrate_uncertainty, measure_student
+from fastff.distill.origins import note_origins
 from fastff.distill.planning import plan_sampling
 from fastff.distill.ranks import check_launched
 from fastff.distill.request import (
@@ -257,6 +258,9 @@ def distill(
             found = runner.run(split, trained, sum(seconds.values()))
         trained, split = found.trained, found.split
         seconds["rounds"] = time.perf_counter() - started
+    if teacher is not None and sampling is not None:
+        with LabelStore(out / LABELS_NAME, "a", teacher=teacher.info) as store:
+            note_origins(store, sampling, found.kinds if found else {})
     return finish(request, labelled, seeds, split, trained, found, out, seconds, ladder, sampling)
 
 

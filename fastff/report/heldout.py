@@ -19,6 +19,7 @@ import ase
 import numpy as np
 
 from fastff.distill.cells import build_supercell
+from fastff.distill.content import find_known
 from fastff.errors import DataError, SimulationUnstableError
 from fastff.labels import Frame
 from fastff.md.state import find_fixed
@@ -320,9 +321,10 @@ def select_heldout(
     labelled : LabelledSet
         As read. If it marks trajectories as held out, only those are used.
     trained : frozenset of str
-        Content hashes of the frames that the student was trained on, as far as its file records them.
+        Content hashes of the frames that the student was trained on, as far as its file records them, whole or cut
+        short.
     hash_frame : callable
-        Content hash of a structure, in the form of ``trained``.
+        Whole content hash of a structure, hexadecimal.
 
     Raises
     ------
@@ -335,7 +337,8 @@ def select_heldout(
         notes.append(
             f"{len(frames)} of {len(labelled.frames)} frames are used: those of trajectories marked as held out"
         )
-    fresh = [frame for frame in frames if hash_frame(frame.atoms) not in trained]
+    known = find_known([hash_frame(frame.atoms) for frame in frames], trained)
+    fresh = [frame for frame, is_known in zip(frames, known, strict=True) if not is_known]
     if len(fresh) < len(frames):
         notes.append(
             f"{len(frames) - len(fresh)} frames were left out because the student was trained on them"

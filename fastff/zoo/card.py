@@ -11,6 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastff.units import show_percent
+from fastff.zoo.recipe_card import (
+    describe_recipe,
+    explain_groups,
+    list_limits,
+    list_record,
+    name_row,
+)
 
 Header = Mapping[str, Any]
 
@@ -30,7 +37,7 @@ class Summary:
     temperature : tuple of float or None
         K, of the training data.
     accuracy : float or None
-        Smallest of force, energy and stress accuracy on test frames.
+        Smallest of force, energy and stress accuracy on test frames; without stress where none of these has one.
     size : int
         Bytes.
     """
@@ -69,9 +76,13 @@ def name_elements(numbers: Iterable[int]) -> tuple[str, ...]:
 
 
 def find_accuracy(header: Header, part: str = "test") -> float | None:
-    """Smallest of force, energy and stress accuracy; None if one of them is not known."""
+    """Smallest of force, energy and stress accuracy; None if one of them is not known.
+
+    Stress does not count where no frame has one.
+    """
     found = (header.get("accuracy") or {}).get(part) or {}
-    values = [found.get(key) for key in ("force", "energy", "stress")]
+    keys = ("force", "energy", "stress")[: 2 if found.get("n_stresses") == 0 else 3]
+    values = [found.get(key) for key in keys]
     return None if any(value is None for value in values) else min(map(float, values))  # type: ignore[arg-type]
 
 
@@ -95,6 +106,7 @@ def render_card(name: str, header: Header, size: int) -> str:
         _describe(name, header, size),
         _tabulate_accuracy(header),
         _tabulate_trajectories(header),
+        list_record(header),
         _judge_gate(header),
         _tabulate_pushes(header),
         _tabulate_stability(header),
@@ -122,6 +134,7 @@ def _describe(name: str, header: Header, size: int) -> list[str]:
         "licence": _prefix("", teacher.get("licence"), " (the teacher's; the student's follow it)"),
         "cite": teacher.get("citation") or "",
         "phases and temperatures": "; ".join(map(_name_phase, data.get("phases", []))),
+        **(describe_recipe(header) if "recipe" in data else {}),
         "frames": _count_frames(data, training),
         "temperature range": _name_range(header.get("temperature")),
     }
@@ -136,7 +149,9 @@ def _count_frames(data: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     if "n_train" not in training:
         return ""
     text = f"{training['n_train']:,} training, {training['n_validation']:,} validation, {training['n_test']:,} test"
-    if data:
+    if "recipe" in data:
+        text += "; of the test frames no trajectory was trained on"
+    elif data:
         text += (
             f", of {data['n_atoms']} atoms ({data['formula']}) each; "
             "test and validation frames are whole trajectories"
@@ -156,7 +171,8 @@ def _name_range(limits: Sequence[float] | None) -> str:
 def _tabulate_accuracy(header: Header) -> list[str]:
     found = header.get("accuracy") or {}
     rows = []
-    for part in ("test", "validation"):
+    groups = [name for name in found if name not in ("test", "validation")]
+    for part in ("test", "validation", *groups):
         row = found.get(part)
         if row:
             rows.append(
@@ -172,6 +188,7 @@ def _tabulate_accuracy(header: Header) -> list[str]:
         "| frames | accuracy | forces | energy | stress | force MAE (meV/Å) | energy MAE (meV/atom) |",
         "|---|---:|---:|---:|---:|---:|---:|",
         *rows,
+        *explain_groups(header),
     ]
 
 
@@ -183,11 +200,15 @@ def _tabulate_trajectories(header: Header) -> list[str]:
         "| test trajectory | frames | force accuracy | force MAE (meV/Å) | RMS force (meV/Å) |",
         "|---|---:|---:|---:|---:|",
         *(
-            f"| {row['phase']}, {row['temperature']:.0f} K | {row['n_frames']} | {format_percent(row['force'])} | "
+            f"| {_name_row(row)} | {row['n_frames']} | {format_percent(row['force'])} | "
             f"{1e3 * row['force_mae']:.1f} | {1e3 * row['force_rms']:.0f} |"
             for row in rows
         ),
     ]
+
+
+def _name_row(row: Mapping[str, Any]) -> str:
+    return name_row(row) if "source" in row else f"{row['phase']}, {row['temperature']:.0f} K"
 
 
 def _judge_gate(header: Header) -> list[str]:
@@ -273,11 +294,20 @@ def _list_speed(header: Header) -> list[str]:
         )
     for row in speed.get("gpu", []):
         lines.append(
-            f"- {row['gpu']}, untrained student of the same size, fcc copper, {row['n_atoms']:,} atoms: "
-            f"{row['ms']:.3g} ms ({row['atom_steps_per_s'] / 1e6:.0f} million atoms a second), fused kernels, neighbor "
-            f"list not included ({row['record']}, commit {row['commit']})."
+            f"- {row['gpu']}, untrained student of the same size, fcc copper, {row['n_atoms']:,} "
+            f"atoms{_name_neighbors(row)}: {row['ms']:.3g} ms ({_name_millions(row)} atoms a second), fused kernels, "
+            f"neighbor list not included ({row['record']}, commit {row['commit']})."
         )
     return ["### Speed", "", *lines] if lines else []
+
+
+def _name_neighbors(row: Mapping[str, Any]) -> str:
+    return f" with {row['neighbors']} neighbors each" if "neighbors" in row else ""
+
+
+def _name_millions(row: Mapping[str, Any]) -> str:
+    millions = row["atom_steps_per_s"] / 1e6
+    return f"{millions:.{0 if millions > 5 else 1}f} million"
 
 
 def _list_limits(header: Header) -> list[str]:
@@ -285,6 +315,8 @@ def _list_limits(header: Header) -> list[str]:
     data = zoo.get("data")
     if not data:
         return []
+    if "recipe" in data:
+        return list_limits(header)
     longest = max((row["ps"] for row in zoo.get("stability", [])), default=0.0)
     phases = " and ".join(phase["phase"] for phase in data["phases"])
     lines = [
