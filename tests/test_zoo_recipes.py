@@ -213,7 +213,8 @@ def test_a_record_of_the_same_student_is_shown(
     assert material.read_record()["endurance"] == record["endurance"]
     card = render_card("cu", {**header, "zoo": {"data": material.describe()}}, 1)
     assert "bench/results/recipes/cu-emt.json" in card
-    assert "8 replicas" in card
+    assert "8 replicas, 864 atoms in all" in card
+    assert "over 0.79 ps of 19 replicas" in card
     assert "Diffusion and phonons were not compared" in card
 
 

@@ -115,7 +115,7 @@ def _describe_pair(row: Mapping[str, Any]) -> str:
     if "fault" in row:
         return f"{start}: {row['fault']}."
     noise = "unknown" if row["noise"] is None else f"{100 * row['noise']:.1f} %"
-    difference = f"differs by {100 * row['difference']:.1f} % over {row['ps']:.3g} ps"
+    difference = f"differs by {100 * row['difference']:.1f} % over {row['ps']:.3g} ps of {row['n_replicas']} replicas"
     return f"{start}, {row['pair']}: {difference} (noise {noise})."
 
 
