@@ -355,7 +355,8 @@ def test_what_is_labelled_of_an_exploration(
 
 @pytest.mark.parametrize(
     ("n_cool", "n_hot", "urgent", "expected"),
-    [(20, 20, (), (6, 3)), (4, 20, (), (4, 5)), (20, 2, (), (7, 2)), (20, 20, (21, 22, 23, 24), (6, 4))],
+    [(20, 20, (), (6, 3)), (4, 20, (), (4, 5)), (20, 2, (), (7, 2)), (20, 20, (21, 22, 23, 24), (5, 4)),
+     (20, 20, (0, 1, 2, *range(21, 27)), (3, 6)), (0, 20, (), (0, 9)), (20, 0, (), (9, 0)), (0, 0, (), (0, 0))],
 )  # fmt: skip
 def test_hot_structures_are_a_third_as_long_as_there_are_others(
     student: Student,

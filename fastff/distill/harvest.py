@@ -275,12 +275,13 @@ def _choose_training(
     weights = weights * weigh_uncertainty([s.spread for s in candidates])
     there, own = descriptors[: len(compared)], descriptors[len(compared) :]
     groups = [np.flatnonzero(np.asarray(hot, bool) == above) for above in (False, True)]
+    urgent = [[k for k, i in enumerate(group.tolist()) if candidates[i].urgent] for group in groups]
     n_hot = min(len(groups[1]), max(int(HOT_SHARE * count), count - len(groups[0])))
+    n_hot = max(n_hot, len(urgent[1]))
     chosen: list[int] = []
-    for group, most in zip(groups, (count - n_hot, n_hot), strict=True):
-        urgent = [place for place, index in enumerate(group.tolist()) if candidates[index].urgent]
+    for group, forced, most in zip(groups, urgent, (count - n_hot, n_hot), strict=True):
         near = np.concatenate([there, own[chosen]])
-        picked = choose_spread(own[group], near, weights[group], most, urgent)
+        picked = choose_spread(own[group], near, weights[group], most, forced)
         chosen += group[picked].tolist()
     return chosen
 
