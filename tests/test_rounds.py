@@ -207,6 +207,17 @@ def test_no_round_begins_after_its_time(
     assert measured == [0.001]  # a resumed run spends what the first one planned
 
 
+def test_a_gain_is_a_part_of_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds_module, "LEAST_GAIN", 0.04)
+    assert rounds_module.is_gain(0.9, 0.9041)
+    assert not rounds_module.is_gain(0.9, 0.9039)
+    assert rounds_module.is_gain(0.98, 0.9809)
+    assert not rounds_module.is_gain(0.98, 0.9807)
+    assert rounds_module.is_gain(-np.inf, 0.0)
+    assert not rounds_module.is_gain(0.9, -np.inf)
+    assert not rounds_module.is_gain(-np.inf, -np.inf)
+
+
 def test_a_round_that_does_not_help_is_the_last(
     request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
