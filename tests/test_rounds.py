@@ -230,6 +230,30 @@ def test_a_round_that_does_not_help_is_the_last(
     assert outcome.rows[-1].dynamics["last"] == "the last round did not help"
 
 
+def test_a_resumed_run_goes_on_by_what_an_earlier_process_found(
+    request_: DistillRequest,
+    whole: tuple[Path, DistillOutcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Judged anew by a stricter rule, it trained for the end after the first round, and kept that for the last."""
+    shutil.copytree(whole[0], tmp_path / "out")
+    monkeypatch.setattr(rounds_module, "GROWTH", 1.01)
+    monkeypatch.setattr(rounds_module, "LEAST_GAIN", 2.0)
+    finals = []
+    real = Ladder.train
+
+    def train(self: Ladder, name: str, split: Split, label: str, **options: Any) -> Trained:
+        if label.endswith("-final"):
+            finals.append(len(split.train))
+        return real(self, name, split, label, **options)
+
+    monkeypatch.setattr(Ladder, "train", train)
+    outcome = run(request_, tmp_path / "out")
+    assert [row.decision for row in outcome.rows] == [row.decision for row in whole[1].rows]
+    assert finals == [outcome.rows[-1].n_train]
+
+
 def test_the_end_is_a_training_from_scratch_on_all_frames(
     request_: DistillRequest,
     whole: tuple[Path, DistillOutcome],

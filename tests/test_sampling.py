@@ -323,6 +323,20 @@ def test_a_plan_is_carried_out(tmp_path: Path) -> None:
     assert forces["close-contact"] > 2 * forces["thermal"]
 
 
+def test_atoms_of_thermal_structures_keep_apart(tmp_path: Path) -> None:
+    """Of a crystal with springs so soft that its neighbors would pass through each other."""
+    teacher = EmtTeacher()
+    teacher.fault = lambda _, labels: replace(labels, forces=0.02 * labels.forces)
+    with LabelStore(tmp_path / "a.h5", "a") as store:
+        run_sampling(teacher, PLAN, store)
+        frames = store.read()
+    drawn = [f for f in frames if f.source == "thermal" or (f.source, f.step) == ("teacher-md", 0)]
+    assert {f.source for f in drawn} == {"thermal", "teacher-md"}
+    nearest = [neighbor_list("d", f.atoms, 4.0).min() for f in drawn]
+    assert min(nearest) > 0.7 * 0.97 * 3.61 / 2**0.5
+    assert min(nearest) < 0.75 * 3.61 / 2**0.5
+
+
 def test_the_cell_of_every_trajectory_is_known(tmp_path: Path) -> None:
     seeds = [bulk("Cu", cubic=True), bulk("Au", cubic=True), bulk("Al", cubic=True)]
     plan = plan_sampling(seeds, budget=160, cutoff=3.0, max_atoms=8)

@@ -279,9 +279,9 @@ def _choose_training(
     n_hot = min(len(groups[1]), max(int(HOT_SHARE * count), count - len(groups[0])))
     n_hot = max(n_hot, len(urgent[1]))
     chosen: list[int] = []
-    for group, forced, most in zip(groups, urgent, (count - n_hot, n_hot), strict=True):
+    for group, first, most in zip(groups, urgent, (count - n_hot, n_hot), strict=True):
         near = np.concatenate([there, own[chosen]])
-        picked = choose_spread(own[group], near, weights[group], most, forced)
+        picked = choose_spread(own[group], near, weights[group], most, first)
         chosen += group[picked].tolist()
     return chosen
 
