@@ -100,9 +100,10 @@ class Clock(threading.Thread):
     def sum_stages(self) -> dict[str, float]:
         """Seconds of every stage in all processes."""
         total: dict[str, float] = {}
-        for piece in self.pieces:
-            for stage, seconds in piece["seconds"].items():
-                total[stage] = round(total.get(stage, 0.0) + seconds, 1)
+        with self._lock:
+            for piece in self.pieces:
+                for stage, seconds in piece["seconds"].items():
+                    total[stage] = round(total.get(stage, 0.0) + seconds, 1)
         return total
 
 

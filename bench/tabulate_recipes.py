@@ -51,7 +51,7 @@ def describe_recipe(record: dict[str, Any]) -> list[str]:
         f"{record['evaluations_of_teacher']:,}, {minutes:.1f} min",
         *(show_three(groups.get(name)) for name in ("teacher-driven", "student-driven")),
         *(show_beyond(groups, part) for part in ("highest temperature", "strained")),
-        *(show_endurance(row) for row in record["endurance"]),
+        *(show_endurance(row) for row in find_endurance(record)),
         show_pairs(record["pairs"]),
         f"{(where['gpu'] or 'no GPU').removeprefix('NVIDIA ')}, {(where['commit'] or '?')[:7]}",
     ]
@@ -80,8 +80,17 @@ def show_beyond(groups: dict[str, dict[str, Any]], part: str) -> str:
     )
 
 
-def show_endurance(row: dict[str, Any]) -> str:
+def find_endurance(record: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """The rows at the highest temperature and beyond it; None for one that a partial record lacks."""
+    highest = max(record["request"]["temperatures"])
+    rows = {row["temperature"] > highest: row for row in record["endurance"]}
+    return [rows.get(beyond) for beyond in (False, True)]
+
+
+def show_endurance(row: dict[str, Any] | None) -> str:
     """Replicas that failed, and how long the others ran if that is not what was wanted."""
+    if row is None:
+        return "–"
     short = "" if row["ps"] >= row["wanted_ps"] else f" of {row['wanted_ps']:,.4g} wanted"
     return f"{row['n_failed']} of {row['n_replicas']} in {row['ps']:,.4g} ps{short} ({row['temperature']:.0f} K)"
 

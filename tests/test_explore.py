@@ -355,7 +355,8 @@ def test_what_is_labelled_of_an_exploration(
 
 @pytest.mark.parametrize(
     ("n_cool", "n_hot", "urgent", "expected"),
-    [(20, 20, (), (6, 3)), (4, 20, (), (4, 5)), (20, 2, (), (7, 2)), (20, 20, (21, 22, 23, 24), (6, 4))],
+    [(20, 20, (), (6, 3)), (4, 20, (), (4, 5)), (20, 2, (), (7, 2)), (20, 20, (21, 22, 23, 24), (5, 4)),
+     (20, 20, (0, 1, 2, *range(21, 27)), (3, 6)), (0, 20, (), (0, 9)), (20, 0, (), (9, 0)), (0, 0, (), (0, 0))],
 )  # fmt: skip
 def test_hot_structures_are_a_third_as_long_as_there_are_others(
     student: Student,
@@ -380,6 +381,25 @@ def test_hot_structures_are_a_third_as_long_as_there_are_others(
     assert len(set(chosen)) == len(chosen)
     assert (sum(not hot[k] for k in chosen), sum(hot[k] for k in chosen)) == expected
     assert set(urgent) <= set(chosen)
+
+
+def test_the_choice_knows_which_walkers_are_hot(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cool, hot = make_walkers("train", "train")
+    walkers = [cool, replace(hot, hot=True)]
+    snapshots = tuple(Snapshot(bulk("Cu"), k, step, 0.5, 0.01) for k in (0, 1) for step in (2, 4))
+    found = Exploration(snapshots, (Ending(4), Ending(4)))
+    monkeypatch.setattr(harvest_module, "explore", lambda *args: found)
+    told: list[bool] = []
+
+    def choose(_: Student, candidates: Any, above: list[bool], *rest: Any) -> list[int]:
+        told.extend(above)
+        return []
+
+    monkeypatch.setattr(harvest_module, "_choose_training", choose)
+    harvest(student, walkers, SETTINGS, make_frames([300.0]), n_gate=0, n_train=2)
+    assert told == [False, False, True, True]
 
 
 def test_few_frames_of_many_gate_walkers_reach_the_hottest() -> None:

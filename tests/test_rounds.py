@@ -223,6 +223,17 @@ def test_no_round_begins_after_its_time(
     assert measured == [0.001]  # a resumed run spends what the first one planned
 
 
+def test_a_gain_is_a_part_of_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds_module, "LEAST_GAIN", 0.04)
+    assert rounds_module.is_gain(0.9, 0.9041)
+    assert not rounds_module.is_gain(0.9, 0.9039)
+    assert rounds_module.is_gain(0.98, 0.9809)
+    assert not rounds_module.is_gain(0.98, 0.9807)
+    assert rounds_module.is_gain(-np.inf, 0.0)
+    assert not rounds_module.is_gain(0.9, -np.inf)
+    assert not rounds_module.is_gain(-np.inf, -np.inf)
+
+
 def test_a_round_that_does_not_help_is_the_last(
     request_: DistillRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +244,30 @@ def test_a_round_that_does_not_help_is_the_last(
         "the last round did not help",
     ]
     assert outcome.rows[-1].dynamics["last"] == "the last round did not help"
+
+
+def test_a_resumed_run_goes_on_by_what_an_earlier_process_found(
+    request_: DistillRequest,
+    whole: tuple[Path, DistillOutcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Judged anew by a stricter rule, it trained for the end after the first round, and kept that for the last."""
+    shutil.copytree(whole[0], tmp_path / "out")
+    monkeypatch.setattr(rounds_module, "GROWTH", 1.01)
+    monkeypatch.setattr(rounds_module, "LEAST_GAIN", 2.0)
+    finals = []
+    real = Ladder.train
+
+    def train(self: Ladder, name: str, split: Split, label: str, **options: Any) -> Trained:
+        if label.endswith("-final"):
+            finals.append(len(split.train))
+        return real(self, name, split, label, **options)
+
+    monkeypatch.setattr(Ladder, "train", train)
+    outcome = run(request_, tmp_path / "out")
+    assert [row.decision for row in outcome.rows] == [row.decision for row in whole[1].rows]
+    assert finals == [outcome.rows[-1].n_train]
 
 
 def test_the_end_is_a_training_from_scratch_on_all_frames(

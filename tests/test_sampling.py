@@ -143,8 +143,11 @@ def test_thermal_draws_keep_atoms_apart() -> None:
         np.argmin(np.where(np.arange(64) == 0, 9.0, atoms.get_all_distances(mic=True)[0]))
     )
     toward[0] = 0.4 * atoms.get_distance(0, neighbor, mic=True, vector=True)  # to 0.6 of a bond
+    far = int(np.argmax(atoms.get_all_distances(mic=True)[0]))
+    toward[far] = 0.1
     held = hold_apart(atoms, toward)
-    assert held == pytest.approx(0.95**6 * toward)  # 0.95**5 leaves 0.69 of it
+    assert held[0] == pytest.approx(0.95**6 * toward[0])  # 0.95**5 leaves 0.69 of it
+    np.testing.assert_array_equal(held[1:], toward[1:])  # others move on
     moved = atoms.copy()
     moved.positions += held
     assert 0.7 < moved.get_distance(0, neighbor, mic=True) / 2.82 < 0.71
@@ -321,6 +324,20 @@ def test_a_plan_is_carried_out(tmp_path: Path) -> None:
         s: np.max([np.abs(f.labels.forces).max() for f in frames if f.source == s]) for s in sources
     }
     assert forces["close-contact"] > 2 * forces["thermal"]
+
+
+def test_atoms_of_thermal_structures_keep_apart(tmp_path: Path) -> None:
+    """Of a crystal with springs so soft that its neighbors would pass through each other."""
+    teacher = EmtTeacher()
+    teacher.fault = lambda _, labels: replace(labels, forces=0.02 * labels.forces)
+    with LabelStore(tmp_path / "a.h5", "a") as store:
+        run_sampling(teacher, PLAN, store)
+        frames = store.read()
+    drawn = [f for f in frames if f.source == "thermal" or (f.source, f.step) == ("teacher-md", 0)]
+    assert {f.source for f in drawn} == {"thermal", "teacher-md"}
+    nearest = [neighbor_list("d", f.atoms, 4.0).min() for f in drawn]
+    assert min(nearest) > 0.7 * 0.97 * 3.61 / 2**0.5
+    assert min(nearest) < 0.75 * 3.61 / 2**0.5
 
 
 def test_the_cell_of_every_trajectory_is_known(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ VACUUM_GAP = 6.0
 """Å; an axis along which atoms leave a wider gap is empty space, neither repeated nor strained."""
 
 NEAREST = 0.7
-"""Of thermal draws: no pair is nearer than this part of the shortest distance of its elements in the cell. Dynamics of
-copper-gold at 1.25 times its highest temperature hardly goes nearer, of silicon, rutile and CO on platinum never."""
+"""Of thermal draws: no pair of elements that are neighbors in the cell comes nearer than this part of their shortest
+distance there."""
 
 _SHAPES = (
     np.eye(3, dtype=int),
@@ -246,10 +246,11 @@ def draw_strain(rng: np.random.Generator, isotropic: float, shear: float) -> np.
 
 
 def hold_apart(atoms: ase.Atoms, moves: np.ndarray) -> np.ndarray:
-    """Displacements scaled down until no two atoms run into each other.
+    """Displacements, smaller for atoms that would run into each other.
 
     Springs know no repulsion: along soft modes of an expanded crystal they let neighbors pass at half of their
-    distance, with forces that no simulation meets.
+    distance, with forces that no simulation meets. Pairs of elements that are farther than 4 Å apart in ``atoms`` are
+    not looked at, and of molecules the bond of two elements is what counts.
 
     Parameters
     ----------
@@ -261,8 +262,8 @@ def hold_apart(atoms: ase.Atoms, moves: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray
-        ``moves`` times the largest power of 0.95 that keeps all pairs :data:`NEAREST` apart; ``moves`` themselves if
-        they do.
+        ``moves``, those of both atoms of every pair nearer than :data:`NEAREST` allows times 0.95 until none is;
+        ``moves`` themselves if none is.
     """
     limits = np.zeros((len(chemical_symbols),) * 2)
     first, second, lengths = neighbor_list("ijd", atoms, 4.0)
@@ -275,9 +276,11 @@ def hold_apart(atoms: ase.Atoms, moves: np.ndarray) -> np.ndarray:
     while True:
         moved.positions = atoms.positions + moves
         first, second, lengths = neighbor_list("ijd", moved, float(limits.max()))
-        if not (lengths < limits[moved.numbers[first], moved.numbers[second]]).any():
+        near = lengths < limits[moved.numbers[first], moved.numbers[second]]
+        if not near.any():
             return moves
-        moves = 0.95 * moves
+        moves = moves.copy()
+        moves[np.unique(first[near])] *= 0.95
 
 
 def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> ase.Atoms | None:

@@ -45,7 +45,7 @@ WARM_UP = 0.3
 """Part of a gate walker's way from which no frames are taken."""
 HOT_SHARE = 1 / 3
 """Most of the structures to train on that may be from above the range of temperatures, as long as there are others:
-a student is least sure of these, and chosen by that alone most are."""
+a student is least sure of these, and would choose little else. Not where students have no uncertainty."""
 WAVE_NUMBERS = 512
 GOLDEN = 0.618
 """Part of the kinds by which these move along the temperatures from one round to the next."""
@@ -277,12 +277,13 @@ def _choose_training(
     weights = weights * weigh_uncertainty([s.spread for s in candidates])
     there, own = descriptors[: len(compared)], descriptors[len(compared) :]
     groups = [np.flatnonzero(np.asarray(hot, bool) == above) for above in (False, True)]
+    urgent = [[k for k, i in enumerate(group.tolist()) if candidates[i].urgent] for group in groups]
     n_hot = min(len(groups[1]), max(int(HOT_SHARE * count), count - len(groups[0])))
+    n_hot = max(n_hot, len(urgent[1]))
     chosen: list[int] = []
-    for group, most in zip(groups, (count - n_hot, n_hot), strict=True):
-        urgent = [place for place, index in enumerate(group.tolist()) if candidates[index].urgent]
+    for group, first, most in zip(groups, urgent, (count - n_hot, n_hot), strict=True):
         near = np.concatenate([there, own[chosen]])
-        picked = choose_spread(own[group], near, weights[group], most, urgent)
+        picked = choose_spread(own[group], near, weights[group], most, first)
         chosen += group[picked].tolist()
     return chosen
 

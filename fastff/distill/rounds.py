@@ -63,6 +63,7 @@ from fastff.report.metrics import Accuracy
 
 LEAST_GAIN = 0.04
 """A round that lowers what the score on the validation frames lacks of one by a smaller part does not help."""
+NO_GAIN = "the last round did not help"
 GROWTH = 1.5
 """How many times the frames of the last training from scratch are worth another one after the rounds."""
 PICOSECONDS = {"cpu": (1.0, 2.0), "cuda": (10.0, 20.0)}
@@ -168,8 +169,9 @@ class Rounds:
             new = self.label(number, harvested, ("train",))
             trained, helped = self.improve(number, trained, split, new)
             split = extend_split(split, new, harvested.picks)
+            helped = self._recall_gain(number, helped)
             if not helped:
-                reason = "the last round did not help"
+                reason = NO_GAIN
             if not helped or number == self.plan.n_rounds:
                 trained = self.finish(trained, split)
         sources = self.measure_sources(trained, split)
@@ -185,6 +187,13 @@ class Rounds:
         if minutes is not None and self.elapsed + self._last_round > 60.0 * minutes:
             return "time spent"
         return ""
+
+    def _recall_gain(self, number: int, helped: bool) -> bool:
+        """Whether a round helped as an earlier process, perhaps with another :data:`LEAST_GAIN`, went on by."""
+        path = self.folder / f"round-{number + 1}.npz"
+        if self.ladder.resume and path.exists():
+            return bool(read_harvest(path).record["last"] != NO_GAIN)
+        return helped
 
     @property
     def elapsed(self) -> float:

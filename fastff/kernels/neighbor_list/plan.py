@@ -50,7 +50,7 @@ class Bins:
     shape : tuple of int
         Bins along each axis.
     spans : tuple of int
-        How many bins to either side hold every atom in reach.
+        How many bins to either side hold every atom in reach; along axes that are not periodic, of those there are.
     images : int
         Largest component of a shift that the search can give.
     keys : (n_atoms,) int64 tensor
@@ -177,7 +177,10 @@ def assign_bins(positions: Tensor, frame: Frame, reach: float) -> Bins:
         shape[largest] = max(1, int(shape[largest] / min(excess, 2.0)))
         excess = math.prod(shape) / limit
     density = [n / length for n, length in zip(shape, lengths, strict=True)]
-    spans = [math.ceil(reach * d / h) for d, h in zip(density, frame.heights, strict=True)]
+    spans = [
+        math.ceil(reach * d / h) if p else min(math.ceil(reach * d / h), n - 1)
+        for d, h, n, p in zip(density, frame.heights, shape, frame.periodic, strict=True)
+    ]
     images = max(
         [
             images,
