@@ -7,6 +7,7 @@ measurements (``bench/zoo_measures.py``), rules (``bench/zoo.py``).
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "bench" / "results" / "recipes"
 WORDS = ("molecule", "wire", "slab")
 """What matter is called that extends in less than three directions."""
-OVERHEAT = 1.5
-"""Dynamics goes up to this many times the highest temperature of a recipe."""
 
 
-class Material:
+class Material(ABC):
     """Test frames of one material, by phase.
 
     Attributes
@@ -37,22 +36,22 @@ class Material:
     timestep = 1.0
     n_hottest = 1
 
+    @abstractmethod
     def name_phase(self, frame: Any) -> str:
         """The phase, or kind of structure, of a test frame."""
-        raise NotImplementedError
 
     @property
     def phases(self) -> tuple[str, ...]:
         """All of which there are test frames."""
         return tuple(dict.fromkeys(map(self.name_phase, self.test)))
 
+    @abstractmethod
     def name_row(self, frame: Any) -> dict[str, Any]:
         """What frames have in common whose accuracy is one row of the card."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rank(self, frame: Any) -> tuple[float, ...]:
         """Among frames equally near in temperature, that of the lowest rank is taken."""
-        raise NotImplementedError
 
     def list_starts(self, phase: str) -> list[Any]:
         """Test frames of a phase from which dynamics may start."""
@@ -91,9 +90,9 @@ class Material:
         """Why these frames cannot be those that the student was tested on; empty if they can."""
         return ""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What the card says of the data."""
-        raise NotImplementedError
 
 
 class StudyMaterial(Material):
@@ -262,7 +261,9 @@ class RecipeMaterial(Material):
         return {name: [places[id(frame)] for frame in mine] for name, mine in groups.items()}
 
     def list_runs(self) -> list[str]:
-        """Every kind at the highest temperature and at 1.5 times it."""
+        """Every kind at the highest temperature, and at that of the hottest walkers."""
+        from fastff.distill.harvest import OVERHEAT
+
         high = float(self.header["temperature"][1])
         return [f"{phase}:{k:g}" for phase in self.phases for k in (high, OVERHEAT * high)]
 
@@ -286,10 +287,13 @@ class RecipeMaterial(Material):
 
     def describe(self) -> dict[str, Any]:
         """Recipe, kinds of structures, whether its target was met, and what ``bench/recipes.py`` found."""
+        from fastff.distill.harvest import OVERHEAT
+
         return {
             "recipe": f"train/{self.recipe.name}",
             "kinds": self.list_kinds(),
             "target": self.request["target"],
+            "overheat": OVERHEAT,
             "passed": self.is_passed(),
             "record": self.read_record(),
         }

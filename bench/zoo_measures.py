@@ -17,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from bench.zoo_materials import Material
+    from fastff.report.metrics import Accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
 FALL = 1.0
@@ -30,42 +31,40 @@ GPU_RECORDS = ("fused-rounded-h100.json", "fused-directed-h100.json")
 GPU_ATOMS = (1372, 108_000)
 
 
-def measure_parts(material: Material, predicted: list[Any]) -> dict[str, dict[str, Any]]:
-    """Accuracy on all test frames, as ``test``, and on each group of them."""
+def measure_places(material: Material, predicted: list[Any], places: list[int]) -> Accuracy:
+    """Accuracy on some of the test frames."""
     from fastff.report.metrics import measure_accuracy
 
+    mine = [material.test[k] for k in places]
+    return measure_accuracy(
+        [frame.labels for frame in mine],
+        [predicted[k] for k in places],
+        [frame.atoms for frame in mine],
+    )
+
+
+def measure_parts(material: Material, predicted: list[Any]) -> dict[str, dict[str, Any]]:
+    """Accuracy on all test frames, as ``test``, and on each group of them."""
     parts = {"test": list(range(len(material.test))), **material.list_groups()}
     found = {}
     for name, places in parts.items():
-        mine = [material.test[k] for k in places]
-        accuracy = measure_accuracy(
-            [frame.labels for frame in mine],
-            [predicted[k] for k in places],
-            [frame.atoms for frame in mine],
-        )
+        accuracy = measure_places(material, predicted, places)
         found[name] = {key: getattr(accuracy, key) for key in ("force", "energy", "stress")}
     return found
 
 
 def measure_rows(material: Material, predicted: list[Any]) -> list[dict[str, Any]]:
     """Force accuracy of test frames by what the material tells apart."""
-    from fastff.report.metrics import measure_accuracy
-
     places: dict[tuple[Any, ...], list[int]] = {}
     for k, frame in enumerate(material.test):
         places.setdefault(tuple(material.name_row(frame).items()), []).append(k)
     rows = []
     for name, members in places.items():
-        mine = [material.test[k] for k in members]
-        found = measure_accuracy(
-            [frame.labels for frame in mine],
-            [predicted[k] for k in members],
-            [frame.atoms for frame in mine],
-        )
+        found = measure_places(material, predicted, members)
         rows.append(
             {
                 **dict(name),
-                "n_frames": len(mine),
+                "n_frames": len(members),
                 "force": found.force,
                 "force_mae": found.force_mae,
                 "force_rms": found.force_rms,

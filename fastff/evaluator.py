@@ -94,15 +94,18 @@ def find_student_obstacle(student: Student, skin: float = 0.0) -> str | None:
     return find_obstacle(collect_weights(student)) or find_reach_obstacle(student.cutoff + skin)
 
 
-def choose_path(student: Student, obstacle: str | None = None) -> Choice:
+def choose_path(student: Student, obstacle: str | None = None, *, skin: float = 0.0) -> Choice:
     """Which path evaluations of a student take on its device under the present selection of back ends.
+
+    ``obstacle`` is what :func:`find_student_obstacle` found, if that was asked already; ``skin``, in Å, is that of the
+    lists otherwise.
 
     Raises
     ------
     BackendError
         Triton is forced and cannot run.
     """
-    obstacle = obstacle or find_student_obstacle(student)
+    obstacle = obstacle or find_student_obstacle(student, skin)
     backend, reason = dispatch.decide(OP, student.device, obstacle)
     return Choice("fused" if backend == "triton" else "torch", reason)
 
@@ -176,8 +179,6 @@ class Evaluator:
 
     def explain(self) -> Choice:
         """Which path the next evaluation takes, and why."""
-        if self._obstacle is None:
-            return choose_path(self.student)
         return choose_path(self.student, self._obstacle)
 
     def evaluate(

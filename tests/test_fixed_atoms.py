@@ -19,7 +19,7 @@ from fastff.checkpoint import load_model
 from fastff.distill import harmonic as harmonic_module
 from fastff.distill.cells import build_supercell
 from fastff.distill.constraints import copy_fixed
-from fastff.distill.dynamics import LangevinSettings, Replica, draw_momenta, run_langevin
+from fastff.distill.dynamics import LangevinSettings, draw_momenta, run_langevin
 from fastff.distill.explore import ExploreSettings, Walker, _Run, explore
 from fastff.distill.formats import read_labels
 from fastff.distill.harmonic import fit_harmonic
@@ -29,7 +29,6 @@ from fastff.distill.roundlog import GateRow
 from fastff.distill.sampling import run_sampling
 from fastff.distill.store import LabelStore
 from fastff.errors import DataError
-from fastff.inference import predict
 from fastff.labels import Frame
 from fastff.md.state import find_fixed
 from fastff.report.comparison import read_header_structures
@@ -38,6 +37,7 @@ from fastff.report.physics.material import describe_material
 from fastff.report.physics.motion import Dynamics, Run, compare_diffusion, run_side
 from fastff.report.physics.side import Side
 from fastff.structures import read_structures
+from tests.test_explore import follow_other
 from tests.test_rounds import Death, assert_same, run, shorten
 from tests.test_sampling import EmtTeacher, assert_same_frames
 from tests.test_sampling_dynamics import label_springs, make_spring_replica
@@ -261,19 +261,7 @@ def test_walkers_leave_fixed_atoms_where_they_are() -> None:
     for one, other in zip(found.snapshots[2:], before.snapshots[2:], strict=True):
         assert np.allclose(one.atoms.positions, other.atoms.positions, atol=1e-9)
     still = explore(student, held, replace(settings, friction=0.0))
-    replicas = []
-    for walker in held:
-        atoms = walker.atoms.copy()
-        atoms.set_momenta(draw_momenta(atoms, 300.0, 0, walker.trajectory))
-        replicas.append(Replica(atoms, 300.0, walker.trajectory))
-    run_langevin(
-        replicas,
-        lambda structures: predict(student, structures),
-        LangevinSettings(20, 2.0, friction=0.0),
-        source="x",
-        on_frames=lambda frames: None,
-    )
-    for k, replica in enumerate(replicas):
+    for k, replica in enumerate(follow_other(student, held)):
         last = [s for s in still.snapshots if s.walker == k][-1]
         assert np.allclose(last.atoms.positions, replica.atoms.positions, atol=1e-5)
 

@@ -181,7 +181,7 @@ def md(
     place = resolve_device(device)
 
     from fastff.checkpoint import load_model
-    from fastff.evaluator import choose_path, find_student_obstacle
+    from fastff.evaluator import choose_path
     from fastff.md.files import plan_files
     from fastff.md.potentials import make_potential
     from fastff.md.restart import find_stored_skin
@@ -211,8 +211,8 @@ def md(
     remark = describe_precision(student, precision.value, atoms)
     if remark is not None:
         console.print(remark, soft_wrap=True)
-    choice = choose_path(student, find_student_obstacle(student, settings.skin))
-    products = precision.value if choice.path == "fused" else DEFAULT
+    path = choose_path(student, skin=settings.skin).path
+    products = precision.value if path == "fused" else DEFAULT
     identity = f"{student.header.get('sha256', '')} {dtype.value}"
     if products != DEFAULT:
         identity += f" {products}"

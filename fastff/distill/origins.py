@@ -14,8 +14,12 @@ from fastff.distill.store import LabelStore
 
 ORIGINS = "origins"
 """Entry of a label file's record: number of the structure, from 0, by trajectory."""
-CELL = "cell "
-"""Begins the kind of a walker whose cell is known; its number in the plan follows."""
+_CELL = "cell "
+
+
+def name_cell(index: int) -> str:
+    """Kind of the frames that began as a cell of the sampling plan."""
+    return f"{_CELL}{index}"
 
 
 def note_origins(store: LabelStore, plan: SamplingPlan, kinds: Mapping[int, str]) -> None:
@@ -32,8 +36,8 @@ def note_origins(store: LabelStore, plan: SamplingPlan, kinds: Mapping[int, str]
     origins = {}
     for trajectory in sorted(store.held_out):
         cell, kind = plan.find_cell(trajectory), kinds.get(trajectory, "")
-        if cell is None and kind.startswith(CELL):
-            cell = int(kind.removeprefix(CELL))
+        if cell is None and kind.startswith(_CELL):
+            cell = int(kind.removeprefix(_CELL))
         if cell is not None:
             origins[str(trajectory)] = plan.cells[cell].seed_index
     store.note(**{ORIGINS: origins})

@@ -48,7 +48,7 @@ from fastff.distill.ladder import (
     pick_torch_device,
     replay_frames,
 )
-from fastff.distill.origins import CELL
+from fastff.distill.origins import name_cell
 from fastff.distill.plan import ROUND_NUMBERS, WALKER_NUMBERS, SamplingPlan
 from fastff.distill.ranks import gather_from_ranks
 from fastff.distill.roundlog import GateRow, measure_calibration, read_rows, write_rows
@@ -388,8 +388,3 @@ class Rounds:
 def is_gain(before: float, after: float) -> bool:
     """Whether scores on the same validation frames differ by enough for another round."""
     return after - before >= LEAST_GAIN * (1.0 - before)
-
-
-def name_cell(index: int) -> str:
-    """Kind of the frames that began as a cell of the sampling plan."""
-    return f"{CELL}{index}"

@@ -241,9 +241,8 @@ class _Sampler:
         else:
             strain = draw_strain(rng, REPLICA_STRAIN, 0.5 * REPLICA_STRAIN)
             temperature = low + position * (plan.overheat * high - low)
-        strained = strain_cell(base, strain)
         moves = self.springs[cell].draw(temperature, rng)
-        atoms = _displace(strained, hold_apart(strained, moves))
+        atoms = _displace_apart(strain_cell(base, strain), moves)
         if kind == "close-contact":
             pressed = press_pairs(atoms, 0.65 + 0.25 * position, rng)
             return pressed or atoms
@@ -335,8 +334,7 @@ class _Sampler:
         plan, rng = self.plan, self._make_rng("dynamics", planned.cell, planned.index)
         strain = draw_strain(rng, REPLICA_STRAIN, 0.5 * REPLICA_STRAIN)
         moves = self.springs[planned.cell].draw(planned.temperature, rng)
-        strained = strain_cell(plan.cells[planned.cell], strain)
-        atoms = _displace(strained, hold_apart(strained, moves))
+        atoms = _displace_apart(strain_cell(plan.cells[planned.cell], strain), moves)
         trajectory = plan.number_trajectory(plan.n_static + planned.index)
         momenta = draw_momenta(atoms, planned.temperature, plan.seed, trajectory)
         atoms.set_momenta(momenta)
@@ -389,3 +387,7 @@ def _displace(atoms: ase.Atoms, moves: Any) -> ase.Atoms:
     moved = atoms.copy()
     moved.positions += moves
     return moved
+
+
+def _displace_apart(atoms: ase.Atoms, moves: Any) -> ase.Atoms:
+    return _displace(atoms, hold_apart(atoms, moves))

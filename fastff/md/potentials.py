@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 
-from fastff.evaluator import choose_path, find_student_obstacle
+from fastff.evaluator import choose_path
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.md.protocol import DevicePotential
 from fastff.md.torch_potential import StudentPotential
@@ -37,8 +37,7 @@ def make_potential(
     DevicePotential
         The fused kernels where :func:`fastff.evaluator.choose_path` chooses them, else plain torch.
     """
-    options = Options(precision=precision)
-    choice = choose_path(student, find_student_obstacle(student, skin))
+    options, choice = Options(precision=precision), choose_path(student, skin=skin)
     if isinstance(student, MomentStudent) and choice.path == "fused":
         return ResidentPotential(student, skin=skin, options=options)
     if precision != DEFAULT:

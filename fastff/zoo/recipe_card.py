@@ -11,8 +11,6 @@ from typing import Any
 from fastff.units import show_percent
 
 Header = Mapping[str, Any]
-HOT = 1.5
-"""Walkers of rounds go up to this many times the highest temperature."""
 
 
 def describe_recipe(header: Header) -> dict[str, str]:
@@ -55,13 +53,15 @@ def _describe_rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
 
 def explain_groups(header: Header) -> list[str]:
     """What the rows of the table of accuracies are, where there are groups."""
+    data = (header.get("zoo") or {}).get("data") or {}
     if not any(name.startswith("student-driven") for name in header.get("accuracy") or {}):
         return []
+    far = f", up to {data['overheat']:g} times the highest" if "overheat" in data else ""
     return [
         "",
         "Test frames are of trajectories that nothing was trained on. `test` holds all of them, dynamics of earlier "
         "rounds included; `teacher-driven` those of the teacher's dynamics, `student-driven` those of this student's "
-        f"own within the temperature range, `hot` above it, up to {HOT:g} times the highest, where energies spread too "
+        f"own within the temperature range, `hot` above it{far}, where energies spread too "
         "little for their accuracy to count.",
     ]
 
@@ -136,9 +136,9 @@ def list_limits(header: Header) -> list[str]:
     return [
         "### Limits",
         "",
-        f"- Seen in training: {kinds}, at {low_high[0]:g} to {low_high[1]:g} K, in part up to {HOT:g} times that, "
-        "cells strained by up to 5 %. Nothing else was tested: other phases, compositions and surfaces, vacancies and "
-        "other defects, larger strains.",
+        f"- Seen in training: {kinds}, at {low_high[0]:g} to {low_high[1]:g} K, in part up to "
+        f"{data['overheat']:g} times that, cells strained by up to 5 %. Nothing else was tested: other phases, "
+        "compositions and surfaces, vacancies and other defects, larger strains.",
         f"{followed}. {compared} were not compared.",
         "- Errors of the teacher against experiment or DFT are the student's too; nothing was fitted to either.",
         *(f"- {remark}" for remark in zoo.get("remarks", [])),

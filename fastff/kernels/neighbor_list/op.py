@@ -169,11 +169,10 @@ def _search_all(
     order = torch.arange(n_atoms, device=device)
     if sort_atoms:
         order = assign_bins(positions, frame, reach).keys.argsort(stable=True)
-    search = reference.find_pairs if n_atoms < BINS_FROM else reference.find_pairs_by_bins
+    few = n_atoms < BINS_FROM
+    search = reference.find_pairs if few else reference.find_pairs_by_bins
     receivers, senders, codes, wraps, images = search(positions[order], frame, reach)
-    if (
-        n_atoms >= BINS_FROM
-    ):  # in the order of the search; by receiver, sender and code as the definition
+    if not few:  # from the order of bins to that of the definition: by receiver, sender and code
         place = (senders * (2 * images + 1) ** 3 + codes).argsort()
         place = place[receivers[place].argsort(stable=True)]
         receivers, senders, codes = receivers[place], senders[place], codes[place]
