@@ -228,14 +228,9 @@ def find_gpu_rows(config: dict[str, Any]) -> list[dict[str, Any]]:
         return []
     hops = config.get("n_hops") or ARCHITECTURES[architecture]["n_hops"]
     wanted = (hops, config["n_channels"], config.get("message_degree", 0))
+    hidden = tuple(config.get("hidden", (64, 64)))
     usual = StudentConfig(architecture, tuple(config["elements"]), n_mixed=config["n_channels"])
-    sizes = (
-        "n_radial",
-        "n_mixed",
-        "hidden",
-        "l_max",
-        "body_order",
-    )  # those that records do not tell
+    sizes = ("n_radial", "n_mixed", "l_max", "body_order")  # those that records do not tell
     others = [k for k in sizes if k in config and np.any(config[k] != np.array(getattr(usual, k)))]
     for name in () if others else GPU_RECORDS:
         record = json.loads((ROOT / "bench" / "results" / "kernels" / name).read_text())
@@ -251,15 +246,17 @@ def find_gpu_rows(config: dict[str, Any]) -> list[dict[str, Any]]:
             }
             for row in record["evaluations"]
             if (row["hops"], row["channels"], row.get("message_degree", 0)) == wanted
+            and tuple(row.get("hidden", (64, 64))) == hidden
             and row["virial"]
             and row["scatter"] == "fixed"
             and row["atoms"] in GPU_ATOMS
         ]
         if rows:
             return rows
+    besides = f" with another {', '.join(others)}" if others else ""
     raise SystemExit(
         f"not shipped: {' and '.join(GPU_RECORDS)} have no speed of {wanted[0]} hops, {wanted[1]} channels, messages "
-        f"of degree {wanted[2]}{' with another ' if others else ''}{', '.join(others)}; measure it first"
+        f"of degree {wanted[2]} and hidden layers of {hidden[0]} and {hidden[1]}{besides}; measure it first"
     )
 
 

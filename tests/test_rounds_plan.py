@@ -164,9 +164,9 @@ class FakeLadder(Ladder):
         ({"m1": (0.90, 0.99)}, True, ["m1"], "m1"),  # more data will help
         ({"m1": (0.90, 0.91), "m2": (0.94, 0.985)}, True, ["m1", "m2"], "m2"),  # too small
         (
-            {"m1": (0.93, 0.99), "m2": (0.92, 0.99), "m2-l": (0.91, 1), "m3-l": (0.90, 1)},
+            {"m1": (0.93, 0.99), "m2": (0.92, 0.99), **dict.fromkeys(LADDER[2:], (0.91, 1))},
             False,
-            ["m1", "m2", "m2-l", "m3-l"],
+            list(LADDER),
             "m1",
         ),
     ],
@@ -191,8 +191,9 @@ def test_the_score_decides_among_students_that_miss_the_target(tmp_path: Path) -
         "m2": (0.94, 0.96),
         "m2-l": (0.90, 0.96),
         "m3-l": (0.91, 0.96),
+        "m3-xl": (0.91, 0.96),
     }
-    ladder.scores = {"m1": 0.93, "m2": 0.96, "m2-l": 0.95, "m3-l": 0.94}
+    ladder.scores = {"m1": 0.93, "m2": 0.96, "m2-l": 0.95, "m3-l": 0.94, "m3-xl": 0.94}
     assert ladder.climb(split).name == "m2"
     ladder.known["m2-l"] = (0.985, 0.99)  # met: a better score of another student does not matter
     assert ladder.climb(split).name == "m2-l"

@@ -120,7 +120,13 @@ def find_error(out: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def check(
-    name: str, hops: int, species: int, scatter: str, width: int = 16, degree: int = 0
+    name: str,
+    hops: int,
+    species: int,
+    scatter: str,
+    width: int = 16,
+    degree: int = 0,
+    hidden: tuple[int, int] = (64, 64),
 ) -> dict[str, Any]:
     """Compare one mode with the float64 definition, and two of its runs with each other."""
     seed = int(time.time() * 1e3) % 2**31
@@ -129,7 +135,7 @@ def check(
     generator = torch.Generator().manual_seed(seed)
     system.species.copy_(torch.randint(0, species, system.species.shape, generator=generator))
     system.positions.add_(torch.randn(3, device=DEVICE, dtype=torch.float64) * 1000.0)
-    weights = make_weights(hops, species, name, width, degree)
+    weights = make_weights(hops, species, name, width, degree, hidden)
     geometry = (system.positions, system.species, system.matrix, system.translations)
     exact, single = (
         evaluate_reference(convert_weights(weights, DEVICE, dtype), *geometry)
@@ -146,7 +152,7 @@ def check(
     composition = weights.composition.to(DEVICE)[system.species.long()]
     return {
         "system": name, "atoms": system.matrix.n_atoms, "hops": hops, "species": species, "seed": seed,
-        "scatter": scatter, "channels": width, "message_degree": degree,
+        "scatter": scatter, "channels": width, "message_degree": degree, "hidden": hidden,
         "bits_equal": all(torch.equal(a, b) for a, b in zip(*results, strict=True)),
         "force_rms": float(exact.forces.square().mean().sqrt()),
         "force_error_rms": float((forces - exact.forces).square().mean().sqrt()),
@@ -172,20 +178,25 @@ def compare_single(
 
 
 def time_kernels(
-    hops: int, width: int, degree: int, scatter: str = "fixed", repeats: int = 30
+    hops: int,
+    width: int,
+    degree: int,
+    scatter: str = "fixed",
+    repeats: int = 30,
+    hidden: tuple[int, int] = (64, 64),
 ) -> list[dict[str, Any]]:
     """Every launch of one evaluation on its own, over buffers that an evaluation has filled.
 
     With ``scatter="store"`` those alone that differ.
     """
     system = build_lattice("Cu", repeats, REACH, DEVICE, reverse=scatter == "store")
-    weights = make_weights(hops, 1, "Cu", width, degree)
+    weights = make_weights(hops, 1, "Cu", width, degree, hidden)
     potential = FusedPotential(weights, DEVICE, Options(scatter=scatter))  # type: ignore[arg-type]
     run(potential, system)
     space = potential.allocate(*system.matrix.entries.shape)
     about = {
         "hops": hops, "channels": width, "message_degree": degree, "atoms": system.matrix.n_atoms,
-        "scatter": scatter,
+        "scatter": scatter, "hidden": hidden,
     }  # fmt: skip
     calls, rows = list_calls(hops, scatter), []
     for name in list_stored_calls(hops) if scatter == "store" else calls:
@@ -197,7 +208,12 @@ def time_kernels(
 
 
 def time_evaluation(
-    hops: int, repeats: int, options: Options, width: int = 16, degree: int = 0
+    hops: int,
+    repeats: int,
+    options: Options,
+    width: int = 16,
+    degree: int = 0,
+    hidden: tuple[int, int] = (64, 64),
 ) -> dict[str, Any]:
     """Whole evaluation as a graph, eager too where small, with its peak memory."""
     torch.cuda.empty_cache()
@@ -206,10 +222,12 @@ def time_evaluation(
     n_atoms = system.matrix.n_atoms
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    potential = FusedPotential(make_weights(hops, 1, "Cu", width, degree), DEVICE, options)
+    weights = make_weights(hops, 1, "Cu", width, degree, hidden)
+    potential = FusedPotential(weights, DEVICE, options)
     row: dict[str, Any] = {
         "hops": hops, "atoms": n_atoms, "scatter": options.scatter, "virial": options.with_virial,
         "listed_neighbors": system.matrix.n_slots, "channels": width, "message_degree": degree,
+        "hidden": hidden,
     }  # fmt: skip
     row["graph"] = measure(capture(lambda: run(potential, system)))
     if n_atoms < 200_000:

@@ -127,10 +127,15 @@ def list_scalar_jobs() -> list[tuple[int, str, str, LaunchConfig | None, int]]:
 
 @functools.cache
 def make_weights(
-    hops: int, species: int, name: str, width: int = 16, degree: int = 0
+    hops: int,
+    species: int,
+    name: str,
+    width: int = 16,
+    degree: int = 0,
+    hidden: tuple[int, int] = (64, 64),
 ) -> PotentialWeights:
     sample = build_lattice(name, 2, REACH, "cpu", rattle=0.12, seed=3)
     sample.species.copy_(torch.arange(len(sample.species)) % species)
     return draw_weights(
-        hops, species, sample, n_channels=width, n_mixed=width, message_degree=degree, inner=INNER
-    )
+        hops, species, sample, n_channels=width, n_mixed=width, hidden=hidden, message_degree=degree, inner=INNER,
+    )  # fmt: skip

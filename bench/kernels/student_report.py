@@ -17,10 +17,10 @@ from fastff.kernels.moment_potential.costs import (
 )
 
 
-def store(record: dict[str, Any]) -> None:
+def store(record: dict[str, Any], name: str = "gpu_student.json") -> None:
     folder = Path(os.environ.get("OUT") or Path(__file__).resolve().parents[1] / "results")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu_student.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / name).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def rate_kernels(
