@@ -12,17 +12,28 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 from untrained import make_student
 
+from fastff import kernels
 from fastff.checkpoint import save_model
 from fastff.graph import Graph, edge_vectors
 from fastff.models import Prediction, Student
 from fastff.neighbors import VerletCache, atoms_to_graph
 from fastff.testing import (
     check_student,
+    evaluate,
+    make_structures,
+    measure_crosstalk,
     measure_other_process,
+    measure_saving,
+    measure_skin,
     measure_supercell,
 )
+from fastff.testing.backends import measure_backends
+from fastff.testing.gate import measure_size
+from fastff.testing.subject import StudentSubject
 
 ELEMENTS = (8, 29)
 COLD = 2.0
@@ -302,6 +313,70 @@ def test_missing_images_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_supercell(model, atoms) < 1e-9
     monkeypatch.setattr("fastff.testing.subject.atoms_to_graph", keep_nearest)
     assert measure_supercell(model, atoms) > 1e-6
+
+
+@pytest.mark.parametrize("elements", [(1, 8), (8, 29), (6, 8, 78)])
+def test_made_structures_push_no_atoms_together(elements: tuple[int, ...]) -> None:
+    for name, atoms in make_structures(elements).items():
+        first, second, distances = neighbor_list("ijd", atoms, 5.0)
+        radii = covalent_radii[atoms.numbers]
+        assert (distances > radii[first] + radii[second]).all(), name
+        assert len(distances) > 0, name
+
+
+@pytest.mark.parametrize("test", ["skin", "crosstalk", "saving"])
+def test_equal_bits_are_asked_of_sums_in_a_fixed_order(
+    student: Student, test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU torch adds in any order otherwise; what was chosen before holds again after."""
+    seen, forward = [], Student.forward
+
+    def look() -> tuple[bool, str]:
+        return torch.are_deterministic_algorithms_enabled(), kernels.explain()[0].reason
+
+    def call(self: Student, graph: Graph) -> Prediction:
+        seen.append(look())
+        return forward(self, graph)
+
+    monkeypatch.setattr(Student, "forward", call)
+    before, structures = look(), list(make_structures(ELEMENTS).values())
+    measures: dict[str, Callable[[], float]] = {
+        "skin": lambda: measure_skin(student, structures[1]),
+        "crosstalk": lambda: measure_crosstalk(student, structures),
+        "saving": lambda: measure_saving(student, structures),
+    }
+    assert measures[test]() == 0.0
+    assert set(seen) == {(True, "selected by kernels.use")}
+    assert look() == before
+    assert not before[0]
+
+
+def test_kernels_are_held_to_float64_and_to_the_size_of_forces(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the kernels whose forces are off by a part of themselves, as rounding is."""
+    monkeypatch.setattr("fastff.testing.gate.explain_backends", lambda model: "")
+
+    def answer(model: Student, atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
+        exact = evaluate(copy.deepcopy(student).double(), [atoms])
+        return exact.energy[0] + off * len(atoms), exact.forces * (1.0 + part)
+
+    monkeypatch.setattr("fastff.testing.backends.evaluate_kernels", answer)
+    dense = bulk("Cu", cubic=True, a=2.9)
+    dense.rattle(0.1, seed=1)
+    size = measure_size(StudentSubject(copy.deepcopy(student).double()), dense)
+    assert size > 10.0
+    part, off = 0.0, 0.0
+    assert max(measure_backends(student, dense)) < 1e-12
+    failures = {}
+    for part, off in ((1e-6, 0.0), (1e-3, 0.0), (0.0, 0.5e-6 * size), (0.0, 2e-6 * size)):
+        report = check_student(
+            student, {"dense": dense}, only={"kernels, energy", "kernels, forces"}
+        )
+        failures[part, off] = {name for name in report.failures if "dense" in name}
+    assert list(failures.values()) == [
+        set(), {"kernels, forces, dense"}, set(), {"kernels, energy, dense"},
+    ]  # fmt: skip
 
 
 def test_a_sound_student_passes_unchanged(student: Student) -> None:

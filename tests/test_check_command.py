@@ -168,6 +168,34 @@ class TestCommand:
         assert stored["temperature"] == 2.0
         assert CheckReport.from_dict(stored).passed
 
+    def test_dynamics_of_a_structure_too_large_for_the_other_tests(
+        self,
+        student: Student,
+        tmp_path: Path,
+        run_cli: Callable[..., tuple[int, str, str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """The model's own one: what is made from its elements alone need not be a material."""
+        import io
+
+        from ase.io import write
+
+        text, path = io.StringIO(), tmp_path / "large.safetensors"
+        write(text, [bulk("Cu", cubic=True) * (3, 3, n) for n in (9, 2)], format="extxyz")
+        save_model(path, student, {"structures": text.getvalue()})
+        asked: list[Any] = []
+
+        def check(model: Student, structures: Any, *, moving: Any, **options: Any) -> CheckReport:
+            asked.extend([structures, moving])
+            return CheckReport((Check("a", 0.0, 1.0, "eV"),))
+
+        monkeypatch.setattr("fastff.testing.check_student", check)
+        code, out, err = run_cli("check", path, "--no-stamp", "--device", "cpu")
+        assert code == 0, out + err
+        assert asked[0] == {}
+        assert [len(atoms) for atoms in asked[1].values()] == [72]
+        assert list(asked[1]) == ["seed Cu72"]
+
     def test_fail_and_no_stamp(
         self,
         path: Path,

@@ -28,6 +28,9 @@ MAX_STRUCTURES = 8
 SEED_ATOMS = 64
 """Largest structure of a model's own header that is checked too."""
 
+MOVING_ATOMS = 256
+"""Largest one for the dynamics, which take hundreds of energies instead of thousands."""
+
 
 def check(
     model: ModelArgument,
@@ -73,7 +76,12 @@ def check(
     console = make_console()
     with console.status("checking"):
         report = check_student(
-            student, named, path=resolve_model(model), temperature=kelvin, full=full
+            student,
+            named,
+            moving=named or read_seeds(student, MOVING_ATOMS),
+            path=resolve_model(model),
+            temperature=kelvin,
+            full=full,
         )
     record = describe_run(report, student, full=full, temperature=kelvin, names=list(named))
     if json_file is not None:
@@ -99,19 +107,24 @@ def check(
 
 
 def choose_structures(student: Student, path: Path | None) -> dict[str, Atoms]:
-    """Structures of a file, else the smallest of those the model was made from, by name."""
+    """Structures of a file, else one of those the model was made from if it is small, by name."""
+    from fastff.structures import read_structures
+
+    if path is None:
+        return read_seeds(student, SEED_ATOMS)
+    frames = read_structures(path)[:MAX_STRUCTURES]
+    return {f"{path.name} {k}": atoms for k, atoms in enumerate(frames)}
+
+
+def read_seeds(student: Student, most: int) -> dict[str, Atoms]:
+    """The first of the structures in the model's header that have two to ``most`` atoms, by name; else none."""
     import io
 
     from ase.io import read
 
-    from fastff.structures import read_structures
-
-    if path is not None:
-        frames = read_structures(path)[:MAX_STRUCTURES]
-        return {f"{path.name} {k}": atoms for k, atoms in enumerate(frames)}
     text = student.header.get("structures")
     seeds = read(io.StringIO(text), index=":", format="extxyz") if text else []
-    small = [atoms for atoms in seeds if 1 < len(atoms) <= SEED_ATOMS]
+    small = [atoms for atoms in seeds if 1 < len(atoms) <= most]
     return {f"seed {atoms.get_chemical_formula()}": atoms for atoms in small[:1]}
 
 

@@ -18,7 +18,7 @@ from ase.io import write
 
 from fastff.checkpoint import load_model, save_model
 from fastff.models import Student
-from fastff.testing.subject import evaluate
+from fastff.testing.subject import evaluate, use_fixed_order
 
 _PROGRAM = """
 import sys, torch
@@ -33,6 +33,7 @@ for k, atoms in enumerate(read(sys.argv[2], index=":")):
 """
 
 
+@use_fixed_order()
 def measure_saving(model: Student, structures: Sequence[Atoms]) -> float:
     """Number of tensors and of results that differ after a student was saved and loaded; exactly zero is asked for."""
     with tempfile.TemporaryDirectory(prefix="fastff-check-") as folder:

@@ -88,9 +88,10 @@ LIMITS: dict[Precision, Limits] = {
 JACOBIAN_LIMIT = 1e-3
 ROTATION32_LIMIT = 1e-4
 PRECISION_LIMIT = 1e-4
-"""The last two in single precision: eV and eV/Å while :func:`measure_size` is at most one, and in its units above."""
-
 BACKEND_LIMITS = (1e-6, 1e-5)
+"""These but the first are of single precision: eV, eV/Å, and eV/atom and eV/Å of the kernels, while
+:func:`measure_size` is at most one, and in its units above."""
+
 DRIFT_LIMIT = 0.1
 ORDER_LIMIT = 0.5
 
@@ -102,6 +103,7 @@ def check_student(
     model: Student,
     structures: Mapping[str, Atoms] | None = None,
     *,
+    moving: Mapping[str, Atoms] | None = None,
     path: Path | None = None,
     temperature: float = 300.0,
     full: bool = False,
@@ -117,6 +119,8 @@ def check_student(
         Not modified.
     structures : mapping of str to ase.Atoms, optional
         Structures that the model knows, checked beside those of :func:`~fastff.testing.make_structures`.
+    moving : mapping of str to ase.Atoms, optional
+        The first is that of the dynamics; without it the first of ``structures``, without these the bulk made here.
     path : Path, optional
         The student's model file, for loading it in another process.
     temperature : float
@@ -164,9 +168,10 @@ def check_student(
     else:
         other = partial(measure_other_process, path, every)
         found.add("other process", other, 0.0, "differences")
-    _check_backends(found, model, every)
-    resting = list((structures or {}).items()) or [("bulk", named["bulk"])]
-    _check_dynamics(found, subject, *resting[0], temperature, full, seed)
+    _check_backends(found, model, subject, named)
+    at_rest = moving or structures or {"bulk": named["bulk"]}
+    name, atoms = next(iter(at_rest.items()))
+    _check_dynamics(found, subject, name, atoms, temperature, full, seed)
     return found.report()
 
 
@@ -356,7 +361,10 @@ def _check_ranges(
         found.add("repulsion", lambda: fall, 0.0, "eV", reason=pair if fall != 0.0 else "")
 
 
-def _check_backends(found: _Collector, model: Student, structures: Sequence[Atoms]) -> None:
+def _check_backends(
+    found: _Collector, model: Student, exact: StudentSubject, structures: Mapping[str, Atoms]
+) -> None:
+    """Errors of the kernels, relative to the size of the forces where those are large."""
     tests = ("kernels, energy", "kernels, forces")
     if not any(found.wants(test) for test in tests):
         return
@@ -365,11 +373,12 @@ def _check_backends(found: _Collector, model: Student, structures: Sequence[Atom
         for test in tests:
             found.skip(test, obstacle)
         return
-    values = measure_backends(model, structures)
-    for test, value, limit, unit in zip(
-        tests, values, BACKEND_LIMITS, ("eV/atom", "eV/Å"), strict=True
-    ):
-        found.add(test, partial(float, value), limit, unit)
+    for name, atoms in structures.items():
+        size = max(1.0, measure_size(exact, atoms))
+        for test, value, limit, unit in zip(
+            tests, measure_backends(model, atoms), BACKEND_LIMITS, ("eV/atom", "eV/Å"), strict=True
+        ):
+            found.add(test, partial(float, value / size), limit, unit, name)
 
 
 def _check_dynamics(

@@ -18,7 +18,7 @@ from ase.data import chemical_symbols, covalent_radii
 from fastff.models import Student
 from fastff.neighbors import VerletCache, atoms_to_graph
 from fastff.testing.structures import list_pairs
-from fastff.testing.subject import Response, Subject, evaluate, make_subject
+from fastff.testing.subject import Response, Subject, evaluate, make_subject, use_fixed_order
 from fastff.testing.symmetries import largest
 
 CLOSEST = 0.3
@@ -65,6 +65,7 @@ def measure_cutoff(
     return max(jumps)
 
 
+@use_fixed_order()
 def measure_skin(model: Student, atoms: Atoms, n_moves: int = 6, seed: int = 0) -> float:
     """Largest change, eV or eV/Å, when the neighbor list is kept with a skin while atoms and cell move."""
     rng = np.random.default_rng(seed)
@@ -98,6 +99,7 @@ def measure_batching(model: Student, structures: Sequence[Atoms]) -> float:
     return max(float(change.abs().max()) for change in changes)
 
 
+@use_fixed_order()
 def measure_crosstalk(model: Student, structures: Sequence[Atoms], seed: int = 0) -> float:
     """Largest change, eV or eV/Å, of all other structures of a batch when the atoms of one move."""
     moved = [atoms.copy() for atoms in structures]

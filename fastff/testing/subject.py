@@ -1,13 +1,14 @@
 """What a gate is applied to: a student, or any ASE calculator, behind one face.
 
-Here: :class:`Subject` with its two forms, and :func:`evaluate`. Not here: invariants, structures.
+Here: :class:`Subject` with its two forms, :func:`evaluate`, sums in a fixed order. Not here: invariants, structures.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
+from fastff import kernels
 from fastff.graph import batch_graphs
 from fastff.models import Prediction, Student
 from fastff.neighbors import atoms_to_graph
@@ -124,6 +126,26 @@ def make_subject(model: Subject | Student | Calculator) -> Subject:
     if isinstance(model, Subject):
         return model
     return StudentSubject(model) if isinstance(model, Student) else CalculatorSubject(model)
+
+
+@contextlib.contextmanager
+def use_fixed_order() -> Iterator[None]:
+    """Torch's definitions with sums in the same order every time, for tests that ask for equal bits.
+
+    On a GPU atomic additions come in any order otherwise. Slower; operations of torch that know no other order keep
+    theirs.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with kernels.use("torch"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deterministic")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def evaluate(model: Student, structures: Sequence[Atoms]) -> Prediction:
