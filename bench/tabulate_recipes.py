@@ -43,7 +43,7 @@ def tabulate_recipes(folder: Path = FOLDER) -> list[str]:
 def describe_recipe(record: dict[str, Any]) -> list[str]:
     """Cells of one row."""
     groups = {row["group"]: row for row in record["accuracy"]}
-    student, where = record["student"], record["provenance"]
+    student = record["student"]
     minutes = record["seconds"]["distillation"] / 60.0
     return [
         f"`{record['recipe']}`{'' if is_current(record) else ' *'}",
@@ -53,7 +53,7 @@ def describe_recipe(record: dict[str, Any]) -> list[str]:
         *(show_beyond(groups, part) for part in ("highest temperature", "strained")),
         *(show_endurance(row) for row in find_endurance(record)),
         show_pairs(record["pairs"]),
-        f"{(where['gpu'] or 'no GPU').removeprefix('NVIDIA ')}, {(where['commit'] or '?')[:7]}",
+        show_machines(record),
     ]
 
 
@@ -64,6 +64,16 @@ def is_current(record: dict[str, Any]) -> bool:
         return True  # one from elsewhere, with nothing to compare
     asked = read_config(path).model_dump(mode="json")
     return all(record["request"].get(key, value) == value for key, value in asked.items())
+
+
+def show_machines(record: dict[str, Any]) -> str:
+    """Every GPU and commit that a recipe ran on, in order."""
+    pieces = [*record["pieces"].values(), record["provenance"]]
+    shown = {}
+    for piece in pieces:
+        gpu = piece["gpu"].removeprefix("NVIDIA ").split()[0] if piece["gpu"] else "no GPU"
+        shown[f"{gpu}, {(piece['commit'] or '?')[:7]}"] = None
+    return "; ".join(shown)
 
 
 def show_three(row: dict[str, Any] | None) -> str:

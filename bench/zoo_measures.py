@@ -26,7 +26,11 @@ N_PUSHED, N_POINTS, CLOSEST = 8, 40, 0.3
 SPEED_ATOMS = 500
 LEAST_PICOSECONDS = 1.2
 """Of dynamics, however long it takes."""
-GPU_RECORDS = ("fused-rounded-h100.json", "fused-directed-h100.json")
+GPU_RECORDS = (
+    "fused-rounded-h100.json",
+    "fused-directed-h100.json",
+    "hidden-layers-h100.json",
+)
 """Of whole evaluations; the first one that has the size of a student says how fast it is."""
 GPU_ATOMS = (1372, 108_000)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import ase
 import numpy as np
 import pytest
 from ase import units
-from ase.build import bulk, fcc111, molecule
+from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.calculators.emt import EMT
 from ase.data import covalent_radii
 from ase.neighborlist import neighbor_list
@@ -113,14 +114,38 @@ def test_strain_is_a_strain_of_everything() -> None:
 def test_pressed_pairs_have_the_wanted_distance() -> None:
     atoms = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (2, 2, 2)
     rng = np.random.default_rng(0)
-    distances = []
+    distances: dict[str, float] = {}
     for _ in range(20):
         pressed = press_pairs(atoms, 0.7, rng)
         changed = np.flatnonzero(np.any(pressed.positions != atoms.positions, axis=1))
         assert len(changed) == 4  # two pairs for 64 atoms
-        distances.append(pressed.get_all_distances(mic=True)[np.triu_indices(64, 1)].min())
-    assert min(distances) == pytest.approx(0.7 * 2.82, abs=1e-6)
+        for i, j in itertools.combinations(changed, 2):
+            kind = "".join(sorted((pressed[i].symbol, pressed[j].symbol)))
+            apart = float(pressed.get_distance(i, j, mic=True))
+            distances[kind] = min(apart, distances.get(kind, 9.0))
+    assert distances["ClNa"] == pytest.approx(0.7 * 2.82, abs=1e-6)
     assert press_pairs(ase.Atoms("H"), 0.7, rng) is None
+    # no bond between two of the same kind: 0.65 stands for 0.75 of a bond, and 0.7 for a seventh of the way back
+    for kind, number in (("ClCl", 17), ("NaNa", 11)):
+        least = min(0.65 * 5.64 / 2**0.5, 0.75 * 2.0 * covalent_radii[number])
+        expected = 5.64 / 2**0.5 - (5.64 / 2**0.5 - least) * 0.3 / 0.35
+        assert distances[kind] == pytest.approx(expected, abs=1e-6), kind
+
+
+def test_atoms_that_are_not_bonded_are_pressed_as_near_as_bonds() -> None:
+    """Oxygen of CO, which stands on its carbon, and platinum: at 0.65 of their distance a student knows no core."""
+    slab = fcc111("Pt", (4, 4, 3), vacuum=8.0, periodic=True)
+    add_adsorbate(slab, molecule("CO"), 1.85, "ontop", mol_index=1)
+    oxygen, nearest = len(slab) - 2, []
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        pressed = press_pairs(slab, 0.65, rng)
+        assert pressed is not None
+        to_metal = pressed.get_distances(oxygen, range(48), mic=True).min()
+        if pressed[oxygen].position.tolist() != slab[oxygen].position.tolist():
+            nearest.append(float(to_metal))
+    assert slab[oxygen].symbol == "O"
+    assert min(nearest) == pytest.approx(0.75 * float(covalent_radii[[8, 78]].sum()), abs=1e-6)
 
 
 def test_pairs_are_pressed_no_nearer_than_students_follow() -> None:

@@ -262,20 +262,21 @@ class TestRules:
             own |= {k: v for k, v in ARCHITECTURES[name].items() if k in told}
             return {**own, **sizes}
 
-        measured = [name for name in ARCHITECTURES if name != "m3-xl"]
-        rows = {name: measures.find_gpu_rows(configure(name)) for name in measured}
+        rows = {name: measures.find_gpu_rows(configure(name)) for name in ARCHITECTURES}
         assert rows.pop("painn") == []
         assert [row["n_atoms"] for found in rows.values() for row in found] == [1372, 108_000] * 4
         assert {row["record"] for row in rows["m3-l"]} == {"fused-directed-h100.json"}
         (small, large) = (rows[name][1]["atom_steps_per_s"] for name in ("m2-l", "m3-l"))
         assert large < 0.3 * small
+        wide = measures.find_gpu_rows(configure("m3-l", hidden=[128, 128]))
+        assert 0.8 * large < wide[1]["atom_steps_per_s"] < large
         directed = measures.find_gpu_rows(configure("m2-l", message_degree=1))
         assert directed[1]["ms"] > 1.2 * rows["m2-l"][1]["ms"]
         for sizes in ({"n_hops": 3}, {"message_degree": 2}, {"hidden": [128, 128]}):
             with pytest.raises(SystemExit, match="measure it first"):
                 measures.find_gpu_rows(configure("m2-l", **sizes))
         with pytest.raises(SystemExit, match="hidden layers of 128 and 128; measure it first"):
-            measures.find_gpu_rows(configure("m3-xl"))
+            measures.find_gpu_rows(configure("m1", hidden=[128, 128]))
 
     def test_pairs_that_no_frame_holds_are_not_pushed(self, measures: ModuleType) -> None:
         slab = fcc111("Pt", (2, 2, 2), vacuum=6.0)

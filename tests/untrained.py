@@ -16,7 +16,6 @@ from fastff.testing import make_structures
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ARCHITECTURES},
     "m3-l": ("m3-l", {"n_channels": 6, "n_mixed": 6}),
-    "m3-xl": ("m3-xl", {"n_channels": 6, "n_mixed": 6}),
     "m2-free": ("m2", {"inner_limit": None}),
     "m2-hop3": ("m2", {"n_hops": 3}),
     "m2-directed": ("m2", {"n_hops": 3, "message_degree": 2, "n_channels": 6, "n_mixed": 6}),

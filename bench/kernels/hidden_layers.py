@@ -1,9 +1,9 @@
-"""Check and time `m3-l` with wider hidden layers on the GPU of this machine.
+"""Check and time ``m3-l`` with wider hidden layers on the GPU of this machine.
 
 Run from the root of the repository: ``python bench/kernels/hidden_layers.py``. Three hops of 64 channels with messages
-of degree one, and hidden layers of 64 and 64 (``m3-l``), 128 and 64, 128 and 128 (``m3-xl``), all in one run: forces
-beside the float64 definition, then whole evaluations by size. Writes ``hidden_layers.json`` to the folder ``OUT`` if
-that variable is set, else to ``bench/results``. Stages and what a row says are those of ``gpu_student.py``.
+of degree one, and hidden layers of 64 and 64 (``m3-l``), 128 and 64, 128 and 128, all in one run: forces beside the
+float64 definition, then whole evaluations by size. Writes ``hidden_layers.json`` to the folder ``OUT`` if that variable
+is set, else to ``bench/results``. Stages and what a row says are those of ``gpu_student.py``.
 """
 
 from __future__ import annotations

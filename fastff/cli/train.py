@@ -103,7 +103,7 @@ def train(
     student: Annotated[
         str,
         typer.Option(
-            help="m1, m2, m2-l, m3-l, m3-xl, painn (a baseline), or auto: the smallest but painn to meet the target.",
+            help="m1, m2, m2-l, m3-l, painn (a baseline), or auto: the smallest of the first four to meet the target.",
             rich_help_panel=_STUDENT,
         ),
     ] = "auto",
@@ -130,7 +130,7 @@ def train(
     learning_rate: Annotated[
         float | None,
         typer.Option(
-            help="Of the optimiser; 0.005, or less for m3-l and m3-xl in small batches, if left out.",
+            help="Of the optimiser; 0.005, or less for m3-l in small batches, if left out.",
             rich_help_panel=_STUDENT,
         ),
     ] = None,

@@ -283,6 +283,13 @@ def hold_apart(atoms: ase.Atoms, moves: np.ndarray) -> np.ndarray:
         moves[np.unique(first[near])] *= 0.95
 
 
+PRESSED = 0.65
+"""Least fraction of the shortest distance of a kind of pair to which sampling pushes one of them together."""
+COMPRESSED_BOND = 0.75
+"""Of the sum of two covalent radii: what pairs that are not bonded are pushed to at least. Students that know no such
+pair but at 0.65 of its distance are too soft between, and dynamics goes there (docs/distillation.md)."""
+
+
 def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> ase.Atoms | None:
     """Push pairs of neighbors together, to teach the repulsive core.
 
@@ -295,8 +302,10 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
     atoms : ase.Atoms
         Left unchanged.
     fraction : float
-        New distance in units of the shortest distance of that kind of pair, but not below what a student's radial basis
-        follows (``BOUNDS["inner_limit"]`` of the sum of covalent radii): labels there could not be learned.
+        New distance in units of the shortest distance of that kind of pair. Where :data:`PRESSED` of that is longer
+        than :data:`COMPRESSED_BOND` of a bond, as between atoms that are not bonded, distances from the shortest one
+        downwards are stretched so that :data:`PRESSED` reaches this. Never below what a student's radial basis follows
+        (``BOUNDS["inner_limit"]`` of a bond): labels there could not be learned.
     rng : numpy.random.Generator
         Draws the pairs.
 
@@ -318,8 +327,11 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
     for kind in rng.permutation(np.unique(kinds, axis=0)):
         members = np.flatnonzero((kinds == kind).all(axis=1))
         shortest = lengths[members].min()
-        followed = BOUNDS["inner_limit"] * float(covalent_radii[kind[:2]].sum())
-        pushed = max(fraction * shortest, min(shortest, followed))
+        bond = float(covalent_radii[kind[:2]].sum())
+        followed = BOUNDS["inner_limit"] * bond
+        least = min(PRESSED, COMPRESSED_BOND * bond / shortest)
+        reached = 1.0 - (1.0 - fraction) * (1.0 - least) / (1.0 - PRESSED)
+        pushed = max(reached * shortest, min(shortest, followed))
         near = members[lengths[members] < 1.25 * shortest]
         by_kind.append([(pair, pushed) for pair in rng.permutation(near)])
     pressed, busy = atoms.copy(), np.zeros(len(atoms), dtype=bool)

@@ -211,7 +211,7 @@ class SamplingPlan:
             "rattle": "random displacements of 0.03-0.1 Å",
             "strain": f"volume strained by ±{100 * self.max_strain:g} % per axis",
             "shear": f"sheared by ±{100 * self.max_shear:g} %",
-            "close-contact": "neighbors pushed to 0.65-0.9 of their distance",
+            "close-contact": "neighbors pushed to 0.65-0.9 of their distance, atoms that are not bonded nearer",
             "thermal": f"springs fitted to the teacher, {low:g}-{high * self.overheat:g} K",
         }[kind]
 

@@ -55,8 +55,7 @@ class DistillRequest(BaseModel):
     hessian_weight : float
         Weight of these targets in the loss, also where given labels hold them; 0 leaves them out.
     student : str
-        ``"auto"`` tries ``m1``, ``m2``, ``m2-l``, ``m3-l``, ``m3-xl`` in turn until ``target`` is met; ``painn`` is the
-        baseline.
+        ``"auto"`` tries ``m1``, ``m2``, ``m2-l``, ``m3-l`` in turn until ``target`` is met; ``painn`` is the baseline.
     target : float
         Wanted accuracy, min(A_F, A_E, A_S), on the validation frames.
     cutoff : float
@@ -90,7 +89,7 @@ class DistillRequest(BaseModel):
     hessian_vectors: int = Field(default=0, ge=0)
     hessian_weight: float = Field(default=0.1, ge=0.0, le=100.0)
     max_atoms: int = Field(default=120, ge=1)
-    student: Literal["auto", "m1", "m2", "m2-l", "m3-l", "m3-xl", "painn"] = "auto"
+    student: Literal["auto", "m1", "m2", "m2-l", "m3-l", "painn"] = "auto"
     target: float = Field(default=0.95, gt=0.0, lt=1.0)
     cutoff: float = Field(default=5.0, gt=1.0, le=12.0)
     n_steps: int | None = Field(default=None, ge=1)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import ase
 import numpy as np
 
-from fastff.distill.cells import draw_strain, hold_apart, press_pairs, strain_cell
+from fastff.distill.cells import PRESSED, draw_strain, hold_apart, press_pairs, strain_cell
 from fastff.distill.constraints import hold_atoms
 from fastff.distill.dynamics import Replica, draw_momenta, run_langevin
 from fastff.distill.harmonic import HarmonicModel, fit_harmonic
@@ -244,7 +244,7 @@ class _Sampler:
         moves = self.springs[cell].draw(temperature, rng)
         atoms = _displace_apart(strain_cell(base, strain), moves)
         if kind == "close-contact":
-            pressed = press_pairs(atoms, 0.65 + 0.25 * position, rng)
+            pressed = press_pairs(atoms, PRESSED + 0.25 * position, rng)
             return pressed or atoms
         return atoms
 

@@ -15,21 +15,17 @@ __all__ = ["ARCHITECTURES", "LADDER", "Prediction", "Student", "StudentConfig", 
 BOUNDS = {"input_limit": 4.0, "inner_limit": 0.65}
 """Of the normalised inputs of new moment students, and of near distances; see :class:`StudentConfig`."""
 
-WIDE = {"n_hops": 3, "n_channels": 64, "n_mixed": 64, "message_degree": 1}
-"""Three hops whose messages have a direction."""
-
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "m1": {"n_hops": 1, **BOUNDS},
     "m2": {"n_hops": 2, **BOUNDS},
     "m2-l": {"n_hops": 2, "n_channels": 32, "n_mixed": 32, **BOUNDS},
-    "m3-l": {**WIDE, **BOUNDS},
-    "m3-xl": {**WIDE, "hidden": (128, 128), **BOUNDS},
+    "m3-l": {"n_hops": 3, "n_channels": 64, "n_mixed": 64, "message_degree": 1, **BOUNDS},
     "painn": {"n_hops": 3, "n_channels": 32, "n_radial": 16, "hidden": (32, 32)},
 }
 """Number of hops and the sizes that differ from :class:`StudentConfig`'s defaults, by architecture."""
 
 
-LADDER = ("m1", "m2", "m2-l", "m3-l", "m3-xl")
+LADDER = ("m1", "m2", "m2-l", "m3-l")
 """Students of the moment family, the smallest and fastest first."""
 
 

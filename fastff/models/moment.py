@@ -1,5 +1,4 @@
-"""The moment family: ``m1`` (one hop, strictly local), ``m2`` (two hops), ``m2-l`` (wider) ``m3-l`` (three hops) and
-``m3-xl`` (with wider layers).
+"""The moment family: ``m1`` (one hop, strictly local), ``m2`` (two hops), ``m2-l`` (wider) and ``m3-l`` (three hops).
 
 Here: parameters, the order of the computation, and its adjoint across hops. Not here: the sums over neighbours
 (:mod:`fastff.kernels.moments`), the node block (:mod:`fastff.kernels.node_block`), core repulsion and
@@ -8,8 +7,8 @@ composition energies (:mod:`fastff.models.base`).
 Hop 1 sums radial functions times a species-pair factor times spherical harmonics into moments, couples them to
 invariants up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Each further hop does
 the same with the neighbor's messages as factors; ``StudentConfig.n_hops`` may ask for a third, and
-``StudentConfig.message_degree`` for messages that depend on the direction they are read from; ``m3-l`` and ``m3-xl``
-have both. Cost does not grow with the number of elements.
+``StudentConfig.message_degree`` for messages that depend on the direction they are read from; ``m3-l`` has both. Cost
+does not grow with the number of elements.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def moment_potential(
     matrix: NeighborMatrix,
     options: Options = Options(),
 ) -> Evaluation:
-    """Energy, forces and virial of a moment potential (students m1 to m3-xl) over a neighbor matrix.
+    """Energy, forces and virial of a moment potential (students m1, m2, m2-l, m3-l) over a neighbor matrix.
 
     For many calls with the same parameters keep a :class:`MomentPotential`.
 
