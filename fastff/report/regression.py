@@ -169,8 +169,8 @@ def check_students(before: Record, model: ModelPart) -> None:
 def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -> list[Change]:
     """Every timing that both records hold: of the same mode, number of atoms, formula and time step.
 
-    Density and the temperature of dynamics must agree, too, where both records hold them. Those that the later record
-    has no time of, but says why, are among them.
+    So must the number of fixed atoms; density and temperature where both records have them. Those that the later
+    record has no time of, but says why, are among them.
 
     Raises
     ------
@@ -291,6 +291,8 @@ def _name_timing(curve: SpeedCurve, point: SpeedPoint, *, full: bool) -> str:
     words = [curve.mode, f"{point.n_atoms} atoms of {point.formula}"]
     if full and point.volume_per_atom is not None:
         words.append(f"{point.volume_per_atom:.3g} Å³/atom")
+    if point.n_fixed:
+        words.append(f"{point.n_fixed} fixed")
     if curve.time_step is not None:
         words.append(f"{curve.time_step:g} fs")
     if full and curve.start_temperature is not None:

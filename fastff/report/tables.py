@@ -136,7 +136,7 @@ def describe_paths(record: BenchRecord) -> list[str]:
         included: dict[str, list[str]] = {}
         for curve in record.speed:
             if curve.mode == mode:
-                words = curve.includes
+                words = curve.includes + (f"; {curve.held}" if curve.held else "")
                 if words == LAUNCHED_ONE_BY_ONE and curve.device.startswith("cuda"):
                     words += "; kernels launched one by one, while other series replay a graph: too slow by that"
                 included.setdefault(words, []).append(curve.label)
