@@ -6,8 +6,10 @@ import pytest
 
 from fastff.cli.bench_view import print_results
 from fastff.report import figures, speed_figures, trust_figures
-from fastff.report.calibration import CalibrationData
+from fastff.report.calibration import CalibrationData, GradeBin
+from fastff.report.plotdata import ForceBin
 from fastff.report.speed import SpeedCurve, summarize
+from fastff.report.verdict import format_share
 
 
 @pytest.fixture
@@ -66,14 +68,53 @@ def test_uncertainties_within_a_decade_have_ticks(look, deviations):
             names=("held-out frames",), energy=rows, within=(0.0, 0.0), grades=(), beyond=(0.0,)
         ),
     )
-    axes.figure.canvas.draw()
-    low, high = axes.get_xlim()
-    shown = [
-        t for t in axes.get_xticklabels() if t.get_text() and low <= t.get_position()[0] <= high
+    check_ticks(axes, "x")
+
+
+@pytest.mark.parametrize("errors", [(0.0016, 0.0041), (0.0016, 0.0041, 0.04), (0.003, 0.0)])
+def test_errors_within_two_decades_have_plain_ticks(look, errors):
+    rows = tuple((0, 0.004, error) for error in errors)
+    data = CalibrationData(
+        names=("held-out frames",), energy=rows, within=(0.0, 0.0), grades=(), beyond=(0.0,)
+    )
+    check_ticks(look(trust_figures.draw_calibration, data), "y")
+    bins = [
+        ForceBin(count=9, force_rms=k, error_rms=0.2, error_median=0.1 + e, error_q90=0.5)
+        for k, e in enumerate(errors)
     ]
+    check_ticks(look(figures.draw_force_error, bins, None, 1.0), "y")
+
+
+def check_ticks(axes, name):
+    """Two at least, in plain numbers."""
+    axes.figure.canvas.draw()
+    axis = getattr(axes, f"{name}axis")
+    low, high = axis.get_view_interval()
+    places = [(t.get_text(), t.get_position()["xy".index(name)]) for t in axis.get_ticklabels()]
+    shown = [(text, place) for text, place in places if text and low <= place <= high]
     assert len(shown) >= 2
-    for tick in shown:
-        assert float(tick.get_text()) == pytest.approx(tick.get_position()[0])
+    for text, place in shown:
+        assert float(text) == pytest.approx(place)
+
+
+@pytest.mark.parametrize("grades", [(0.2, 0.9), (0.5, 1.5), (2.3, 3.8), (10.0, 400.0)])
+def test_the_edge_of_training_data_is_named_within_the_axes(look, grades):
+    bins = tuple(GradeBin(count=9, grade=g, force_rmse=0.1) for g in grades)
+    data = CalibrationData(
+        names=("held-out frames",), energy=((0, 0.004, 0.003),), within=(0.0, 0.0), grades=bins,
+        beyond=(1.0,),
+    )  # fmt: skip
+    axes = look(trust_figures.draw_grades, data)
+    axes.figure.canvas.draw()
+    (words,) = axes.texts
+    box, frame = words.get_window_extent(), axes.get_window_extent()
+    assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+
+
+def test_shares_of_everything_have_no_exponent():
+    assert [format_share(v) for v in (2.4e-6, 0.034, 0.9949, 0.996, 1.0, 12.345)] == [
+        "0.00024 %", "3.4 %", "99 %", "100 %", "100 %", "1234 %",
+    ]  # fmt: skip
 
 
 def test_brackets_of_a_verdict_are_printed(whole_record, capsys):

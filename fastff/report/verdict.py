@@ -58,8 +58,10 @@ def describe_method(accuracy: Accuracy, n_trajectories: int) -> str:
 
 
 def format_share(value: float | None) -> str:
-    """A small fraction in percent, to two significant digits."""
-    return UNDEFINED if value is None else f"{value * 100:.2g} %"
+    """A fraction in percent, to two significant digits; from 100 % on to whole percents, without an exponent."""
+    if value is None:
+        return UNDEFINED
+    return f"{value * 100:.2g} %" if value < 0.995 else f"{value * 100:.0f} %"
 
 
 def format_seconds(value: float | None) -> str:
