@@ -65,10 +65,11 @@ def measure_nve(
     n_steps: int,
     n_teacher_steps: int,
     seconds: float = math.inf,
+    absence: str = "",
 ) -> NveItem:
     """Total energy over velocity Verlet steps: the student in fastff's own loop, the teacher step by step.
 
-    Energies are per atom that moves.
+    Energies are per atom that moves; ``absence`` says why there is no teacher.
     """
     run, rows = run_engine(
         student, start, temperature, time_step, n_steps, ensemble="nve", seconds=seconds
@@ -84,7 +85,9 @@ def measure_nve(
     other = None
     if teacher is not None and n_teacher_steps * time_step * 1e-3 >= LEAST_NVE:
         other = _trace_teacher(teacher, start, time_step, n_teacher_steps)
-    compared = f"{n_teacher_steps} by the teacher" if other else "not run by the teacher"
+    compared = f"{n_teacher_steps} by the teacher"
+    if other is None:
+        compared = "not run by the teacher" + (f": {absence}" if absence else "")
     per_mover = "" if n_atoms == len(start) else ", energies per atom that moves"
     return NveItem(
         title="Conservation of energy",
