@@ -7,9 +7,13 @@ import pytest
 from fastff.cli.bench_view import print_results
 from fastff.report import figures, speed_figures, trust_figures
 from fastff.report.calibration import CalibrationData, GradeBin
+from fastff.report.physics.derive import derive_quantities
+from fastff.report.physics.record import RdfCurve, RdfItem
 from fastff.report.plotdata import ForceBin
 from fastff.report.speed import SpeedCurve, summarize
-from fastff.report.verdict import format_share
+from fastff.report.tables import _describe_sides
+from fastff.report.verdict import format_count, format_seconds, format_share
+from fastff.units import show_number
 
 
 @pytest.fixture
@@ -113,8 +117,32 @@ def test_the_edge_of_training_data_is_named_within_the_axes(look, grades):
 
 def test_shares_of_everything_have_no_exponent():
     assert [format_share(v) for v in (2.4e-6, 0.034, 0.9949, 0.996, 1.0, 12.345)] == [
-        "0.00024 %", "3.4 %", "99 %", "100 %", "100 %", "1234 %",
+        "0.00024 %", "3.4 %", "99 %", "100 %", "100 %", "1,234 %",
     ]  # fmt: skip
+
+
+def test_times_and_rates_have_no_exponent():
+    assert [format_seconds(v) for v in (0.9996, 0.0523, 2e-5, 1.0, 1234.5)] == [
+        "1,000 ms", "52.3 ms", "0.02 ms", "1 s", "1,230 s",
+    ]  # fmt: skip
+    assert [format_count(v) for v in (999.7, 1000.0, 12.34, 2.5e9)] == [
+        "1,000", "1 k", "12.3", "2,500 M",
+    ]  # fmt: skip
+
+
+def test_large_differences_of_pair_distributions_have_no_exponent():
+    curve = RdfCurve(
+        pair="Cu-Cu", radii=(1.0, 1.1, 1.2, 1.3), teacher=(0.0, 1.0, 2.0, 1.0),
+        teacher_error=(0.1,) * 4, student=(9.0, 3.0, 2.0, 1.0), student_error=(9.0,) * 4,
+    )  # fmt: skip
+    item = RdfItem(
+        title="", description="", temperature=300.0, n_blocks=8, curves=(curve,), peak="first"
+    )
+    quantity = derive_quantities(item)[1]
+    assert quantity.student > 99.5
+    words = _describe_sides(item, quantity)[1]
+    assert "e+" not in words
+    assert words.startswith(show_number(quantity.student, 2))
 
 
 def test_brackets_of_a_verdict_are_printed(whole_record, capsys):

@@ -28,6 +28,7 @@ from fastff.report.record import read_record
 from fastff.report.repeats import find_median_interval
 from fastff.report.schema import BenchRecord, ModelPart
 from fastff.report.speed import SpeedCurve, SpeedPoint
+from fastff.report.verdict import format_seconds
 
 TOLERANCE = 0.10
 Record = BenchRecord | KernelRecord
@@ -213,10 +214,10 @@ def require_no_slowdown(changes: Sequence[Change]) -> None:
         worst = slower[0]
         now = f"now none: {worst.missing}"
         if worst.after is not None:
-            now = f"{1e3 * worst.after:.3g} ms now ({worst.ratio:.2f} times)"
+            now = f"{format_seconds(worst.after)} now ({worst.ratio:.2f} times)"
         raise SlowdownError(
             f"{len(slower)} of {len(changes)} timings are slower than in the earlier record beyond noise; the worst: "
-            f"{worst.what}, {1e3 * worst.before:.3g} ms then, {now}"
+            f"{worst.what}, {format_seconds(worst.before)} then, {now}"
         )
 
 

@@ -218,7 +218,7 @@ def _describe_sides(item: AnyItem, quantity: Quantity) -> tuple[str, str]:
     if isinstance(item, RdfItem) and quantity.unit == "%" and quantity.student_error is not None:
         blocks = count_blocks(item)
         few = f", from {blocks} blocks only" if blocks < LEAST_BLOCKS else ""
-        student = f"{quantity.student:.2g} (noise {quantity.student_error:.2g}{few})"
+        student = f"{show_number(quantity.student, 2)} (noise {show_number(quantity.student_error, 2)}{few})"
     return format_number(quantity.teacher, quantity.teacher_error), student
 
 
@@ -281,8 +281,8 @@ def describe_kernels(record: KernelRecord) -> str:
     where = record.provenance
     machine = where.gpu if record.device.startswith("cuda") else where.machine
     return (
-        f"{machine}: copies at {record.bandwidth * 1e-9:.3g} GB/s, float32 products at "
-        f"{record.product_rate * 1e-12:.3g} TFLOP/s; share is that of the floor these set, float32, "
+        f"{machine}: copies at {show_number(record.bandwidth * 1e-9)} GB/s, float32 products at "
+        f"{show_number(record.product_rate * 1e-12)} TFLOP/s; share is that of the floor these set, float32, "
         f"{where.date[:10]}, record {record.digest[:12]}"
     )
 

@@ -128,7 +128,7 @@ def draw_grades(data: CalibrationData) -> str:
     )
     axes.axvline(1.0, color=TEACHER, lw=0.9, ls=":")
     axes.set_xlim(left=0.0)
-    before = 1.0 > 0.5 * axes.get_xlim()[1]  # on the side of the line where there is room
+    before = 0.5 * axes.get_xlim()[1] < 1.0  # on the side of the line where there is room
     axes.annotate(
         "edge of training data",
         (1.0, 0.03),

@@ -61,14 +61,14 @@ def format_share(value: float | None) -> str:
     """A fraction in percent, to two significant digits; from 100 % on to whole percents, without an exponent."""
     if value is None:
         return UNDEFINED
-    return f"{value * 100:.2g} %" if value < 0.995 else f"{value * 100:.0f} %"
+    return f"{show_number(value * 100, 2)} %" if value < 0.995 else f"{value * 100:,.0f} %"
 
 
 def format_seconds(value: float | None) -> str:
     """Seconds to three significant digits, in ms below one second."""
     if value is None:
         return UNDEFINED
-    return f"{show_number(value)} s" if value >= 1.0 else f"{value * 1e3:.3g} ms"
+    return f"{show_number(value)} s" if value >= 1.0 else f"{show_number(value * 1e3)} ms"
 
 
 def format_ratio(value: float | None) -> str:
@@ -92,7 +92,7 @@ def format_count(value: float | None) -> str:
     for limit, unit in ((1e6, " M"), (1e3, " k")):
         if value >= limit:
             return f"{show_number(value / limit)}{unit}"
-    return f"{value:.3g}"
+    return show_number(value)
 
 
 def format_bytes(value: int | None) -> str:
