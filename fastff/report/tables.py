@@ -144,6 +144,9 @@ def describe_paths(record: BenchRecord) -> list[str]:
             words if len(included) == 1 else f"{', '.join(dict.fromkeys(labels))}: {words}"
             for words, labels in included.items()
         ]
+        sizes = _list_sizes(record, mode)
+        if mode == "ase-md" and texts and sizes < _list_sizes(record, "ase-call"):
+            texts.append(f"timed only at {', '.join(map(str, sorted(sizes)))} atoms")
         if mode == "ase-call" and any(
             c.role == "student" and c.device.startswith("cuda") for c in record.speed
         ):
@@ -151,6 +154,11 @@ def describe_paths(record: BenchRecord) -> list[str]:
         if texts:
             lines.append(f"{name}: {'; '.join(texts)}.")
     return lines
+
+
+def _list_sizes(record: BenchRecord, mode: str) -> set[int]:
+    """Numbers of atoms that any calculator has a point of."""
+    return {p.n_atoms for c in record.speed if c.mode == mode for p in c.points}
 
 
 def _describe_inside(call: SpeedPoint | None) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastff.report.schema import BenchRecord, Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 6
+WORDING = 7
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
@@ -163,7 +163,11 @@ def write_verdict(
         *([] if ended is None else [f"Incomplete: {ended}."]),
     )
     usage = f"fastff predict {model_path} STRUCTURES"
-    command = _suggest_training(model) if passed is False else usage
+    command = usage
+    if passed is False:
+        command = _suggest_training(model)
+    elif calibration is not None and calibration.beyond[0] >= MUCH:
+        command = _suggest_teaching(model)
     return Verdict(
         required=required, passed=passed, lines=lines, next_command=command, wording=WORDING
     )
@@ -192,6 +196,11 @@ def _suggest_training(model: ModelPart) -> str:
     larger = dict(pairwise(LADDER)).get(model.architecture)
     change = f"--student {larger}" if larger else "--budget MORE"
     return f"fastff train --teacher {model.teacher.get('name', 'NAME')} --structures FILE {change}"
+
+
+def _suggest_teaching(model: ModelPart) -> str:
+    """A student of the structures that it was judged on, which are beyond its training data."""
+    return f"fastff train --teacher {model.teacher.get('name', 'NAME')} --structures FILE"
 
 
 def _judge_accuracy(
