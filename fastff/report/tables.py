@@ -144,6 +144,12 @@ def describe_paths(record: BenchRecord) -> list[str]:
             words if len(included) == 1 else f"{', '.join(dict.fromkeys(labels))}: {words}"
             for words, labels in included.items()
         ]
+        if mode == "model" and texts:
+            alone = {c.role for c in record.speed if c.mode == mode}
+            whole = [c for c in record.speed if c.mode == "ase-call" and c.role not in alone]
+            if whole:
+                labels = ", ".join(dict.fromkeys(c.label for c in whole))
+                texts.append(f"not told apart from the rest of a call: {labels}")
         sizes = _list_sizes(record, mode)
         if mode == "ase-md" and texts and sizes < _list_sizes(record, "ase-call"):
             texts.append(f"timed only at {', '.join(map(str, sorted(sizes)))} atoms")
