@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from producers import edit
 
+from fastff.labels import Labels
 from fastff.report import figures, html, speed_figures, trust_figures
+from fastff.report.plotdata import compute_coverage, compute_parity
 from fastff.report.verdict import format_bytes, format_share
 
 FUNCTIONS = {
@@ -92,6 +95,41 @@ def test_captions_count_what_is_drawn(shown: Any) -> None:
     assert parity.n_stresses == 6 * record.main.frames.n_frames
     kinds = {c.memory_kind for c in record.speed if c.mode == "ase-call"}
     assert all(kind in captions["draw_memory"] for kind in kinds)
+
+
+def test_captions_name_the_frames_that_are_counted(whole_record: Any) -> None:
+    def draw(n_frames: int) -> list[str]:
+        frames = whole_record.main.frames.model_copy(update={"n_frames": n_frames})
+        main = whole_record.main.model_copy(
+            update={"frames": frames, "name": "frames not trained on"}
+        )
+        record = whole_record.model_copy(update={"comparisons": (main,)})
+        return [caption for _, caption in html._draw_data(record)][-2:]
+
+    forces = "Forces in the frames not trained on."
+    assert draw(24) == ["Pair distances in the frames not trained on.", forces]
+    assert draw(30) == ["Pair distances in 24 of the 30 frames not trained on.", forces]
+
+
+def test_bins_and_volumes_by_hand() -> None:
+    """Sixteen bins of ten atoms, whose errors are 1 to 10 eV/Å; 64 Å³ for four atoms."""
+    reference = np.zeros((16 * 10, 3))
+    reference[:, 0] = np.repeat(np.arange(1.0, 17.0), 10)
+    error = np.zeros_like(reference)
+    error[:, 1] = np.tile(np.arange(1.0, 11.0), 16)
+    atoms = bulk("Cu", cubic=True, a=4.0).repeat((4, 2, 5))
+    labels = [Labels(0.0, f, None) for f in (reference, reference + error)]
+    bins = compute_parity(labels[:1], labels[1:], [atoms]).force_bins
+    assert [b.count for b in bins] == [10] * 16
+    assert [b.force_rms for b in bins] == pytest.approx(np.arange(1.0, 17.0))
+    for entry in bins:
+        assert entry.error_median == pytest.approx(5.5)
+        assert entry.error_q90 == pytest.approx(9.1)
+        assert entry.error_rms == pytest.approx(np.sqrt(38.5))
+    coverage = compute_coverage(labels[:1], [atoms])
+    assert coverage.volume_per_atom == pytest.approx((16.0, 16.0))
+    assert coverage.shortest_distance == pytest.approx(4.0 / np.sqrt(2.0))
+    assert coverage.element_counts == {"Cu": 160}
 
 
 def test_the_noise_floor_of_the_tiles_is_the_teachers(shown: Any) -> None:
