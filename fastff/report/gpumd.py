@@ -195,7 +195,7 @@ def time_gpumd(
             name = " ".join((NAME, *filter(None, [identity.get("version")])))
             curve = SpeedCurve(
                 role=NAME, label=f"{name} ({nep.name})", mode="program", includes=INCLUDES, device=device,
-                threads=1, identity=identity, time_step=time_step, points=tuple(points),
+                threads=1, identity=identity, time_step=time_step, start_temperature=temperature, points=tuple(points),
             )  # fmt: skip
             part = BaselinePart(name=NAME, kind="program", identity=identity, comparisons=())
             found = stamp_part(part), stamp_part(curve)

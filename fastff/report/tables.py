@@ -228,11 +228,17 @@ def _describe_sides(item: AnyItem, quantity: Quantity) -> tuple[str, str]:
         drift = quantity.name.startswith("drift")
         cells = [_describe_energy(v, t, drift) for v, t in zip(values, traces, strict=True)]
         return cells[0], cells[1]
-    student = format_number(quantity.student, quantity.student_error)
-    if isinstance(item, RdfItem) and quantity.unit == "%" and quantity.student_error is not None:
+    value, noise = quantity.student, quantity.student_error
+    student = format_number(value, noise)
+    if (
+        isinstance(item, RdfItem)
+        and quantity.unit == "%"
+        and value is not None
+        and noise is not None
+    ):
         blocks = count_blocks(item)
         few = f", from {blocks} blocks only" if blocks < LEAST_BLOCKS else ""
-        student = f"{show_number(quantity.student, 2)} (noise {show_number(quantity.student_error, 2)}{few})"
+        student = f"{show_number(value, 2)} (noise {show_number(noise, 2)}{few})"
     return format_number(quantity.teacher, quantity.teacher_error), student
 
 
