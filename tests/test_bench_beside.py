@@ -567,6 +567,10 @@ def test_options_that_mean_nothing_for_a_record_are_refused(record, kernel_recor
     assert str(error).endswith("leave out --compare-teacher, --out")
     kernels = tmp_path / "kernels.json"
     kernels.write_text(kernel_record.model_dump_json())
+    done = CliRunner().invoke(app, ["bench", str(kernels)])
+    assert done.exit_code == 0
+    assert "| segment_sum | forward |" in (tmp_path / "kernels.md").read_text()
+    assert "copies at" in (tmp_path / "kernels.md").read_text()
     error = CliRunner().invoke(app, ["bench", str(kernels), "--require", "0.9"]).exception
     assert isinstance(error, UsageError)
     assert "record of kernels" in str(error)

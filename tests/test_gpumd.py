@@ -78,6 +78,7 @@ def test_gpumd_is_run_and_read(tmp_path, nep):
     assert curve.points[0].median == pytest.approx(32 / 1.2e6)
     assert part.identity == curve.identity
     assert part.comparisons == ()
+    assert (curve.time_step, curve.start_temperature) == (2.0, 300.0)
 
 
 def test_gpumd_out_of_memory_and_failure(tmp_path, nep):

@@ -48,6 +48,14 @@ def test_force_accuracy_is_one_minus_rmse_over_reference_rms():
     assert accuracy.per_element["Au"].mae == pytest.approx(1 / 6)
 
 
+def test_a_reversed_force_has_a_negative_cosine():
+    reference = [make_labels(0.0, [[3, 0, 0], [-3, 0, 0]])]
+    prediction = [make_labels(0.0, [[-1, 0, 0], [-3, 0, 0]])]
+    assert measure_accuracy(reference, prediction, [make_dimer()]).force_cosine == pytest.approx(
+        0.0
+    )
+
+
 def test_energy_accuracy_after_one_offset_per_composition():
     copper, gold = make_dimer("Cu2"), make_dimer("Au2")
     frames = [copper, copper, gold, gold]

@@ -178,7 +178,7 @@ def test_learning_curve(look):
 def test_coverage(look):
     coverage = CoverageData(
         force_edges=(0.0, 1.0, 3.0), force_counts=(5, 2), distance_edges=(0.0, 2.0, 4.0),
-        distance_counts=(0, 8), shortest_distance=2.5, volume_per_atom=None, element_counts={"Cu": 7},
+        distance_counts=(2, 8), shortest_distance=2.5, volume_per_atom=None, element_counts={"Cu": 7},
     )  # fmt: skip
     axes = look(figures.draw_coverage, coverage)
     steps = next(
@@ -186,7 +186,7 @@ def test_coverage(look):
         for line in axes.lines
         if len(line.get_xydata()) > 2 or line.get_drawstyle() != "default"
     )
-    expect(steps, [1, 3], [0, 1])
+    expect(steps, [1, 3], [1, 4 / 9])  # 2 over 1 Å² and 8 over 9 Å², the larger one scaled to 1
     assert read_levels(axes)[1] == [2.5]
     assert axes.get_xlabel() == "pair distance (Å)"
     axes = look(figures.draw_force_histogram, coverage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from ase.build import bulk
@@ -32,10 +33,13 @@ class SlowPotential:
 
 
 class SlowEngine:
-    """Sleeps for every step that it is asked for."""
+    """Sleeps for every step that it is asked for; keeps the conditions that it got."""
+
+    seen: ClassVar[list[tuple[str, float, float]]] = []
 
     def __init__(self, potential, state, settings):
         self.step = 0
+        self.seen.append((settings.ensemble, settings.timestep, settings.temperature))
 
     def advance(self, goal):
         time.sleep(STEP * (goal - self.step))
@@ -54,6 +58,8 @@ def test_paths_take_what_their_parts_take(monkeypatch):
         time_step=2.0, temperature=300.0,
     )  # fmt: skip
     found = {curve.mode: curve for curve in curves}
+    assert SlowEngine.seen == [("nve", 2.0, 300.0)]
+    assert "from 300 K" in found["md-loop"].includes
     for mode, expected in (
         ("model", COMPUTE),
         ("model-list", COMPUTE + REBUILD),

@@ -65,6 +65,29 @@ def test_noise_of_a_rough_labeller_is_seen():
     assert noise.rotation_energy < 1e-12
 
 
+def test_batches_are_compared_in_shares_of_the_force():
+    """A labeller whose forces are 1 % larger in batches, of a crystal with forces of any size."""
+
+    def label(structures):
+        labels = []
+        for atoms in structures:
+            image = atoms.copy()
+            image.calc = LennardJones(sigma=2.3, epsilon=4.0, rc=5.0, smooth=True)
+            factor = 1.01 if len(structures) > 1 else 1.0
+            energy = image.get_potential_energy() + 0.002 * len(atoms) * (len(structures) > 1)
+            labels.append(Labels(energy, factor * image.get_forces(), None))
+        return labels
+
+    atoms = bulk("Cu", cubic=True).repeat(2)
+    atoms.rattle(0.1, seed=1)
+    noise = measure_noise(label, [atoms])
+    assert (
+        np.sqrt(np.mean(label([atoms])[0].forces ** 2)) > 2.0
+    )  # eV/Å, so that a share is no force
+    assert noise.batch_force == pytest.approx(0.01, rel=0.02)
+    assert noise.batch_energy == pytest.approx(0.002, rel=0.02)
+
+
 def test_each_side_has_its_own_noise(teacher):
     """A student that is rough beside a teacher that is smooth, in the stage that measures both."""
     random = np.random.default_rng(0)

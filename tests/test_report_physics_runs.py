@@ -104,6 +104,12 @@ def test_the_teacher_is_in_runs_that_just_fit(copper, monkeypatch):
     item = task.measure(task.cost() * (1.0 - 1e-12))
     assert item.teacher is not None
     assert item.teacher.times[-1] == pytest.approx(0.02)
+    assert item.description.endswith("10 by the teacher")
+    item = task.measure(0.5)
+    assert item.teacher is None
+    assert item.description.endswith(
+        "not run by the teacher: 10 steps of it take about 0.7 s, 0.35 s were left"
+    )
 
 
 def test_a_sound_run_too_short_to_say_anything_is_no_result(monkeypatch):

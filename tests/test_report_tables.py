@@ -51,7 +51,7 @@ def find(record, role, mode, size):
 def parse_time(text):
     """Seconds of a time as tables write it."""
     number, unit = text.split(" (")[0].split()
-    return float(number) * {"s": 1.0, "ms": 1e-3}[unit]
+    return float(number.replace(",", "")) * {"s": 1.0, "ms": 1e-3}[unit]
 
 
 def close(value):

@@ -81,7 +81,8 @@ def test_every_call_is_on_atoms_moved_by_more_than_a_skin():
     calculator = Clockwork()
     curve = time_calculator(lambda: calculator, make_cells(10), plan=PLAN)
     # One evaluation per call: forces, energy and stress come from the same pass.
-    assert len(calculator.seen) == PLAN.long_warmup + len(curve.points[0].seconds)
+    n_warm = len(calculator.seen) - len(curve.points[0].seconds)
+    assert PLAN.warmup <= n_warm <= PLAN.long_warmup  # on a busy machine not the longer one
     for before, after in zip(calculator.seen[:-1], calculator.seen[1:], strict=True):
         assert np.linalg.norm(after - before, axis=1).min() > 1.3
 

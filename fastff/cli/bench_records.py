@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     import typer
 
+    from fastff.report.kernels import KernelRecord
     from fastff.report.regression import Change, Record
     from fastff.report.schema import BenchRecord
 
@@ -114,20 +115,34 @@ def require_accuracy(record: BenchRecord, required: float | None) -> None:
 
 
 def rebuild_page(path: Path, out: Path | None, *, force: bool) -> None:
-    """Make page and Markdown of a stored record again, beside it or in ``out``."""
+    """Make page and Markdown of a stored record again, beside it or in ``out``; of kernels there is a table alone."""
     from fastff.report.html import render_report
+    from fastff.report.kernels import KernelRecord
     from fastff.report.markdown import write_tables
-    from fastff.report.record import read_record
+    from fastff.report.regression import read_any
 
-    record = read_record(path)
+    record = read_any(path)
     folder = out if out is not None else path.parent
     if out is not None:
         check_folder(folder, force=force)
         folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(record, KernelRecord):
+        write_kernel_table(record, folder / f"{path.stem}.md")
+        make_console().print(f"wrote {folder / path.stem}.md", soft_wrap=True)
+        return
     name = "report" if path.stem == "bench" else path.stem
     (folder / f"{name}.html").write_text(render_report(record), encoding="utf-8")
     (folder / f"{name}.md").write_text(write_tables(record), encoding="utf-8")
     make_console().print(f"wrote {folder / name}.html and {name}.md", soft_wrap=True)
+
+
+def write_kernel_table(record: KernelRecord, path: Path) -> None:
+    """The machine and a table of every op as Markdown."""
+    from fastff.report.markdown import format_markdown
+    from fastff.report.tables import describe_kernels, tabulate_kernels
+
+    text = f"{describe_kernels(record)}\n\n{format_markdown(tabulate_kernels(record))}\n"
+    path.write_text(text, encoding="utf-8")
 
 
 def read_earlier(path: Path, device: str, model: Path | None = None) -> Record:
@@ -200,7 +215,6 @@ def bench_kernels(
         Slower than the record of ``against`` beyond noise.
     """
     from fastff.report.kernels import measure_kernels
-    from fastff.report.markdown import format_markdown
     from fastff.report.regression import compare_speed, require_no_slowdown
     from fastff.report.tables import describe_kernels, tabulate_kernels
 
@@ -218,8 +232,7 @@ def bench_kernels(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "kernels.json").write_text(record.model_dump_json(indent=1) + "\n")
-        text = f"{describe_kernels(record)}\n\n{format_markdown(tabulate_kernels(record))}\n"
-        (out / "kernels.md").write_text(text, encoding="utf-8")
+        write_kernel_table(record, out / "kernels.md")
         console.print(f"wrote {out / 'kernels.json'} and kernels.md", style="dim", soft_wrap=True)
     if before is not None:
         changes = compare_speed(before, record)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import ase
 import torch
 
-from fastff.distill.constraints import describe_lifted
+from fastff.distill.constraints import copy_fixed, describe_lifted
 from fastff.errors import UnsupportedElementError, UsageError
 from fastff.labels import Frame
 from fastff.report.baselines import Baseline, check_names, judge_baseline
@@ -134,6 +134,9 @@ def run_bench(
     found = Measured(describe_model(run.path, student), Agenda(list_stages(run), watch))
     seeds = choose_seeds(student.header, structures)
     _check_elements(run, seeds)
+    if teacher is not None:
+        for atoms in seeds:
+            copy_fixed(atoms)  # refuses those of which no atom may move
     _check_baselines(run, seeds)
     ended = None
     try:

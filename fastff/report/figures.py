@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fastff.report.noise import NoiseFloor
 from fastff.report.plotdata import CoverageData, Density, ForceBin
@@ -70,6 +71,16 @@ def styled(draw: Callable[_P, str]) -> Callable[_P, str]:
             return draw(*args, **kwargs)
 
     return wrapper
+
+
+def label_decades(axis: Any) -> None:
+    """Plain numbers on a logarithmic axis of less than two powers of ten, as ``0.2`` and not ``2 × 10^-1``."""
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high < 100.0 * low:
+        narrow = high < 10.0 * low
+        axis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
 
 
 class Drawing:
@@ -208,6 +219,7 @@ def draw_force_error(bins: Sequence[ForceBin], noise: NoiseFloor | None, force_r
             words, place, xycoords=("axes fraction", "axes fraction" if below else "data"),
             ha="right", va="bottom", color=TEACHER, fontsize=7.5,
         )  # fmt: skip
+    label_decades(axes.yaxis)
     axes.set_xlabel("|F| of the teacher (eV/Å)")
     axes.set_ylabel("|ΔF| (eV/Å)")
     axes.legend(loc="best")

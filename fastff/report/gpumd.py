@@ -21,6 +21,7 @@ import ase
 import numpy as np
 
 from fastff.errors import DataError, MissingDependencyError, UsageError
+from fastff.md.state import find_fixed
 from fastff.memory import is_out_of_memory
 from fastff.report.ending import NEVER, Watch
 from fastff.report.schema import BaselinePart
@@ -96,20 +97,24 @@ def write_input(
     """Write ``model.xyz``, ``run.in`` for :data:`N_RUNS` runs of ``n_steps`` NVE steps, and the potential.
 
     GPUMD reads extended XYZ with Lattice, pbc and Properties; positions in Å, time steps in fs, temperatures in K.
+    FixAtoms make a group of their own, which each run fixes: GPUMD forgets that between runs.
     """
+    fixed = find_fixed(atoms)
+    group = ":group:I:1" if fixed.any() else ""
     lattice = " ".join(f"{value:.10f}" for value in atoms.cell.array.ravel())
     lines = [
         str(len(atoms)),
-        f'pbc="T T T" Lattice="{lattice}" Properties=species:S:1:pos:R:3',
+        f'pbc="T T T" Lattice="{lattice}" Properties=species:S:1:pos:R:3{group}',
         *(
-            f"{symbol} {x:.10f} {y:.10f} {z:.10f}"
-            for symbol, (x, y, z) in zip(
-                atoms.get_chemical_symbols(), atoms.positions.tolist(), strict=True
+            f"{symbol} {x:.10f} {y:.10f} {z:.10f}" + (f" {int(held)}" if group else "")
+            for symbol, (x, y, z), held in zip(
+                atoms.get_chemical_symbols(), atoms.positions.tolist(), fixed, strict=True
             )
         ),
     ]
     (folder / "model.xyz").write_text("\n".join(lines) + "\n")
-    runs = ["ensemble nve", f"time_step {time_step:g}", f"run {n_steps}"]
+    hold = ["fix 1"] if group else []
+    runs = ["ensemble nve", *hold, f"time_step {time_step:g}", f"run {n_steps}"]
     shutil.copyfile(nep, folder / NEP_NAME)
     head = [f"potential {NEP_NAME}", f"velocity {temperature:g}"]
     (folder / "run.in").write_text("\n".join([*head, *(N_RUNS * runs)]) + "\n")
@@ -177,7 +182,9 @@ def time_gpumd(
                 )
                 limit = LONGEST[0] * budget + LONGEST[1]
                 point, version = _run(executable, folder, count, formula, n_steps, limit)
-            points.append(point)
+            points.append(
+                point.model_copy(update={"n_fixed": int(find_fixed(atoms).sum()) or None})
+            )
             identity |= {"version": version} if version else {}
             progress(f"{NAME}, {count} atoms")
             if point.status != "measured":
@@ -188,7 +195,7 @@ def time_gpumd(
             name = " ".join((NAME, *filter(None, [identity.get("version")])))
             curve = SpeedCurve(
                 role=NAME, label=f"{name} ({nep.name})", mode="program", includes=INCLUDES, device=device,
-                threads=1, identity=identity, time_step=time_step, points=tuple(points),
+                threads=1, identity=identity, time_step=time_step, start_temperature=temperature, points=tuple(points),
             )  # fmt: skip
             part = BaselinePart(name=NAME, kind="program", identity=identity, comparisons=())
             found = stamp_part(part), stamp_part(curve)

@@ -38,6 +38,7 @@ from fastff.report.physics.record import PhysicsPart
 from fastff.report.physics.rest import list_symmetries
 from fastff.report.physics.scatter import describe_criterion
 from fastff.report.physics_figures import draw_item
+from fastff.report.plotdata import DISTANCE_FRAMES
 from fastff.report.record import verify_record
 from fastff.report.schema import BenchRecord
 from fastff.report.speed import SpeedCurve
@@ -303,16 +304,19 @@ def _draw_physics(part: PhysicsPart | None) -> list[Figure]:
 
 
 def _draw_data(record: BenchRecord) -> list[Figure]:
-    coverage = record.main.coverage
+    coverage, main = record.main.coverage, record.main
+    chosen = "the"
+    if main.frames.n_frames > DISTANCE_FRAMES:
+        chosen = f"{DISTANCE_FRAMES} of the {main.frames.n_frames}"
     drawn = []
     curve = record.model.training.get("learning_curve")
     if isinstance(curve, list) and len(curve) > 1:
         caption = "Accuracy on validation frames while training, as the model file records it."
         drawn.append((Markup(figures.draw_learning_curve(curve)), caption))
-    drawn.append(
-        (Markup(figures.draw_coverage(coverage)), "Pair distances in the held-out frames.")
-    )
-    drawn.append((Markup(figures.draw_force_histogram(coverage)), "Forces in the held-out frames."))
+    caption = f"Pair distances in {chosen} {main.name}."
+    drawn.append((Markup(figures.draw_coverage(coverage)), caption))
+    caption = f"Forces in the {main.name}."
+    drawn.append((Markup(figures.draw_force_histogram(coverage)), caption))
     return drawn
 
 

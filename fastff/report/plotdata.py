@@ -24,6 +24,8 @@ N_BINS = 90
 N_FORCE_BINS = 16
 MOST_POINTS = 1500
 DISTANCE_LIMIT = 6.0
+DISTANCE_FRAMES = 24
+"""Frames whose pair distances are counted, at most."""
 
 
 class Density(BaseModel):
@@ -99,7 +101,7 @@ class ParityData(BaseModel):
 class CoverageData(BaseModel):
     """What the frames span: histograms as (edges, counts), and extremes.
 
-    Pair distances are those of at most 24 frames.
+    Pair distances are those of at most :data:`DISTANCE_FRAMES` frames.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -216,10 +218,13 @@ def _center_energies(
 
 
 def compute_coverage(reference: Sequence[Labels], structures: Sequence[ase.Atoms]) -> CoverageData:
-    """Spread of forces, pair distances up to 6 Å, volume and elements over the frames."""
+    """Spread of forces, volume and elements over the frames, pair distances up to 6 Å of :data:`DISTANCE_FRAMES`."""
     norms = np.concatenate([np.linalg.norm(labels.forces, axis=1) for labels in reference])
     force_counts, force_edges = np.histogram(norms, bins=40)
-    chosen = [structures[i] for i in np.unique(np.linspace(0, len(structures) - 1, 24).astype(int))]
+    chosen = [
+        structures[i]
+        for i in np.unique(np.linspace(0, len(structures) - 1, DISTANCE_FRAMES).astype(int))
+    ]
     distances = np.concatenate([_find_distances(atoms) for atoms in chosen])
     counts, edges = np.histogram(distances, bins=60, range=(0.0, DISTANCE_LIMIT))
     volumes = [atoms.get_volume() / len(atoms) for atoms in structures if atoms.pbc.all()]

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import ase
 import numpy as np
 
+from fastff.distill.constraints import hold_atoms
 from fastff.labels import Frame, Labels
+from fastff.md.state import find_fixed
 from fastff.report.baselines import Baseline
 from fastff.report.ending import NEVER, Watch
 from fastff.report.fastest import choose_fastest
@@ -73,7 +75,7 @@ def race(
     teacher : Teacher
         Timed with the fastest of its settings, which is chosen here.
     structure : ase.Atoms
-        The material.
+        The material. Dynamics holds its FixAtoms.
     frame : Frame
         One frame that was compared, with the teacher's labels.
     predicted : Labels
@@ -110,7 +112,8 @@ def race(
     from fastff.teachers.base import complete_structure
 
     def complete(atoms: ase.Atoms) -> ase.Atoms:
-        return complete_structure(atoms, teacher.padding, all_periodic=teacher.periodic_only)
+        completed = complete_structure(atoms, teacher.padding, all_periodic=teacher.periodic_only)
+        return hold_atoms(completed, atoms)
 
     cells = [complete(cell) for cell in build_supercells(structure, sizes)]
     counts = [len(cell) for cell in cells]
@@ -243,13 +246,20 @@ def join_curves(curves: Sequence[SpeedCurve]) -> list[SpeedCurve]:
 
 
 def add_conditions(curve: SpeedCurve, cells: Sequence[ase.Atoms], temperature: float) -> SpeedCurve:
-    """With the volume per atom of every point, and the temperature at which dynamics began."""
+    """With the volume per atom of every point; of dynamics, the fixed atoms and the temperature at which it began."""
     volumes = {len(cell): cell.get_volume() / len(cell) for cell in cells if cell.pbc.all()}
+    moves = curve.time_step is not None
+    fixed = {len(cell): int(find_fixed(cell).sum()) or None for cell in cells if moves}
     points = tuple(
-        point.model_copy(update={"volume_per_atom": volumes.get(point.n_atoms)})
+        point.model_copy(
+            update={
+                "volume_per_atom": volumes.get(point.n_atoms),
+                "n_fixed": fixed.get(point.n_atoms),
+            }
+        )
         for point in curve.points
     )
-    start = temperature if curve.time_step is not None else None
+    start = temperature if moves else None
     return curve.model_copy(update={"points": points, "start_temperature": start})
 
 

@@ -28,6 +28,7 @@ from fastff.report.record import read_record
 from fastff.report.repeats import find_median_interval
 from fastff.report.schema import BenchRecord, ModelPart
 from fastff.report.speed import SpeedCurve, SpeedPoint
+from fastff.report.verdict import format_seconds
 
 TOLERANCE = 0.10
 Record = BenchRecord | KernelRecord
@@ -169,8 +170,8 @@ def check_students(before: Record, model: ModelPart) -> None:
 def compare_speed(before: Record, after: Record, tolerance: float = TOLERANCE) -> list[Change]:
     """Every timing that both records hold: of the same mode, number of atoms, formula and time step.
 
-    Density and the temperature of dynamics must agree, too, where both records hold them. Those that the later record
-    has no time of, but says why, are among them.
+    So must the number of fixed atoms; density and temperature where both records have them. Those that the later
+    record has no time of, but says why, are among them.
 
     Raises
     ------
@@ -213,10 +214,10 @@ def require_no_slowdown(changes: Sequence[Change]) -> None:
         worst = slower[0]
         now = f"now none: {worst.missing}"
         if worst.after is not None:
-            now = f"{1e3 * worst.after:.3g} ms now ({worst.ratio:.2f} times)"
+            now = f"{format_seconds(worst.after)} now ({worst.ratio:.2f} times)"
         raise SlowdownError(
             f"{len(slower)} of {len(changes)} timings are slower than in the earlier record beyond noise; the worst: "
-            f"{worst.what}, {1e3 * worst.before:.3g} ms then, {now}"
+            f"{worst.what}, {format_seconds(worst.before)} then, {now}"
         )
 
 
@@ -291,6 +292,8 @@ def _name_timing(curve: SpeedCurve, point: SpeedPoint, *, full: bool) -> str:
     words = [curve.mode, f"{point.n_atoms} atoms of {point.formula}"]
     if full and point.volume_per_atom is not None:
         words.append(f"{point.volume_per_atom:.3g} Å³/atom")
+    if point.n_fixed:
+        words.append(f"{point.n_fixed} fixed")
     if curve.time_step is not None:
         words.append(f"{curve.time_step:g} fs")
     if full and curve.start_temperature is not None:

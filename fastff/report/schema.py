@@ -30,7 +30,7 @@ ADDED = ("baselines", "calibration", "physics")
 LATER = (
     "stamp", "identity", "columns", "beyond_columns", "energy_rest", "stress_rest", "wording",
     "counts", "volume_per_atom", "start_temperature", "peak", "contact", "ended", "symmetry",
-    "given_symmetry", "interpolated", "heights", "settling", "centered",
+    "given_symmetry", "interpolated", "heights", "settling", "centered", "n_fixed",
 )  # fmt: skip
 """Fields that the third schema added; where they are None, they are left out of older digests."""
 

@@ -78,7 +78,7 @@ class SpeedPoint(BaseModel):
     """Time of one call or step at one size; ``seconds`` holds every repeat, empty unless ``status`` is measured.
 
     ``counts`` says which of mean and median stands for dynamics, the mean where it is None; ``volume_per_atom`` is in
-    Å^3, of fully periodic structures.
+    Å^3, of fully periodic structures; ``n_fixed`` atoms are held where they are in dynamics, None where all move.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,6 +96,7 @@ class SpeedPoint(BaseModel):
     peak_memory: int | None = None
     counts: Literal["mean", "median"] | None = None
     volume_per_atom: float | None = None
+    n_fixed: int | None = None
 
     @property
     def per_step(self) -> float | None:
@@ -124,6 +125,12 @@ class SpeedCurve(Stamped):
     def find(self, n_atoms: int) -> SpeedPoint | None:
         """The point at exactly ``n_atoms``, or None."""
         return next((point for point in self.points if point.n_atoms == n_atoms), None)
+
+    @property
+    def held(self) -> str:
+        """``18 of 36 atoms fixed``, at the smallest size of dynamics that holds some; empty where all atoms move."""
+        held = [point for point in self.points if point.n_fixed]
+        return f"{held[0].n_fixed} of {held[0].n_atoms} atoms fixed" if held else ""
 
 
 def summarize(

@@ -12,6 +12,7 @@ import ase
 import numpy as np
 
 from fastff.distill.cells import find_material_axes
+from fastff.distill.constraints import copy_fixed
 from fastff.errors import DataError
 
 GAP = 3.0
@@ -38,12 +39,13 @@ def build_supercells(
     Returns
     -------
     list of ase.Atoms
-        In ascending size, one per distinct atom count, without calculator or constraints.
+        In ascending size, one per distinct atom count, without calculator. Of constraints they have FixAtoms, on all
+        copies of the atoms that are fixed in ``structure``; these are not displaced.
 
     Raises
     ------
     DataError
-        ``structure`` has no atoms, or a size is below 1.
+        ``structure`` has no atoms, or none that may move, or a size is below 1.
     """
     if len(structure) == 0:
         raise DataError(
@@ -60,6 +62,7 @@ def build_supercells(
         count = len(unit) * int(np.prod(repeats))
         if count not in cells:
             cell = unit.repeat(repeats)
+            cell.set_constraint(copy_fixed(structure, int(np.prod(repeats))))
             cell.rattle(rattle, seed=seed)
             cells[count] = cell
     return [cells[count] for count in sorted(cells)]

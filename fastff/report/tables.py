@@ -136,7 +136,7 @@ def describe_paths(record: BenchRecord) -> list[str]:
         included: dict[str, list[str]] = {}
         for curve in record.speed:
             if curve.mode == mode:
-                words = curve.includes
+                words = curve.includes + (f"; {curve.held}" if curve.held else "")
                 if words == LAUNCHED_ONE_BY_ONE and curve.device.startswith("cuda"):
                     words += "; kernels launched one by one, while other series replay a graph: too slow by that"
                 included.setdefault(words, []).append(curve.label)
@@ -144,6 +144,15 @@ def describe_paths(record: BenchRecord) -> list[str]:
             words if len(included) == 1 else f"{', '.join(dict.fromkeys(labels))}: {words}"
             for words, labels in included.items()
         ]
+        if mode == "model" and texts:
+            alone = {c.role for c in record.speed if c.mode == mode}
+            whole = [c for c in record.speed if c.mode == "ase-call" and c.role not in alone]
+            if whole:
+                labels = ", ".join(dict.fromkeys(c.label for c in whole))
+                texts.append(f"not told apart from the rest of a call: {labels}")
+        sizes = _list_sizes(record, mode)
+        if mode == "ase-md" and texts and sizes < _list_sizes(record, "ase-call"):
+            texts.append(f"timed only at {', '.join(map(str, sorted(sizes)))} atoms")
         if mode == "ase-call" and any(
             c.role == "student" and c.device.startswith("cuda") for c in record.speed
         ):
@@ -151,6 +160,11 @@ def describe_paths(record: BenchRecord) -> list[str]:
         if texts:
             lines.append(f"{name}: {'; '.join(texts)}.")
     return lines
+
+
+def _list_sizes(record: BenchRecord, mode: str) -> set[int]:
+    """Numbers of atoms that any calculator has a point of."""
+    return {p.n_atoms for c in record.speed if c.mode == mode for p in c.points}
 
 
 def _describe_inside(call: SpeedPoint | None) -> str:
@@ -214,11 +228,17 @@ def _describe_sides(item: AnyItem, quantity: Quantity) -> tuple[str, str]:
         drift = quantity.name.startswith("drift")
         cells = [_describe_energy(v, t, drift) for v, t in zip(values, traces, strict=True)]
         return cells[0], cells[1]
-    student = format_number(quantity.student, quantity.student_error)
-    if isinstance(item, RdfItem) and quantity.unit == "%" and quantity.student_error is not None:
+    value, noise = quantity.student, quantity.student_error
+    student = format_number(value, noise)
+    if (
+        isinstance(item, RdfItem)
+        and quantity.unit == "%"
+        and value is not None
+        and noise is not None
+    ):
         blocks = count_blocks(item)
         few = f", from {blocks} blocks only" if blocks < LEAST_BLOCKS else ""
-        student = f"{quantity.student:.2g} (noise {quantity.student_error:.2g}{few})"
+        student = f"{show_number(value, 2)} (noise {show_number(noise, 2)}{few})"
     return format_number(quantity.teacher, quantity.teacher_error), student
 
 
@@ -281,8 +301,8 @@ def describe_kernels(record: KernelRecord) -> str:
     where = record.provenance
     machine = where.gpu if record.device.startswith("cuda") else where.machine
     return (
-        f"{machine}: copies at {record.bandwidth * 1e-9:.3g} GB/s, float32 products at "
-        f"{record.product_rate * 1e-12:.3g} TFLOP/s; share is that of the floor these set, float32, "
+        f"{machine}: copies at {show_number(record.bandwidth * 1e-9)} GB/s, float32 products at "
+        f"{show_number(record.product_rate * 1e-12)} TFLOP/s; share is that of the floor these set, float32, "
         f"{where.date[:10]}, record {record.digest[:12]}"
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from fastff.report.calibration import CalibrationData
 from fastff.report.figures import (
@@ -19,6 +18,7 @@ from fastff.report.figures import (
     STUDENT,
     TEACHER,
     Drawing,
+    label_decades,
     styled,
 )
 from fastff.report.noise import NoiseFloor
@@ -106,11 +106,8 @@ def draw_calibration(data: CalibrationData) -> str:
     axes.plot(reach, 2.0 * reach, "--", color=INK, lw=0.6)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    if reach[1] < 100.0 * reach[0]:  # there may be less than two powers of ten to label
-        narrow = reach[1] < 10.0 * reach[0]
-        axes.xaxis.set_major_locator(MaxNLocator(4) if narrow else LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
+    label_decades(axes.xaxis)
+    label_decades(axes.yaxis)
     axes.set_xlabel("predicted standard deviation (meV/atom)")
     axes.set_ylabel("|energy error| (meV/atom)")
     axes.legend(loc="best", fontsize=7)
@@ -130,17 +127,18 @@ def draw_grades(data: CalibrationData) -> str:
         ms=3.5,
     )
     axes.axvline(1.0, color=TEACHER, lw=0.9, ls=":")
+    axes.set_xlim(left=0.0)
+    before = 0.5 * axes.get_xlim()[1] < 1.0  # on the side of the line where there is room
     axes.annotate(
         "edge of training data",
         (1.0, 0.03),
         xycoords=("data", "axes fraction"),
-        xytext=(-3, 0),
+        xytext=(-3 if before else 3, 0),
         textcoords="offset points",
-        ha="right",
+        ha="right" if before else "left",
         color=TEACHER,
         fontsize=7.5,
     )
-    axes.set_xlim(left=0.0)
     axes.set_ylim(bottom=0.0)
     axes.set_xlabel("extrapolation grade of the atom")
     axes.set_ylabel("RMS force error (eV/Å)")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastff.report.schema import BenchRecord, Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 6
+WORDING = 7
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
@@ -58,15 +58,17 @@ def describe_method(accuracy: Accuracy, n_trajectories: int) -> str:
 
 
 def format_share(value: float | None) -> str:
-    """A small fraction in percent, to two significant digits."""
-    return UNDEFINED if value is None else f"{value * 100:.2g} %"
+    """A fraction in percent, to two significant digits; from 100 % on to whole percents, without an exponent."""
+    if value is None:
+        return UNDEFINED
+    return f"{show_number(value * 100, 2)} %" if value < 0.995 else f"{value * 100:,.0f} %"
 
 
 def format_seconds(value: float | None) -> str:
     """Seconds to three significant digits, in ms below one second."""
     if value is None:
         return UNDEFINED
-    return f"{show_number(value)} s" if value >= 1.0 else f"{value * 1e3:.3g} ms"
+    return f"{show_number(value)} s" if value >= 1.0 else f"{show_number(value * 1e3)} ms"
 
 
 def format_ratio(value: float | None) -> str:
@@ -90,7 +92,7 @@ def format_count(value: float | None) -> str:
     for limit, unit in ((1e6, " M"), (1e3, " k")):
         if value >= limit:
             return f"{show_number(value / limit)}{unit}"
-    return f"{value:.3g}"
+    return show_number(value)
 
 
 def format_bytes(value: int | None) -> str:
@@ -161,7 +163,11 @@ def write_verdict(
         *([] if ended is None else [f"Incomplete: {ended}."]),
     )
     usage = f"fastff predict {model_path} STRUCTURES"
-    command = _suggest_training(model) if passed is False else usage
+    command = usage
+    if passed is False:
+        command = _suggest_training(model)
+    elif calibration is not None and calibration.beyond[0] >= MUCH:
+        command = _suggest_teaching(model)
     return Verdict(
         required=required, passed=passed, lines=lines, next_command=command, wording=WORDING
     )
@@ -190,6 +196,11 @@ def _suggest_training(model: ModelPart) -> str:
     larger = dict(pairwise(LADDER)).get(model.architecture)
     change = f"--student {larger}" if larger else "--budget MORE"
     return f"fastff train --teacher {model.teacher.get('name', 'NAME')} --structures FILE {change}"
+
+
+def _suggest_teaching(model: ModelPart) -> str:
+    """A student of the structures that it was judged on, which are beyond its training data."""
+    return f"fastff train --teacher {model.teacher.get('name', 'NAME')} --structures FILE"
 
 
 def _judge_accuracy(

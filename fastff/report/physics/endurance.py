@@ -17,7 +17,14 @@ from fastff.distill.dynamics import LangevinSettings, Replica, run_langevin
 from fastff.labels import Frame
 from fastff.neighbors import build_edges, complete_cell
 from fastff.report.physics.derive import PropertyError, TooShortError
-from fastff.report.physics.motion import FRICTION, INTERVAL, Dynamics, Run
+from fastff.report.physics.motion import (
+    FRICTION,
+    INTERVAL,
+    Dynamics,
+    Run,
+    count_moving,
+    describe_size,
+)
 from fastff.report.physics.record import EnergyTrace, NveItem, StabilityItem, StabilityRun
 from fastff.report.physics.side import OutOfTimeError, Side
 
@@ -58,15 +65,19 @@ def measure_nve(
     n_steps: int,
     n_teacher_steps: int,
     seconds: float = math.inf,
+    absence: str = "",
 ) -> NveItem:
-    """Total energy over velocity Verlet steps: the student in fastff's own loop, the teacher step by step."""
+    """Total energy over velocity Verlet steps: the student in fastff's own loop, the teacher step by step.
+
+    Energies are per atom that moves; ``absence`` says why there is no teacher.
+    """
     run, rows = run_engine(
         student, start, temperature, time_step, n_steps, ensemble="nve", seconds=seconds
     )
     if run.reason:
         raise PropertyError(f"the run of the student broke after {run.done} steps: {run.reason}")
     require_length("the run of the student", run.done * time_step * 1e-3, LEAST_NVE)
-    n_atoms = len(start)
+    n_atoms = count_moving(start)
     energies = 1e3 * (rows[:, 4] - rows[0, 4]) / n_atoms
     trace = EnergyTrace(
         times=tuple((rows[:, 0] * time_step * 1e-3).tolist()), energies=tuple(energies.tolist())
@@ -74,11 +85,14 @@ def measure_nve(
     other = None
     if teacher is not None and n_teacher_steps * time_step * 1e-3 >= LEAST_NVE:
         other = _trace_teacher(teacher, start, time_step, n_teacher_steps)
-    compared = f"{n_teacher_steps} by the teacher" if other else "not run by the teacher"
+    compared = f"{n_teacher_steps} by the teacher"
+    if other is None:
+        compared = "not run by the teacher" + (f": {absence}" if absence else "")
+    per_mover = "" if n_atoms == len(start) else ", energies per atom that moves"
     return NveItem(
         title="Conservation of energy",
-        description=f"Velocity Verlet with steps of {time_step:g} fs near {temperature:.0f} K, {n_atoms} atoms: "
-        f"{run.n_steps} steps by fastff's own loop, {compared}",
+        description=f"Velocity Verlet with steps of {time_step:g} fs near {temperature:.0f} K, {describe_size(start)}"
+        f"{per_mover}: {run.n_steps} steps by fastff's own loop, {compared}",
         temperature=temperature,
         time_step=time_step,
         teacher=other,
@@ -97,7 +111,7 @@ def _trace_teacher(side: Side, start: ase.Atoms, time_step: float, n_steps: int)
     if replica.stopped:
         raise PropertyError(f"the run of the {side.role} broke: {replica.stopped}")
     total = [f.labels.energy + f.atoms.get_kinetic_energy() for f in frames]
-    energies = 1e3 * (np.array(total) - total[0]) / len(start)
+    energies = 1e3 * (np.array(total) - total[0]) / count_moving(start)
     return EnergyTrace(
         times=tuple(f.step * time_step * 1e-3 for f in frames), energies=tuple(energies.tolist())
     )
@@ -131,9 +145,9 @@ def measure_stability(
         runs.append(run)
     return StabilityItem(
         title="Stability",
-        description=f"The student's own NVT dynamics of {len(start)} atoms at the highest temperature of its training "
-        f"range, {highest:.0f} K, and 1.5 times that, steps of {time_step:g} fs, until a limit of temperature, "
-        "displacement or distance is broken",
+        description=f"The student's own NVT dynamics of {describe_size(start)} at the highest temperature of its "
+        f"training range, {highest:.0f} K, and 1.5 times that, steps of {time_step:g} fs, until a limit of "
+        "temperature, displacement or distance is broken",
         time_step=time_step,
         runs=tuple(runs),
     )

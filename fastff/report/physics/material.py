@@ -19,6 +19,7 @@ from ase.data import chemical_symbols
 
 from fastff.distill.cells import build_supercell, find_material_axes
 from fastff.distill.constraints import hold_atoms
+from fastff.md.state import find_fixed
 from fastff.neighbors import build_edges, complete_cell, measure_edges
 
 Kind = Literal["crystal", "disordered", "slab", "molecule"]
@@ -67,6 +68,8 @@ class Material:
         crystal.
     formula : dict
         Of a formula unit.
+    n_fixed : int
+        Atoms with FixAtoms in the structure as given.
     """
 
     atoms: ase.Atoms
@@ -74,6 +77,7 @@ class Material:
     cell: UnitCell
     box: ase.Atoms
     formula: dict[str, int]
+    n_fixed: int = 0
 
     @property
     def unit(self) -> ase.Atoms:
@@ -85,8 +89,17 @@ class Material:
         """One line."""
         name = self.atoms.get_chemical_formula()
         size = f", unit of {len(self.unit)} atoms" if self.kind == "crystal" else ""
-        remark = self.cell.origin or self.cell.fault
+        remarks = [self.cell.origin or self.cell.fault, self._describe_fixed()]
+        remark = "; ".join(filter(None, remarks))
         return f"{name}, {WORDS[self.kind]}{size}" + (f" ({remark})" if remark else "")
+
+    def _describe_fixed(self) -> str:
+        if not self.n_fixed:
+            return ""
+        held = f"{self.n_fixed} of {len(self.atoms)} atoms are fixed in the structure"
+        if self.kind == "crystal":
+            return f"{held}; here all move, properties are those of the free unit cell"
+        return f"{held} and held in dynamics"
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
@@ -112,9 +125,9 @@ def describe_material(atoms: ase.Atoms, relax: Relax | None = None) -> Material:
     counts = Counter(cell.atoms.get_chemical_symbols())
     divisor = reduce(gcd, counts.values())
     formula = {symbol: number // divisor for symbol, number in counts.items()}
-    whole = cell.atoms if kind == "crystal" else hold_atoms(bare, atoms)
-    box = build_supercell(whole, 9.0, 120).atoms
-    return Material(bare, kind, cell, box, formula)
+    held = hold_atoms(bare, atoms)
+    box = build_supercell(cell.atoms if kind == "crystal" else held, 9.0, 120).atoms
+    return Material(bare, kind, cell, box, formula, int(find_fixed(held).sum()))
 
 
 def count_kinds(atoms: ase.Atoms) -> int:

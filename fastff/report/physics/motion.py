@@ -52,6 +52,17 @@ INTERVAL = 5
 """Steps between frames."""
 
 
+def count_moving(atoms: ase.Atoms) -> int:
+    """Number of atoms that FixAtoms does not hold."""
+    return int((~find_fixed(atoms)).sum())
+
+
+def describe_size(atoms: ase.Atoms) -> str:
+    """``36 atoms (18 fixed)``; where all move, no more than their number."""
+    n_fixed = len(atoms) - count_moving(atoms)
+    return f"{len(atoms)} atoms" + (f" ({n_fixed} fixed)" if n_fixed else "")
+
+
 @dataclass(frozen=True)
 class Run:
     """Structures of one side after equilibration, a list for each replica, with time step in fs."""
@@ -176,7 +187,7 @@ def compare_distributions(
     whose = "of each side" if teacher is not None else "of the student alone"
     return RdfItem(
         title="Pair distributions",
-        description=f"{len(student.first)} atoms at {temperature:.0f} K under the same Langevin thermostat "
+        description=f"{describe_size(student.first)} at {temperature:.0f} K under the same Langevin thermostat "
         f"({FRICTION:g}/fs), {_count_replicas(student)}{shortest:.3g} ps {whose} after equilibration; standard "
         f"errors over {n_blocks * len(student.replicas)} blocks of {shortest / n_blocks:.2g} ps; box of "
         f"{' × '.join(f'{height:.3g}' for height in heights)} Å between opposite faces, distances up to "

@@ -29,6 +29,7 @@ from fastff.report.physics.record import PhysicsPart
 from fastff.report.physics.sampling import Runs, make_runs, plan_runs
 from fastff.report.physics.schedule import Laboratory, Mode, Task
 from fastff.report.physics.side import Side, relax_bare
+from fastff.units import show_number
 
 if TYPE_CHECKING:
     import ase
@@ -141,13 +142,17 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
         takes = lab.teacher.estimate(box)
         spare = 0.9 * seconds - least_nve * runs.estimate_own(box)
         n_teacher = int(max(0.0, min(spare / takes + 1e-6, 2000, n_steps)))
-        n_teacher = n_teacher if n_teacher >= least_nve else 0
+        absence = ""
+        if n_teacher < least_nve:
+            n_teacher = 0
+            needed, left = (show_number(x, 2) for x in (least_nve * takes, max(spare, 0.0)))
+            absence = f"{least_nve} steps of it take about {needed} s, {left} s were left"
         start = box.copy()
         # Twice the temperature: half of it goes into the potential energy of what starts at rest.
         start.set_momenta(draw_momenta(start, 2.0 * middle, 21, 0))
         return endurance.measure_nve(
             lab.teacher if n_teacher else None, model, start, middle,
-            time_step, n_steps, n_teacher, seconds - n_teacher * takes,
+            time_step, n_steps, n_teacher, seconds - n_teacher * takes, absence=absence,
         )  # fmt: skip
 
     return [
