@@ -15,11 +15,12 @@ import importlib.util
 import logging
 import os
 import pkgutil
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from torch.autograd import forward_ad
@@ -69,10 +70,22 @@ class Row:
     last_call: str | None
     """Back end and reason of the op's most recent call in this process, ``None`` before the first."""
 
+    @property
+    def is_error(self) -> bool:
+        """Whether a call would raise."""
+        return self.reason.startswith("error:")
+
+
+class Failure(NamedTuple):
+    """Why kernels of an op do not compile: the kernel and the last line of the compiler's message; the whole one."""
+
+    reason: str
+    message: str
+
 
 _ops: dict[str, Op] = {}
 _last_calls: dict[str, tuple[str, str]] = {}
-_failures: dict[str, str] = {}
+_failures: dict[str, Failure] = {}
 _selected: str | None = None
 
 
@@ -223,7 +236,7 @@ def decide(
             )
         return "triton", f"selected by {source}"
     if obstacle is None and op.name in _failures:
-        obstacle = f"Triton failed to compile: {_failures[op.name]}"
+        obstacle = f"Triton failed to compile: {_failures[op.name].reason}"
     if obstacle is None:
         obstacle = preference
     if obstacle is not None:
@@ -260,13 +273,58 @@ def attempt(op: Op, triton: Callable[[], T], reference: Callable[[], T]) -> T:
                 f"{op.name}: the Triton kernel failed to compile: {error}"
             ) from error
         if op.name not in _failures:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            _failures[op.name] = lines[-1]
+            _failures[op.name] = _describe_failure(error)
             _log.warning(
-                "%s: falling back to torch, Triton failed to compile", op.name, exc_info=True
+                "%s: a Triton kernel failed to compile (%s); torch goes on in its place, slower; "
+                "fastff doctor tells more",
+                op.name,
+                _failures[op.name].reason,
             )
-        _last_calls[op.name] = ("torch", f"Triton failed to compile: {_failures[op.name]}")
+        _record_failure(op.name)
     return reference()
+
+
+def launch_part(op: Op, launch: Callable[[], None]) -> None:
+    """Launch the kernels of ``op`` as a part of the evaluation of a larger op, which was decided for both.
+
+    The record of the call is kept for :func:`explain`. A failure to compile is that of the larger op too, whose
+    :func:`attempt` it reaches: torch then takes over as a whole, since what a CUDA graph is to hold must not wait for
+    the device, as torch's part may.
+    """
+    try:
+        launch()
+    except Exception as error:
+        if is_compile_failure(error) and selected_backend()[0] != "triton":
+            _failures.setdefault(op.name, _describe_failure(error))
+            _record_failure(op.name)
+        raise
+    _last_calls[op.name] = ("triton", "part of a larger op")
+
+
+def list_failures() -> dict[str, Failure]:
+    """Ops with kernels that did not compile in this process, and why."""
+    return dict(_failures)
+
+
+def _record_failure(name: str) -> None:
+    _last_calls[name] = ("torch", f"Triton failed to compile: {_failures[name].reason}")
+
+
+def _describe_failure(error: Exception) -> Failure:
+    message = str(error).strip() or type(error).__name__
+    last, kernel = message.splitlines()[-1], _find_kernel(error)
+    return Failure(f"{kernel}: {last}" if kernel else last, message)
+
+
+def _find_kernel(error: Exception) -> str | None:
+    """Name of the kernel that was being launched when ``error`` was raised."""
+    from triton.runtime.jit import KernelInterface
+
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, KernelInterface):
+            return str(owner.fn.__name__)
+    return None
 
 
 def is_differentiated(*values: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Starts ``interpreted_engine.py`` and ``interpreted_md.py`` in processes of their own. Not here: the checks."""
+"""Starts ``interpreted_engine.py``, ``_md.py`` and ``_fallback.py`` in processes of their own. Not here: the checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ pytest.importorskip("triton")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "least"), [("interpreted_engine.py", 30), ("interpreted_md.py", 15)]
+    ("name", "least"),
+    [("interpreted_engine.py", 30), ("interpreted_md.py", 15), ("interpreted_fallback.py", 10)],
 )
 def test_the_engine_in_the_interpreter(name, least):
     """Lists, skin checks, evaluations and steps of dynamics; the report of the process is shown on failure."""
