@@ -215,7 +215,7 @@ class FusedPotential:
 
     def launch_invariants(self, space: Workspace, hop: int, mixed: Tensor | None = None) -> None:
         """Invariants of one hop, and its moments mixed, over the moments by default."""
-        from fastff.kernels.node_block.kernels import INVARIANTS_SPACE, invariants_kernel
+        from fastff.kernels.node_block.invariants import INVARIANTS_SPACE, invariants_kernel
 
         n_atoms, mixing = space.sites.shape[0], self.packed.blocks[hop].mixing
         arguments = self._configure_node(INVARIANTS_SPACE, n_atoms, mixed=mixing.shape[2])
@@ -235,7 +235,7 @@ class FusedPotential:
         self, space: Workspace, hop: int, *, adjoint: bool, gradients: Tensor | None = None
     ) -> None:
         """Energies and messages of one hop, or (``adjoint``) gradients, over the invariants by default."""
-        from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE, perceptron_kernel
+        from fastff.kernels.node_block.perceptron import PERCEPTRON_SPACE, perceptron_kernel
 
         block = self.packed.blocks[hop]
         last = hop == self.n_hops - 1
@@ -289,7 +289,7 @@ class FusedPotential:
 
     def launch_pullback(self, space: Workspace, hop: int) -> None:
         """Gradients in the invariants to gradients in the moments, over the moments."""
-        from fastff.kernels.node_block.kernels import PULLBACK_SPACE, pullback_kernel
+        from fastff.kernels.node_block.invariants import PULLBACK_SPACE, pullback_kernel
 
         n_atoms, mixing = space.sites.shape[0], self.packed.blocks[hop].mixing
         last = hop == self.n_hops - 1

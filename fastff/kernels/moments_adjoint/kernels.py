@@ -45,6 +45,8 @@ from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 FIXED_BITS = 32
 FIXED_UNIT = 2.0**-FIXED_BITS
 """Unit of the fixed-point accumulators: 2.3e-10 eV/Å, range 2e9 eV/Å."""
+LARGEST_FORCE = 1e9
+"""eV/Å; where the pairs of an atom push it harder, or its gradients are no numbers, its results are void."""
 
 ADJOINT_SPACE = LaunchSpace(
     "moments_adjoint",
@@ -70,6 +72,7 @@ ADJOINT_SPACE = LaunchSpace(
 )
 _SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
 _SCALE: tl.constexpr = tl.constexpr(2.0**FIXED_BITS)
+_LARGEST: tl.constexpr = tl.constexpr(LARGEST_FORCE)
 _PI: tl.constexpr = tl.constexpr(3.141592653589793)
 
 
@@ -259,10 +262,10 @@ def adjoint_kernel(
     """Forces and per-atom terms from ``gradients`` (n_atoms, 16, C), dE/dA.
 
     ``forces`` (n_atoms, 4) are accumulators, int64 unless SCATTER is ``float``, that already hold zeros or an earlier
-    hop; ``terms`` (n_atoms, 8): virial xx, yy, zz, yz, xz, xy, core energy, unused, overwritten unless ACCUMULATE;
-    ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where SCATTER is ``store``; ``message_gradients``
-    (n_atoms, (DEGREE + 1)^2, C): accumulators like ``forces``, where BY_SENDER; where SCATTER is ``store`` instead
-    (n_atoms, n_slots, C) float32: gradients in the factors of every slot.
+    hop; the last of each four is set where the others cannot hold the force; ``terms`` (n_atoms, 8): virial xx, yy, zz,
+    yz, xz, xy, core energy, unused, overwritten unless ACCUMULATE; ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where
+    SCATTER is ``store``; ``message_gradients`` (n_atoms, (DEGREE + 1)^2, C): accumulators like ``forces``, where
+    BY_SENDER; where SCATTER is ``store`` instead (n_atoms, n_slots, C) float32: gradients in the factors of every slot.
     """
     PART: tl.constexpr = choose_part(C, DEGREE)
     channels = tl.arange(0, PART)
@@ -384,9 +387,15 @@ def adjoint_kernel(
                 wxz += dx * gz + dz * gx
                 wxy += dx * gy + dy * gx
         if SCATTER != "store":
-            add_at(forces + atom * 4, tl.sum(fx), None, SCATTER)
-            add_at(forces + atom * 4 + 1, tl.sum(fy), None, SCATTER)
-            add_at(forces + atom * 4 + 2, tl.sum(fz), None, SCATTER)
+            sx = tl.sum(fx)
+            sy = tl.sum(fy)
+            sz = tl.sum(fz)
+            add_at(forces + atom * 4, sx, None, SCATTER)
+            add_at(forces + atom * 4 + 1, sy, None, SCATTER)
+            add_at(forces + atom * 4 + 2, sz, None, SCATTER)
+            if SCATTER == "fixed":
+                held = tl.abs(sx) + tl.abs(sy) + tl.abs(sz) < _LARGEST  # False for NaN
+                tl.store(forces + atom * 4 + 3, 1, mask=held == 0)
         if WITH_VIRIAL:
             put_term(terms + atom * 8, tl.sum(wxx), ACCUMULATE)
             put_term(terms + atom * 8 + 1, tl.sum(wyy), ACCUMULATE)

@@ -1,7 +1,7 @@
 """The numerics of every kernel and case in Triton's interpreter, on a machine without a GPU.
 
 Run by ``test_interpreter.py`` in a process of its own, because ``TRITON_INTERPRET=1`` must be set before Triton is
-imported. By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted.py``.
+imported. By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted_ops.py``.
 """
 
 from __future__ import annotations
