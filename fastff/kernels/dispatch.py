@@ -1,7 +1,8 @@
 """Which back end runs an op, and why.
 
 Here: the record of an op, the registry, the choice between Triton and torch, and its explanation. Not here: the ops
-themselves (one folder each), launch configurations (``tuning.py``), ahead-of-time compilation (``aot.py``).
+themselves (one folder each), what a failure to compile is (``failures.py``), launch configurations (``tuning.py``),
+ahead-of-time compilation (``aot.py``).
 
 Nothing is chosen when a module is imported and Triton is imported only when a kernel is launched. The choice is taken
 at every call from, in this order: :func:`use`, the environment variable ``FASTFF_BACKEND``, and ``"auto"``.
@@ -15,17 +16,17 @@ import importlib.util
 import logging
 import os
 import pkgutil
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from torch.autograd import forward_ad
 
 from fastff.errors import UsageError
+from fastff.kernels.failures import Failure, describe_failure, has_triton, is_compile_failure
 
 BACKENDS: Final = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE: Final = "FASTFF_BACKEND"
@@ -74,13 +75,6 @@ class Row:
     def is_error(self) -> bool:
         """Whether a call would raise."""
         return self.reason.startswith("error:")
-
-
-class Failure(NamedTuple):
-    """Why kernels of an op do not compile: the kernel and the last line of the compiler's message; the whole one."""
-
-    reason: str
-    message: str
 
 
 _ops: dict[str, Op] = {}
@@ -273,7 +267,7 @@ def attempt(op: Op, triton: Callable[[], T], reference: Callable[[], T]) -> T:
                 f"{op.name}: the Triton kernel failed to compile: {error}"
             ) from error
         if op.name not in _failures:
-            _failures[op.name] = _describe_failure(error)
+            _failures[op.name] = describe_failure(error)
             _log.warning(
                 "%s: a Triton kernel failed to compile (%s); torch goes on in its place, slower; "
                 "fastff doctor tells more",
@@ -295,7 +289,7 @@ def launch_part(op: Op, launch: Callable[[], None]) -> None:
         launch()
     except Exception as error:
         if is_compile_failure(error) and selected_backend()[0] != "triton":
-            _failures.setdefault(op.name, _describe_failure(error))
+            _failures.setdefault(op.name, describe_failure(error))
             _record_failure(op.name)
         raise
     _last_calls[op.name] = ("triton", "part of a larger op")
@@ -308,23 +302,6 @@ def list_failures() -> dict[str, Failure]:
 
 def _record_failure(name: str) -> None:
     _last_calls[name] = ("torch", f"Triton failed to compile: {_failures[name].reason}")
-
-
-def _describe_failure(error: Exception) -> Failure:
-    message = str(error).strip() or type(error).__name__
-    last, kernel = message.splitlines()[-1], _find_kernel(error)
-    return Failure(f"{kernel}: {last}" if kernel else last, message)
-
-
-def _find_kernel(error: Exception) -> str | None:
-    """Name of the kernel that was being launched when ``error`` was raised."""
-    from triton.runtime.jit import KernelInterface
-
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, KernelInterface):
-            return str(owner.fn.__name__)
-    return None
 
 
 def is_differentiated(*values: Any) -> bool:
@@ -389,7 +366,7 @@ def _find_transform_obstacle() -> str | None:
 
 
 def _find_device_obstacle(device: torch.device, forced: bool) -> str | None:
-    if not _has_triton():
+    if not has_triton():
         return "the package triton is not installed"
     if is_interpreted():
         return None if forced else "Triton's interpreter is used only when Triton is forced"
@@ -413,22 +390,5 @@ def _describe_device(device: torch.device) -> str:
 
 
 @lru_cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@lru_cache
 def _find_capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
-
-
-def is_compile_failure(error: Exception) -> bool:
-    """Whether ``error`` says that a kernel could not be built, as opposed to failing while it ran."""
-    if not _has_triton():
-        return False
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
-
-    if isinstance(error, CompilationError | OutOfResources | PTXASError):
-        return True
-    return isinstance(error, RuntimeError) and "PassManager::run failed" in str(error)

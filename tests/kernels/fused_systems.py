@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastff.kernels import tuning
+from fastff.kernels import candidates, tuning
 from fastff.kernels.moment_potential.cases import System, build_lattice, draw_weights
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.layout import NeighborMatrix, PotentialWeights
@@ -112,7 +112,7 @@ def convert(weights: PotentialWeights, dtype: torch.dtype) -> PotentialWeights:
 def check_candidates(workload, block):
     """Twice every candidate of another size of ``block``, and the definition in float32, against float64."""
     exact = workload.reference()
-    for config in {c.blocks[block]: c for c in tuning.list_candidates(workload)}.values():
+    for config in {c.blocks[block]: c for c in candidates.list_candidates(workload)}.values():
         with tuning.override(workload.space.kernel, config):
             for _ in range(2):
                 assert tuning.find_relative_error(workload.run(), exact) < workload.tolerance

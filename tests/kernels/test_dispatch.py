@@ -87,7 +87,7 @@ def test_old_gpu_is_an_obstacle(monkeypatch):
     assert dispatch.decide(op, device) == expected
     monkeypatch.setattr(dispatch, "_find_capability", lambda index: (9, 0))
     assert dispatch.decide(op, device)[0] == "triton"
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     assert dispatch.decide(op, device) == ("torch", "the package triton is not installed")
 
 
