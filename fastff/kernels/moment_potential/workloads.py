@@ -21,7 +21,8 @@ from fastff.kernels.moment_potential.launches import name_degree
 from fastff.kernels.moment_potential.layout import PotentialWeights, find_obstacle
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
-from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, FIXED_BITS
+from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE
+from fastff.kernels.moments_adjoint.scatter import FIXED_BITS
 from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.tuning import LaunchSpace, Workload, make_key
 
