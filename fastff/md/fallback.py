@@ -59,6 +59,7 @@ class FallbackPotential:
 
     def _attach_kernels(self) -> None:
         self.kernels.attach(*self._bound)
+        self.kernels.compute()  # which compiles nearly all, before anyone asks whether graphs can hold it
         self._point()
 
     def check(self) -> None:
