@@ -18,7 +18,8 @@ from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.neighbor_list import NeighborList, build_neighbors
 from fastff.kernels.neighbor_list.repeat import RepeatedSearch, can_repeat
 from fastff.kernels.replay import Replay, hold_weakly
-from fastff.kernels.skin_check import Snapshot, check_skin, take_snapshot
+from fastff.kernels.skin_check import Snapshot, take_snapshot
+from fastff.kernels.skin_check.op import check_skin_within
 from fastff.kernels.staging.op import (
     HEADER,
     Results,
@@ -216,7 +217,7 @@ class ResidentPotential:
     def check(self) -> None:
         """Set ``stale`` if the list may miss a pair within the cut-off."""
         assert self._snapshot is not None
-        check_skin(self.positions, self.cell, self._snapshot, self.stale)
+        check_skin_within(self.positions, self.cell, self._snapshot, self.stale)
 
     def compute(self) -> None:
         """Update energy, forces, virial and energies from the current positions and cell."""

@@ -1,16 +1,18 @@
-"""Small labelled frames that cost nothing. Not here: any test."""
+"""Small labelled frames that cost nothing, and a teacher that makes them. Not here: any test."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.emt import EMT
 
 from fastff.distill.jobs import LabelJob
 from fastff.distill.labelling import label_jobs
-from fastff.labels import Frame
+from fastff.labels import Frame, Labels
 from fastff.teachers import load_teacher
 
 
@@ -42,3 +44,36 @@ def make_mixed(count: int = 21, hessian_step: float | None = 0.01) -> list[Frame
     for k in (2, 5, 9, 10):
         frames[k] = replace(frames[k], hessian_vector=None)
     return frames
+
+
+class EmtTeacher:
+    """ASE's effective medium theory; counts what it labels and can be told to die or to fail."""
+
+    def __init__(self, die_after: float = np.inf) -> None:
+        self.n_labelled, self.calls, self.die_after = 0, [], die_after
+        self.fault: Callable[[int, Labels], Labels] | None = None
+
+    def label(self, structures: Sequence[Atoms]) -> list[Labels]:
+        self.calls.append(len(structures))
+        results = []
+        for atoms in structures:
+            if self.n_labelled >= self.die_after:
+                raise KeyboardInterrupt
+            atoms = atoms.copy()
+            atoms.calc = EMT()
+            stress = atoms.get_stress() if atoms.pbc.all() else None
+            labels = Labels(atoms.get_potential_energy(), atoms.get_forces(), stress)
+            results.append(self.fault(self.n_labelled, labels) if self.fault else labels)
+            self.n_labelled += 1
+        return results
+
+
+def assert_same_frames(left: list[Frame], right: list[Frame]) -> None:
+    assert len(left) == len(right)
+    by_place = {(f.trajectory, f.step): f for f in right}
+    assert len(by_place) == len(right)
+    for a in left:
+        b = by_place[a.trajectory, a.step]
+        assert np.array_equal(a.atoms.positions, b.atoms.positions)
+        assert np.array_equal(a.labels.forces, b.labels.forces)
+        assert a.source == b.source

@@ -66,7 +66,9 @@ def test_the_choice_and_its_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(make_potential(student, skin=60.0), StudentPotential)
     with pytest.raises(UsageError, match=r"skin 60\.0 Å: lists reach"):
         ResidentPotential(student, skin=60.0)
-    monkeypatch.setattr(dispatch, "_failures", {"moment_potential": "no such instruction"})
+    monkeypatch.setattr(
+        dispatch, "_failures", {"moment_potential": dispatch.Failure("no such instruction", "")}
+    )
     assert Evaluator(student).explain().reason == "Triton failed to compile: no such instruction"
 
 

@@ -14,6 +14,8 @@ from ase import units
 from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 from ase.io import write
+from emt_frames import EmtTeacher, assert_same_frames
+from walkers import follow_other
 
 from fastff.checkpoint import load_model
 from fastff.distill import harmonic as harmonic_module
@@ -37,9 +39,7 @@ from fastff.report.physics.material import describe_material
 from fastff.report.physics.motion import Dynamics, Run, compare_diffusion, run_side
 from fastff.report.physics.side import Side
 from fastff.structures import read_structures
-from tests.test_explore import follow_other
 from tests.test_rounds import Death, assert_same, run, shorten
-from tests.test_sampling import EmtTeacher, assert_same_frames
 from tests.test_sampling_dynamics import label_springs, make_spring_replica
 
 from untrained import make_student  # isort: skip

@@ -1,4 +1,4 @@
-"""Near distances, which what is learned does not follow. Not here: kernels (``tests/kernels/interpreted_fused.py``)."""
+"""Near distances, which what is learned does not follow. Not here: kernels (``kernels/interpreted_evaluation.py``)."""
 
 from __future__ import annotations
 

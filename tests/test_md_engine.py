@@ -16,8 +16,9 @@ from md_models import make_copper
 
 from fastff.calculator import FastFFCalculator
 from fastff.errors import DataError, SimulationUnstableError, UsageError
-from fastff.md.engine import Engine, Pacer
+from fastff.md.engine import Engine
 from fastff.md.observe import COLUMNS
+from fastff.md.pacing import Pacer
 from fastff.md.settings import MDSettings
 from fastff.md.state import State, build_state, count_free
 from fastff.md.torch_potential import StudentPotential

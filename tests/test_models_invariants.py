@@ -55,6 +55,18 @@ def test_forces_are_large_enough_to_mean_something(student: Student) -> None:
         assert prediction.stress.abs().amax(dim=(1, 2)) > 1e-6, name
 
 
+@pytest.mark.parametrize("kind", ["m2", "painn"])
+def test_autocast_leaves_predictions_alone(kind: str) -> None:
+    """The kernels do not follow it, and three digits of forces are too few."""
+    student = make_student(kind, ELEMENTS)
+    graph = atoms_to_graph(make_structures(ELEMENTS)["bulk"], student.cutoff)
+    expected = student(graph)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = student(graph)
+    assert torch.equal(found.forces, expected.forces)
+    assert torch.equal(found.energy, expected.energy)
+
+
 def test_learned_part_alone(student: Student) -> None:
     """Without core repulsion, which could hide a defect of the rest by its size."""
     bare = copy.deepcopy(student)

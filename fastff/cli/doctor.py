@@ -201,15 +201,63 @@ def check_kernels() -> Iterator[Check]:
     except FastFFError as error:
         yield Check("kernels", Status.FAIL, str(error), "unset or correct the variable it names")
         return
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str, bool], list[str]] = {}
     for row in rows:
-        groups.setdefault((row.backend, row.reason), []).append(row.op)
-    for (backend, reason), ops in groups.items():
+        groups.setdefault((row.backend, row.reason, row.is_error), []).append(row.op)
+    for (backend, reason, is_error), ops in groups.items():
         detail = f"{backend} for {', '.join(ops)} ({reason})"
-        if reason.startswith("error:"):
+        if is_error:
             yield Check("kernels", Status.FAIL, detail, "unset FASTFF_BACKEND, or set it to auto")
         else:
             yield Check("kernels", Status.OK, detail)
+
+
+def check_compilation() -> Iterator[Check]:
+    """Kernels that would be launched are launched once, on little; what the compiler says of those that it refuses."""
+    from fastff.kernels import explain, use
+    from fastff.kernels.dispatch import list_failures
+
+    try:
+        launched = [row.op for row in explain() if row.backend == "triton" and not row.is_error]
+    except FastFFError:
+        return  # check_kernels reports it
+    if not launched:
+        return
+    with use("auto"):
+        launch_little()
+    failures = list_failures()
+    for op, failure in failures.items():
+        yield Check(
+            "compilation",
+            Status.WARN,
+            f"{op} runs in torch, slower: a Triton kernel failed to compile ({failure.reason})\n{failure.message}",
+            "update the driver, torch and triton",
+        )
+    if not failures:
+        yield Check("compilation", Status.OK, f"kernels of {', '.join(launched)} compile")
+
+
+def launch_little() -> None:
+    """Launch the kernels of the ops, and those of dynamics of a small student, on the device of :func:`explain`."""
+    import torch
+    from ase.build import bulk
+
+    from fastff.kernels import contract
+    from fastff.md.engine import Engine
+    from fastff.md.potentials import make_potential
+    from fastff.md.settings import MDSettings
+    from fastff.md.state import build_state
+    from fastff.models import build_student, configure_student
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for suite in contract.list_suites():
+        contract.launch_once(suite, device)
+    student = build_student(configure_student("m1", (29,))).float().to(device).eval()
+    settings = MDSettings(n_steps=1)
+    state = build_state(bulk("Cu", cubic=True), settings, device)
+    engine = Engine(make_potential(student.requires_grad_(False)), state, settings)
+    engine.advance(1)
+    engine.observe()
 
 
 def check_teachers() -> Iterator[Check]:
@@ -256,6 +304,7 @@ CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
     check_packages,
     check_vesin,
     check_kernels,
+    check_compilation,
     check_teachers,
     check_cache,
 )

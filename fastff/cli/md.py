@@ -10,7 +10,7 @@ import dataclasses
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -182,6 +182,7 @@ def md(
 
     from fastff.checkpoint import load_model
     from fastff.evaluator import choose_path
+    from fastff.kernels.dispatch import list_failures
     from fastff.md.files import plan_files
     from fastff.md.potentials import make_potential
     from fastff.md.restart import find_stored_skin
@@ -223,7 +224,10 @@ def md(
         )  # fmt: skip
     digest = student.header.get("sha256")
     described = {"file": model.name, "sha256": digest, "dtype": dtype.value, "precision": products}
-    _write_record(result, settings, described)
+    evaluation: dict[str, Any] = choose_path(student, skin=settings.skin)._asdict()
+    failures = {op: failure.reason for op, failure in list_failures().items()}
+    evaluation["kernels_that_failed_to_compile"] = failures
+    _write_record(result, settings, described, evaluation)
     print_verdict(console, result, settings, model)
 
 
@@ -281,7 +285,12 @@ def repeat_structure(atoms: Atoms, repeat: tuple[int, int, int]) -> Atoms:
     return atoms.repeat(repeat) if max(repeat) > 1 else atoms
 
 
-def _write_record(result: RunResult, settings: MDSettings, model: dict[str, str | None]) -> None:
+def _write_record(
+    result: RunResult,
+    settings: MDSettings,
+    model: dict[str, str | None],
+    evaluation: dict[str, Any],
+) -> None:
     """Settings, versions and figures beside the result."""
     import json
 
@@ -292,6 +301,7 @@ def _write_record(result: RunResult, settings: MDSettings, model: dict[str, str 
     record = {
         "settings": dataclasses.asdict(settings),
         "model": model,
+        "evaluation": evaluation,
         "steps": result.step,
         "steps_of_this_process": result.step - result.first_step,
         "seconds": result.seconds,

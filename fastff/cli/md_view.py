@@ -114,7 +114,9 @@ def format_average(average: Average, digits: int) -> str:
 
 
 def print_verdict(console: Console, result: RunResult, settings: MDSettings, model: Path) -> None:
-    """Five lines: length, temperature, drift and pressure, files, next command."""
+    """Five lines: length, temperature, drift and pressure, files, next command; one more for each op left to torch."""
+    from fastff.kernels.dispatch import list_failures
+
     s, done = result.summary, result.step - result.first_step
     pressure = ""
     if s.pressure.mean == s.pressure.mean:
@@ -130,6 +132,10 @@ def print_verdict(console: Console, result: RunResult, settings: MDSettings, mod
     outside = ""
     if result.n_extrapolations:
         outside = f"; {result.n_extrapolations} frames outside the training data"
+    left = (
+        f"         {op} ran in torch, its kernel failed to compile ({why.reason}); fastff doctor tells more"
+        for op, why in list_failures().items()
+    )
     lines = (
         f"[bold]verdict[/]  stable to step {result.step} ({result.step * settings.timestep / 1000:g} ps){outside}",
         f"         temperature {format_average(s.temperature, 1)} K{pressure} (last four fifths)",
@@ -137,6 +143,7 @@ def print_verdict(console: Console, result: RunResult, settings: MDSettings, mod
         f"         {rate}{result.ns_per_day:.3g} ns/day, {per_second:.3g} atom-steps/s, "
         f"{result.n_rebuilds} neighbor lists rebuilt; {files.folder}: {files.log.name}, "
         f"{files.trajectory.name}, {files.final.name}",
+        *left,
         f"[bold]next[/]     fastff md {model} {files.final} --velocities file --steps {max(settings.n_steps, 1)}",
     )
     for line in lines:

@@ -150,6 +150,15 @@ def check_derivatives(
     raise AssertionError(f"{op.name} declares order {declared} but gave one more")
 
 
+def launch_once(suite: Suite, device: torch.device) -> None:
+    """Call an op on its first case, with first derivatives where it has them, to see whether its kernels compile."""
+    leaves, arguments = _make_leaves(
+        suite.cases[0].build(device, torch.float32), suite.differentiated
+    )
+    outputs = _as_tuple(suite.function(*arguments))
+    torch.autograd.grad(outputs, leaves, _draw_like(outputs, 1), allow_unused=True)
+
+
 def derive_limit(plain: Any, exact: Any) -> float:
     """Limit of a float32 result from the error of the float32 reference against the float64 one.
 

@@ -1,7 +1,7 @@
 """How ops are differentiated: their place in autograd, and derivatives of a reference where they have no kernel.
 
-Here: :func:`join_autograd`; vector-Jacobian products of a torch function over flat tuples of tensors. Not here:
-formulas of any op.
+Here: :func:`join_autograd`; vector-Jacobian products of a torch function over flat tuples of tensors; what keeps
+autocast from definitions. Not here: formulas of any op.
 
 The latter are to be called from an op's registered backward, not from inside a ``custom_op``: there autograd is off
 for good. When the caller differentiates again (``create_graph=True``) the results carry their graph, so no derivative
@@ -10,6 +10,7 @@ is lost.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,6 +73,13 @@ def is_traced() -> bool:
     return bool(traced or torch._C._are_functorch_transforms_active())
 
 
+def leave_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Products in the dtype of their factors, as the kernels take them, also where ``torch.autocast`` is on."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
 def pull_back(
     function: Function, inputs: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
@@ -80,7 +88,7 @@ def pull_back(
     Inputs may depend on each other: gradients are partial ones.
     """
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), leave_autocast(grads[0].device):
         # A view has a place of its own in the graph: the way from one input to another does not pass through it.
         leaves = [
             one.view_as(one) if one.requires_grad else one.detach().requires_grad_()

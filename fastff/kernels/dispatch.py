@@ -1,7 +1,8 @@
 """Which back end runs an op, and why.
 
 Here: the record of an op, the registry, the choice between Triton and torch, and its explanation. Not here: the ops
-themselves (one folder each), launch configurations (``tuning.py``), ahead-of-time compilation (``aot.py``).
+themselves (one folder each), what a failure to compile is (``failures.py``), launch configurations (``tuning.py``),
+ahead-of-time compilation (``aot.py``).
 
 Nothing is chosen when a module is imported and Triton is imported only when a kernel is launched. The choice is taken
 at every call from, in this order: :func:`use`, the environment variable ``FASTFF_BACKEND``, and ``"auto"``.
@@ -25,6 +26,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fastff.errors import UsageError
+from fastff.kernels.failures import Failure, describe_failure, has_triton, is_compile_failure
 
 BACKENDS: Final = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE: Final = "FASTFF_BACKEND"
@@ -69,10 +71,15 @@ class Row:
     last_call: str | None
     """Back end and reason of the op's most recent call in this process, ``None`` before the first."""
 
+    @property
+    def is_error(self) -> bool:
+        """Whether a call would raise."""
+        return self.reason.startswith("error:")
+
 
 _ops: dict[str, Op] = {}
 _last_calls: dict[str, tuple[str, str]] = {}
-_failures: dict[str, str] = {}
+_failures: dict[str, Failure] = {}
 _selected: str | None = None
 
 
@@ -223,7 +230,7 @@ def decide(
             )
         return "triton", f"selected by {source}"
     if obstacle is None and op.name in _failures:
-        obstacle = f"Triton failed to compile: {_failures[op.name]}"
+        obstacle = f"Triton failed to compile: {_failures[op.name].reason}"
     if obstacle is None:
         obstacle = preference
     if obstacle is not None:
@@ -260,13 +267,41 @@ def attempt(op: Op, triton: Callable[[], T], reference: Callable[[], T]) -> T:
                 f"{op.name}: the Triton kernel failed to compile: {error}"
             ) from error
         if op.name not in _failures:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            _failures[op.name] = lines[-1]
+            _failures[op.name] = describe_failure(error)
             _log.warning(
-                "%s: falling back to torch, Triton failed to compile", op.name, exc_info=True
+                "%s: a Triton kernel failed to compile (%s); torch goes on in its place, slower; "
+                "fastff doctor tells more",
+                op.name,
+                _failures[op.name].reason,
             )
-        _last_calls[op.name] = ("torch", f"Triton failed to compile: {_failures[op.name]}")
+        _record_failure(op.name)
     return reference()
+
+
+def launch_part(op: Op, launch: Callable[[], None]) -> None:
+    """Launch the kernels of ``op`` as a part of the evaluation of a larger op, which was decided for both.
+
+    The record of the call is kept for :func:`explain`. A failure to compile is that of the larger op too, whose
+    :func:`attempt` it reaches: torch then takes over as a whole, since what a CUDA graph is to hold must not wait for
+    the device, as torch's part may.
+    """
+    try:
+        launch()
+    except Exception as error:
+        if is_compile_failure(error) and selected_backend()[0] != "triton":
+            _failures.setdefault(op.name, describe_failure(error))
+            _record_failure(op.name)
+        raise
+    _last_calls[op.name] = ("triton", "part of a larger op")
+
+
+def list_failures() -> dict[str, Failure]:
+    """Ops with kernels that did not compile in this process, and why."""
+    return dict(_failures)
+
+
+def _record_failure(name: str) -> None:
+    _last_calls[name] = ("torch", f"Triton failed to compile: {_failures[name].reason}")
 
 
 def is_differentiated(*values: Any) -> bool:
@@ -331,7 +366,7 @@ def _find_transform_obstacle() -> str | None:
 
 
 def _find_device_obstacle(device: torch.device, forced: bool) -> str | None:
-    if not _has_triton():
+    if not has_triton():
         return "the package triton is not installed"
     if is_interpreted():
         return None if forced else "Triton's interpreter is used only when Triton is forced"
@@ -355,22 +390,5 @@ def _describe_device(device: torch.device) -> str:
 
 
 @lru_cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@lru_cache
 def _find_capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
-
-
-def is_compile_failure(error: Exception) -> bool:
-    """Whether ``error`` says that a kernel could not be built, as opposed to failing while it ran."""
-    if not _has_triton():
-        return False
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources, PTXASError
-
-    if isinstance(error, CompilationError | OutOfResources | PTXASError):
-        return True
-    return isinstance(error, RuntimeError) and "PassManager::run failed" in str(error)

@@ -1,7 +1,8 @@
 """Measurement of launch candidates in a process of its own, which a faulting kernel may take down.
 
 Here: the process that measures, and the one that watches it, notes what was lost and goes on in a new one. Not here:
-how one candidate is measured and where results are kept (``tuning.py``), compilation beforehand (``precompile.py``).
+how one candidate is measured (``candidates.py``), where results are kept (``tuning.py``), compilation beforehand
+(``precompile.py``).
 
 A kernel that reads or writes outside its memory leaves a CUDA context in which every later call fails. The candidate
 that did it is recorded with the reason, and a new process goes on behind it.
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 import torch
 
-from fastff.kernels import contract, tuning
+from fastff.kernels import candidates, contract
 from fastff.kernels.tuning import LaunchConfig, Measurement, Workload
 
 Widths = Mapping[str, int]
@@ -40,7 +41,7 @@ class Tools:
     """What the measuring process calls; functions that a new process can import. Tests put others in."""
 
     list_workloads: Callable[..., Iterator[Workload]] = contract.list_workloads
-    measure: Callable[[Workload, LaunchConfig, Any], Measurement] = tuning.measure_candidate
+    measure: Callable[[Workload, LaunchConfig, Any], Measurement] = candidates.measure_candidate
     synchronize: Callable[[], None] = _synchronize
 
 
@@ -220,7 +221,9 @@ def _measure_workload(
     """Measure the candidates that are not ``done``; return False when the time is over."""
     kernel, key = workload.space.kernel, workload.key
     configs = [
-        one for one in tuning.list_candidates(workload) if _identify(kernel, key, one) not in done
+        one
+        for one in candidates.list_candidates(workload)
+        if _identify(kernel, key, one) not in done
     ]
     if not configs:
         connection.send(("finished", (kernel, key)))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from fastff.kernels import contract, tuning
+from fastff.kernels import candidates, contract, tuning
 
 Widths = Mapping[str, int]
 N_EDGES = 5200
@@ -91,7 +91,7 @@ def compile_share(share: Share) -> tuple[int, int | None]:
             if name in seen:
                 continue
             seen.add(name)
-            for config in tuning.list_candidates(workload):
+            for config in candidates.list_candidates(workload):
                 number += 1
                 if number % share.step != share.first or number < share.start:
                     continue

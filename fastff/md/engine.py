@@ -27,6 +27,7 @@ from fastff.kernels.md_step.op import OP, StepKernels
 from fastff.kernels.replay import Fork, Replay, hold_weakly
 from fastff.md.integrators import Integrator
 from fastff.md.observe import COLUMNS, measure_row
+from fastff.md.pacing import Pacer
 from fastff.md.protocol import DevicePotential
 from fastff.md.settings import MDSettings
 from fastff.md.skin import estimate_lifetime
@@ -62,34 +63,6 @@ class Progress:
     failed: bool
     rows: np.ndarray
     closest: float = math.inf
-
-
-class Pacer:
-    """How many steps to queue before the flags are read: many while the list is young, few when it should end."""
-
-    def __init__(self) -> None:
-        self._lifetime: float | None = None
-        self._age = 0
-
-    def suggest(self) -> int:
-        """Steps of the next chunk."""
-        if self._lifetime is None:
-            return 16
-        left = int(0.8 * self._lifetime) - self._age
-        return max(1, left, int(0.1 * self._lifetime))
-
-    def advance(self, n_steps: int, *, rebuilt: bool, early: bool = False) -> None:
-        """Take note of steps done, and of a rebuild after them; an early one came before the list had ended."""
-        self._age += n_steps
-        if early:
-            self._lifetime = max(self._lifetime or 0.0, 1.25 * self._age)
-            self._age = 0
-        elif rebuilt:
-            last = self._lifetime
-            self._lifetime = self._age if last is None else 0.5 * (last + self._age)
-            self._age = 0
-        elif self._lifetime is None or self._age > self._lifetime:
-            self._lifetime = float(self._age) if self._age > 16 else None
 
 
 class Engine:
@@ -180,8 +153,10 @@ class Engine:
             n_steps = min(n_steps, (_N_ROWS - 2) * interval)
         self.state.target.fill_(target)
         for step in range(self._step + 1, self._step + n_steps + 1):
+            self._leave_graphs()
             self._iterate()
             if step % interval == 0:
+                self._leave_graphs()
                 self._observe()
             if not self.potential.capturable and bool(self.potential.stale | self.state.failed):
                 break
@@ -197,6 +172,7 @@ class Engine:
     def observe(self) -> Progress:
         """Record a row for the present state, which must be complete, unless that has been done."""
         self.state.target.fill_(self._step)
+        self._leave_graphs()
         self._observe()
         return self._read()
 
@@ -371,14 +347,7 @@ class Engine:
             torch.compiler.reset()  # code of earlier engines would count against the limit of variants
             self._begin_step = torch.compile(self._begin, fullgraph=True, dynamic=False)
             self._finish_step = torch.compile(self._finish, fullgraph=True, dynamic=False)
-        random = self.integrator.random
-        iterate = self._iterate_eagerly if self._kernels is None else self._iterate_kernels
-        functions: list[Callable[[], None]] = [
-            iterate,
-            self._observe_eagerly,
-            self._report_eagerly,
-        ]
-        functions.append(random.fill if random is not None else lambda: None)
+        functions = self._list_functions()
         self._replays: list[Replay] = []
         if self.potential.capturable:
             device = self.state.positions.device
@@ -386,6 +355,19 @@ class Engine:
             self._replays = [Replay(function, device) for function in (*weak, functions[3])]
             functions = list(self._replays)
         self._iterate, self._observe, self._report, self._fill = functions
+
+    def _list_functions(self) -> list[Callable[[], None]]:
+        """Iteration, observation, reading the flags, random numbers."""
+        random = self.integrator.random
+        iterate = self._iterate_eagerly if self._kernels is None else self._iterate_kernels
+        fill = random.fill if random is not None else lambda: None
+        return [iterate, self._observe_eagerly, self._report_eagerly, fill]
+
+    def _leave_graphs(self) -> None:
+        """Replay no more once the potential waits for the device: a kernel of it did not compile."""
+        if self._replays and not self.potential.capturable:
+            self._replays, self._period = [], 0
+            self._iterate, self._observe, self._report, self._fill = self._list_functions()
 
 
 def _commit(go: Tensor, old: Tensor, new: Tensor) -> None:

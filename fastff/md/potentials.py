@@ -9,6 +9,7 @@ import warnings
 
 from fastff.evaluator import choose_path
 from fastff.kernels.moment_potential.workspace import Options
+from fastff.md.fallback import FallbackPotential
 from fastff.md.protocol import DevicePotential
 from fastff.md.torch_potential import StudentPotential
 from fastff.models import Student
@@ -35,11 +36,12 @@ def make_potential(
     Returns
     -------
     DevicePotential
-        The fused kernels where :func:`fastff.evaluator.choose_path` chooses them, else plain torch.
+        The fused kernels where :func:`fastff.evaluator.choose_path` chooses them, else plain torch; torch also from
+        where one of the kernels does not compile.
     """
     options, choice = Options(precision=precision), choose_path(student, skin=skin)
     if isinstance(student, MomentStudent) and choice.path == "fused":
-        return ResidentPotential(student, skin=skin, options=options)
+        return FallbackPotential(ResidentPotential(student, skin=skin, options=options))
     if precision != DEFAULT:
         warnings.warn(describe_idle(precision, choice), UserWarning, stacklevel=2)
     return StudentPotential(student, skin)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastff.errors import DataError, UnsupportedElementError
 from fastff.graph import Graph, edge_vectors
+from fastff.kernels.derivatives import leave_autocast
 from fastff.models.dense import lay_out_edges
 from fastff.models.precise import PreciseBuffers
 from fastff.models.zbl import CORE_REACH, ScreenedCore
@@ -285,10 +286,11 @@ class Student(PreciseBuffers, abc.ABC):
         return species
 
     def forward(self, graph: Graph) -> Prediction:
-        """Energy, forces and stress of every structure in ``graph``."""
+        """Energy, forces and stress of every structure in ``graph``; in the student's dtype, whatever autocast says."""
         species = self.find_species(graph.numbers)
         vectors = edge_vectors(graph).to(self.dtype)
-        energies, gradient = self.evaluate_edges(vectors, graph.edge_index, species)
+        with leave_autocast(vectors.device):
+            energies, gradient = self.evaluate_edges(vectors, graph.edge_index, species)
         learned = energies.double() * self.energy_scale, gradient * self.energy_scale.to(self.dtype)
         fixed = self._evaluate_fixed(graph, vectors, species)
         return assemble_prediction(graph, vectors, learned[0] + fixed[0], learned[1] + fixed[1])

@@ -1,22 +1,15 @@
-"""Each fused kernel against its own definition, and whole evaluations, in Triton's interpreter.
+"""Each fused kernel against its own definition, in Triton's interpreter.
 
-Run by ``test_interpreter.py`` in a process of its own, like ``interpreted.py``. Buffers start as NaN (largest integer),
-so that anything read before it is written shows.
+Run by ``test_interpreter.py`` in a process of its own, like ``interpreted_ops.py``.
 """
 
 from __future__ import annotations
-
-import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fastff.errors import DataError
 from fastff.kernels import dispatch
-from fastff.kernels.moment_potential.cases import System, add_reverse, build_lattice, draw_weights
-from fastff.kernels.moment_potential.layout import NeighborMatrix, PotentialWeights
 
 if not dispatch.is_interpreted():
     pytest.skip("runs in a process of its own, see test_interpreter.py", allow_module_level=True)
@@ -24,74 +17,20 @@ if not dispatch.is_interpreted():
 import triton
 import triton.language as tl
 
-from fastff.kernels import tuning
-from fastff.kernels.moment_potential import definitions, moment_potential, workloads
+from fastff.kernels.moment_potential import definitions
 from fastff.kernels.moment_potential.evaluate import FusedPotential
-from fastff.kernels.moment_potential.reference import evaluate_reference
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
 from fastff.kernels.moments.reference import FROZEN_SHARE
 from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.products import multiply
-from fastff.report import kernel_steps, kernel_work
 
+from .fused_systems import check, draw, make_weights, prepare
 from .poison import poison
 
-REACH = 4.4
 SCALE = 2.0**32
-TOLERANCE = 3e-6
-SCATTERS = ("fixed", "store", "float")
 HOPS = [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1)]
 """Hop, and degree of the messages that it reads."""
-
-
-def make_system(name: str = "NaCl", n_species: int = 2, n_atoms: int = 0) -> System:
-    """A rattled crystal of one or eight cells, or its first atoms alone with the pairs among them."""
-    repeats = 2 if n_atoms > 8 or n_atoms == 0 else 1
-    system = build_lattice(name, repeats, REACH, "cpu", rattle=0.1, seed=2)
-    system.species.copy_(torch.arange(len(system.species)) % n_species)
-    return keep_atoms(system, n_atoms) if n_atoms else system
-
-
-def keep_atoms(system: System, n_atoms: int) -> System:
-    """The first atoms with the pairs among them: rows of different length."""
-    matrix = system.matrix
-    entries = torch.zeros_like(matrix.entries[:n_atoms])
-    counts = torch.zeros_like(matrix.counts[:n_atoms])
-    for atom in range(n_atoms):
-        row = matrix.entries[atom, : matrix.counts[atom]]
-        row = row[(row >> matrix.code_bits) < n_atoms]
-        entries[atom, : len(row)] = row
-        counts[atom] = len(row)
-    kept = dataclasses.replace(matrix, entries=entries.contiguous(), counts=counts)
-    return System(
-        system.positions[:n_atoms].contiguous(), system.species[:n_atoms].contiguous(),
-        system.cell, kept, system.translations,
-    )  # fmt: skip
-
-
-def make_weights(n_hops: int, n_species: int = 2, **sizes: Any) -> PotentialWeights:
-    return draw_weights(n_hops, n_species, make_system(n_species=n_species, n_atoms=8), **sizes)
-
-
-def check(found: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE) -> None:
-    assert found.shape == expected.shape
-    assert torch.isfinite(found).all()
-    error = float((found.double() - expected).norm()) / max(float(expected.norm()), 1e-3)
-    assert error < tolerance, f"relative error {error:.1e}"
-
-
-def prepare(n_hops: int, n_atoms: int, n_species: int = 2, **sizes: Any):
-    system = make_system(n_species=n_species, n_atoms=n_atoms)
-    potential = FusedPotential(make_weights(n_hops, n_species, **sizes), "cpu")
-    space = potential.allocate(*system.matrix.entries.shape)
-    poison(space)
-    potential.launch_place(space, system.positions, system.species)
-    return system, potential, space
-
-
-def draw(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("n_atoms", [1, 5])
@@ -285,112 +224,6 @@ def test_directed_messages(hop, scatter, hidden):
     check(space.moments[hop], expected)
 
 
-@pytest.mark.parametrize(
-    ("scatter", "n_hops", "width", "hidden"),
-    [
-        ("fixed", 2, 16, 64),
-        ("store", 3, 16, 64),
-        ("float", 2, 16, 64),
-        ("fixed", 3, 64, 64),
-        ("fixed", 2, 64, 128),
-    ],
-)
-def test_evaluation_with_directed_messages(scatter, n_hops, width, hidden):
-    system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
-    system.species.copy_(torch.arange(4) % 2)
-    matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
-    sizes = {"n_channels": width, "n_mixed": width, "hidden": (hidden, hidden), "message_degree": 1}
-    weights = draw_weights(n_hops, 2, system, **sizes)
-    compare(system, matrix, weights, Options(scatter=scatter))
-
-
-@pytest.mark.parametrize(("scatter", "n_hops", "degree"), [("fixed", 3, 1), ("store", 1, 0)])
-def test_evaluation_of_near_atoms(scatter, n_hops, degree):
-    system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
-    system.species.copy_(torch.arange(4) % 2)
-    matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
-    weights = draw_weights(n_hops, 2, system, message_degree=degree, inner=3.2)
-    found = compare(system, matrix, weights, Options(scatter=scatter))
-    other = evaluate_reference(
-        weights._replace(inner=None), system.positions, system.species, matrix, system.translations
-    )
-    assert float((found.forces - other.forces).abs().max()) > 0.1
-
-
-@pytest.mark.parametrize(
-    ("scatter", "n_hops", "n_species"),
-    [("fixed", 2, 1), ("store", 1, 3), ("float", 1, 2), *((s, 3, 2) for s in SCATTERS)],
-)
-def test_evaluation(scatter, n_hops, n_species):
-    n_atoms = 4
-    system = build_lattice("Cu", 1, 3.61, "cpu", rattle=0.1, seed=2)
-    system.species.copy_(torch.arange(n_atoms) % n_species)
-    matrix = add_reverse(system.matrix) if scatter == "store" else system.matrix
-    compare(system, matrix, draw_weights(n_hops, n_species, system), Options(scatter=scatter))
-
-
-@pytest.mark.parametrize(("n_hops", "n_atoms"), [(2, 1), (2, 3), (1, 5), (3, 1), (3, 3)])
-def test_clusters(n_hops, n_atoms):
-    """One atom has no neighbors but images of others, which are left out; rows have different lengths."""
-    system = make_system(n_atoms=n_atoms)
-    compare(system, system.matrix, make_weights(n_hops), Options(with_virial=False))
-
-
-def test_no_edges():
-    system = make_system(n_atoms=3)
-    matrix = dataclasses.replace(system.matrix, counts=torch.zeros_like(system.matrix.counts))
-    found = compare(system, matrix, make_weights(2), Options())
-    assert (found.forces == 0).all()
-
-
-def test_no_atoms():
-    system = make_system(n_atoms=1)
-    empty = NeighborMatrix(
-        system.matrix.entries[:0], system.matrix.counts[:0], system.matrix.translations, 5
-    )
-    potential = FusedPotential(make_weights(2), "cpu")
-    found = potential.evaluate(system.positions[:0], system.species[:0], empty)
-    assert float(found.energy) == 0
-    assert found.forces.shape == (0, 3)
-
-
-def compare(system: System, matrix: NeighborMatrix, weights: PotentialWeights, options: Options):
-    """Two runs of the same bits, equal to the definition."""
-    expected = evaluate_reference(
-        weights, system.positions, system.species, matrix, system.translations
-    )
-    potential = FusedPotential(weights, "cpu", options)
-    runs = []
-    for _ in range(2):
-        poison(potential.allocate(*matrix.entries.shape))
-        found = potential.evaluate(system.positions, system.species, matrix)
-        runs.append([part.clone() for part in found])
-    if options.scatter != "float":
-        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True) if not b.isnan().any())
-    size = max(float(expected.forces.abs().max()), 1.0)
-    single = evaluate_reference(
-        convert(weights, torch.float32),
-        system.positions,
-        system.species,
-        matrix,
-        system.translations,
-    )
-    floor = float((single.forces - expected.forces).abs().max())
-    assert float((found.forces - expected.forces).abs().max()) < 6.0 * floor + 1e-5 * size
-    torch.testing.assert_close(found.energies, expected.energies, rtol=0, atol=2e-4)
-    torch.testing.assert_close(found.energy, expected.energy, rtol=0, atol=1e-3)
-    if options.with_virial:
-        torch.testing.assert_close(found.virial, expected.virial, rtol=0, atol=1e-3 * size)
-    return found
-
-
-def convert(weights: PotentialWeights, dtype: torch.dtype) -> PotentialWeights:
-    """Parameters in another dtype."""
-    blocks = tuple(type(b)(*(part.to(dtype) for part in b)) for b in weights.blocks)
-    radial, factors = weights.radial.to(dtype), weights.pair_factors.to(dtype)
-    return weights._replace(radial=radial, pair_factors=factors, blocks=blocks)
-
-
 def cut(values: np.ndarray) -> np.ndarray:
     """What a tensor core reads of float32: the sign, the exponent and ten bits."""
     return (np.ascontiguousarray(values).view(np.int32) & np.int32(-8192)).view(np.float32)
@@ -423,142 +256,6 @@ def tensor_cores(monkeypatch):
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
-FUSED = ("moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint")
-
-
-@pytest.mark.parametrize(
-    ("degree", "expected"),
-    [
-        (0, FUSED),
-        (1, ("moments", "node_perceptron", "moments_adjoint", "moments", "invariants", *FUSED[3:])),
-    ],
-)
-def test_workloads_of_tuning(degree, expected, cpu):
-    """Every candidate gives the definition's numbers; in the interpreter that is about block sizes.
-
-    The key of every workload is one that an evaluation of such a student looks up.
-    """
-    found, keys = [], set()
-    widths = {"n_channels": 16, "n_mixed": 16, "n_hidden": 64, "message_degree": degree}
-    for workload in workloads.list_workloads(widths, cpu, repeats=1, reach=3.6):
-        found.append(workload.space.kernel)
-        keys.add((workload.space.kernel, workload.key))
-        check_candidates(workload, "ATOMS")
-    assert tuple(found) == expected
-    assert keys == list_keys(degree)
-    assert not list(workloads.list_workloads({**widths, "n_channels": 24}, cpu))
-
-
-def check_candidates(workload, block):
-    """Twice every candidate of another size of ``block``, and the definition in float32, against float64."""
-    exact = workload.reference()
-    for config in {c.blocks[block]: c for c in tuning.list_candidates(workload)}.values():
-        with tuning.override(workload.space.kernel, config):
-            for _ in range(2):
-                assert tuning.find_relative_error(workload.run(), exact) < workload.tolerance
-    assert workload.definition is not None
-    single = workload.definition(torch.float32)()
-    assert tuning.find_relative_error(single, exact) < workload.tolerance
-
-
-def list_keys(degree):
-    """What an evaluation of two hops looks up, but the gather of another scatter."""
-    found = set()
-    system = build_lattice("Cu", 1, 3.61, "cpu")
-    potential = FusedPotential(draw_weights(2, 1, system, message_degree=degree), "cpu")
-    plain = tuning.lookup
-
-    def lookup(space, key, device):
-        found.add((space.kernel, key))
-        return plain(space, key, device)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "lookup", lookup)
-        potential.evaluate(system.positions, system.species, system.matrix)
-    return found
-
-
-def check_work(work):
-    if work.restore is not None:
-        work.restore()
-    single = work.definition(lambda function: function)
-    assert work.triton is not None
-    # 4 atoms with random directed messages lose more digits in float32 than a crystal of production size
-    limit = 2e-5 if work.op == "evaluation, m2-l directed" else 1e-5
-    for found in (work.triton(), single()):
-        assert work.compare(found) < limit, work.op
-    assert work.n_bytes > 0
-
-
-def test_work_of_the_kernel_table(cpu, monkeypatch):
-    """What ``fastff bench --kernels`` times on a GPU is right: kernels and definitions agree with float64.
-
-    Fused kernels over 4 atoms of 12 neighbors, to be quick.
-    """
-    monkeypatch.setattr(kernel_work, "CELLS_QUADRATIC", 2)
-    monkeypatch.setattr(workloads, "REACH", 3.6)
-    gpu = torch.device("cuda")
-    makers = [*kernel_work.list_makers(gpu), *kernel_steps.list_makers(gpu)]
-    own = [
-        entry for entry in makers if getattr(entry[0], "func", 0) is not kernel_work.make_generic
-    ]
-    names, listed = [], [name for _, told in own for name in told]
-    for make, told in own:
-        small = told[0].startswith("evaluation") or told[0].split(",")[0] in kernel_work.FUSED
-        monkeypatch.setattr(kernel_work, "CELLS", 1 if small else 2)
-        for work in make(cpu):
-            names.append(work.op)
-            check_work(work)
-    fused = ["moments", "invariants", "node_perceptron", "invariants_adjoint", "moments_adjoint"]
-    assert names == listed
-    assert names == [
-        *fused, *(f"{name}, C={width}" for width in (32, 64) for name in fused),
-        *(f"{name}{width}, directed" for width in ("", ", C=32", ", C=64") for name in kernel_work.DIRECTED),
-        "evaluation, 1 hop", "evaluation, 2 hops", "evaluation, m2-l",
-        "evaluation, 2 hops directed", "evaluation, m2-l directed", "evaluation, m3-l",
-        "skin_check", "skin_check, stale", "neighbor_list",
-        "md_step, NVT", "staging, positions", "staging, contacts", "staging, results",
-        "neighbor_list, bins",
-    ]  # fmt: skip
-
-
-def test_wrong_lists_are_told_from_right_ones(cpu, monkeypatch):
-    """A check that never asks for a list, one that always does, and a neighbor taken for another one."""
-    monkeypatch.setattr(kernel_work, "CELLS", 2)
-    monkeypatch.setattr(kernel_work, "CELLS_QUADRATIC", 2)
-    fresh, stale, search = kernel_work.make_lists(cpu)
-    for found, wrong in ((0, stale), (1, fresh)):
-        assert wrong.compare(torch.tensor(found)) > 0.5
-    right = search.triton()
-    right.matrix.entries[3, 0] = right.matrix.entries[3, 1]
-    assert search.compare(right) == 1.0
-
-
-def test_wrong_steps_are_told_from_right_ones(cpu, monkeypatch):
-    """Noise of another step, and an atom that did not move."""
-    monkeypatch.setattr(kernel_work, "CELLS", 2)
-    (work,) = kernel_steps.make_steps(cpu)
-    work.restore()
-    assert work.compare(work.triton()) < 1e-12
-    assert work.compare(work.triton()) > 0.1
-    work.restore()
-    positions, velocities, heat = (part.clone() for part in work.triton())
-    positions[3] = work.definition(lambda function: function)()[0][4]
-    assert work.compare((positions, velocities, heat)) > 0.1
-
-
-def test_op_takes_the_kernels_and_the_definition():
-    system, weights = make_system(n_atoms=3), make_weights(1)
-    found = {}
-    for backend in ("triton", "torch"):
-        with dispatch.use(backend):
-            arguments = (system.positions, system.species, system.cell, system.matrix)
-            found[backend] = moment_potential(weights, *arguments)
-        assert dispatch._last_calls["moment_potential"][0] == backend
-    torch.testing.assert_close(found["triton"].forces, found["torch"].forces, rtol=0, atol=5e-5)
-    torch.testing.assert_close(found["triton"].virial, found["torch"].virial, rtol=0, atol=5e-4)
-
-
 @triton.jit
 def sum_kernel(left, right, out, N_TILES: tl.constexpr, PRECISION: tl.constexpr):
     """Sum of products of tiles (16, 32) and (32, 16)."""
@@ -584,15 +281,3 @@ def test_products_keep_the_digits_of_float32(tensor_cores):
         errors[precision] = float(((out.double() - exact) / exact).mean().abs())
     assert errors["tf32x3"] < 2e-7
     assert errors["tf32"] > 1e-4
-
-
-@pytest.mark.parametrize("name", ["entries", "counts", "translations"])
-def test_strided_parts_of_a_matrix_are_refused(name):
-    """Kernels read rows one after another; what lies beyond a strided tensor is not theirs."""
-    system = make_system(n_atoms=3)
-    part = getattr(system.matrix, name)
-    strided = torch.stack([part, part], dim=-1)[..., 0]
-    matrix = dataclasses.replace(system.matrix, **{name: strided})
-    potential = FusedPotential(make_weights(1), "cpu")
-    with pytest.raises(DataError, match=f"{name} are not contiguous"):
-        potential.evaluate(system.positions, system.species, matrix)

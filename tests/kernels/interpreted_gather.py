@@ -1,6 +1,7 @@
 """Gradients that are written out by slot and gathered (``scatter="store"``), in Triton's interpreter.
 
-Run by ``test_interpreter.py`` in a process of its own, like ``interpreted_fused.py``, which holds what the two share.
+Run by ``test_interpreter.py`` in a process of its own, like ``interpreted_fused.py``; both take from
+``fused_systems.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fastff.kernels.moment_potential import definitions, workloads
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.workspace import Options, Workspace
 
-from .interpreted_fused import check, check_candidates, compare, draw, make_system, make_weights
+from .fused_systems import check, check_candidates, compare, draw, make_system, make_weights
 from .poison import poison
 
 STORE = Options(scatter="store")

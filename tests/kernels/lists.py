@@ -10,6 +10,8 @@ from fastff.kernels.neighbor_list import build_neighbors
 from fastff.kernels.neighbor_list.op import list_edges
 
 Pairs = set[tuple[int, ...]]
+FULL = (True, True, True)
+"""Periodic along every cell vector."""
 
 
 def draw(n: int, scale: float, offset: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> np.ndarray:

@@ -80,8 +80,8 @@ def test_no_kernel_spills():
     known = {
         **{(name, "sm_90"): size for name, size in OPTIONS.items()},
         **{(f"{name} sm_90 table", "sm_90"): size for name, size in SHIPPED.items()},
-        ("moments_adjoint C=32 hop 2 adding", "gfx942"): 8,
-        ("moments_adjoint C=32 hop 2", "gfx942"): 8,
+        ("moments_adjoint C=32 hop 2 adding", "gfx942"): 12,
+        ("moments_adjoint C=32 hop 2", "gfx942"): 12,
         ("node_perceptron C=16 last", "sm_80"): 8,  # with Triton 3.6, none with 3.9
         ("node_perceptron C=16 last", "sm_90"): 40,
         ("node_perceptron C=16 few last", "sm_80"): 8,

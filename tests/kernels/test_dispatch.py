@@ -87,7 +87,7 @@ def test_old_gpu_is_an_obstacle(monkeypatch):
     assert dispatch.decide(op, device) == expected
     monkeypatch.setattr(dispatch, "_find_capability", lambda index: (9, 0))
     assert dispatch.decide(op, device)[0] == "triton"
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(dispatch, "has_triton", lambda: False)
     assert dispatch.decide(op, device) == ("torch", "the package triton is not installed")
 
 
@@ -137,12 +137,14 @@ def test_compile_failure_falls_back_once(caplog):
         assert dispatch.attempt(op, launch, lambda: "torch") == "torch"
     assert calls == ["triton", "triton"]
     assert len(caplog.records) == 1
-    assert "no such instruction" in dispatch._failures["broken"]
+    assert dispatch.list_failures()["broken"].reason == "no such instruction"
+    (line,) = caplog.records[0].getMessage().splitlines()
+    assert "fastff doctor" in line
 
 
 def test_compile_failure_keeps_the_op_on_torch(monkeypatch):
     monkeypatch.setattr(dispatch, "_find_capability", lambda index: (9, 0))
-    dispatch._failures["some_op"] = "no such instruction"
+    dispatch._failures["some_op"] = dispatch.Failure("no such instruction", "")
     backend, reason = dispatch.decide(dispatch.Op("some_op", 1, True), torch.device("cuda", 0))
     assert (backend, reason) == ("torch", "Triton failed to compile: no such instruction")
 

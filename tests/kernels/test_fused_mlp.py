@@ -43,6 +43,19 @@ def test_gradients():
     assert torch.autograd.gradgradcheck(evaluate, (x, *weights, *biases))
 
 
+def test_autocast_does_not_reach_the_definition():
+    """Which the kernels do not follow: the result has the dtype and the digits of the input."""
+    weights, biases = list_parameters(build_network(3, 5, 2).float())
+    x = torch.randn(6, 3, requires_grad=True)
+    expected = fused_mlp(x, weights, biases)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused_mlp(x, weights, biases)
+        (pulled,) = op.pull_to_input(x, torch.ones_like(found), *weights, *biases)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(pulled, torch.autograd.grad(expected.sum(), x)[0], rtol=0, atol=1e-6)
+
+
 def test_auto_leaves_training_to_torch(monkeypatch):
     monkeypatch.setattr(dispatch, "_find_device_obstacle", lambda device, forced: None)
     monkeypatch.setattr(dispatch, "_find_capability", lambda index: (9, 0))

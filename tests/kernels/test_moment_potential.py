@@ -1,4 +1,4 @@
-"""The definition of the fused evaluation equals the student; packing keeps every edge. Kernels: ``interpreted.py``."""
+"""The definition of the fused evaluation equals the student; packing keeps every edge. Not here: kernels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fastff.kernels.moment_potential.layout import (
     unpack_neighbors,
 )
 from fastff.kernels.moment_potential.reference import evaluate_reference
-from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE
+from fastff.kernels.node_block.perceptron import PERCEPTRON_SPACE
 from fastff.kernels.tuning import LaunchConfig
 from fastff.models import build_student, configure_student
 from fastff.models.fused import collect_weights

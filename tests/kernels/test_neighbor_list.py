@@ -1,4 +1,4 @@
-"""The neighbor list of tensors against vesin and against the list of graphs. Kernel: ``interpreted_engine.py``."""
+"""The neighbor list of tensors against vesin and against the list of graphs. Kernel: ``interpreted_lists.py``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from fastff.kernels.neighbor_list import op as list_op
 from fastff.kernels.neighbor_list.plan import assign_bins, make_frame
 from fastff.neighbors import build_edges, complete_cell
 
-from .lists import NASTY, draw_structure, list_by_op, list_by_vesin
-
-FULL = (True, True, True)
+from .lists import FULL, NASTY, draw_structure, list_by_op, list_by_vesin
 
 
 def expect(positions, cell, pbc, reach):

@@ -45,9 +45,10 @@ def test_widths_of_a_message_passing_student():
 
 def test_students_are_measured_before_single_ops():
     """The smallest student first, and no generic op at the widths of one that launches fused kernels alone."""
-    m1, large, largest, directed, painn, none = tune.list_all_widths(None)
+    m1, large, largest, widest, directed, painn, none = tune.list_all_widths(None)
     assert [one["n_channels"] for one in (m1, large, largest)] == [16, 32, 64]
     assert largest == large | {"n_channels": 64, "n_mixed": 64, "message_degree": 1}
+    assert widest == largest | {"n_hidden": 128}
     assert directed == m1 | {"message_degree": 1}
     assert "n_mixed" not in painn
     assert none == {}
@@ -136,7 +137,8 @@ def test_students_take_what_is_tuned_for_their_widths(architecture):
     """Keys of the workloads are those that launches look up, for every fused kernel."""
     pytest.importorskip("triton")
     from fastff.kernels.moment_potential.builds import list_builds
-    from fastff.kernels.node_block.kernels import INVARIANTS_SPACE, PERCEPTRON_SPACE
+    from fastff.kernels.node_block.invariants import INVARIANTS_SPACE
+    from fastff.kernels.node_block.perceptron import PERCEPTRON_SPACE
 
     widths = tune.list_widths(configure_student(architecture, (29,)))
     channels = 32 if architecture == "m2-l" else 16
@@ -153,12 +155,13 @@ def test_settings_of_64_channels_are_candidates():
     from fastff.kernels.moments import kernels as moments
     from fastff.kernels.moments_adjoint import gather
     from fastff.kernels.moments_adjoint import kernels as adjoint
-    from fastff.kernels.node_block import kernels as node
+    from fastff.kernels.node_block import invariants, perceptron
 
     spaces = {
         moments.moments_kernel: moments.MOMENTS_SPACE, adjoint.adjoint_kernel: adjoint.ADJOINT_SPACE,
-        node.invariants_kernel: node.INVARIANTS_SPACE, node.pullback_kernel: node.PULLBACK_SPACE,
-        node.perceptron_kernel: node.PERCEPTRON_SPACE, gather.gather_messages_kernel: gather.MESSAGES_SPACE,
+        invariants.invariants_kernel: invariants.INVARIANTS_SPACE,
+        invariants.pullback_kernel: invariants.PULLBACK_SPACE,
+        perceptron.perceptron_kernel: perceptron.PERCEPTRON_SPACE, gather.gather_messages_kernel: gather.MESSAGES_SPACE,
     }  # fmt: skip
     widest = [build for build in list_builds() if build.constexprs.get("C") == 64]
     assert {build.kernel for build in widest} == set(spaces)
@@ -172,16 +175,19 @@ def test_settings_of_128_channels_are_candidates():
     from fastff.kernels.moments.kernels import MOMENTS_SPACE
     from fastff.kernels.moments_adjoint.gather import MESSAGES_SPACE
     from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE
-    from fastff.kernels.node_block import kernels as node
+    from fastff.kernels.node_block import invariants, perceptron
 
     sizes = [{"inputs": 1024, "hidden": hidden} for hidden in (64, 128)]
     for space, widths in (
         (MOMENTS_SPACE, [{}, {"degree": 1}]),
         (ADJOINT_SPACE, [{"degree": 1}]),
         (MESSAGES_SPACE, [{"degree": 1}]),
-        (node.INVARIANTS_SPACE, [{"mixed": 128}]),
-        (node.PULLBACK_SPACE, [{"mixed": 128}]),
-        (node.PERCEPTRON_SPACE, [one | more for one in sizes for more in ({}, {"degree": 1})]),
+        (invariants.INVARIANTS_SPACE, [{"mixed": 128}]),
+        (invariants.PULLBACK_SPACE, [{"mixed": 128}]),
+        (
+            perceptron.PERCEPTRON_SPACE,
+            [one | more for one in sizes for more in ({}, {"degree": 1})],
+        ),
     ):
         for one in widths:
             key = tuning.make_key(torch.float32, channels=128, **one)

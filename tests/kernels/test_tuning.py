@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastff.errors import DataError, MissingDependencyError
-from fastff.kernels import tuning
+from fastff.kernels import candidates, tuning
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, Measurement
 
 DEFAULT = LaunchConfig({"BLOCK": 16}, 1)
@@ -137,7 +137,7 @@ def test_nan_is_an_infinite_error():
 def test_measuring_needs_a_gpu():
     workload = tuning.Workload(SPACE, "float32", lambda: None, lambda: None)
     with pytest.raises(MissingDependencyError, match="needs a CUDA device"):
-        tuning.measure(workload)
+        candidates.measure(workload)
 
 
 def test_configuration_round_trip_and_arguments():

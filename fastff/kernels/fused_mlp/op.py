@@ -52,7 +52,7 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) ->
     need them. Everything else (gradients of those in the parameters, third derivatives, and all but the first gradient
     in ``x`` where torch traces) is evaluated by torch from the reference, so any order is available on both back ends.
     Auto mode takes torch when a parameter requires its gradient, until the kernels have been measured to be faster in
-    training. Deterministic.
+    training. Deterministic. In the dtype of ``x`` also where ``torch.autocast`` is on.
     """
     weights, biases = list(weights), list(biases)
     _check(x, weights, biases)

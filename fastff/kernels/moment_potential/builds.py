@@ -116,7 +116,7 @@ def _list_nodes(
     ``few``: as they are launched over few atoms. ``middle``: a hop between two others, too. ``degree``: of the
     messages; where they are directed, what does not depend on them is left out.
     """
-    from fastff.kernels.node_block import kernels
+    from fastff.kernels.node_block import invariants, perceptron
 
     def make(
         name: str, kernel: Any, given: dict[str, Any], space: LaunchSpace, **widths: int
@@ -132,8 +132,8 @@ def _list_nodes(
 
     sizes: dict[str, Any] = {"C": channels, "Q": mixed}
     for space, kernel in (
-        (kernels.INVARIANTS_SPACE, kernels.invariants_kernel),
-        (kernels.PULLBACK_SPACE, kernels.pullback_kernel),
+        (invariants.INVARIANTS_SPACE, invariants.invariants_kernel),
+        (invariants.PULLBACK_SPACE, invariants.pullback_kernel),
     ):
         if degree and "DEGREE" not in kernel.arg_names:
             continue
@@ -155,7 +155,7 @@ def _list_nodes(
             "WITH_MESSAGES": not last and not adjoint, "WITH_ADJOINT": adjoint,
             "PULL_MESSAGES": adjoint and not last, "DEGREE": degree,
         }  # fmt: skip
-        space, kernel = kernels.PERCEPTRON_SPACE, kernels.perceptron_kernel
+        space, kernel = perceptron.PERCEPTRON_SPACE, perceptron.perceptron_kernel
         widths = {"inputs": 8 * mixed, "hidden": hidden, **name_degree(degree)}
         yield from make(f"{space.kernel} {suffix} {name}", kernel, constants, space, **widths)
 
@@ -216,7 +216,7 @@ def _list_products(channels: int, precision: str, targets: Collection[str]) -> I
     """Kernels with matrix products at another precision than the default, in the form with most work."""
     from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
     from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
-    from fastff.kernels.node_block import kernels
+    from fastff.kernels.node_block import invariants, perceptron
 
     end = f"C={channels} {precision}"
     width = {"C": channels, "PRECISION": precision}
@@ -237,13 +237,13 @@ def _list_products(channels: int, precision: str, targets: Collection[str]) -> I
             f"moments_adjoint {end}", adjoint_kernel, {**sums, **adjoint}, ADJOINT_SPACE, key, integers
         ),
         _make_all(
-            f"invariants {end}", kernels.invariants_kernel, node, kernels.INVARIANTS_SPACE, node_key
+            f"invariants {end}", invariants.invariants_kernel, node, invariants.INVARIANTS_SPACE, node_key
         ),
         _make_all(
-            f"invariants_adjoint {end}", kernels.pullback_kernel, node, kernels.PULLBACK_SPACE, node_key
+            f"invariants_adjoint {end}", invariants.pullback_kernel, node, invariants.PULLBACK_SPACE, node_key
         ),
         _make_all(
-            f"node_perceptron {end}", kernels.perceptron_kernel, {**width, **last}, kernels.PERCEPTRON_SPACE,
+            f"node_perceptron {end}", perceptron.perceptron_kernel, {**width, **last}, perceptron.PERCEPTRON_SPACE,
             perceptron_key,
         ),
     ):  # fmt: skip
@@ -256,7 +256,7 @@ def _list_scatters() -> Iterator[Build]:
     from fastff.kernels.moments.kernels import MOMENTS_SPACE, moments_kernel
     from fastff.kernels.moments_adjoint.gather import GATHER_SPACE, gather_kernel
     from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
-    from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE, perceptron_kernel
+    from fastff.kernels.node_block.perceptron import PERCEPTRON_SPACE, perceptron_kernel
 
     wide, single = {"neighbors": "*i64", "reverse": "*i64"}, {"forces": "*fp32"}
     floats = {**single, "accumulators": "*fp32", "message_gradients": "*fp32"}
@@ -326,7 +326,7 @@ def _list_gathers() -> Iterator[Build]:
 def _list_stored() -> Iterator[Build]:
     """Adjoint and perceptron of a middle hop with ``scatter="store"`` and directed messages, on one target."""
     from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, adjoint_kernel
-    from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE, perceptron_kernel
+    from fastff.kernels.node_block.perceptron import PERCEPTRON_SPACE, perceptron_kernel
 
     floats = dict.fromkeys(("forces", "message_gradients", "extra_gradients"), "*fp32")
     flags = {

@@ -90,7 +90,7 @@ def run_hops(
     energies : (n_atoms,) tensor
     hops : list of Hop
     """
-    energies = torch.zeros_like(geometry.distance[:, 0, 0])
+    energies = geometry.distance.new_zeros(len(geometry.distance))
     n_channels = factors.shape[-1]
     carried: Tensor | None = None
     extra: Tensor | None = None

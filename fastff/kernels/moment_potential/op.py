@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastff.errors import DataError
 from fastff.kernels import dispatch
+from fastff.kernels.derivatives import leave_autocast
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.layout import (
     NeighborMatrix,
@@ -96,7 +97,10 @@ class MomentPotential:
             self._single = convert_weights(self._weights, self.device, torch.float32)
         reach = (round(len(matrix.translations) ** (1 / 3)) - 1) // 2
         translations = list_shifts(reach).to(self.device).double() @ cell.double()
-        return evaluate_reference(self._single, positions.double(), species, matrix, translations)
+        with leave_autocast(self.device):
+            return evaluate_reference(
+                self._single, positions.double(), species, matrix, translations
+            )
 
 
 def moment_potential(
@@ -117,10 +121,9 @@ def moment_potential(
         For example from ``fastff.models.fused.collect_weights``.
     positions : Tensor
         Shape (n_atoms, 3), Å, float32 or float64, in the images that the matrix was made with, in the cell or not: for
-        a list of ``build_neighbors`` less its ``wraps``. Finite, which is not verified: the kernels take a coordinate
-        that is no number for some place. Its device is where everything runs.
+        a list of ``build_neighbors`` less its ``wraps``. Its device is where everything runs.
     species : Tensor
-        Shape (n_atoms,), integer index of each atom's species.
+        Shape (n_atoms,), integer index of each atom's species; on a CUDA device not verified.
     cell : Tensor
         Shape (3, 3), Å, rows are vectors: those the matrix was made with. Read by the definition alone.
     matrix : NeighborMatrix
@@ -146,6 +149,11 @@ def moment_potential(
     Derivatives: the first one, in positions and strain, is the result itself. There is no further one, and none in the
     parameters: training uses the student. Deterministic, unless ``options.scatter`` is ``"float"``. Formulas: Drautz
     2019, Phys. Rev. B 99, 014104, as :mod:`fastff.kernels.moments.reference` states them.
+
+    Total energy and virial are NaN where a position is not finite (for the kernels also from 2^36 Å on), or atoms
+    coincide. The kernels give NaN to energy and forces of the atoms that it concerns: those without a position, and
+    those that neighbours push with more than 1e9 eV/Å (copper nearer than about 0.003 Å), which fixed point does not
+    hold. What other atoms get may then be finite, and means nothing.
     """
     return MomentPotential(weights, positions.device, options).evaluate(
         positions, species, cell, matrix

@@ -21,7 +21,8 @@ from fastff.kernels.moment_potential.launches import name_degree
 from fastff.kernels.moment_potential.layout import PotentialWeights, find_obstacle
 from fastff.kernels.moment_potential.workspace import Options
 from fastff.kernels.moments.messages import direct_messages, direct_messages_adjoint
-from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE, FIXED_BITS
+from fastff.kernels.moments_adjoint.kernels import ADJOINT_SPACE
+from fastff.kernels.moments_adjoint.scatter import FIXED_BITS
 from fastff.kernels.node_block.reference import build_cubic_table
 from fastff.kernels.tuning import LaunchSpace, Workload, make_key
 
@@ -81,7 +82,8 @@ def list_workloads(
     work in place restore their input at every launch, which adds the same to the time of each candidate.
     """
     from fastff.kernels.moments.kernels import MOMENTS_SPACE
-    from fastff.kernels.node_block import kernels as node
+    from fastff.kernels.node_block.invariants import INVARIANTS_SPACE, PULLBACK_SPACE
+    from fastff.kernels.node_block.perceptron import PERCEPTRON_SPACE
 
     if "n_mixed" not in widths:
         return
@@ -167,7 +169,7 @@ def list_workloads(
     both = {"channels": channels, "mixed": mixed}
     yield make(MOMENTS_SPACE, launch_moments, define_moments, None, channels=channels)
     yield make(
-        node.INVARIANTS_SPACE,
+        INVARIANTS_SPACE,
         launch_invariants,
         define_invariants,
         lambda: space.moments[0].copy_(moments),
@@ -175,7 +177,7 @@ def list_workloads(
     )
     if degree == 0:
         yield make(
-            node.PERCEPTRON_SPACE,
+            PERCEPTRON_SPACE,
             launch_perceptron,
             define_perceptron,
             lambda: space.invariants[0].copy_(invariants),
@@ -183,7 +185,7 @@ def list_workloads(
             inputs=8 * mixed,
             hidden=hidden,
         )
-    yield make(node.PULLBACK_SPACE, launch_pullback, define_pullback, restore_pullback, **both)
+    yield make(PULLBACK_SPACE, launch_pullback, define_pullback, restore_pullback, **both)
     yield make(ADJOINT_SPACE, launch_adjoint, define_adjoint, restore_adjoint, channels=channels)
 
 
@@ -206,7 +208,7 @@ def list_directed(weights: PotentialWeights, system: System) -> Iterator[Workloa
     pulling back), because one setting serves all of them.
     """
     from fastff.kernels.moments.kernels import MOMENTS_SPACE
-    from fastff.kernels.node_block.kernels import PERCEPTRON_SPACE
+    from fastff.kernels.node_block.perceptron import PERCEPTRON_SPACE
 
     device, matrix = system.positions.device, system.matrix
     potential = FusedPotential(weights, device)

@@ -31,7 +31,7 @@ class Options:
         Of matrix products: ``tf32x3`` keeps the digits of float32 on tensor cores, ``tf32`` (fast mode) about three,
         ``ieee`` does without tensor cores, and is what ``tf32x3`` means on AMD.
     scatter : {"fixed", "float", "store"}
-        How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.kernels`. ``float`` is not
+        How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.scatter`. ``float`` is not
         deterministic; ``store`` needs the matrix's reverse index, 16 bytes per slot, and where messages are sent (two
         hops or three) 4 C bytes per slot more: with 54 slots 0.9 kB an atom, and 7.8 kB (32 channels) or 14.7 (64).
     with_virial : bool

@@ -61,7 +61,7 @@ def direct_messages(
     -------
     (n_atoms, (L + 1)^2, n_channels) tensor
     """
-    gates = messages.view(messages.shape[0], -1, n_channels)
+    gates = messages.unflatten(1, (messages.shape[1] // n_channels, n_channels))
     curbs = moment_curb.view(-1, n_channels)
     parts = [gates[:, :1]]
     for degree in range(1, gates.shape[1]):
@@ -87,7 +87,7 @@ def direct_messages_adjoint(
     mixed_gradient : (n_atoms, (L + 1)^2, n_channels) tensor or None
         Of the first components, zero for l = 0; None where L = 0.
     """
-    gates = messages.view(messages.shape[0], -1, gradient.shape[2])
+    gates = messages.unflatten(1, (messages.shape[1] // gradient.shape[2], gradient.shape[2]))
     curbs = moment_curb.view(-1, gradient.shape[2])
     of_gates, of_mixed = [gradient[:, :1]], [torch.zeros_like(gradient[:, :1])]
     for degree in range(1, gates.shape[1]):

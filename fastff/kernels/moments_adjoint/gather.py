@@ -40,7 +40,7 @@ def gather_kernel(
     ACCUMULATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Forces (n_atoms, 4), float32: own edge gradients minus those of the reverse edges.
+    """Forces (n_atoms, 4), float32: own edge gradients minus those of the reverse edges; the last column stays.
 
     ``reverse`` (n_atoms, n_slots) holds the flat slot of the edge from the neighbor back to the atom.
     """
@@ -55,11 +55,10 @@ def gather_kernel(
         back = tl.load(reverse + atom * n_slots + slots, mask=slots < count, other=0)
         total += tl.load(edges + own + column, mask=mask, other=0.0)
         total -= tl.load(edges + back.to(tl.int64)[:, None] * 4 + column, mask=mask, other=0.0)
-    target = forces + atom * 4 + tl.arange(0, 4)
+    place = tl.arange(0, 4)
     value = tl.sum(total, axis=0)
-    if ACCUMULATE:
-        value += tl.load(target)
-    tl.store(target, value)
+    value += tl.load(forces + atom * 4 + place, mask=(place == 3) | ACCUMULATE, other=0.0)
+    tl.store(forces + atom * 4 + place, value)
 
 
 @triton.jit(do_not_specialize=["n_slots", "code_bits"])

@@ -1,20 +1,9 @@
 """Triton kernels of the adjoint of the moments, and their launch configurations.
 
 Here: gradients in the moments to gradients in every edge vector, summed on the receiver and scattered to the sender,
-with the virial, the core repulsion and the message gradients in the same pass. Not here: the gather that
-replaces the scatter (``gather.py``), shared device functions (:mod:`fastff.kernels.moments.edges`), launches
-(:mod:`fastff.kernels.moment_potential`).
-
-Three ways to bring reactions to the senders (SCATTER):
-
-``fixed``
-    Integer atomics on 64-bit fixed point of 2^-32 eV/Å. Integers add in any order to the same bits: deterministic,
-    no edge buffer.
-``float``
-    float32 atomics: the order, and the last digits, change from run to run.
-``store``
-    Edge gradients, and gradients in the factors of every slot, written out for ``gather.py`` to collect through the
-    reverse-edge index: deterministic, no atomics, 16 bytes a slot and 4 C more where messages are sent.
+with the virial, the core repulsion and the message gradients in the same pass. Not here: where sums go
+(``scatter.py``), the gather that replaces the scatter (``gather.py``), shared device functions
+(:mod:`fastff.kernels.moments.edges`), launches (:mod:`fastff.kernels.moment_potential`).
 """
 
 from __future__ import annotations
@@ -26,7 +15,6 @@ import triton.language as tl
 from fastff.kernels.moments.edges import (
     N_RADIAL,
     PADDED_RADIAL,
-    SQRT3,
     compress_distance,
     contract_harmonics,
     evaluate_basis,
@@ -39,12 +27,12 @@ from fastff.kernels.moments.edges import (
     read_factors,
     split8,
 )
+from fastff.kernels.moments_adjoint.scatter import add_at, find_home, put_term, turn_factor
 from fastff.kernels.products import multiply_coarsely
 from fastff.kernels.tuning import LaunchConfig, LaunchSpace, make_key
 
-FIXED_BITS = 32
-FIXED_UNIT = 2.0**-FIXED_BITS
-"""Unit of the fixed-point accumulators: 2.3e-10 eV/Å, range 2e9 eV/Å."""
+LARGEST_FORCE = 1e9
+"""eV/Å; where the pairs of an atom push it harder, or its gradients are no numbers, its results are void."""
 
 ADJOINT_SPACE = LaunchSpace(
     "moments_adjoint",
@@ -69,41 +57,8 @@ ADJOINT_SPACE = LaunchSpace(
     ),
 )
 _SIZES = ["n_atoms", "n_slots", "n_species", "code_bits"]
-_SCALE: tl.constexpr = tl.constexpr(2.0**FIXED_BITS)
+_LARGEST: tl.constexpr = tl.constexpr(LARGEST_FORCE)
 _PI: tl.constexpr = tl.constexpr(3.141592653589793)
-
-
-@triton.jit
-def add_at(target, value, mask, SCATTER: tl.constexpr):
-    """Add float32 values to float32 accumulators, or to fixed-point ones; with ``store`` write them."""
-    if SCATTER == "store":
-        tl.store(target, value, mask=mask)
-    elif SCATTER == "float":
-        tl.atomic_add(target, value, mask=mask, sem="relaxed")
-    else:
-        tl.atomic_add(target, (value * _SCALE).to(tl.int64), mask=mask, sem="relaxed")
-
-
-@triton.jit
-def turn_factor(place, target, back, along, there, SCATTER: tl.constexpr):
-    """One component of messages of degree one: adds its gradient at the sender, and returns that in the direction.
-
-    ``place`` (n, C) points to the component, ``target`` to its accumulators, ``back`` (n, C) is the gradient in the
-    factors, ``along`` (n,) the component of the unit vector. With ``store`` adds nothing: the gather turns ``back``.
-    """
-    message = tl.load(place, mask=there, other=0.0)
-    if SCATTER != "store":
-        add_at(target, back * (along * SQRT3)[:, None], there, SCATTER)
-    return tl.sum(back * message, axis=1) * SQRT3
-
-
-@triton.jit
-def find_home(source, slot, C: tl.constexpr, SCATTER: tl.constexpr):
-    """Where gradients in the factors of a tile of slots go: to senders, or with ``store`` to the slots themselves."""
-    if SCATTER == "store":
-        return slot * C
-    else:
-        return source
 
 
 @triton.jit
@@ -259,10 +214,10 @@ def adjoint_kernel(
     """Forces and per-atom terms from ``gradients`` (n_atoms, 16, C), dE/dA.
 
     ``forces`` (n_atoms, 4) are accumulators, int64 unless SCATTER is ``float``, that already hold zeros or an earlier
-    hop; ``terms`` (n_atoms, 8): virial xx, yy, zz, yz, xz, xy, core energy, unused, overwritten unless ACCUMULATE;
-    ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where SCATTER is ``store``; ``message_gradients``
-    (n_atoms, (DEGREE + 1)^2, C): accumulators like ``forces``, where BY_SENDER; where SCATTER is ``store`` instead
-    (n_atoms, n_slots, C) float32: gradients in the factors of every slot.
+    hop; the last of each four is set where the others cannot hold the force; ``terms`` (n_atoms, 8): virial xx, yy, zz,
+    yz, xz, xy, core energy, unused, overwritten unless ACCUMULATE; ``edges`` (n_atoms, n_slots, 4): dE/d(vector), where
+    SCATTER is ``store``; ``message_gradients`` (n_atoms, (DEGREE + 1)^2, C): accumulators like ``forces``, where
+    BY_SENDER; where SCATTER is ``store`` instead (n_atoms, n_slots, C) float32: gradients in the factors of every slot.
     """
     PART: tl.constexpr = choose_part(C, DEGREE)
     channels = tl.arange(0, PART)
@@ -384,9 +339,15 @@ def adjoint_kernel(
                 wxz += dx * gz + dz * gx
                 wxy += dx * gy + dy * gx
         if SCATTER != "store":
-            add_at(forces + atom * 4, tl.sum(fx), None, SCATTER)
-            add_at(forces + atom * 4 + 1, tl.sum(fy), None, SCATTER)
-            add_at(forces + atom * 4 + 2, tl.sum(fz), None, SCATTER)
+            sx = tl.sum(fx)
+            sy = tl.sum(fy)
+            sz = tl.sum(fz)
+            add_at(forces + atom * 4, sx, None, SCATTER)
+            add_at(forces + atom * 4 + 1, sy, None, SCATTER)
+            add_at(forces + atom * 4 + 2, sz, None, SCATTER)
+            if SCATTER == "fixed":
+                held = tl.abs(sx) + tl.abs(sy) + tl.abs(sz) < _LARGEST  # False for NaN
+                tl.store(forces + atom * 4 + 3, 1, mask=held == 0)
         if WITH_VIRIAL:
             put_term(terms + atom * 8, tl.sum(wxx), ACCUMULATE)
             put_term(terms + atom * 8 + 1, tl.sum(wyy), ACCUMULATE)
@@ -396,11 +357,3 @@ def adjoint_kernel(
             put_term(terms + atom * 8 + 5, 0.5 * tl.sum(wxy), ACCUMULATE)
         if HAS_CORE:
             put_term(terms + atom * 8 + 6, tl.sum(core_energy), False)
-
-
-@triton.jit
-def put_term(target, value, ACCUMULATE: tl.constexpr):
-    """Store a value, added to what an earlier hop left there where ACCUMULATE."""
-    if ACCUMULATE:
-        value += tl.load(target)
-    tl.store(target, value)

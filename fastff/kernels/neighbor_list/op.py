@@ -17,10 +17,18 @@ from fastff.errors import DataError
 from fastff.kernels import dispatch, tuning
 from fastff.kernels.moment_potential.layout import NeighborMatrix, list_shifts, make_translations
 from fastff.kernels.neighbor_list import reference
-from fastff.kernels.neighbor_list.plan import Array, Bins, Frame, assign_bins, make_frame
+from fastff.kernels.neighbor_list.plan import (
+    Array,
+    Bins,
+    Frame,
+    assign_bins,
+    have_places,
+    make_frame,
+)
 
 OP = dispatch.register(dispatch.Op("neighbor_list", derivative_order=0, deterministic=True))
 _INT32 = 2**31
+BROKEN = "positions are not finite, or 2^30 cells away; the structure or the dynamics is broken"
 BINS_FROM = 1000
 """Atoms from which torch looks for pairs in bins, too: all by all, 4,000 atoms take it half a minute on a CPU."""
 
@@ -91,7 +99,8 @@ def build_neighbors(
     Raises
     ------
     DataError
-        Positions that are not finite, shapes that do not fit, or a cell without volume.
+        Positions that are not finite or 2^30 cells away (Å where there are no images), shapes that do not fit, a cell
+        without volume.
 
     Notes
     -----
@@ -131,7 +140,7 @@ def _search_bins(
     out: NeighborMatrix | None,
 ) -> NeighborList:
     n_atoms, device = positions.shape[0], positions.device
-    finite = positions.isfinite().all()
+    placed = have_places(positions, frame)
     bins = assign_bins(positions, frame, reach)
     keys, order = bins.keys.sort(stable=True)
     identity = torch.arange(n_atoms, device=device)
@@ -141,9 +150,9 @@ def _search_bins(
     while True:
         matrix = provide_matrix(n_atoms, n_slots, bins.images, device, out)
         launch_list(*search, matrix)
-        widest, good = _read_back(matrix.counts, finite)
+        widest, good = _read_back(matrix.counts, placed)
         if not good:
-            raise DataError("positions are not finite; the structure or the dynamics is broken")
+            raise DataError(BROKEN)
         if widest <= matrix.n_slots:
             break
         n_slots = round_slots(widest)
@@ -164,8 +173,8 @@ def _search_all(
     out: NeighborMatrix | None,
 ) -> NeighborList:
     n_atoms, device = positions.shape[0], positions.device
-    if not bool(positions.isfinite().all()):
-        raise DataError("positions are not finite; the structure or the dynamics is broken")
+    if not bool(have_places(positions, frame)):
+        raise DataError(BROKEN)
     order = torch.arange(n_atoms, device=device)
     if sort_atoms:
         order = assign_bins(positions, frame, reach).keys.argsort(stable=True)
@@ -277,11 +286,11 @@ def provide_matrix(
     )
 
 
-def _read_back(counts: Tensor, finite: Tensor) -> tuple[int, bool]:
-    """Largest count and whether positions were finite, in one transfer."""
+def _read_back(counts: Tensor, placed: Tensor) -> tuple[int, bool]:
+    """Largest count and whether all positions have a place, in one transfer."""
     if not len(counts):
-        return 0, bool(finite)
-    widest, good = torch.stack([counts.max().long(), finite.long()]).tolist()
+        return 0, bool(placed)
+    widest, good = torch.stack([counts.max().long(), placed.long()]).tolist()
     return widest, bool(good)
 
 

@@ -31,6 +31,10 @@ MAX_CODES = 4_000_000
 """Shifts up to the largest along every axis, which are all numbered on a device."""
 
 
+MAX_TURNS = 2.0**30
+"""Cells that an atom may be away, or Å along an axis without images: wraps are counted in 32 bits."""
+
+
 @dataclass(frozen=True)
 class Frame:
     """A completed basis. rows (3, 3) Å; inverse of rows; heights (3,) Å between opposite faces."""
@@ -150,6 +154,12 @@ def wrap_positions(positions: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Ten
     turns = fractional.floor() * flags
     wrapped = exact - transform(turns, torch.from_numpy(frame.rows).to(device))
     return wrapped, turns.to(torch.int32), fractional - turns
+
+
+def have_places(positions: Tensor, frame: Frame) -> Tensor:
+    """Whether positions are finite and no more than :data:`MAX_TURNS` cells away, () bool tensor."""
+    turns = transform(positions.double(), torch.from_numpy(frame.inverse).to(positions.device))
+    return (turns.abs() <= MAX_TURNS).all()
 
 
 def transform(values: Tensor, matrix: Tensor) -> Tensor:

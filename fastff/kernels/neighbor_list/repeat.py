@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastff.kernels import dispatch
 from fastff.kernels.neighbor_list.op import OP, NeighborList, launch_list
-from fastff.kernels.neighbor_list.plan import assign_bins, transform
+from fastff.kernels.neighbor_list.plan import MAX_TURNS, assign_bins, transform
 
 REPEAT_UP_TO = 200_000
 """Atoms; beyond, launches cost little beside the search, and a graph's memory much."""
@@ -45,7 +45,7 @@ class RepeatedSearch:
     Attributes
     ----------
     verdict : (3,) int64 tensor
-        Largest number of neighbors, whether all positions were finite, whether the cell was that of the list. The list
+        Largest number of neighbors, whether all positions had a place, whether the cell was that of the list. The list
         is good if the first does not exceed the width of the rows and the others are not zero; otherwise build it anew.
 
     Notes
@@ -96,7 +96,8 @@ class RepeatedSearch:
             found.order.copy_(order)
             wraps = wraps[order]
         found.wraps.copy_(wraps)
-        good = torch.stack([self._positions.isfinite().all(), (self._cell == self._rows).all()])
+        placed = (fractional.abs() <= MAX_TURNS).all()
+        good = torch.stack([placed, (self._cell == self._rows).all()])
         self.verdict[:1] = found.matrix.counts.max()
         self.verdict[1:] = good
 

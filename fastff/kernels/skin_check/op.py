@@ -97,6 +97,14 @@ def check_skin(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Tenso
     )
 
 
+def check_skin_within(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Tensor) -> None:
+    """:func:`check_skin` as a part of an evaluation by the fused kernels: never in torch, which waits for the device.
+
+    Arguments are not verified; a failure to compile is that of the evaluation.
+    """
+    dispatch.launch_part(OP, lambda: launch_check(positions, cell, snapshot, stale))
+
+
 def launch_check(positions: Tensor, cell: Tensor, snapshot: Snapshot, stale: Tensor) -> None:
     """Launch ``check_kernel``."""
     from fastff.kernels.skin_check.kernels import CHECK_SPACE, check_kernel

@@ -42,15 +42,20 @@ def is_stale(
     Returns
     -------
     () bool tensor
+        False without atoms, True where positions or cell are not finite.
     """
+    if not len(positions):
+        return periodic.new_zeros(())
     current = torch.where(periodic[:, None], cell, old_rows)
     if bool((current == old_rows).all()):
         moved, sigma, stretch = positions - old_positions, 1.0, 1.0
+    elif not bool(current.isfinite().all()):
+        return periodic.new_ones(())
     else:
         deformation = torch.linalg.solve(old_rows, current)
         moved = positions - old_positions @ deformation
         sigma = float(torch.linalg.svdvals(deformation)[-1])
         stretch = math.sqrt(max(float(deformation.square().sum()) - 2.0 * sigma**2, 0.0))
-    largest = moved.norm(dim=1).max() if len(moved) else moved.new_zeros(())
+    largest = moved.norm(dim=1).max()
     reach = cutoff + skin
     return ~(min(sigma * reach - cutoff, span - stretch * reach) > 2.0 * largest)

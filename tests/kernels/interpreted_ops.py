@@ -1,7 +1,7 @@
 """The numerics of every kernel and case in Triton's interpreter, on a machine without a GPU.
 
 Run by ``test_interpreter.py`` in a process of its own, because ``TRITON_INTERPRET=1`` must be set before Triton is
-imported. By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted.py``.
+imported. By hand: ``TRITON_INTERPRET=1 pytest tests/kernels/interpreted_ops.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from fastff import kernels
 from fastff.cli.tune import list_all_widths, list_widths
-from fastff.kernels import contract, derivatives, dispatch, tuning
+from fastff.kernels import candidates, contract, derivatives, dispatch, tuning
 from fastff.kernels.fused_mlp import cases as mlp_cases
 from fastff.kernels.fused_mlp import op as mlp_op
 from fastff.kernels.neighbor_list import cases as list_cases
@@ -106,7 +106,7 @@ def test_workloads_of_tuning(name, cpu, monkeypatch):
     assert workloads
     for workload in workloads:
         expected = workload.reference()
-        seen = {str(c.blocks): c for c in tuning.list_candidates(workload)}
+        seen = {str(c.blocks): c for c in candidates.list_candidates(workload)}
         for config in list(seen.values())[:: max(1, len(seen) // 2)]:
             with tuning.override(workload.space.kernel, config):
                 assert tuning.find_relative_error(workload.run(), expected) < 1e-5
