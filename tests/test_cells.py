@@ -110,6 +110,20 @@ def test_atoms_that_are_not_bonded_are_pressed_as_near_as_bonds() -> None:
     assert min(nearest) == pytest.approx(0.75 * float(covalent_radii[[8, 78]].sum()), abs=1e-6)
 
 
+def test_kinds_of_pairs_take_turns() -> None:
+    """Few structures would leave one out by chance."""
+    slab = fcc111("Pt", (4, 4, 3), vacuum=8.0, periodic=True)
+    add_adsorbate(slab, molecule("CO"), 1.85, "ontop", mol_index=1)
+    rng, seen = np.random.default_rng(0), []
+    for turn in range(8):
+        pressed = press_pairs(slab, 0.7, rng, turn)
+        assert pressed is not None
+        moved = np.flatnonzero(np.any(pressed.positions != slab.positions, axis=1))
+        seen.append("".join(sorted(slab.symbols[k] for k in moved)))
+    assert set(seen[:4]) == {"CO", "CPt", "OPt", "PtPt"}
+    assert seen[4:] == seen[:4]
+
+
 def test_pairs_are_pressed_no_nearer_than_students_follow() -> None:
     carbon_monoxide = molecule("CO")
     pressed = press_pairs(carbon_monoxide, 0.5, np.random.default_rng(0))

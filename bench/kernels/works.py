@@ -16,7 +16,6 @@ import torch
 from fastff import kernels
 from fastff.report import kernel_steps, kernel_work
 from fastff.report.kernel_work import Maker, Work
-from fastff.report.kernels import TOLERANCE
 
 GPU = torch.device("cuda")
 SOURCES = [*kernel_work.list_makers(GPU), *kernel_steps.list_makers(GPU)]
@@ -130,7 +129,7 @@ def time_variant(
     with kernels.use("triton" if variant == "triton" else "torch"):
         prepare()
         error = work.compare(call())
-        assert error < (TOLERANCE if on_gpu else SMALL_TOLERANCE)
+        assert error < (work.tolerance if on_gpu else max(work.tolerance, SMALL_TOLERANCE))
         seconds = time_on_device(call, restore, device)
         benchmark.group = f"{work.op}, {work.direction}, {work.rows} rows"
         benchmark.extra_info.update(

@@ -290,7 +290,9 @@ COMPRESSED_BOND = 0.75
 pair but at 0.65 of its distance are too soft between, and dynamics goes there (docs/distillation.md)."""
 
 
-def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> ase.Atoms | None:
+def press_pairs(
+    atoms: ase.Atoms, fraction: float, rng: np.random.Generator, turn: int | None = None
+) -> ase.Atoms | None:
     """Push pairs of neighbors together, to teach the repulsive core.
 
     One pair for every 32 atoms, of as many kinds of element pairs as there are, within molecules and between them, no
@@ -308,6 +310,9 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
         (``BOUNDS["inner_limit"]`` of a bond): labels there could not be learned.
     rng : numpy.random.Generator
         Draws the pairs.
+    turn : int, optional
+        Of the kinds, which comes first: structures numbered from 0 on press every kind equally often. Left out, the
+        order is drawn.
 
     Returns
     -------
@@ -324,7 +329,9 @@ def press_pairs(atoms: ase.Atoms, fraction: float, rng: np.random.Generator) -> 
     between = (owners[first] != owners[second])[:, None]
     kinds = np.concatenate([kinds, between], axis=1)
     by_kind = []
-    for kind in rng.permutation(np.unique(kinds, axis=0)):
+    order = np.unique(kinds, axis=0)
+    order = rng.permutation(order) if turn is None else np.roll(order, -turn, axis=0)
+    for kind in order:
         members = np.flatnonzero((kinds == kind).all(axis=1))
         shortest = lengths[members].min()
         bond = float(covalent_radii[kind[:2]].sum())

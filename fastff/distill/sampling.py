@@ -244,7 +244,7 @@ class _Sampler:
         moves = self.springs[cell].draw(temperature, rng)
         atoms = _displace_apart(strain_cell(base, strain), moves)
         if kind == "close-contact":
-            pressed = press_pairs(atoms, PRESSED + 0.25 * position, rng)
+            pressed = press_pairs(atoms, PRESSED + 0.25 * position, rng, number)
             return pressed or atoms
         return atoms
 

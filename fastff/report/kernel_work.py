@@ -38,6 +38,10 @@ STUDENTS = {
 }  # fmt: skip
 """Hops, channels and degree of the messages of the evaluations by what their rows are called: m1, m2, the width of
 shipped models, both with directed messages, and the largest student."""
+TOLERANCE = 1e-5
+"""Largest relative error beside float64."""
+TOLERANCE_DEEP = 5e-5
+"""The same for whole evaluations of three hops: with random weights torch in float32 is off by 1.2e-5 to 1.5e-5."""
 CELLS_WIDE = 20
 """The same for 64 channels, whose definitions in float64 fill a device of 80 GB with more: 32,000 atoms."""
 CELLS_QUADRATIC = 9
@@ -67,6 +71,8 @@ class Work:
         To be called before each run of the Triton implementation, not timed.
     read : callable, optional
         Makes what is compared with ``exact`` of what an implementation returns, not timed.
+    tolerance : float
+        Largest relative error that is no fault.
     """
 
     op: str
@@ -80,6 +86,7 @@ class Work:
     obstacle: str = ""
     restore: Callable[[], Any] | None = None
     read: Callable[[Any], Any] | None = None
+    tolerance: float = TOLERANCE
 
     def compare(self, found: Any) -> float:
         """Largest relative error of what an implementation returned."""
@@ -251,6 +258,7 @@ def make_evaluation(device: torch.device, student: str) -> Iterator[Work]:
     yield Work(
         f"evaluation, {student}", "forward", n_atoms, exact, cost.n_bytes * n_atoms,
         cost.flop * n_atoms, run, compile_all(define),
+        tolerance=TOLERANCE if n_hops < 3 else TOLERANCE_DEEP,
     )  # fmt: skip
 
 

@@ -33,7 +33,6 @@ from fastff.report.speed import summarize
 
 SCHEMA = "fastff-kernels/1"
 VARIANTS: tuple[Variant, ...] = ("triton", "compiled", "eager")
-TOLERANCE = 1e-5
 
 
 class KernelRow(BaseModel):
@@ -176,7 +175,7 @@ def _measure(work: Work, variant: Variant, budget: float) -> KernelRow:
             if restore is not None:
                 restore()
             error = work.compare(call())
-            if not error < TOLERANCE:
+            if not error < work.tolerance:
                 reason = f"off by {error:.1e} from the definition in float64"
                 return row.model_copy(update={"status": "failed", "reason": reason, "error": error})
             seconds = _repeat(call, budget, restore)

@@ -70,7 +70,7 @@ def check_work(work):
     single = work.definition(lambda function: function)
     assert work.triton is not None
     # 4 atoms with random directed messages lose more digits in float32 than a crystal of production size
-    limit = 2e-5 if work.op == "evaluation, m2-l directed" else 1e-5
+    limit = 2e-5 if work.op == "evaluation, m2-l directed" else work.tolerance
     for found in (work.triton(), single()):
         assert work.compare(found) < limit, work.op
     assert work.n_bytes > 0
