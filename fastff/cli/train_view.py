@@ -169,9 +169,11 @@ def describe_group(name: str, accuracy: Accuracy) -> str:
 def describe_dynamics(row: GateRow) -> str:
     """How stable the walkers of a gate were, in a line."""
     found = row.dynamics
+    lost = found.get("gate_lost", 0)
+    told = f", {lost} that judge went where the student misses the forces" if lost else ""
     return (
         f"dynamics of {found['walkers']} walkers, {found['picoseconds']:.3g} ps: {found['blown_up']} blew up "
-        f"({found['gate_blown_up']} of {found['gate_walkers']} that judge), {found['extrapolated']} extrapolated"
+        f"({found['gate_blown_up']} of {found['gate_walkers']} that judge), {found['extrapolated']} extrapolated{told}"
     )
 
 

@@ -49,7 +49,8 @@ class GateRow:
     accuracy : dict of str to Accuracy
         On held-out validation frames, by group.
     dynamics : dict
-        Record of the walkers, see :class:`~fastff.distill.harvest.Harvest`.
+        Record of the walkers, see :class:`~fastff.distill.harvest.Harvest`, and ``gate_lost``, how many gate walkers
+        went where the student is lost (:mod:`fastff.distill.lost`); rows of earlier versions lack that.
     calibration : dict
         See :func:`measure_calibration`.
     decision : str

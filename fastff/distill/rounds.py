@@ -48,6 +48,7 @@ from fastff.distill.ladder import (
     pick_torch_device,
     replay_frames,
 )
+from fastff.distill.lost import adopt_frames, find_lost
 from fastff.distill.origins import name_cell
 from fastff.distill.plan import ROUND_NUMBERS, WALKER_NUMBERS, SamplingPlan
 from fastff.distill.ranks import gather_from_ranks
@@ -159,15 +160,16 @@ class Rounds:
             reason = harvested.record["last"]
             fresh = self.label(number, harvested, ("validation", "test"))
             split = extend_split(split, fresh, harvested.picks)
-            row = self.judge(number, trained, split, fresh, harvested)
+            row, lost = self.judge(number, trained, split, fresh, harvested)
             if self.passes(row):
                 reason = "target met"
             row = replace(row, decision=reason or "another round")
             self._log(row)
             if reason:
                 break
+            split, met = adopt_frames(split, lost)
             new = self.label(number, harvested, ("train",))
-            trained, helped = self.improve(number, trained, split, new)
+            trained, helped = self.improve(number, trained, split, [*met, *new])
             split = extend_split(split, new, harvested.picks)
             helped = self._recall_gain(number, helped)
             if not helped:
@@ -349,23 +351,28 @@ class Rounds:
         split: Split,
         fresh: Sequence[Frame],
         harvested: Harvest,
-    ) -> GateRow:
-        """Measure a student on what it met and on the first sampling's validation frames."""
+    ) -> tuple[GateRow, frozenset[int]]:
+        """Measure a student on what it met and on the first sampling's validation frames.
+
+        Returns the row, and the trajectories of gate walkers on which the student is lost.
+        """
         student = copy.deepcopy(trained.student).to(self.device)
         held = {pick.trajectory for pick in harvested.picks if pick.use == "validation"}
         mine = [frame for frame in fresh if frame.trajectory in held]
         first = [f for f in split.validation if f.source != SOURCE]
         groups = group_frames(first, mine, self.hot)
-        return GateRow(
+        lost = gather_from_ranks(find_lost(student, mine))[0]
+        row = GateRow(
             round=number,
             student=trained.name,
             evaluations=self.sampling.n_evaluations + self._n_labelled,
             n_train=len(split.train),
             seconds=round(self.elapsed, 1),
             accuracy={name: measure_student(student, frames) for name, frames in groups.items()},
-            dynamics=harvested.record,
+            dynamics={**harvested.record, "gate_lost": len(lost)},
             calibration=measure_calibration(student, mine),
         )
+        return row, lost
 
     def passes(self, row: GateRow) -> bool:
         """Whether a gate is passed: accuracy of each group, and no blow-up of its walkers."""
