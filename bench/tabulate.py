@@ -208,17 +208,18 @@ def tabulate_rows(rows: list[dict[str, Any]]) -> list[str]:
 def tabulate_evaluations(content: dict[str, Any]) -> list[str]:
     """Every evaluation of a record of fused kernels that was replayed from a graph."""
     rows = [
-        "| hops | channels | atoms | listed neighbors | scatter | virial | ms | 10 to 90 % | M atom-steps/s |",
-        "|---:|---:|---:|---:|---|---|---:|---|---:|",
+        "| hops | channels | hidden layers | atoms | listed neighbors | scatter | virial | ms | 10 to 90 % "
+        "| M atom-steps/s |",
+        "|---:|---:|---|---:|---:|---|---|---:|---|---:|",
     ]
     for entry in content["evaluations"]:
         graph = entry.get("graph") or {}
         if "median_ms" not in graph or "atom_steps_per_s" not in entry:
             continue
-        channels = entry.get("channels", 16)
+        channels, hidden = entry.get("channels", 16), entry.get("hidden", (64, 64))
         rows.append(
-            f"| {entry['hops']} | {channels} | {entry['atoms']:,} | {entry['listed_neighbors']} | "
-            f"{entry['scatter']} | "
+            f"| {entry['hops']} | {channels} | {hidden[0]}, {hidden[1]} | {entry['atoms']:,} | "
+            f"{entry['listed_neighbors']} | {entry['scatter']} | "
             f"{'yes' if entry['virial'] else 'no'} | {graph['median_ms']:.4g} | {graph['q10_ms']:.4g} to "
             f"{graph['q90_ms']:.4g} | {entry['atom_steps_per_s'] / 1e6:.3g} |"
         )

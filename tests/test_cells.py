@@ -110,8 +110,9 @@ def test_atoms_that_are_not_bonded_are_pressed_as_near_as_bonds() -> None:
     assert min(nearest) == pytest.approx(0.75 * float(covalent_radii[[8, 78]].sum()), abs=1e-6)
 
 
-def test_kinds_of_pairs_take_turns() -> None:
+def test_kinds_of_pairs_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few structures would leave one out by chance."""
+    monkeypatch.setattr("fastff.distill.cells._make_way", lambda *_: True)
     slab = fcc111("Pt", (4, 4, 3), vacuum=8.0, periodic=True)
     add_adsorbate(slab, molecule("CO"), 1.85, "ontop", mol_index=1)
     rng, seen = np.random.default_rng(0), []
@@ -122,6 +123,26 @@ def test_kinds_of_pairs_take_turns() -> None:
         seen.append("".join(sorted(slab.symbols[k] for k in moved)))
     assert set(seen[:4]) == {"CO", "CPt", "OPt", "PtPt"}
     assert seen[4:] == seen[:4]
+
+
+@pytest.mark.parametrize("name", ["CO on Pt", "water"])
+def test_atoms_between_those_that_are_pressed_make_way(name: str) -> None:
+    """Carbon under its oxygen, hydrogen between two: at 0.3 of a bond forces are thousands of eV/Å."""
+    if name == "water":
+        atoms = ase.Atoms("OHHOHH", cell=(9.0, 9.0, 9.0), pbc=True)
+        atoms.positions = [
+            (0, 0, 0), (0.96, 0, 0), (-0.24, 0.93, 0), (2.7, 0, 0), (3.0, 0.6, 0.7), (3.0, 0.6, -0.7)
+        ]  # fmt: skip
+    else:
+        atoms = fcc111("Pt", (2, 2, 3), vacuum=8.0, periodic=True)
+        add_adsorbate(atoms, molecule("CO"), 1.85, "ontop", mol_index=1)
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        pressed = press_pairs(atoms, 0.65, rng)
+        assert pressed is not None
+        first, second, lengths = neighbor_list("ijd", pressed, 3.0)
+        bonds = covalent_radii[pressed.numbers[first]] + covalent_radii[pressed.numbers[second]]
+        assert (lengths / bonds).min() > 0.6499
 
 
 def test_pairs_are_pressed_no_nearer_than_students_follow() -> None:

@@ -324,6 +324,25 @@ def test_made_structures_push_no_atoms_together(elements: tuple[int, ...]) -> No
         assert len(distances) > 0, name
 
 
+@pytest.mark.parametrize("elements", [(55, 53), (37, 53), (19, 17)])
+def test_a_defect_is_seen_where_elements_are_large(
+    elements: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Atoms of caesium are 6.1 Å apart at 1.25 diameters, beyond the cut-off: all forces would be zero."""
+    model = make_student("m1", elements, energy_scale=0.02)
+    forward = Student.forward
+    for defect, test in ((_negate_forces, "forces"), (_drop_shear, "stress")):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Student,
+                "forward",
+                lambda self, g, defect=defect: defect(forward(self, g), g, self),
+            )
+            report = check_student(model, only={test})
+        assert f"{test}, bulk" in report.failures, f"\n{report}"
+        assert test == "stress" or "forces, molecule" in report.failures, f"\n{report}"
+
+
 @pytest.mark.parametrize("test", ["skin", "crosstalk", "saving"])
 def test_equal_bits_are_asked_of_sums_in_a_fixed_order(
     student: Student, test: str, monkeypatch: pytest.MonkeyPatch

@@ -79,3 +79,11 @@ def test_memory_is_that_of_the_largest_evaluation(tabulate: ModuleType) -> None:
     text = tabulate_speed.describe_memory(rows)
     assert "`m1` 1,500 bytes an atom, 3 GB at 2,000,000 atoms; `m2` 3,000 bytes" in text
     assert "list (48 bytes an atom)" in text
+
+
+def test_every_evaluation_of_a_table_can_be_told_from_others(tabulate: ModuleType) -> None:
+    record = json.loads((ROOT / "bench/results/kernels/hidden-layers-h100.json").read_text())
+    _, _, *rows = tabulate.tabulate_evaluations(record)
+    sizes = [row.partition("| fixed |")[0] for row in rows]
+    assert len(sizes) == 9
+    assert len(set(sizes)) == 9

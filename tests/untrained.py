@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from ase.data import covalent_radii
 
 from fastff.graph import batch_graphs, edge_vectors
 from fastff.models import ARCHITECTURES, Student, build_student, configure_student
 from fastff.models.dense import lay_out_edges
 from fastff.neighbors import atoms_to_graph
 from fastff.testing import make_structures
+from fastff.testing.structures import NEAR
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ARCHITECTURES},
@@ -36,7 +38,9 @@ def make_student(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = build_student(configure_student(architecture, tuple(elements), **sizes)).float()
-    structures = make_structures(student.elements).values()
+    # neighbors 1.25 mean diameters apart: tests have short cut-offs
+    reach = 2.5 * float(covalent_radii[list(student.elements)].mean()) / NEAR
+    structures = make_structures(student.elements, cutoff=reach).values()
     graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in structures])
     dense = lay_out_edges(
         edge_vectors(graph).float(), graph.edge_index, graph.n_atoms, student.cutoff

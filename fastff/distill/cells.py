@@ -296,8 +296,9 @@ def press_pairs(
     """Push pairs of neighbors together, to teach the repulsive core.
 
     One pair for every 32 atoms, of as many kinds of element pairs as there are, within molecules and between them, no
-    two sharing an atom or lying close to each other. Fixed atoms are pushed like others: what is taught is the force
-    between two atoms, and dynamics does not start from such structures.
+    two sharing an atom or lying close to each other. Other atoms that would be hit, such as carbon between oxygen and
+    the metal that CO stands on, make way. Fixed atoms are moved like others: what is taught is the force between two
+    atoms, and dynamics does not start from such structures.
 
     Parameters
     ----------
@@ -317,7 +318,7 @@ def press_pairs(
     Returns
     -------
     ase.Atoms or None
-        None if no two atoms are within 4 Å of each other.
+        None if no two atoms are within 4 Å of each other, or others found no way.
     """
     first, second, vectors, lengths = neighbor_list("ijDd", atoms, 4.0)
     forward = first < second
@@ -341,7 +342,7 @@ def press_pairs(
         pushed = max(reached * shortest, min(shortest, followed))
         near = members[lengths[members] < 1.25 * shortest]
         by_kind.append([(pair, pushed) for pair in rng.permutation(near)])
-    pressed, busy = atoms.copy(), np.zeros(len(atoms), dtype=bool)
+    pressed, busy, moved = atoms.copy(), *np.zeros((2, len(atoms)), dtype=bool)
     left = max(1, len(atoms) // 32)
     for pair, distance in itertools.chain.from_iterable(
         itertools.zip_longest(*by_kind, fillvalue=(-1, 0))
@@ -356,5 +357,31 @@ def press_pairs(
         pressed.positions[j] -= move
         touched = np.isin(first, (i, j)) | np.isin(second, (i, j))
         busy[first[touched]] = busy[second[touched]] = True
+        moved[[i, j]] = True
         left -= 1
-    return pressed
+    return pressed if _make_way(pressed, atoms, moved, rng) else None
+
+
+def _make_way(
+    atoms: ase.Atoms, before: ase.Atoms, pressed: np.ndarray, rng: np.random.Generator
+) -> bool:
+    """Move atoms away, in place, from those ``pressed`` that they are nearer to than a compressed bond; if all can.
+
+    Pairs of elements may be as near as they are in ``before``.
+    """
+    limits = COMPRESSED_BOND * (covalent_radii[:, None] + covalent_radii)
+    first, second, lengths = neighbor_list("ijd", before, 4.0)
+    np.minimum.at(limits, (before.numbers[first], before.numbers[second]), lengths)
+    reach = float(limits[np.ix_(before.numbers, before.numbers)].max())
+    for _ in range(100):
+        first, second, vectors, lengths = neighbor_list("ijDd", atoms, reach)
+        gaps = limits[atoms.numbers[first], atoms.numbers[second]] - lengths
+        near = (gaps > 1e-6) & ~pressed[second]
+        if not near.any():
+            return True
+        steps = vectors[near] / np.maximum(lengths[near, None], 1e-9)
+        steps += rng.normal(
+            scale=0.2, size=steps.shape
+        )  # sideways, too: between two atoms is no way out
+        np.add.at(atoms.positions, second[near], (gaps[near, None] + 0.01) * steps)
+    return False

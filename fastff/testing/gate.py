@@ -144,7 +144,7 @@ def check_student(
         If a structure holds an element that the model does not know.
     """
     exact, single = copy.deepcopy(model).double(), copy.deepcopy(model).float()
-    named = {**make_structures(model.elements, seed), **(structures or {})}
+    named = {**make_structures(model.elements, seed, model.cutoff), **(structures or {})}
     found = _Collector(on_check, only)
     subject, rounded = StudentSubject(exact), StudentSubject(single)
     for name, atoms in named.items():

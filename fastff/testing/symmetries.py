@@ -74,7 +74,8 @@ def measure_supercell(model: Subject | Student | Calculator, atoms: Atoms) -> fl
 def measure_primitive(model: Subject | Student | Calculator, number: int) -> float:
     """Difference of energy per atom and stress between the primitive and the cubic cell of an fcc crystal."""
     subject = make_subject(model)
-    primitive, cubic = (subject.respond([atoms]) for atoms in make_lattices(number))
+    lattices = make_lattices(number, subject.cutoff)
+    primitive, cubic = (subject.respond([atoms]) for atoms in lattices)
     stress = np.nan_to_num(cubic.stress - primitive.stress, nan=0.0)
     return max(largest(cubic.energy / 4 - primitive.energy), largest(stress))
 
