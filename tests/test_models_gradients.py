@@ -10,7 +10,7 @@ import torch
 from ase import Atoms
 from ase.build import bulk
 from torch import Tensor
-from untrained import KINDS, make_student
+from untrained import KINDS, make_dense_structures, make_student
 
 from fastff.checkpoint import load_model, save_model
 from fastff.errors import DataError, UsageError
@@ -31,7 +31,7 @@ ELEMENTS = (8, 29)
 
 
 def make_batch(student: Student) -> tuple[Graph, Tensor]:
-    structures = make_structures(ELEMENTS).values()
+    structures = make_dense_structures(ELEMENTS).values()
     graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in structures])
     return graph, edge_vectors(graph)
 

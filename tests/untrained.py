@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from ase import Atoms
 from ase.data import covalent_radii
 
 from fastff.graph import batch_graphs, edge_vectors
@@ -26,6 +27,12 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 degree two."""
 
 
+def make_dense_structures(elements: Sequence[int]) -> dict[str, Atoms]:
+    """Those of the gate with neighbors 1.25 mean diameters apart, for the short cut-offs of tests."""
+    reach = 2.5 * float(covalent_radii[list(elements)].mean()) / NEAR
+    return make_structures(elements, cutoff=reach)
+
+
 def make_student(
     kind: str, elements: Sequence[int], *, energy_scale: float = 0.05, **sizes: Any
 ) -> Student:
@@ -38,9 +45,7 @@ def make_student(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         student = build_student(configure_student(architecture, tuple(elements), **sizes)).float()
-    # neighbors 1.25 mean diameters apart: tests have short cut-offs
-    reach = 2.5 * float(covalent_radii[list(student.elements)].mean()) / NEAR
-    structures = make_structures(student.elements, cutoff=reach).values()
+    structures = make_dense_structures(student.elements).values()
     graph = batch_graphs([atoms_to_graph(atoms, student.cutoff) for atoms in structures])
     dense = lay_out_edges(
         edge_vectors(graph).float(), graph.edge_index, graph.n_atoms, student.cutoff
