@@ -17,9 +17,8 @@ from ase.build import make_supercell
 from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 
-from fastff.distill.constraints import copy_fixed
+from fastff.distill.constraints import copy_fixed, describe_size
 from fastff.distill.molecules import find_molecules, is_disordered
-from fastff.md.state import find_fixed
 from fastff.models import BOUNDS
 
 VACUUM_GAP = 6.0
@@ -71,9 +70,7 @@ class SampleCell:
         else:
             shape = "[" + "; ".join(" ".join(map(str, row)) for row in self.repeats) + "]"
         formula = self.atoms.get_chemical_formula(empirical=False)
-        n_fixed = int(find_fixed(self.atoms).sum())
-        count = f"{len(self.atoms)} atoms" + (f" ({n_fixed} fixed)" if n_fixed else "")
-        return f"seed {self.seed_index}: {formula}, {count}, {shape}, {size}"
+        return f"seed {self.seed_index}: {formula}, {describe_size(self.atoms)}, {shape}, {size}"
 
 
 def find_material_axes(atoms: ase.Atoms) -> tuple[bool, bool, bool]:
@@ -265,11 +262,8 @@ def hold_apart(atoms: ase.Atoms, moves: np.ndarray) -> np.ndarray:
         ``moves``, those of both atoms of every pair nearer than :data:`NEAREST` allows times 0.95 until none is;
         ``moves`` themselves if none is.
     """
-    limits = np.zeros((len(chemical_symbols),) * 2)
-    first, second, lengths = neighbor_list("ijd", atoms, 4.0)
-    kinds = atoms.numbers[first], atoms.numbers[second]
-    limits[kinds] = np.inf
-    np.minimum.at(limits, kinds, NEAREST * lengths)
+    shortest = _find_shortest(atoms)
+    limits = np.where(np.isfinite(shortest), NEAREST * shortest, 0.0)
     if not limits.any():
         return moves
     moved = atoms.copy()
@@ -281,6 +275,14 @@ def hold_apart(atoms: ase.Atoms, moves: np.ndarray) -> np.ndarray:
             return moves
         moves = moves.copy()
         moves[np.unique(first[near])] *= 0.95
+
+
+def _find_shortest(atoms: ase.Atoms) -> np.ndarray:
+    """Shortest distance, Å, of each pair of elements by atomic numbers; infinite beyond 4 Å."""
+    shortest = np.full((len(chemical_symbols),) * 2, np.inf)
+    first, second, lengths = neighbor_list("ijd", atoms, 4.0)
+    np.minimum.at(shortest, (atoms.numbers[first], atoms.numbers[second]), lengths)
+    return shortest
 
 
 PRESSED = 0.65
@@ -369,9 +371,8 @@ def _make_way(
 
     Pairs of elements may be as near as they are in ``before``.
     """
-    limits = COMPRESSED_BOND * (covalent_radii[:, None] + covalent_radii)
-    first, second, lengths = neighbor_list("ijd", before, 4.0)
-    np.minimum.at(limits, (before.numbers[first], before.numbers[second]), lengths)
+    bonds = covalent_radii[:, None] + covalent_radii
+    limits = np.minimum(COMPRESSED_BOND * bonds, _find_shortest(before))
     reach = float(limits[np.ix_(before.numbers, before.numbers)].max())
     for _ in range(100):
         first, second, vectors, lengths = neighbor_list("ijDd", atoms, reach)
@@ -380,8 +381,7 @@ def _make_way(
         if not near.any():
             return True
         steps = vectors[near] / np.maximum(lengths[near, None], 1e-9)
-        steps += rng.normal(
-            scale=0.2, size=steps.shape
-        )  # sideways, too: between two atoms is no way out
+        # sideways, too: between two atoms is no way out
+        steps += rng.normal(scale=0.2, size=steps.shape)
         np.add.at(atoms.positions, second[near], (gaps[near, None] + 0.01) * steps)
     return False

@@ -1,8 +1,8 @@
 """Constraints of the user's structures: what sampling keeps, and what it lifts.
 
-Here: FixAtoms taken from one structure to another, and words for what is lifted. Not here: which atoms are fixed
-(:func:`fastff.md.state.find_fixed`), dynamics that leaves these where they are (:mod:`fastff.distill.dynamics`,
-:mod:`fastff.distill.explore`).
+Here: FixAtoms taken from one structure to another, words for what is fixed and for what is lifted. Not here: which
+atoms are fixed (:func:`fastff.md.state.find_fixed`), dynamics that leaves these where they are
+(:mod:`fastff.distill.dynamics`, :mod:`fastff.distill.explore`).
 
 Only FixAtoms is kept. A supercell has it on every copy of a fixed atom; label files keep no constraints, so that what
 is read from them gets those of its supercell again.
@@ -78,3 +78,14 @@ def describe_lifted(structures: Mapping[int, ase.Atoms]) -> list[str]:
         for name, numbers in sorted(found.items())
     )
     return [f"constraints other than FixAtoms are lifted: {kinds}"]
+
+
+def count_moving(atoms: ase.Atoms) -> int:
+    """Number of atoms that FixAtoms does not hold."""
+    return int((~find_fixed(atoms)).sum())
+
+
+def describe_size(atoms: ase.Atoms) -> str:
+    """``36 atoms (18 fixed)``; where all move, no more than their number."""
+    n_fixed = len(atoms) - count_moving(atoms)
+    return f"{len(atoms)} atoms" + (f" ({n_fixed} fixed)" if n_fixed else "")

@@ -167,10 +167,11 @@ class Rounds:
             self._log(row)
             if reason:
                 break
-            split, met = adopt_frames(split, lost)
+            adopted, met = adopt_frames(split, lost)
             new = self.label(number, harvested, ("train",))
-            trained, helped = self.improve(number, trained, split, [*met, *new])
-            split = extend_split(split, new, harvested.picks)
+            known = replace(adopted, train=split.train)
+            trained, helped = self.improve(number, trained, known, [*met, *new])
+            split = extend_split(adopted, new, harvested.picks)
             helped = self._recall_gain(number, helped)
             if not helped:
                 reason = NO_GAIN

@@ -195,7 +195,7 @@ def _suggest_training(model: ModelPart) -> str:
     """The next larger student; after the largest, more labels."""
     larger = dict(pairwise(LADDER)).get(model.architecture)
     change = f"--student {larger}" if larger else "--budget MORE"
-    return f"fastff train --teacher {model.teacher.get('name', 'NAME')} --structures FILE {change}"
+    return f"{_suggest_teaching(model)} {change}"
 
 
 def _suggest_teaching(model: ModelPart) -> str:

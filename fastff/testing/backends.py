@@ -6,8 +6,6 @@ kernels, which belong to each op.
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from ase import Atoms
 
@@ -31,17 +29,17 @@ def explain_backends(model: Student) -> str:
 
 
 @torch.no_grad()
-def measure_backends(model: Student, atoms: Atoms) -> tuple[float, float]:
+def measure_backends(single: Student, exact: Student, atoms: Atoms) -> tuple[float, float]:
     """Error of the kernels beside torch in float64: energy, eV/atom, and root mean square of the forces, eV/Å.
 
-    Of a structure with large forces it grows as they do, as that of torch in float32 does.
+    ``single`` and ``exact`` are the same student in float32 and in float64. Of a structure with large forces it grows
+    as they do, as that of torch in float32 does.
     """
-    single, double = copy.deepcopy(model).float(), copy.deepcopy(model).double()
     with kernels.use("torch"):
-        exact = evaluate(double, [atoms])
+        expected = evaluate(exact, [atoms])
     energy, forces = evaluate_kernels(single, atoms)
-    error = forces.double() - exact.forces
-    apart = abs(float(energy.double() - exact.energy[0])) / len(atoms)
+    error = forces.double() - expected.forces
+    apart = abs(float(energy.double() - expected.energy[0])) / len(atoms)
     return apart, float(error.square().mean().sqrt())
 
 

@@ -168,7 +168,7 @@ def check_student(
     else:
         other = partial(measure_other_process, path, every)
         found.add("other process", other, 0.0, "differences")
-    _check_backends(found, model, subject, named)
+    _check_backends(found, subject, rounded, named)
     at_rest = moving or structures or {"bulk": named["bulk"]}
     name, atoms = next(iter(at_rest.items()))
     _check_dynamics(found, subject, name, atoms, temperature, full, seed)
@@ -362,21 +362,25 @@ def _check_ranges(
 
 
 def _check_backends(
-    found: _Collector, model: Student, exact: StudentSubject, structures: Mapping[str, Atoms]
+    found: _Collector,
+    exact: StudentSubject,
+    single: StudentSubject,
+    structures: Mapping[str, Atoms],
 ) -> None:
     """Errors of the kernels, relative to the size of the forces where those are large."""
     tests = ("kernels, energy", "kernels, forces")
     if not any(found.wants(test) for test in tests):
         return
-    obstacle = explain_backends(model)
+    obstacle = explain_backends(single.student)
     if obstacle:
         for test in tests:
             found.skip(test, obstacle)
         return
     for name, atoms in structures.items():
         size = max(1.0, measure_size(exact, atoms))
+        values = measure_backends(single.student, exact.student, atoms)
         for test, value, limit, unit in zip(
-            tests, measure_backends(model, atoms), BACKEND_LIMITS, ("eV/atom", "eV/Å"), strict=True
+            tests, values, BACKEND_LIMITS, ("eV/atom", "eV/Å"), strict=True
         ):
             found.add(test, partial(float, value / size), limit, unit, name)
 

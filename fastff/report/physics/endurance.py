@@ -13,18 +13,12 @@ from typing import TYPE_CHECKING, Any
 import ase
 import numpy as np
 
+from fastff.distill.constraints import count_moving, describe_size
 from fastff.distill.dynamics import LangevinSettings, Replica, run_langevin
 from fastff.labels import Frame
 from fastff.neighbors import build_edges, complete_cell
 from fastff.report.physics.derive import PropertyError, TooShortError
-from fastff.report.physics.motion import (
-    FRICTION,
-    INTERVAL,
-    Dynamics,
-    Run,
-    count_moving,
-    describe_size,
-)
+from fastff.report.physics.motion import FRICTION, INTERVAL, Dynamics, Run
 from fastff.report.physics.record import EnergyTrace, NveItem, StabilityItem, StabilityRun
 from fastff.report.physics.side import OutOfTimeError, Side
 

@@ -15,6 +15,7 @@ import ase
 import numpy as np
 
 from fastff.distill.cells import measure_widths
+from fastff.distill.constraints import describe_size
 from fastff.distill.dynamics import LangevinSettings, Replica, draw_momenta, run_langevin
 from fastff.labels import Frame
 from fastff.md.state import find_fixed
@@ -50,17 +51,6 @@ FRICTION = 0.005
 
 INTERVAL = 5
 """Steps between frames."""
-
-
-def count_moving(atoms: ase.Atoms) -> int:
-    """Number of atoms that FixAtoms does not hold."""
-    return int((~find_fixed(atoms)).sum())
-
-
-def describe_size(atoms: ase.Atoms) -> str:
-    """``36 atoms (18 fixed)``; where all move, no more than their number."""
-    n_fixed = len(atoms) - count_moving(atoms)
-    return f"{len(atoms)} atoms" + (f" ({n_fixed} fixed)" if n_fixed else "")
 
 
 @dataclass(frozen=True)
