@@ -121,7 +121,18 @@ ABLATIONS = [
     vary(
         "m2-l", "rc6-c128-hop3-d1-slow-b2", 6.0, 0.4, batch=2.0, n_channels=128, n_mixed=128, **HOP3
     ),
-    vary("m2-l", "rc7-hop3-d1-slow-b2", 7.0, 0.4, batch=2.0, **HOP3),
+    *(
+        vary("m2-l", f"rc{cutoff:g}-{label}-slow-b2", cutoff, 0.4, batch=2.0, **{**HOP3, **sizes})
+        for cutoff, label, sizes in (
+            (7.0, "hop3-d1", {}),
+            (7.0, "c64-hop3-d1", C64),
+            (7.0, "c64-k12-hop3-d1", {**C64, "n_radial": 12}),
+            (6.0, "c64-k12-hop3-d1", {**C64, "n_radial": 12}),
+            (6.0, "c64-hop3-d2", {**C64, "message_degree": 2}),
+            (6.0, "hop4-d1", {"n_hops": 4}),
+            (6.0, "c64-hop4-d1", {**C64, "n_hops": 4}),
+        )
+    ),
     vary("m2-l", "rc7", cutoff=7.0),
     vary("m2-l", "rc6-k12", cutoff=6.0, n_radial=12),
     vary("m2-l", "rc6-b4", cutoff=6.0, batch=4.0),

@@ -233,7 +233,7 @@ def test_construction_under_another_default_dtype() -> None:
         ({"n_channels": 0}, "positive"),
         ({"l_max": 4}, "l_max"),
         ({"n_hops": 0}, "n_hops"),
-        ({"n_hops": 4}, "n_hops 4 must be 1 to 3"),
+        ({"n_hops": 5}, "n_hops 5 must be 1 to 4"),
         ({"body_order": 1}, "body_order"),
         ({"message_degree": 3}, "message_degree 3 must be 0 to 2"),
         ({"message_degree": 1, "n_mixed": 8}, r"mixed channels \(8\) as channels \(16\)"),
@@ -285,7 +285,7 @@ def test_configuration_goes_through_json() -> None:
 @pytest.mark.parametrize("architecture", ["m1", "m2", "painn"])
 def test_hops_of_a_configuration_are_those_of_the_student(architecture: str) -> None:
     """Each hop reaches one cut-off further along a chain of atoms, and None leaves it to the architecture."""
-    for n_hops in (1, 2, 3):
+    for n_hops in (1, 2, 3, 4):
         student = make_student(architecture, (29,), n_hops=n_hops, cutoff=4.0).double()
         forces = []
         for place in (0.0, 0.3):
@@ -302,8 +302,8 @@ def test_hops_of_a_configuration_are_those_of_the_student(architecture: str) -> 
         make_student(architecture, (29,), n_hops=ARCHITECTURES[architecture]["n_hops"]).state_dict()
     )
     if architecture != "painn":
-        with pytest.raises(ValueError, match="n_hops 4 must be 1 to 3"):
-            MomentStudent(plain.config, n_hops=4)
+        with pytest.raises(ValueError, match="n_hops 5 must be 1 to 4"):
+            MomentStudent(plain.config, n_hops=5)
 
 
 def test_directed_messages_survive_a_file_and_the_kernels_say_up_to_which_degree(

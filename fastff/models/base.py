@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastff.models.uncertainty import UncertaintyParameters
 
 
-MAX_HOPS = 3
+MAX_HOPS = 4
 """Most hops that are tested, and that kernels are compiled for."""
 
 

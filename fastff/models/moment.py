@@ -6,9 +6,9 @@ composition energies (:mod:`fastff.models.base`).
 
 Hop 1 sums radial functions times a species-pair factor times spherical harmonics into moments, couples them to
 invariants up to body order four, and maps these to an energy and, in ``m2``, to scalar messages. Each further hop does
-the same with the neighbor's messages as factors; ``StudentConfig.n_hops`` may ask for a third, and
-``StudentConfig.message_degree`` for messages that depend on the direction they are read from; ``m3-l`` has both. Cost
-does not grow with the number of elements.
+the same with the neighbor's messages as factors; ``StudentConfig.n_hops`` may ask for a third and a fourth, and
+``StudentConfig.message_degree`` for messages that depend on the direction they are read from. ``m3-l`` has three hops
+and such messages. Cost does not grow with the number of elements.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def mask_invariants(config: StudentConfig, n_extra: int) -> Tensor:
 
 
 class MomentStudent(Student):
-    """Moment model of one to three hops with an analytic adjoint. See the module docstring."""
+    """Moment model of one to four hops with an analytic adjoint. See the module docstring."""
 
     moment_scale: Tensor
 

@@ -33,6 +33,7 @@ SCATTERS = ("fixed", "store", "float")
     [
         ("fixed", 2, 16, 64),
         ("store", 3, 16, 64),
+        ("fixed", 4, 16, 64),
         ("float", 2, 16, 64),
         ("fixed", 3, 64, 64),
         ("fixed", 2, 64, 128),

@@ -104,12 +104,10 @@ def test_definition_equals_student(architecture, n_hops, elements, n_atoms):
     assert_same(architecture, elements, n_atoms, n_hops)
 
 
-@pytest.mark.parametrize(("n_hops", "message_degree"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(("n_hops", "message_degree"), [(2, 1), (3, 2), (4, 0), (4, 1)])
 @pytest.mark.parametrize(("elements", "n_atoms"), [((29,), 5), ((11, 17, 29), 7)])
-def test_definition_with_directed_messages_equals_student(
-    n_hops, message_degree, elements, n_atoms
-):
-    """Not with one or two atoms: of moments that symmetry cancels only rounding is left to compare."""
+def test_definition_of_deeper_students_equals_them(n_hops, message_degree, elements, n_atoms):
+    """Not with one or two atoms: of what symmetry cancels only rounding is left, which hops enlarge."""
     assert_same("m2", elements, n_atoms, n_hops, message_degree)
 
 

@@ -32,7 +32,7 @@ PADDED_RADIAL = 8
 
 
 class PotentialWeights(NamedTuple):
-    """Parameters of a moment potential. S species, K radial functions, C channels, one to three hops.
+    """Parameters of a moment potential. S species, K radial functions, C channels, one to four hops.
 
     cutoff Å; radial (n_hops, S, K, C), moment scale included; pair_factors (S, S, C); blocks, one per hop;
     energy_scale eV; composition (S,) float64 eV; core: inverse length (Å^-1), reach (Å) and strength (eV Å) of the core

@@ -41,7 +41,7 @@ class FusedLaunches:
 
     @property
     def n_hops(self) -> int:
-        """One to three."""
+        """One to four."""
         return len(self.packed.blocks)
 
     @property
