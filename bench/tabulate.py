@@ -171,6 +171,8 @@ def describe_record(path: Path) -> list[str]:
             "",
             format_markdown(tabulate_kernel_record(record)),
         ]
+    if "benchmarks" in content:
+        return [f"## [{name}]({name})", "", *describe_benchmarks(content)]
     where = content.get("provenance") or {}
     parts = [
         str(where[key]) for key in ("gpu", "torch", "triton", "commit", "date") if where.get(key)
@@ -188,6 +190,43 @@ def describe_record(path: Path) -> list[str]:
         flat = isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
         if flat and key != "failures":
             lines += ["", f"{key}:", "", *tabulate_rows(value)]
+    return lines
+
+
+def describe_benchmarks(content: dict[str, Any]) -> list[str]:
+    """A record of ``pytest bench/kernels``: a line for each op and direction, – for what was not run."""
+    where = content["machine_info"]
+    versions = [f"{name} {where['packages'][name]}" for name in ("torch", "triton")]
+    lines = [
+        f"Measured on {', '.join([where['gpu'], *versions, where['commit'], where['date']])}.",
+        "",
+        "Medians of single synchronised calls, and of one call by the device's clock from a cleared cache, from which "
+        "follows the share of the floor; the error is relative to float64.",
+        "",
+        "| op | rows | Triton | by the device | share of the floor | error | torch.compile takes | eager torch takes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    found: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+    for one in content["benchmarks"]:
+        info = one["extra_info"]
+        key = (info["op"], info["direction"], info["rows"])
+        found.setdefault(key, {})[info["variant"]] = {**info, "median": one["stats"]["median"]}
+    for (op, direction, rows), variants in found.items():
+        triton = variants.get("triton")
+        cells = ["–"] * 4
+        if triton is not None:
+            cells = [
+                f"{1e3 * triton['median']:.3g} ms",
+                f"{triton['device_ms']:.3g} ms",
+                f"{100.0 * triton['roofline_fraction']:.2g} %",
+                f"{triton['relative_error']:.1e}",
+            ]
+        for variant in ("compiled", "eager"):
+            other = variants.get(variant)
+            known = triton is not None and other is not None
+            cells.append(f"{other['median'] / triton['median']:.3g} times" if known else "–")
+        name = op if direction == "forward" else f"{op} with gradient"
+        lines.append(f"| {' | '.join([name, f'{rows:,}', *cells])} |")
     return lines
 
 

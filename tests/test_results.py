@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from programs import load_program
@@ -34,6 +35,36 @@ def test_kernel_record_names_machine_versions_and_commit() -> None:
     where = record["provenance"]
     assert all(where[key] for key in ("gpu", "driver", "torch", "triton", "commit", "date"))
     assert record["failures"] == []
+
+
+def test_benchmarks_of_kernels_are_shown_with_times_and_machine(
+    tabulate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line for each op and direction, and what was not run is not shown as anything else."""
+
+    def make(variant: str, median: float, **more: Any) -> dict[str, Any]:
+        info = {"op": "moments", "direction": "forward", "rows": 1200, "variant": variant, **more}
+        measured = {"device_ms": 0.25, "roofline_fraction": 0.5, "relative_error": 4e-7}
+        return {"extra_info": info | measured, "stats": {"median": median}}
+
+    packages = {"torch": "2.11.0", "triton": "3.6.0"}
+    where = {"gpu": "H100", "commit": "0a1b2c3", "date": "2026-11-28", "packages": packages}
+    gradient = {"direction": "forward and gradient"}
+    rows = [
+        make("triton", 5e-4), make("eager", 2e-3), make("triton", 1e-3, **gradient),
+        make("compiled", 1.5e-3), make("eager", 3e-3, rows=7),
+    ]  # fmt: skip
+    path = tmp_path / "kernels" / "benchmarks-h100.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"machine_info": where, "benchmarks": rows}))
+    monkeypatch.setattr(tabulate, "RESULTS", tmp_path)
+    text = "\n".join(tabulate.describe_record(path))
+    assert "Measured on H100, torch 2.11.0, triton 3.6.0, 0a1b2c3, 2026-11-28." in text
+    assert text.splitlines()[-3:] == [
+        "| moments | 1,200 | 0.5 ms | 0.25 ms | 50 % | 4.0e-07 | 3 times | 4 times |",
+        "| moments with gradient | 1,200 | 1 ms | 0.25 ms | 50 % | 4.0e-07 | – | – |",
+        "| moments | 7 | – | – | – | – | – | – |",
+    ]
 
 
 def test_readme_shows_the_stored_records(tabulate: ModuleType) -> None:

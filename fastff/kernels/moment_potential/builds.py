@@ -195,13 +195,15 @@ def list_builds() -> Iterator[Build]:
 
 
 def _list_widest() -> Iterator[Build]:
-    """Three hops of 64 channels with directed messages: nothing but what such a student launches, on one target."""
-    first = [one for one in _list_sums(64, "C=64") if not one.constexprs["BY_SENDER"]]
-    nodes = _list_nodes(64, 64, 64, "C=64")
-    first += [one for one in nodes if one.kernel.__name__ == "invariants_kernel"]
-    first += _list_sums(64, "C=64 directed", middle=True, degree=1)
-    first += _list_nodes(64, 64, 64, "C=64 directed", middle=True, degree=1)
-    yield from restrict_targets(first, ("sm_90",))
+    """Three hops of 64 channels with directed messages: nothing but what such a student launches."""
+    for one in _list_sums(64, "C=64"):
+        if not one.constexprs["BY_SENDER"] and one.constexprs.get("ACCUMULATE", True):
+            yield one
+    for one in _list_nodes(64, 64, 64, "C=64"):
+        if one.kernel.__name__ != "perceptron_kernel":
+            yield one
+    yield from _list_sums(64, "C=64 directed", middle=True, degree=1)
+    yield from _list_nodes(64, 64, 64, "C=64 directed", middle=True, degree=1)
 
 
 def _list_deep() -> Iterator[Build]:
