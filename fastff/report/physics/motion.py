@@ -155,10 +155,11 @@ def compare_distributions(
     runs = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
     shortest = min(run.length for run in runs.values())
     n_blocks = min(MOST_BLOCKS, int(shortest / LEAST_BLOCK + 1e-6))
-    least, needed = (1, "a block") if len(student.replicas) >= MOST_BLOCKS else (2, "two blocks")
+    least = 1 if len(student.replicas) >= MOST_BLOCKS else 2
     if n_blocks < least:
+        needed = f"{'one block' if least == 1 else 'two blocks'} of {LEAST_BLOCK:g} ps"
         raise TooShortError(
-            f"runs of {shortest:.2g} ps after equilibration are too short, {needed} of {LEAST_BLOCK:g} ps are needed"
+            f"runs of {shortest:.2g} ps after equilibration are too short for {needed}"
         )
     if teacher is not None:
         _require_same_bins(teacher.first, student.first)
