@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastff.report.schema import BenchRecord, Comparison, ModelPart, SpeedRatio, Verdict
 
 UNDEFINED = "–"
-WORDING = 7
+WORDING = 8
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
