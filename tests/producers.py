@@ -72,7 +72,7 @@ def seal(record: BenchRecord, stage: Stage) -> BenchRecord:
         verdict = write_verdict(
             record.model, record.comparisons, record.teacher_noise, record.headline,
             record.provenance, record.verdict.required, record.model.name, record.physics,
-            record.ended, record.calibration,
+            record.ended, record.calibration, record.speed,
         )  # fmt: skip
         record = record.model_copy(update={"verdict": verdict})
     return record.model_copy(update={"digest": compute_digest(record)})

@@ -15,7 +15,7 @@ from fastff.models import build_student, configure_student
 from fastff.report.physics.derive import PropertyError, TooShortError
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.record import DimerItem
-from fastff.report.physics.sampling import count_replicas, make_runs, plan_runs
+from fastff.report.physics.sampling import count_least, count_replicas, make_runs, plan_runs
 from fastff.report.physics.schedule import Laboratory, Task
 from fastff.report.physics.side import OutOfTimeError, Side, relax_cell
 from fastff.report.physics_figures import draw_item
@@ -51,6 +51,42 @@ def test_a_dear_property_waits_and_takes_what_is_left(copper):
     )
     assert [item.title for item in lab.items] == ["cheap", "dear"]
     assert [(entry.title, entry.reason) for entry in lab.left_out] == [("unfit", "no")]
+
+
+def test_those_that_wait_come_by_their_cost_for_their_share(copper):
+    """What is worth twelve shares takes the seconds first, though it costs more than what is worth two."""
+    lab = make_laboratory(copper, 10.0)
+    lab.work(
+        [
+            make_task("pairs", 12.0, 9.0, cost_alone=lambda: 0.1, seconds=0.1),
+            make_task("drift", 2.0, 3.0, cost_alone=lambda: 0.1),
+            make_task("cheap", 1.0, 0.1),
+        ]
+    )
+    assert [item.title for item in lab.items] == ["cheap", "pairs", "drift"]
+
+
+@pytest.mark.parametrize(("budget", "attempts"), [(10.0, 2), (0.5, 1)])
+def test_what_was_stopped_has_the_seconds_that_are_left(copper, budget, attempts):
+    """It does not begin again with fewer than it had."""
+    allowed = []
+
+    def measure(seconds):
+        allowed.append(seconds)
+        if len(allowed) == 1:
+            time.sleep(0.3)
+            raise OutOfTimeError("the teacher was stopped")
+        return DimerItem(title="stiff", description="", curves=())
+
+    lab = make_laboratory(copper, budget)
+    lab.work([Task("stiff", 1.0, measure, lambda: 0.01, str), make_task("other", 4.0, 0.01)])
+    assert len(allowed) == attempts
+    if attempts == 2:
+        assert [item.title for item in lab.items] == ["other", "stiff"]
+        assert allowed[1] > 2.0 * allowed[0]
+    else:
+        assert [item.title for item in lab.items] == ["other"]
+        assert "s of the budget of" in lab.left_out[0].reason
 
 
 def test_the_student_alone_comes_after_all_comparisons(copper):
@@ -155,7 +191,24 @@ def test_replicas_run_where_a_batch_costs_little_more_than_one(
         return single + each * (copies - 1)
 
     teacher = Side("teacher", copper.label, {})
-    assert count_replicas(teacher, bulk("Cu", cubic=True), estimate, 200, seconds) == expected
+    found = count_replicas(teacher, bulk("Cu", cubic=True), estimate, lambda count: 200, seconds)
+    assert found == expected
+
+
+def test_many_replicas_need_half_the_steps_of_few(copper):
+    """Each of eight is a block of its own: there is time for them where there is none for one of two blocks."""
+
+    def estimate(side, atoms, copies):
+        return 0.05 + 0.002 * (copies - 1)
+
+    def least(count):
+        return count_least(count, 0.5)
+
+    assert (least(1), least(4), least(8)) == (2670, 2670, 1335)
+    teacher = Side("teacher", copper.label, {})
+    for seconds, expected in ((86.0, 8), (140.0, 8)):
+        found = count_replicas(teacher, bulk("Cu", cubic=True), estimate, least, seconds)
+        assert found == expected
 
 
 def test_a_relaxation_is_stopped_at_the_deadline(copper):

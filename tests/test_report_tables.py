@@ -245,6 +245,28 @@ def test_a_slower_student_is_called_slower(whole_record):
     verify_record(later.model_copy(update={"digest": compute_digest(later)}))
 
 
+def test_the_verdict_says_what_the_teacher_was_timed_without(whole_record):
+    """A ratio to a teacher without its accelerator is not that to its best case."""
+    missing = ["accelerator cueq: the package c is not installed", "accelerator flash: the package f is not installed",
+               "dtype bfloat16: too old"]  # fmt: skip
+
+    def lose(content):
+        for curve in content["speed"]:
+            if curve["role"] == "teacher":
+                curve["identity"] |= {"unavailable": missing, "tried": []}
+
+    (line,) = (
+        text
+        for text in edit(whole_record, lose, "measured").verdict.lines
+        if text.startswith("Speed")
+    )
+    assert line.endswith(
+        "); the teacher without accelerator cueq, flash, dtype bfloat16, not available here."
+    )
+    (line,) = (text for text in whole_record.verdict.lines if text.startswith("Speed"))
+    assert "without" not in line
+
+
 def test_offsets_that_were_taken_out_are_said(whole_record):
     """A student may be right about all forces and off by a constant for a composition that it never saw."""
     from fastff.report.markdown import describe_offsets, write_tables

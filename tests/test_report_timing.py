@@ -263,6 +263,15 @@ def test_peak_memory_sees_a_large_array():
     assert memory.measure_free() > 0
 
 
+def test_what_torch_keeps_for_new_tensors_is_free(monkeypatch):
+    """After a call at a smaller size most of a GPU's memory is in torch's cache, which the next call uses."""
+    numbers = {"memory_allocated": 2, "memory_reserved": 60}
+    for name, value in numbers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 80))
+    assert PeakMemory("cuda").measure_free() == 10 + 60 - 2
+
+
 def test_memory_of_another_process_is_not_measured_and_never_zero(monkeypatch):
     entry = Timed("teacher", "t", Clockwork, {}, own_process=True)
     cells = [bulk("Cu", cubic=True)]

@@ -224,7 +224,7 @@ def _assemble(
     ratio = next((r for r in ratios if r.mode == "ase-call" and r.n_atoms == headline), None)
     verdict = write_verdict(
         found.model, comparisons, found.teacher_noise, ratio, provenance, run.plan.required, run.path.name,
-        found.physics, ended, found.calibration,
+        found.physics, ended, found.calibration, curves,
     )  # fmt: skip
     record = BenchRecord(
         model=found.model,

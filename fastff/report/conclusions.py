@@ -91,7 +91,7 @@ def _verify_verdict(record: BenchRecord) -> None:
         fresh = write_verdict(
             record.model, record.comparisons, record.teacher_noise, record.headline,
             record.provenance, verdict.required, record.model.name, record.physics,
-            record.ended, record.calibration,
+            record.ended, record.calibration, record.speed,
         )  # fmt: skip
         for stored, written in zip(verdict.lines, fresh.lines, strict=False):
             if stored != written:

@@ -67,9 +67,12 @@ class PeakMemory:
         return None if above == 0 and self.device.type == "cuda" else above
 
     def measure_free(self) -> int | None:
-        """Bytes still available on the device; None where unknown."""
+        """Bytes still available on the device, what torch keeps for new tensors included; None where unknown."""
         if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0])
+            kept = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(
+                self.device
+            )
+            return int(torch.cuda.mem_get_info(self.device)[0]) + kept
         try:
             lines = Path("/proc/meminfo").read_text().splitlines()
         except OSError:

@@ -20,10 +20,17 @@ from fastff.report.physics.record import (
     EosItem,
     NveItem,
     PhononItem,
+    RdfCurve,
     RdfItem,
 )
 
 MOST_PAIRS = 6
+
+CUT = 5.0
+"""Times all later peaks that the first of g(r) may be as high; it is cut where it is higher, as that of a bond is."""
+
+BEYOND = 0.5
+"""Å behind the place of the highest peak from which on others are later ones."""
 
 
 def draw_item(item: AnyItem) -> list[tuple[str, str]]:
@@ -36,7 +43,10 @@ def draw_item(item: AnyItem) -> list[tuple[str, str]]:
         return [(draw_dimers(item), f"{item.title}. {describe_item(item)}.")]
     if isinstance(item, RdfItem):
         return [
-            (draw_rdf(item), f"{item.title}. {describe_item(item)}; bands are two standard errors.")
+            (
+                draw_rdf(item),
+                f"{item.title}. {describe_item(item)}; bands are two standard errors{_list_cuts(item)}.",
+            )
         ]
     if isinstance(item, DiffusionItem):
         return [(draw_diffusion(item), f"{item.title}. {describe_item(item)}.")]
@@ -141,7 +151,7 @@ def _list_colors(count: int) -> list[Any]:
 
 @styled
 def draw_rdf(item: RdfItem) -> str:
-    """g(r) of every pair, one above the other, each on a scale of its own: bonds have peaks ten times as high."""
+    """g(r) of every pair, one above the other, each on a scale of its own; peaks of bonds are cut."""
     shown = item.curves[:MOST_PAIRS]
     height = HEIGHT if len(shown) == 1 else 1.0 + 0.95 * len(shown)
     drawing = Drawing("physics-rdf", "Pair distributions, student and teacher", height)
@@ -166,13 +176,38 @@ def draw_rdf(item: RdfItem) -> str:
             curve.pair, (0.02, 0.9), xycoords="axes fraction", ha="left", va="top", fontsize=7.5
         )
         axes.set_xlim(0.0, max(curve.radii[-1] for curve in shown))
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, find_top(curve))
         axes.set_ylabel("g(r)")
         axes.tick_params(labelbottom=axes is rows[-1])
     rows[-1].set_xlabel("distance (Å)")
     drawing.figure.align_ylabels(rows)
     drawing.figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return drawing.render()
+
+
+def find_top(curve: RdfCurve) -> float | None:
+    """Where the axis of g(r) ends: above all later peaks, if the highest is more than :data:`CUT` times as high."""
+    curves = [np.array(values) for values in (curve.teacher, curve.student) if values is not None]
+    g, r = np.max(curves, axis=0), np.array(curve.radii)
+    later = g[r > r[np.argmax(g)] + BEYOND]
+    if not len(later) or g.max() <= CUT * later.max() or later.max() < 1.0:
+        return None
+    return float(1.4 * later.max())
+
+
+def _list_cuts(item: RdfItem) -> str:
+    """``; peaks above the axis: H-O, 25.1 (teacher) and 26.0 (student)``."""
+    cuts = []
+    for curve in item.curves[:MOST_PAIRS]:
+        if find_top(curve) is not None:
+            heights = {
+                role: f"{max(values):.1f}"
+                for role, values in (("teacher", curve.teacher), ("student", curve.student))
+                if values is not None
+            }
+            reached = " and ".join(f"{height} ({role})" for role, height in heights.items())
+            cuts.append(f"{curve.pair}, {reached}")
+    return f"; peaks above the axis: {'; '.join(cuts)}" if cuts else ""
 
 
 @styled

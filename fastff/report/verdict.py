@@ -5,6 +5,7 @@ Here: :func:`write_verdict` and number formats shared by terminal, Markdown and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     from fastff.report.physics.record import PhysicsPart
     from fastff.report.provenance import Provenance
     from fastff.report.schema import BenchRecord, Comparison, ModelPart, SpeedRatio, Verdict
+    from fastff.report.speed import SpeedCurve
 
 UNDEFINED = "–"
-WORDING = 7
+WORDING = 8
 """To be raised whenever the lines of a verdict are written differently: stored lines of this wording are compared with
 what their record gives, of others only the figures."""
 
@@ -139,11 +141,13 @@ def write_verdict(
     physics: PhysicsPart | None = None,
     ended: str | None = None,
     calibration: CalibrationData | None = None,
+    curves: Sequence[SpeedCurve] = (),
 ) -> Verdict:
     """Lines on accuracy, errors, temperatures, atoms beyond the training data, noise floor, speed, limits and physics;
     and the command to run next.
 
-    Of a run that ``ended`` early, a last line says so, and no required accuracy is met.
+    ``curves`` say what the teacher was timed without. Of a run that ``ended`` early, a last line says so, and no
+    required accuracy is met.
     """
     from fastff.report.schema import Verdict
 
@@ -157,7 +161,7 @@ def write_verdict(
         *_judge_temperatures(accuracy),
         *([] if calibration is None else _judge_trust(calibration, comparisons)),
         _judge_noise(accuracy, noise, ended),
-        _judge_speed(headline, provenance),
+        _judge_speed(headline, provenance, list_absent(curves)),
         _judge_limits(model, comparisons),
         *([] if physics is None else [describe_physics(present_physics(physics, main))]),
         *([] if ended is None else [f"Incomplete: {ended}."]),
@@ -180,7 +184,7 @@ def list_lines(record: BenchRecord) -> tuple[str, ...]:
         return stored.lines
     return write_verdict(
         record.model, record.comparisons, record.teacher_noise, record.headline, record.provenance, stored.required,
-        record.model.name, record.physics, record.ended, record.calibration,
+        record.model.name, record.physics, record.ended, record.calibration, record.speed,
     ).lines  # fmt: skip
 
 
@@ -293,15 +297,36 @@ def _judge_noise(accuracy: Accuracy, noise: NoiseFloor | None, ended: str | None
     )
 
 
-def _judge_speed(headline: SpeedRatio | None, provenance: Provenance) -> str:
+def list_absent(curves: Sequence[SpeedCurve]) -> tuple[str, ...]:
+    """Settings of the teacher that were not available, as ``accelerator cueq``, where there was nothing else to try."""
+    teacher = next((c for c in curves if c.role == "teacher" and c.mode == "ase-call"), None)
+    if teacher is None or teacher.identity.get("tried"):
+        return ()
+    lines = teacher.identity.get("unavailable", [])
+    return tuple(line.partition(":")[0] for line in lines)
+
+
+def _judge_speed(
+    headline: SpeedRatio | None, provenance: Provenance, absent: tuple[str, ...]
+) -> str:
     if headline is None:
         return "Speed: not compared with the teacher in this run."
     number, word = describe_ratio(headline.ratio)
     return (
         f"Speed: {number} {word} than the teacher at {headline.n_atoms} atoms "
         f"({format_seconds(headline.student_seconds)} against {format_seconds(headline.teacher_seconds)} per ASE call, "
-        f"{provenance.machine})."
+        f"{provenance.machine})"
+        f"{f'; the teacher without {_list_settings(absent)}, not available here' if absent else ''}."
     )
+
+
+def _list_settings(absent: tuple[str, ...]) -> str:
+    """``accelerator cueq, flash``: what several settings are values of is said once."""
+    shown: list[str] = []
+    for previous, setting in zip(("", *absent), absent, strict=False):
+        name, _, value = setting.partition(" ")
+        shown.append(value if value and previous.partition(" ")[0] == name else setting)
+    return ", ".join(shown)
 
 
 def _quote_wide(accuracy: Accuracy) -> str:

@@ -256,9 +256,15 @@ def count_pairs(atoms: ase.Atoms, pairs: list[tuple[str, str]]) -> np.ndarray:
 
 
 def compare_diffusion(
-    teacher: Run | None, student: Run, temperature: float, absence: str = ""
+    teacher: Run | None,
+    student: Run,
+    temperature: float,
+    absence: str = "",
+    where: str = "in the runs of the pair distributions",
 ) -> DiffusionItem:
     """Mean square displacements over time origins, and diffusion coefficients of blocks of each replica.
+
+    ``absence`` says why there is no teacher, ``where`` which runs these are.
 
     Raises
     ------
@@ -309,8 +315,8 @@ def compare_diffusion(
     missing = f"; left out, by mean square displacement: {'; '.join(faults)}" if faults else ""
     return DiffusionItem(
         title="Diffusion",
-        description="Slope of the mean square displacement over the second half of its times, in the runs of the pair "
-        f"distributions (thermostat {FRICTION:g}/fs, which slows diffusion{both}); standard errors over "
+        description=f"Slope of the mean square displacement over the second half of its times, {where} "
+        f"(thermostat {FRICTION:g}/fs, which slows diffusion{both}); standard errors over "
         f"{DIFFUSION_BLOCKS * len(student.replicas)} blocks, no correction for the size of the cell{missing}"
         f"{_describe_absence(absence)}",
         temperature=temperature,

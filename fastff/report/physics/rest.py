@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from fastff.report.physics.derive import compare_quantity
 from fastff.report.physics.record import AnyItem, ElasticItem, PhononItem, PhysicsPart
 
 IMAGINARY = 0.2
@@ -60,7 +61,7 @@ def describe_rest(part: PhysicsPart) -> list[str]:
         if isinstance(item, PhononItem) and (modes := find_imaginary(item)):
             shown = join_words(f"the {role} ({_describe_mode(item, role)})" for role in modes)
             parts.append(f"imaginary modes of {shown}: the relaxed structure is no minimum")
-    left = [item.title.lower() for item in part.items if lacks_minimum(part, item)]
+    left = [_describe_largest(item) for item in part.items if lacks_minimum(part, item)]
     if left:
         parts.append(f"{join_words(left)} not judged: the {UNSTABLE}")
     parts += _describe_lost(part)
@@ -72,6 +73,16 @@ def describe_rest(part: PhysicsPart) -> list[str]:
             if (text := _describe_axes(item))
         ]
     return parts
+
+
+def _describe_largest(item: AnyItem) -> str:
+    """``elastic constants (C44 +42.9 %)``: a property with its largest difference, which is not judged."""
+    known = [(compare_quantity(quantity), quantity.name) for quantity in item.quantities]
+    found = [(abs(value), value, name) for value, name in known if value is not None]
+    if not found:
+        return item.title.lower()
+    _, value, name = max(found)
+    return f"{item.title.lower()} ({name} {100.0 * value:+.1f} %)"
 
 
 def _describe_mode(item: PhononItem, role: str) -> str:

@@ -37,7 +37,15 @@ if TYPE_CHECKING:
     from fastff.models import Student
 
 ENGINE_STEPS = {"auto": 1000, "full": 20_000}
-"""Steps of the student's own loop, more only where stability would say nothing."""
+"""Steps of the student's own loop, more where stability would say nothing or they take few seconds."""
+
+MOST_ENGINE = 10_000
+"""Steps that it takes in mode ``"auto"`` where these take no more than :data:`ENGINE_SECONDS`."""
+
+ENGINE_SECONDS = 4.0
+
+TEACHER_STEPS = {"auto": 1000, "full": 2000}
+"""Of the teacher at constant energy, at most."""
 
 LARGEST_ORDERED = 24
 """Atoms of a unit cell; a larger one is disordered, as a rule, and relaxes slowly."""
@@ -137,11 +145,15 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
     )
     n_steps = max(ENGINE_STEPS[lab.mode], least_nve, least_stability)
     complete = n_steps * time_step * 1e-3 * (1.0 - 1e-6)
+    most_teacher = max(TEACHER_STEPS[lab.mode], least_nve)
+
+    def count_own() -> int:
+        return max(n_steps, min(MOST_ENGINE, int(ENGINE_SECONDS / runs.estimate_own(box))))
 
     def measure_nve(seconds: float) -> Any:
         takes = lab.teacher.estimate(box)
         spare = 0.9 * seconds - least_nve * runs.estimate_own(box)
-        n_teacher = int(max(0.0, min(spare / takes + 1e-6, 2000, n_steps)))
+        n_teacher = int(max(0.0, min(spare / takes + 1e-6, most_teacher)))
         absence = ""
         if n_teacher < least_nve:
             n_teacher = 0
@@ -152,12 +164,12 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
         start.set_momenta(draw_momenta(start, 2.0 * middle, 21, 0))
         return endurance.measure_nve(
             lab.teacher if n_teacher else None, model, start, middle,
-            time_step, n_steps, n_teacher, seconds - n_teacher * takes, absence=absence,
+            time_step, count_own(), n_teacher, seconds - n_teacher * takes, absence=absence,
         )  # fmt: skip
 
     return [
         Task(
-            "Conservation of energy", 3.0,
+            "Conservation of energy", 2.0,
             measure=measure_nve,
             cost=lambda: least_nve * runs.estimate(lab.teacher, box) / 0.9,
             against=str,
@@ -167,7 +179,7 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
         Task(
             "Stability", 3.0,
             measure=lambda seconds: endurance.measure_stability(
-                model, box, highest, time_step, n_steps, seconds
+                model, box, highest, time_step, count_own(), seconds
             ),
             cost=lambda: 2 * least_stability * runs.estimate_own(box),
             against=str,
@@ -182,10 +194,10 @@ def _plan_crystal(lab: Laboratory, crystal: crystals.Crystal) -> list[Task]:
     many = ""
     if sum(material.formula.values()) > 6 or len(material.formula) > 3:
         many = "the formula unit is too large for a set of vacancies"
-    # calls: relaxations of a cell take about twenty steps, strained cells with free positions about five; those of a
-    # disordered cell of 108 atoms took 93 and 25
+    # calls: relaxations of a cell take about twenty steps, strained cells with free positions about five, of more than
+    # two atoms about fifteen; those of a disordered cell of 108 atoms took 93 and 25
     ordered = len(unit) <= LARGEST_ORDERED
-    free = 1 if len(unit) == 1 else 5 if ordered else 25
+    free = (1 if len(unit) == 1 else 5 if len(unit) == 2 else 15) if ordered else 25
 
     def estimate_units(n_calls: int) -> float:
         relaxation = 0 if crystal.relaxed else 20 if ordered else 90

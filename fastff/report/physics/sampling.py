@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from fastff.distill.cells import build_supercell
@@ -31,6 +33,9 @@ MOST_STEPS = {"auto": 2000, "full": 20_000}
 REPLICAS = (2, 4, 8)
 BATCH_COST = 2.0
 """How many times a step of one replica a step of several may cost."""
+
+TRIAL = 0.1
+"""Share of the seconds that finding out what a batch costs may take."""
 
 
 @dataclass
@@ -75,7 +80,6 @@ def plan_runs(lab: Laboratory, material: Material, runs: Runs) -> list[Task]:
     boxes = [material.box]
     if material.kind == "crystal":
         boxes.append(build_supercell(material.unit, 6.0, 60).atoms)
-    least = _count_least(material)
 
     def measure_distributions(seconds: float) -> Any:
         _run_sides(lab, material, boxes, runs, seconds)
@@ -86,32 +90,61 @@ def plan_runs(lab: Laboratory, material: Material, runs: Runs) -> list[Task]:
     def measure_diffusion(_: float) -> Any:
         if "student" not in runs.sides:
             raise PropertyError("there are no runs of pair distributions")
+        if _has_short_teacher(runs):
+            return _measure_own_diffusion(lab, material, runs)
         return motion.compare_diffusion(
             runs.sides.get("teacher"), runs.sides["student"], middle, runs.absence
         )
+
+    def estimate_diffusion() -> float:
+        if not _has_short_teacher(runs):
+            return 0.0
+        n_steps = motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step)
+        return n_steps * runs.estimate_own(material.box)
 
     return [
         Task(
             "Pair distributions", 6.0 if still else 12.0,
             measure=measure_distributions,
-            cost=lambda: least * runs.estimate(lab.teacher, boxes[-1]) / 0.9,
+            cost=lambda: _find_cheapest(lab, boxes[-1], runs)[0] / 0.9,
             against=lambda: fits,
-            cost_alone=lambda: least * runs.estimate_own(boxes[-1]),
+            cost_alone=lambda: count_least(1, runs.time_step) * runs.estimate_own(boxes[-1]),
         ),
         Task(
             "Diffusion", 0.0,
             measure=measure_diffusion,
             # waits for the runs
-            cost=lambda: 0.0 if runs.sides else math.inf,
+            cost=lambda: estimate_diffusion() if runs.sides else math.inf,
             against=lambda: still,
-            cost_alone=lambda: 0.0,
+            cost_alone=estimate_diffusion,
         ),
     ]  # fmt: skip
 
 
-def _count_least(material: Material) -> int:
-    """Steps of the shortest runs that say something of pair distributions."""
-    return motion.count_steps(2.0 * motion.LEAST_BLOCK, choose_time_step(material.box.numbers))
+def count_least(n_replicas: int, time_step: float) -> int:
+    """Steps of the shortest runs that say something of pair distributions: two blocks, one of each of many replicas."""
+    n_blocks = 1 if n_replicas >= motion.MOST_BLOCKS else 2
+    return motion.count_steps(n_blocks * motion.LEAST_BLOCK, time_step)
+
+
+def _find_cheapest(lab: Laboratory, box: ase.Atoms, runs: Runs) -> tuple[float, int]:
+    """Seconds of the shortest runs of both sides, and how many replicas they have: one, or many for half the steps."""
+    single = runs.estimate(lab.teacher, box)
+    found = [(count_least(1, runs.time_step) * single, 1)]
+    for count in REPLICAS:
+        if count >= motion.MOST_BLOCKS and 3 * count * single <= TRIAL * lab.remaining:
+            cost = runs.estimate(lab.teacher, box, count)
+            found.append((count_least(count, runs.time_step) * cost, count))
+    return min(found)
+
+
+def _describe_cheapest(lab: Laboratory, box: ase.Atoms, runs: Runs, seconds: float) -> str:
+    """Why there is no time for the teacher."""
+    _, count = _find_cheapest(lab, box, runs)
+    n_steps = count_least(count, runs.time_step)
+    takes = n_steps * lab.teacher.estimate(box, count)
+    replicas = "" if count == 1 else f" in {count} replicas"
+    return f"{n_steps} steps of it{replicas} take about {takes:.0f} s, {seconds:.0f} s were left"
 
 
 def _run_sides(
@@ -119,19 +152,22 @@ def _run_sides(
 ) -> None:
     """Both sides in the largest box in which there is time for the teacher, else the student alone.
 
-    Replicas of the teacher run side by side where a batch of them costs little more than one.
+    Replicas of the teacher run side by side where a batch of them costs little more than one, unless one alone can run
+    long enough for a diffusion coefficient and they cannot.
     """
-    least, box, n_replicas, with_teacher = _count_least(material), boxes[-1], 1, False
-    for candidate in boxes:
-        if 0.9 * seconds * (1.0 + 1e-9) >= least * runs.estimate(lab.teacher, candidate):
-            box, with_teacher = candidate, True
-            n_replicas = count_replicas(lab.teacher, box, runs.estimate, least, 0.9 * seconds)
+    box, n_replicas, least, with_teacher = boxes[-1], 1, count_least(1, runs.time_step), False
+    lengths: list[Callable[[int], int]] = [partial(count_least, time_step=runs.time_step)]
+    if material.kind == "disordered":
+        diffusing = motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step)
+        lengths.insert(0, lambda _: diffusing)
+    for length, candidate in product(lengths, boxes):
+        count = count_replicas(lab.teacher, candidate, runs.estimate, length, 0.9 * seconds)
+        takes = length(count) * runs.estimate(lab.teacher, candidate, count)
+        if 0.9 * seconds * (1.0 + 1e-9) >= takes:
+            box, n_replicas, least, with_teacher = candidate, count, length(count), True
             break
     if not with_teacher:
-        takes = least * lab.teacher.estimate(box)
-        runs.absence = f"{least} steps of it take about {takes:.0f} s, {seconds:.0f} s were left"
-    start = box.copy()
-    start.rattle(0.02, seed=7)
+        runs.absence = _describe_cheapest(lab, box, runs, seconds)
     cost = runs.estimate(lab.teacher, box, n_replicas) if with_teacher else runs.estimate_own(box)
     # the student alone is no comparison: it leaves time for other properties
     part = 0.8 if with_teacher else 0.2
@@ -140,34 +176,60 @@ def _run_sides(
         most = max(most, motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step))
     steps = part * seconds / cost
     n_steps = int(max(least, min(most, steps) if math.isfinite(steps) else most))
-    dynamics = motion.Dynamics(
-        start, runs.temperature, runs.time_step, n_steps, n_replicas=n_replicas
-    )
+    dynamics = _make_dynamics(runs, box, n_steps, n_replicas)
     found = {"student": endurance.run_own(runs.model, dynamics, lab.student.deadline)}
     if with_teacher:
         found["teacher"] = motion.run_side(lab.teacher, dynamics)
     runs.sides.update(found)
 
 
+def _make_dynamics(
+    runs: Runs, box: ase.Atoms, n_steps: int, n_replicas: int = 1
+) -> motion.Dynamics:
+    """From a box that is disturbed a little."""
+    start = box.copy()
+    start.rattle(0.02, seed=7)
+    return motion.Dynamics(start, runs.temperature, runs.time_step, n_steps, n_replicas=n_replicas)
+
+
+def _has_short_teacher(runs: Runs) -> bool:
+    """Whether the teacher's runs are enough for pair distributions, but not for diffusion."""
+    teacher = runs.sides.get("teacher")
+    return teacher is not None and teacher.length < motion.LEAST_DIFFUSION * (1.0 - 1e-9)
+
+
+def _measure_own_diffusion(lab: Laboratory, material: Material, runs: Runs) -> Any:
+    """Diffusion of the student alone, in a run of its own that is long enough."""
+    n_steps = motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step)
+    takes = n_steps * lab.teacher.estimate(material.box)
+    dynamics = _make_dynamics(runs, material.box, n_steps)
+    own = endurance.run_own(runs.model, dynamics, lab.student.deadline)
+    return motion.compare_diffusion(
+        None, own, runs.temperature, f"{n_steps} steps of it take about {takes:.0f} s",
+        where=f"in a run of {own.length:.3g} ps of the student alone",
+    )  # fmt: skip
+
+
 def count_replicas(
     teacher: Side,
     box: ase.Atoms,
     estimate: Callable[[Side, ase.Atoms, int], float],
-    least: int,
+    least: Callable[[int], int],
     seconds: float,
 ) -> int:
-    """Replicas of ``least`` steps for which there is time and whose batch costs at most :data:`BATCH_COST` times one.
+    """Replicas for whose ``least`` steps there is time and whose batch costs at most :data:`BATCH_COST` times one.
 
-    To find out takes three calls of each batch: none is tried whose calls, one after the other, take a tenth of the
-    seconds.
+    To find out takes three calls of each batch: none is tried whose calls, one after the other, take more than
+    :data:`TRIAL` of the seconds.
     """
     single = estimate(teacher, box, 1)
     n_replicas = 1
     for count in REPLICAS:
-        if 3 * count * single > 0.1 * seconds:
+        if 3 * count * single > TRIAL * seconds:
             break
         cost = estimate(teacher, box, count)
-        if cost > BATCH_COST * single or least * cost > seconds:
+        if cost > BATCH_COST * single:
             break
-        n_replicas = count
+        if least(count) * cost <= seconds:
+            n_replicas = count
     return n_replicas

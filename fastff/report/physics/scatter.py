@@ -45,7 +45,8 @@ def judge_quantity(item: AnyItem, quantity: Quantity) -> Judged | None:
     """The difference of a quantity and whether it is within noise; None where no difference is defined.
 
     Areas between pair distributions, up to :data:`TIMES` what two equal systems would have; places of peaks, up to the
-    width of a bin; whatever else has standard errors, up to :data:`TIMES` that of the difference.
+    width of a bin, or as far as the top of either is level within :data:`TIMES` its standard error; whatever else has
+    standard errors, up to :data:`TIMES` that of the difference.
     """
     if isinstance(item, RdfItem) and quantity.teacher is None:
         if quantity.unit != "%" or quantity.student is None or quantity.student_error is None:
@@ -60,9 +61,30 @@ def judge_quantity(item: AnyItem, quantity: Quantity) -> Judged | None:
         return Judged(difference, "bare")
     teacher, student, *errors = (float(value) for value in values if value is not None)
     if isinstance(item, RdfItem):
-        return Judged(difference, "within" if abs(student - teacher) <= max(errors) else "beyond")
+        if abs(student - teacher) <= max(errors):
+            return Judged(difference, "within")
+        return Judged(difference, _settle(item, _has_level_top(item, quantity)))
     within = abs(student - teacher) <= TIMES * math.hypot(*errors)
     return Judged(difference, _settle(item, within))
+
+
+def _has_level_top(item: RdfItem, quantity: Quantity) -> bool:
+    """Whether either curve has no less at the other's peak than at its own, but for noise: its top is broad."""
+    curve = next(c for c in item.curves if quantity.name.startswith(f"{c.pair}, "))
+    places = [
+        int(np.argmin(np.abs(np.array(curve.radii) - at)))
+        for at in (quantity.teacher, quantity.student)
+    ]
+    for values, errors in (
+        (curve.teacher, curve.teacher_error),
+        (curve.student, curve.student_error),
+    ):
+        if values is None or errors is None:
+            continue
+        heights, widths = ([row[place] for place in places] for row in (values, errors))
+        if abs(heights[0] - heights[1]) <= TIMES * math.hypot(*widths):
+            return True
+    return False
 
 
 def _settle(item: AnyItem, within: bool) -> Literal["within", "beyond", "few"]:
@@ -92,7 +114,8 @@ def describe_criterion(part: PhysicsPart) -> str:
                 f"the scatter of {item.n_blocks} blocks of each side"
             )
             words.append(
-                f"places of peaks that differ by no more than the width of a bin, {width:.2g} Å, which is their ±"
+                f"places of peaks that differ by no more than the width of a bin, {width:.2g} Å, which is their ±, or "
+                f"between which the top of a curve is level within {TIMES:g} standard errors"
             )
         elif isinstance(item, DiffusionItem) and any(c.teacher is not None for c in item.curves):
             words.append(

@@ -4,8 +4,10 @@ Here: :class:`Laboratory`, :class:`Task` and the shares of the budget. Not here:
 (:mod:`fastff.report.physics.run`).
 
 Every task has a share of the seconds that are left when its turn comes. One that costs more by its estimate waits until
-all others had their turn and then takes what they left, at last without the teacher where it can do so; one that runs
-over is stopped at the next label. What was cut short is measured again for longer with the seconds left in the end.
+all others had their turn and then takes what they left, at last without the teacher where it can do so; so does one
+that ran over and was stopped at the next label. Those that wait come in the order of their cost for its share, so that
+what is worth most for its seconds is first. What was cut short is measured again for longer with the seconds left in
+the end.
 """
 
 from __future__ import annotations
@@ -91,6 +93,7 @@ class Laboratory:
     items: list[AnyItem] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    _stopped: dict[str, float] = field(default_factory=dict)
 
     @property
     def remaining(self) -> float:
@@ -109,7 +112,7 @@ class Laboratory:
             side.deadline = time.perf_counter() + seconds
 
     def work(self, tasks: list[Task]) -> None:
-        """Do tasks in their order, then those that were postponed, from the cheapest on, then lengthen what was cut.
+        """Do tasks in their order, then those postponed, cheapest for their share first, then lengthen what was cut.
 
         Where the run ends early, those not done are left out.
         """
@@ -134,7 +137,7 @@ class Laboratory:
                 postponed.append((expected, task))
         shares = sum(task.share for _, task in postponed)
         dear: list[tuple[float, Task]] = []
-        for known, task in sorted(postponed, key=lambda entry: entry[0]):
+        for known, task in sorted(postponed, key=_weigh_cost):
             fair = task.share / max(shares, 1e-9) * self.remaining
             shares -= task.share
             seconds = min(max(known, fair), self.remaining)
@@ -186,23 +189,33 @@ class Laboratory:
     ) -> float | None:
         """Measure or leave out, and return None; or return what it would cost if that is more than ``seconds``.
 
-        Unless it is its ``last`` attempt, a task whose runs turn out too short costs more, too.
+        Unless it is its ``last`` attempt, a task whose runs turn out too short costs more, too; one that was stopped
+        costs more than it had.
         """
         self.watch.check()
         self.progress(f"physics: {task.title.lower()}", len(self.items) + len(self.left_out), 9)
         self.limit(self.remaining)
+        start = math.inf
         try:
             reason = task.against()
             if reason:
                 self._leave(task, reason)
                 return None
             expected = (cost or task.cost)() if self.remaining > 0.0 else math.inf
+            if cost is None:
+                expected = max(expected, self._stopped.get(task.title, 0.0))
             if expected > seconds:
                 return expected
+            start = time.perf_counter()
             self.items.append(self._measure(task, seconds))
         except TooShortError as error:
             if not last:
                 return 2.0 * min(seconds, self.remaining)
+            self._leave(task, str(error))
+        except OutOfTimeError as error:
+            if not last and start < math.inf:
+                self._stopped[task.title] = LENIENCE * (time.perf_counter() - start)
+                return self._stopped[task.title]
             self._leave(task, str(error))
         except Exception as error:  # also one of a package or of fastff: the rest is kept
             self._leave(task, explain(error))
@@ -223,6 +236,12 @@ class Laboratory:
 
     def _leave(self, task: Task, reason: str) -> None:
         self.left_out.append(LeftOut(title=task.title, reason=reason))
+
+
+def _weigh_cost(entry: tuple[float, Task]) -> tuple[float, float]:
+    """Seconds for each unit of its share, then seconds; what has no share comes last."""
+    cost, task = entry
+    return (cost / task.share if task.share else math.inf), cost
 
 
 def explain(error: Exception) -> str:

@@ -22,6 +22,7 @@ UNTRAINED = ("dimers", "nve", "stability")
 def describe_physics(part: PhysicsPart) -> str:
     """The worst deviations, structures that are no minimum, pairs not bound, runs that broke, what was not measured."""
     first, parts = _describe_deviations(part), describe_rest(part)
+    compared = any(i.kind == "rdf" and i.curves[0].teacher is not None for i in part.items)
     for item in part.items:
         if item.kind == "stability":
             parts += [
@@ -33,6 +34,8 @@ def describe_physics(part: PhysicsPart) -> str:
             parts.append(f"no bound pair where the teacher binds: {', '.join(unbound)}")
         elif item.kind == "rdf" and item.curves[0].teacher is None:
             parts.append("dynamics of the student alone, the teacher's was too slow")
+        elif item.kind == "diffusion" and item.curves[0].teacher is None and compared:
+            parts.append("diffusion of the student alone, the teacher's runs were too short")
     # what does not fit the structure is no omission
     missing = [left for left in part.left_out if not left.reason.startswith("the structure is")]
     parts += [f"{left.title.lower()} not measured: {left.reason}" for left in missing]
@@ -54,14 +57,16 @@ def _describe_deviations(part: PhysicsPart) -> str:
             elif judged.status == "few":
                 n_few, n_blocks = n_few + 1, count_blocks(item)
             else:
-                found.append((abs(judged.difference), judged.difference, quantity.name))
+                # the area between two curves has no sign
+                sign = "" if quantity.teacher is None else "+"
+                found.append((abs(judged.difference), judged.difference, sign, quantity.name))
         if found:
             worst.append(max(found))
     few = f"{n_few} not judged, noise from {n_blocks} blocks only" if n_few else ""
     if worst:
         shown = (
-            f"{name} {100.0 * difference:+.1f} %"
-            for _, difference, name in sorted(worst, reverse=True)[:N_DEVIATIONS]
+            f"{name} {100.0 * difference:{sign}.1f} %"
+            for _, difference, sign, name in sorted(worst, reverse=True)[:N_DEVIATIONS]
         )
         return f", worst deviations: {', '.join(shown)}{f'; {few}' if few else ''}"
     if n_within and n_few:
