@@ -165,6 +165,25 @@ def _squeeze(found: Prediction, graph: Graph, model: Student) -> Prediction:
     return Prediction(found.energy, found.forces, stress, found.energies)
 
 
+def _lose_stress(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    nothing = torch.full_like(found.stress, torch.nan)
+    return Prediction(found.energy, found.forces, nothing, found.energies)
+
+
+def _divide_by_nothing(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """Forces that are no numbers where an atom has no neighbors, beside a sound energy."""
+    alone = torch.bincount(graph.edge_index[0], minlength=graph.n_atoms) == 0
+    forces = torch.where(alone[:, None], torch.nan, found.forces)
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+def _stumble_over_the_cutoff(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """Forces that are no numbers where an atom is exactly at the cut-off."""
+    apart = torch.cdist(graph.positions, graph.positions) == model.cutoff
+    forces = torch.where(apart.any(dim=1)[:, None], torch.nan, found.forces)
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
 def _jitter(found: Prediction, graph: Graph, model: Student) -> Prediction:
     """Noise in the energy, the same for the same positions, as a truncated neighbor list makes it."""
     wild = torch.sin(1e7 * graph.positions.sum(dim=1)).to(found.energies)
@@ -212,6 +231,12 @@ DEFECTS: list[tuple[Callable[..., Prediction], str]] = [
     (_squeeze, "batch"),
     (_leak, "crosstalk"),
     (_attract, "repulsion"),
+    (_lose_stress, "stress, bulk"),
+    (_lose_stress, "rotation, bulk"),
+    (_lose_stress, "primitive cell"),
+    (_lose_stress, "batch"),
+    (_divide_by_nothing, "isolated atoms"),
+    (_stumble_over_the_cutoff, "cut-off"),
     (_heat, "NVE drift, bulk"),
     (_jitter, "NVE order, bulk"),
 ]

@@ -285,7 +285,7 @@ def _check_structure(
     """The tests that any force field takes, on one structure."""
     forces = partial(_take_better_step, partial(measure_forces, subject, atoms, seed=seed), limits)
     found.add("forces", forces, limits.forces, "eV/Å", name)
-    if found.wants("stress") and np.isnan(subject.respond([atoms]).stress).any():
+    if found.wants("stress") and not subject.has_stress(atoms):
         found.skip("stress", "no stress for this structure", name)
     else:
         stress = partial(_take_better_step, partial(measure_stress, subject, atoms), limits)
