@@ -20,6 +20,7 @@ from fastff import kernels
 from fastff.checkpoint import save_model
 from fastff.graph import Graph, edge_vectors
 from fastff.models import Prediction, Student
+from fastff.models.uncertainty import UncertaintyParameters
 from fastff.neighbors import VerletCache, atoms_to_graph
 from fastff.testing import (
     check_student,
@@ -299,6 +300,19 @@ def test_a_lost_parameter_is_seen(student: Student, monkeypatch: pytest.MonkeyPa
         )
         report = check_student(student, only={"saved and loaded"})
     assert report.failures == ("saved and loaded",)
+
+
+def test_a_lost_uncertainty_is_seen(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    student.uncertainty = UncertaintyParameters(*(torch.rand(2, 3) for _ in range(6)))
+    assert check_student(student, only={"saved and loaded"}).passed
+
+    def save_without(path: Path, model: Student, header: dict) -> None:
+        other = copy.deepcopy(model)
+        other.uncertainty = None
+        save_model(path, other, header)
+
+    monkeypatch.setattr("fastff.testing.files.save_model", save_without)
+    assert check_student(student, only={"saved and loaded"}).failures == ("saved and loaded",)
 
 
 def _save_rounded(path: Path, model: Student, header: dict, round_tensors: Any) -> None:
