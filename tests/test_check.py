@@ -33,7 +33,7 @@ from fastff.testing import (
     measure_supercell,
 )
 from fastff.testing.backends import measure_backends
-from fastff.testing.gate import measure_size
+from fastff.testing.gate import BACKEND_LIMITS, measure_size
 from fastff.testing.subject import StudentSubject
 
 ELEMENTS = (8, 29)
@@ -437,11 +437,22 @@ def test_kernels_are_held_to_float64_and_to_the_size_of_forces(
     ]  # fmt: skip
 
 
+def read_page() -> dict[str, float]:
+    """Tests and limits of the page on the gate."""
+    text = (Path(__file__).parent.parent / "docs" / "check.md").read_text(encoding="utf-8")
+    cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0].removeprefix("| "): float(row[2]) for row in cells[1:]}
+
+
 def test_a_sound_student_passes_unchanged(student: Student) -> None:
     before = copy.deepcopy(student.state_dict())
     report = check_student(student, temperature=COLD)
     assert report.passed, f"\n{report}"
     assert "FAIL" not in str(report)
     assert set(report.not_applicable) == {"other process", "kernels, energy", "kernels, forces"}
+    page = read_page()
+    assert {check.test for check in report.checks} == set(page)
+    assert all(check.limit == page[check.test] for check in report.checks if check.passed)
+    assert (page["kernels, energy"], page["kernels, forces"]) == BACKEND_LIMITS
     assert student.dtype == torch.float32
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
