@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import tempfile
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -207,8 +208,10 @@ def load_model(
             named = {k.removeprefix(_UNCERTAINTY): v for k, v in extra.items()}
             student.uncertainty = UncertaintyParameters.from_tensors(named).to(device)
     except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
-        first = str(error).splitlines()[0]
-        raise ModelFileError(f"{path} does not fit its own configuration: {first}") from error
+        told = " ".join(str(error).split())  # torch says in the second line which tensor
+        raise ModelFileError(
+            f"{path} does not fit its own configuration: {textwrap.shorten(told, 300, placeholder=' ...')}"
+        ) from error
     student.header = header
     return student.to(device=device, dtype=dtype).eval().requires_grad_(False)
 

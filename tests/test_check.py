@@ -20,6 +20,7 @@ from fastff import kernels
 from fastff.checkpoint import save_model
 from fastff.graph import Graph, edge_vectors
 from fastff.models import Prediction, Student
+from fastff.models.uncertainty import UncertaintyParameters
 from fastff.neighbors import VerletCache, atoms_to_graph
 from fastff.testing import (
     check_student,
@@ -32,7 +33,7 @@ from fastff.testing import (
     measure_supercell,
 )
 from fastff.testing.backends import measure_backends
-from fastff.testing.gate import measure_size
+from fastff.testing.gate import BACKEND_LIMITS, measure_size
 from fastff.testing.subject import StudentSubject
 
 ELEMENTS = (8, 29)
@@ -165,6 +166,25 @@ def _squeeze(found: Prediction, graph: Graph, model: Student) -> Prediction:
     return Prediction(found.energy, found.forces, stress, found.energies)
 
 
+def _lose_stress(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    nothing = torch.full_like(found.stress, torch.nan)
+    return Prediction(found.energy, found.forces, nothing, found.energies)
+
+
+def _divide_by_nothing(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """Forces that are no numbers where an atom has no neighbors, beside a sound energy."""
+    alone = torch.bincount(graph.edge_index[0], minlength=graph.n_atoms) == 0
+    forces = torch.where(alone[:, None], torch.nan, found.forces)
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
+def _stumble_over_the_cutoff(found: Prediction, graph: Graph, model: Student) -> Prediction:
+    """Forces that are no numbers where an atom is exactly at the cut-off."""
+    apart = torch.cdist(graph.positions, graph.positions) == model.cutoff
+    forces = torch.where(apart.any(dim=1)[:, None], torch.nan, found.forces)
+    return Prediction(found.energy, forces, found.stress, found.energies)
+
+
 def _jitter(found: Prediction, graph: Graph, model: Student) -> Prediction:
     """Noise in the energy, the same for the same positions, as a truncated neighbor list makes it."""
     wild = torch.sin(1e7 * graph.positions.sum(dim=1)).to(found.energies)
@@ -212,6 +232,12 @@ DEFECTS: list[tuple[Callable[..., Prediction], str]] = [
     (_squeeze, "batch"),
     (_leak, "crosstalk"),
     (_attract, "repulsion"),
+    (_lose_stress, "stress, bulk"),
+    (_lose_stress, "rotation, bulk"),
+    (_lose_stress, "primitive cell"),
+    (_lose_stress, "batch"),
+    (_divide_by_nothing, "isolated atoms"),
+    (_stumble_over_the_cutoff, "cut-off"),
     (_heat, "NVE drift, bulk"),
     (_jitter, "NVE order, bulk"),
 ]
@@ -274,6 +300,19 @@ def test_a_lost_parameter_is_seen(student: Student, monkeypatch: pytest.MonkeyPa
         )
         report = check_student(student, only={"saved and loaded"})
     assert report.failures == ("saved and loaded",)
+
+
+def test_a_lost_uncertainty_is_seen(student: Student, monkeypatch: pytest.MonkeyPatch) -> None:
+    student.uncertainty = UncertaintyParameters(*(torch.rand(2, 3) for _ in range(6)))
+    assert check_student(student, only={"saved and loaded"}).passed
+
+    def save_without(path: Path, model: Student, header: dict) -> None:
+        other = copy.deepcopy(model)
+        other.uncertainty = None
+        save_model(path, other, header)
+
+    monkeypatch.setattr("fastff.testing.files.save_model", save_without)
+    assert check_student(student, only={"saved and loaded"}).failures == ("saved and loaded",)
 
 
 def _save_rounded(path: Path, model: Student, header: dict, round_tensors: Any) -> None:
@@ -398,11 +437,22 @@ def test_kernels_are_held_to_float64_and_to_the_size_of_forces(
     ]  # fmt: skip
 
 
+def read_page() -> dict[str, float]:
+    """Tests and limits of the page on the gate."""
+    text = (Path(__file__).parent.parent / "docs" / "check.md").read_text(encoding="utf-8")
+    cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0].removeprefix("| "): float(row[2]) for row in cells[1:]}
+
+
 def test_a_sound_student_passes_unchanged(student: Student) -> None:
     before = copy.deepcopy(student.state_dict())
     report = check_student(student, temperature=COLD)
     assert report.passed, f"\n{report}"
     assert "FAIL" not in str(report)
     assert set(report.not_applicable) == {"other process", "kernels, energy", "kernels, forces"}
+    page = read_page()
+    assert {check.test for check in report.checks} == set(page)
+    assert all(check.limit == page[check.test] for check in report.checks if check.passed)
+    assert (page["kernels, energy"], page["kernels, forces"]) == BACKEND_LIMITS
     assert student.dtype == torch.float32
     assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from ase.build import bulk
+from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from untrained import make_student
 
 from fastff.checkpoint import load_model, read_header, save_model, stamp_header
-from fastff.errors import DataError, ModelFileError
+from fastff.errors import DataError, ModelFileError, UsageError
 from fastff.models import Student
 from fastff.testing import (
     Check,
@@ -24,6 +26,98 @@ from fastff.testing import (
     check_calculator,
 )
 from tests.test_check import ELEMENTS, push_one
+
+
+class Defective(EMT):
+    """EMT whose results are spoiled by :meth:`spoil`."""
+
+    calls = 0
+
+    def calculate(self, atoms: Any = None, *arguments: Any, **more: Any) -> None:
+        super().calculate(atoms, *arguments, **more)
+        self.calls += 1
+        self.spoil(atoms, self.results)
+
+    def spoil(self, atoms: Atoms, results: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+def spoil(function: Callable[[Defective, Atoms, dict[str, Any]], None]) -> type[Defective]:
+    """A calculator with one defect."""
+    return type(function.__name__, (Defective,), {"spoil": function})
+
+
+def _scale_forces(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["forces"] = results["forces"] * 1.01
+
+
+def _turn_stress(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    if "stress" in results:
+        results["stress"] = -results["stress"]
+
+
+def _know_directions(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["energy"] += 1e-6 * float(atoms.get_all_distances(mic=True, vector=True)[0, 1, 0] ** 2)
+
+
+def _know_hands(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["energy"] += 1e-6 * float(np.linalg.det(atoms.positions[1:4] - atoms.positions[0]))
+
+
+def _know_the_origin(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["energy"] += 1e-6 * float(atoms.positions[0, 0])
+
+
+def _know_the_order(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["forces"] = results["forces"] * (1.0 + 1e-6 * np.arange(len(atoms)))[:, None]
+
+
+def _count_atoms(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["energy"] += 1e-7 * len(atoms) ** 2
+
+
+def _push_one(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["forces"][0] += 1e-6
+
+
+def _twirl(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    """No gradient of anything, beside the right energy."""
+    results["forces"] = results["forces"] @ np.array([[1, 0.1, 0], [-0.1, 1, 0], [0, 0, 1.0]])
+
+
+def _attract(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["energy"], results["forces"] = -results["energy"], -results["forces"]
+
+
+def _remember(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["energy"] += 1e-6 * calc.calls
+
+
+def _shake(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    results["energy"] += 1e-2 * float(np.sin(1e7 * atoms.positions[0].sum()))
+
+
+def _leave_alone(calc: Defective, atoms: Atoms, results: dict[str, Any]) -> None:
+    """EMT reaches farther than the 4 Å that it is said to."""
+
+
+DEFECTIVE: list[tuple[type[Defective], str]] = [
+    (spoil(_scale_forces), "forces, copper"),
+    (spoil(_turn_stress), "stress, copper"),
+    (spoil(_know_directions), "rotation, copper"),
+    (spoil(_know_hands), "inversion, copper"),
+    (spoil(_know_the_origin), "translation, copper"),
+    (spoil(_know_the_order), "permutation, copper"),
+    (spoil(_count_atoms), "supercell, copper"),
+    (spoil(_push_one), "momentum, copper"),
+    (spoil(_twirl), "jacobian, copper"),
+    (spoil(_attract), "repulsion"),
+    (spoil(_remember), "reuse"),
+    (spoil(_twirl), "NVE drift, copper"),
+    (spoil(_shake), "NVE order, copper"),
+    (spoil(_leave_alone), "separation"),
+    (spoil(_leave_alone), "cut-off"),
+]
 
 
 @pytest.fixture
@@ -83,30 +177,62 @@ class TestCalculators:
         report = check_calculator(lj, {"copper": self.copper}, cutoff=4.0)
         assert "cut-off" in report.failures
 
-    @pytest.mark.parametrize(
-        ("kind", "caught_by"),
-        [("forces", "forces, copper"), ("stale", "reuse"), ("stress", "stress, copper")],
-    )
-    def test_defects(self, kind: str, caught_by: str) -> None:
-        class Defective(EMT):
-            calls = 0
+    @pytest.mark.parametrize(("calculator", "caught_by"), DEFECTIVE)
+    def test_every_test_sees_a_defect(self, calculator: type[EMT], caught_by: str) -> None:
+        options: dict[str, Any] = {"only": {caught_by.partition(",")[0]}}
+        sound: Calculator = EMT()
+        if caught_by in ("separation", "cut-off"):
+            options["cutoff"] = 4.0
+            sound = LennardJones(sigma=2.3, epsilon=0.1, rc=4.0, smooth=True)
+        before, after = (
+            check_calculator(each, {"copper": self.copper}, **options)
+            for each in (sound, calculator())
+        )
+        assert caught_by in {check.name for check in before.checks if check.passed}, f"\n{before}"
+        assert after.failures == (caught_by,), f"\n{after}"
 
-            def calculate(self, *arguments: Any, **more: Any) -> None:
-                super().calculate(*arguments, **more)
-                self.calls += 1
-                if kind == "forces":
-                    self.results["forces"] = self.results["forces"] * 1.01
-                elif kind == "stale":
-                    self.results["energy"] += 1e-6 * self.calls
-                elif "stress" in self.results:
-                    self.results["stress"] = -self.results["stress"]
+    def test_every_test_has_a_defect(self) -> None:
+        report = check_calculator(EMT(), {"copper": self.copper})
+        made = {check.test for check in report.checks if check.value is not None}
+        planted = {name.partition(",")[0] for _, name in DEFECTIVE}
+        assert made | {"separation", "cut-off"} == planted
 
-        report = check_calculator(Defective(), {"copper": self.copper})
-        assert caught_by in report.failures, f"\n{report}"
+    def test_only_periodic_structures(self) -> None:
+        """Such as a plane-wave code: what it refuses is listed, not passed, and the rest is checked."""
 
-    def test_no_structures(self) -> None:
+        class Periodic(EMT):
+            def calculate(self, atoms: Any = None, *arguments: Any, **more: Any) -> None:
+                if not atoms.pbc.all():
+                    raise ValueError("periodic\ncells only")
+                super().calculate(atoms, *arguments, **more)
+
+        report = check_calculator(Periodic(), {"copper": self.copper}, cutoff=6.0)
+        assert report.passed, f"\n{report}"
+        assert {"separation", "cut-off", "repulsion"} <= set(report.not_applicable)
+        assert "forces, copper" in {check.name for check in report.checks if check.passed}
+        assert "(ValueError: periodic cells only)" in str(report)
+
+    def test_errors_are_failures(self) -> None:
+        class Breaking(EMT):
+            def calculate(self, atoms: Any = None, *arguments: Any, **more: Any) -> None:
+                if len(atoms) > 4:
+                    raise RuntimeError("out of memory")
+                super().calculate(atoms, *arguments, **more)
+
+        report = check_calculator(Breaking(), {"copper": self.copper})
+        assert set(report.failures) == {"supercell, copper", "NVE drift, copper"}, f"\n{report}"
+        assert "RuntimeError: out of memory" in str(report)
+
+    def test_one_structure_by_itself(self) -> None:
+        report = check_calculator(EMT(), Atoms("Cu"))
+        assert report.passed, f"\n{report}"
+        assert {"NVE drift, Cu 0", "NVE order, Cu 0"} <= set(report.not_applicable)
+
+    def test_arguments_that_mean_nothing(self) -> None:
         with pytest.raises(DataError, match="at least one"):
             check_calculator(EMT(), [])
+        with pytest.raises(UsageError, match="'single' is not one of float64, float32"):
+            check_calculator(EMT(), [self.copper], precision="single")  # type: ignore[arg-type]
 
 
 class TestStamp:
@@ -195,6 +321,75 @@ class TestCommand:
         assert asked[0] == {}
         assert [len(atoms) for atoms in asked[1].values()] == [72]
         assert list(asked[1]) == ["seed Cu72"]
+
+    def test_a_calculator(
+        self, tmp_path: Path, run_cli: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        from ase.io import write
+
+        write(tmp_path / "cu.xyz", TestCalculators.copper)
+        record = tmp_path / "check.json"
+        given = ("--structures", tmp_path / "cu.xyz", "--json", record)
+        code, out, err = run_cli("check", "ase:ase.calculators.emt:EMT", *given)
+        assert code == 0, out + err
+        stored = json.loads(record.read_text())
+        assert stored["calculator"] == "ase:ase.calculators.emt:EMT"
+        assert CheckReport.from_dict(stored).passed
+        assert "cu.xyz 0" in out
+        # truncated without a switch: energy and forces jump
+        jumping = (
+            "ase:ase.calculators.lj:LennardJones",
+            "--cutoff",
+            "4",
+            "--teacher-option",
+            "rc=4.0",
+        )
+        more = ("--teacher-option", "sigma=2.3", "--teacher-option", "epsilon=5.0")
+        code, out, err = run_cli("check", *jumping, *more, *given)
+        assert code == 6
+        assert "cut-off" in err
+        assert json.loads(record.read_text())["passed"] is False
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["ase:ase.calculators.emt:EMT"], "--structures"),
+            (["ase:EMT", "--structures", "{file}"], "not an import path"),
+            (["{model}", "--cutoff", "5"], "are for calculators"),
+        ],
+    )
+    def test_usage_of_calculators(
+        self,
+        path: Path,
+        tmp_path: Path,
+        run_cli: Callable[..., tuple[int, str, str]],
+        arguments: list[str],
+        message: str,
+    ) -> None:
+        from ase.io import write
+
+        write(tmp_path / "cu.xyz", TestCalculators.copper)
+        places = {"file": tmp_path / "cu.xyz", "model": path}
+        code, _, err = run_cli("check", *(text.format(**places) for text in arguments))
+        assert code == 2
+        assert message in err
+
+    def test_a_file_wins_over_a_teacher(
+        self,
+        path: Path,
+        tmp_path: Path,
+        run_cli: Callable[..., tuple[int, str, str]],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        (tmp_path / "chgnet").write_bytes(path.read_bytes())
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(
+            "fastff.testing.check_student",
+            lambda *given, **more: CheckReport((Check("a", 0.0, 1.0, "eV"),)),
+        )
+        code, out, err = run_cli("check", "chgnet", "--device", "cpu")
+        assert code == 0, out + err
+        assert read_header(tmp_path / "chgnet")["check"]["passed"] is True
 
     def test_fail_and_no_stamp(
         self,

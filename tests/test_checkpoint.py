@@ -276,6 +276,14 @@ def test_configuration_that_does_not_fit(tmp_path: Path, student: Student, confi
     assert "does not fit its own configuration" in refuse(tmp_path / "m")
 
 
+def test_the_tensor_that_does_not_fit_is_named(tmp_path: Path, student: Student) -> None:
+    config = {**student.config.to_dict(), "elements": [1, 8, 29]}
+    write_with(tmp_path / "m", student, {"config": config})
+    message = refuse(tmp_path / "m")
+    assert "size mismatch for pair_factors" in message
+    assert "\n" not in message
+
+
 def test_missing_tensor(path: Path, student: Student) -> None:
     save_model(path, student, {})
     header = read_header(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ase.build import bulk
 from torch import Tensor
 from untrained import KINDS, make_dense_structures, make_student
 
+import fastff.models
 from fastff.checkpoint import load_model, save_model
 from fastff.errors import DataError, UsageError
 from fastff.graph import Graph, batch_graphs, edge_vectors
@@ -247,6 +249,12 @@ def test_configurations_that_mean_nothing(change: dict, message: str) -> None:
 def test_a_student_of_one_hop_sends_no_messages() -> None:
     with pytest.raises(DataError, match="one hop sends no messages"):
         build_student(StudentConfig("m1", (29,), message_degree=1))
+
+
+def test_example_of_building_a_student() -> None:
+    outcome = doctest.testmod(fastff.models)
+    assert outcome.attempted > 0
+    assert outcome.failed == 0
 
 
 def test_unknown_architectures_are_named() -> None:

@@ -14,7 +14,7 @@ from untrained import KINDS, make_student
 
 from fastff.errors import UnsupportedElementError
 from fastff.graph import batch_graphs
-from fastff.models import Student
+from fastff.models import ARCHITECTURES, Student
 from fastff.models.zbl import ScreenedCore
 from fastff.neighbors import atoms_to_graph
 from fastff.testing import (
@@ -30,7 +30,10 @@ STATIC = {
     "jacobian, float32", "rotation, float32", "float32", "skin", "primitive cell", "separation",
     "isolated atoms", "cut-off", "batch", "crosstalk", "repulsion", "saved and loaded",
 }  # fmt: skip
-"""The gate without dynamics, in which untrained students fall into their own cores."""
+"""The gate without dynamics, in which untrained students fall into their own cores unless they are cold."""
+
+COLD = 2.0
+"""K."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -45,6 +48,15 @@ def test_every_invariant(student: Student) -> None:
     assert set(report.failures) <= allowed, f"\n{report}"
     assert {check.test for check in report.checks} == STATIC
     assert not report.not_applicable
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_energy_is_conserved_to_second_order(architecture: str) -> None:
+    model = make_student(architecture, ELEMENTS, energy_scale=0.02)
+    report = check_student(model, only={"NVE drift", "NVE order"}, temperature=COLD)
+    assert report.passed, f"\n{report}"
+    assert {check.test for check in report.checks} == {"NVE drift", "NVE order"}
 
 
 def test_forces_are_large_enough_to_mean_something(student: Student) -> None:

@@ -1,4 +1,4 @@
-"""``fastff check``: the physics gate on a model file.
+"""``fastff check``: the physics gate on a model file, or on the calculator of a teacher.
 
 Here: the command, its table, its record, the stamp in the model file. Not here: the tests and their limits
 (:mod:`fastff.testing`).
@@ -7,13 +7,14 @@ Here: the command, its table, its record, the stamp in the model file. Not here:
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fastff.cli.terminal import DeviceOption, ModelArgument, make_console, resolve_device
-from fastff.errors import AccuracyError
+from fastff.cli.terminal import DeviceOption, DType, make_console, resolve_device
+from fastff.errors import AccuracyError, UsageError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -28,17 +29,26 @@ MAX_STRUCTURES = 8
 SEED_ATOMS = 64
 """Largest structure of a model's own header that is checked too."""
 
+USUAL_TEMPERATURE = 300.0
+"""K, of the dynamics of what says nothing of temperatures."""
+
 MOVING_ATOMS = 256
 """Largest one for the dynamics, which take hundreds of energies instead of thousands."""
 
 
 def check(
-    model: ModelArgument,
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="Model file written by `fastff train`, the name of a shipped one (`fastff models`), or any ASE "
+            "calculator: ase:package.module:Name, or a teacher's name (`fastff teachers`)."
+        ),
+    ],
     structures: Annotated[
         Path | None,
         typer.Option(
             "--structures",
-            help=f"Check on these too (any format of ASE, at most {MAX_STRUCTURES}).",
+            help=f"Check on these too (any format of ASE, at most {MAX_STRUCTURES}); a calculator needs some.",
         ),
     ] = None,
     json_file: Annotated[
@@ -57,12 +67,48 @@ def check(
         bool, typer.Option("--stamp/--no-stamp", help="Record the outcome in the model file.")
     ] = True,
     device: DeviceOption = "auto",
+    precision: Annotated[
+        DType, typer.Option("--precision", help="In which a calculator computes: its limits.")
+    ] = DType.FLOAT64,
+    cutoff: Annotated[
+        float | None,
+        typer.Option(
+            "--cutoff",
+            min=0.1,
+            help="Å; how far a calculator's atoms see. Without it its range is not tested.",
+        ),
+    ] = None,
+    teacher_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher-option",
+            help="KEY=VALUE for the calculator, such as rc=6.0; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Test that a model obeys physics: forces, symmetries, range, dynamics. Exit code 6 if it does not."""
     if json_file is not None:
         from fastff.cli.predict import check_output
 
         check_output(json_file, force=True)
+    if is_calculator(model):
+        check_foreign(
+            str(model),
+            structures,
+            json_file,
+            device=device,
+            options=teacher_option or (),
+            precision=precision.value,
+            cutoff=cutoff,
+            temperature=temperature or USUAL_TEMPERATURE,
+            full=full,
+        )
+        return
+    if cutoff is not None or teacher_option or precision != DType.FLOAT64:
+        raise UsageError(
+            f"--cutoff, --precision and --teacher-option are for calculators, and {model} is a model file; "
+            "leave them out"
+        )
 
     from fastff.checkpoint import load_model, stamp_header
     from fastff.testing import check_student
@@ -88,20 +134,99 @@ def check(
         write_record(json_file, record)
     if stamp:
         stamp_header(model, {"check": record})
-    console.print(make_table(report))
     done = "recorded in the model file" if stamp else "not recorded"
     if shipped:
         done += ", as shipped models stay as they are"
+    show_report(report, str(model), len(named) + 4, done)
+
+
+def is_calculator(model: Path) -> bool:
+    """Whether the name of a teacher was given and not that of a file, which wins."""
+    from fastff.teachers import is_known
+
+    return is_known(str(model)) and not model.exists()
+
+
+def check_foreign(
+    spec: str,
+    structures: Path | None,
+    json_file: Path | None,
+    *,
+    device: str,
+    options: Sequence[str],
+    precision: Literal["float64", "float32"],
+    cutoff: float | None,
+    temperature: float,
+    full: bool,
+) -> None:
+    """Measure what can be seen of a calculator from outside.
+
+    Raises
+    ------
+    UsageError
+        If no structures are given.
+    AccuracyError
+        If a check fails.
+    """
+    from datetime import UTC, datetime
+
+    from fastff import __version__
+    from fastff.cli.train import read_options
+    from fastff.structures import read_structures
+    from fastff.teachers import load_teacher
+    from fastff.testing import check_calculator
+
+    if structures is None:
+        raise UsageError(
+            f"{spec} is a calculator, whose elements are not known; say with --structures what to check it on"
+        )
+    frames = read_structures(structures)[:MAX_STRUCTURES]
+    named = {f"{structures.name} {k}": atoms for k, atoms in enumerate(frames)}
+    calculator = load_teacher(spec, device=device, options=read_options(options)).calculator()
+    how = {"precision": precision, "cutoff": cutoff, "temperature": temperature, "full": full}
+    with make_console().status("checking"):
+        report = check_calculator(
+            calculator,
+            named,
+            precision=precision,
+            cutoff=cutoff,
+            temperature=temperature,
+            full=full,
+        )
+    if json_file is not None:
+        record = {
+            **report.to_dict(),
+            **how,
+            "calculator": spec,
+            "options": list(options),
+            "structures": list(named),
+            "fastff_version": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_record(json_file, record)
+    show_report(report, spec, len(named), "not recorded" if json_file is None else "recorded")
+
+
+def show_report(report: CheckReport, name: str, n_structures: int, done: str) -> None:
+    """Print table and verdict.
+
+    Raises
+    ------
+    AccuracyError
+        If a check failed.
+    """
+    console = make_console()
+    console.print(make_table(report))
     skipped = len({check.test for check in report.summarize() if check.status == "n/a"})
     console.print(
-        f"{len(report.checks)} checks on {len(named) + 4} structures, {len(report.failures)} failed, "
+        f"{len(report.checks)} checks on {n_structures} structures, {len(report.failures)} failed, "
         f"{skipped} tests not applicable; {done}",
         soft_wrap=True,
     )
     if not report.passed:
         failed = [row.test for row in report.summarize() if row.status == "fail"]
         raise AccuracyError(
-            f"{model} fails {len(report.failures)} physics checks ({', '.join(failed)}); "
+            f"{name} fails {len(report.failures)} physics checks ({', '.join(failed)}); "
             "do not use it for dynamics"
         )
 
@@ -131,7 +256,7 @@ def read_seeds(student: Student, most: int) -> dict[str, Atoms]:
 def choose_temperature(header: dict[str, Any]) -> float:
     """Highest temperature, K, of the labels that a model was trained on, between 50 and 3000; 300 if unknown."""
     limits = header.get("temperature")
-    return min(max(float(limits[-1]), 50.0), 3000.0) if limits else 300.0
+    return min(max(float(limits[-1]), 50.0), 3000.0) if limits else USUAL_TEMPERATURE
 
 
 def describe_run(

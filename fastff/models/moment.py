@@ -9,6 +9,10 @@ invariants up to body order four, and maps these to an energy and, in ``m2``, to
 the same with the neighbor's messages as factors; ``StudentConfig.n_hops`` may ask for a third and a fourth, and
 ``StudentConfig.message_degree`` for messages that depend on the direction they are read from. ``m3-l`` has three hops
 and such messages. Cost does not grow with the number of elements.
+
+Moments and invariants are those of the atomic cluster expansion (Drautz 2019, Phys. Rev. B 99, 014104), their channels
+mixed before the products as in Batatia et al. 2022 (MACE, NeurIPS, eq. 9-10); directed messages follow Schütt, Unke and
+Gastegger 2021 (PaiNN, ICML, eq. 8), contracted with the edge to a scalar (:mod:`fastff.kernels.moments.messages`).
 """
 
 from __future__ import annotations
@@ -182,7 +186,22 @@ def mask_invariants(config: StudentConfig, n_extra: int) -> Tensor:
 
 
 class MomentStudent(Student):
-    """Moment model of one to four hops with an analytic adjoint. See the module docstring."""
+    """Moment model of one to four hops with an analytic adjoint. See the module docstring.
+
+    The adjoint is itself a forward computation in torch: energies and their gradient in the edge vectors come from one
+    pass without autograd, and one ordinary backward gives the derivatives of both in the parameters.
+
+    Parameters
+    ----------
+    config : StudentConfig
+    n_hops : int
+        1 to :data:`~fastff.models.base.MAX_HOPS`; the receptive field is this many cut-offs.
+
+    Raises
+    ------
+    DataError
+        If a student of one hop should send messages with a direction.
+    """
 
     moment_scale: Tensor
 

@@ -14,6 +14,7 @@ from ase.calculators.calculator import Calculator
 
 from fastff.models import Student
 from fastff.testing.subject import Array, Subject, make_subject
+from fastff.testing.symmetries import largest
 from fastff.units import VOIGT
 
 _STENCIL = (2.0, 1.0, -1.0, -2.0)
@@ -41,7 +42,7 @@ def measure_forces(
     energy = subject.respond(_move(atoms, chosen, step)).energy
     slope = _differentiate(energy.reshape(-1, 4), step)
     forces = subject.respond([atoms]).forces
-    return _largest(slope + forces[tuple(chosen.T)])
+    return largest(slope + forces[tuple(chosen.T)])
 
 
 def measure_jacobian(model: Subject | Student | Calculator, atoms: Atoms, seed: int = 0) -> float:
@@ -84,7 +85,7 @@ def measure_stress(
     slope = _differentiate(subject.respond(strained).energy.reshape(-1, 4), step)
     stress = subject.respond([atoms]).stress[0]
     components = np.array([stress[a, b] for a, b in VOIGT])
-    return _largest(slope / subject.measure_volume(atoms) - components)
+    return largest(slope / subject.measure_volume(atoms) - components)
 
 
 def measure_momentum(model: Subject | Student | Calculator, atoms: Atoms) -> float:
@@ -92,7 +93,7 @@ def measure_momentum(model: Subject | Student | Calculator, atoms: Atoms) -> flo
     forces = make_subject(model).respond([atoms]).forces
     arms = atoms.positions - atoms.positions.mean(axis=0)
     torque = np.zeros(3) if atoms.pbc.any() else np.cross(arms, forces).sum(axis=0)
-    return max(_largest(forces.sum(axis=0)), _largest(torque))
+    return largest(forces.sum(axis=0), torque)
 
 
 def choose_coordinates(n_atoms: int, seed: int) -> np.ndarray:
@@ -117,7 +118,3 @@ def _differentiate(values: Array, step: float) -> Array:
     """Slope from values at the four places of the stencil, along the last axis."""
     far, near, back, farther_back = np.moveaxis(values, -1, 0)
     return np.asarray((8.0 * (near - back) - (far - farther_back)) / (12.0 * step))
-
-
-def _largest(values: Array) -> float:
-    return float(np.abs(values).max()) if values.size else 0.0

@@ -40,7 +40,7 @@ def measure_saving(model: Student, structures: Sequence[Atoms]) -> float:
         path = Path(folder) / "model.safetensors"
         save_model(path, model, {})
         again = load_model(path, device=model.device, dtype=model.dtype)
-    before, after = model.state_dict(), again.state_dict()
+    before, after = _list_tensors(model), _list_tensors(again)
     differing = sum(
         name not in after or not torch.equal(value, after[name].to(value))
         for name, value in before.items()
@@ -50,6 +50,12 @@ def measure_saving(model: Student, structures: Sequence[Atoms]) -> float:
         differing += not torch.equal(one.energy, other.energy)
         differing += not torch.equal(one.forces, other.forces)
     return float(differing)
+
+
+def _list_tensors(model: Student) -> dict[str, torch.Tensor]:
+    """All that a model file keeps of a student, its uncertainty too."""
+    extra = {} if model.uncertainty is None else model.uncertainty.to_tensors()
+    return {**model.state_dict(), **{f"uncertainty.{name}": value for name, value in extra.items()}}
 
 
 def measure_other_process(

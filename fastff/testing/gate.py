@@ -9,19 +9,20 @@ Jacobians. Limits were set on trained students of four materials; see :class:`Li
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from fastff.errors import DataError
+from fastff.errors import DataError, UsageError
 from fastff.models import Student
 from fastff.testing.backends import explain_backends, measure_backends
 from fastff.testing.derivatives import (
@@ -92,6 +93,7 @@ BACKEND_LIMITS = (1e-6, 1e-5)
 """These but the first are of single precision: eV, eV/Å, and eV/atom and eV/Å of the kernels, while
 :func:`measure_size` is at most one, and in its units above."""
 
+REFUSAL = "the calculator refuses the molecules of this test"
 DRIFT_LIMIT = 0.1
 ORDER_LIMIT = 0.5
 
@@ -177,13 +179,14 @@ def check_student(
 
 def check_calculator(
     calculator: Calculator,
-    structures: Mapping[str, Atoms] | Sequence[Atoms],
+    structures: Mapping[str, Atoms] | Sequence[Atoms] | Atoms,
     *,
     precision: Precision = "float64",
     cutoff: float | None = None,
     temperature: float = 300.0,
     full: bool = False,
     seed: int = 0,
+    only: Collection[str] | None = None,
     on_check: OnCheck | None = None,
 ) -> CheckReport:
     """Measure the invariants of any ASE calculator that can be seen from outside.
@@ -192,32 +195,39 @@ def check_calculator(
     ----------
     calculator : ase.calculators.calculator.Calculator
         With energies and forces; a stress is checked where it has one.
-    structures : mapping of str to ase.Atoms, or sequence
+    structures : mapping of str to ase.Atoms, sequence, or ase.Atoms
         What to check on; small structures, since every test asks for many energies.
     precision : {"float64", "float32"}
         In which the calculator computes: chooses steps and limits.
     cutoff : float, optional
         Å, beyond which atoms do not see each other. Without it the tests of range do not apply.
-    temperature, full, seed, on_check
+    temperature, full, seed, only, on_check
         As in :func:`check_student`.
 
     Returns
     -------
     CheckReport
-        Tests that need the inside of a model are listed as not applicable.
+        Tests that need the inside of a model are listed as not applicable, and so are those of range where the
+        calculator refuses their molecules. An error on one of ``structures`` is a check that fails.
 
     Raises
     ------
     DataError
         If no structure is given.
+    UsageError
+        If there is no such precision.
     """
+    if precision not in get_args(Precision):
+        raise UsageError(f"precision {precision!r} is not one of {', '.join(get_args(Precision))}")
+    if isinstance(structures, Atoms):
+        structures = [structures]
     if not isinstance(structures, Mapping):
         structures = {
             atoms.get_chemical_formula() + f" {k}": atoms for k, atoms in enumerate(structures)
         }
     if not structures:
         raise DataError("no structures to check the calculator on; give at least one")
-    limits, found = LIMITS[precision], _Collector(on_check, None)
+    limits, found = LIMITS[precision], _Collector(on_check, only, keep_errors=True)
     subject = CalculatorSubject(calculator, cutoff)
     for name, atoms in structures.items():
         _check_structure(found, subject, name, atoms, limits, seed)
@@ -244,9 +254,15 @@ def measure_size(subject: Subject, atoms: Atoms) -> float:
 class _Collector:
     """Checks in the order in which they are made."""
 
-    def __init__(self, on_check: OnCheck | None, only: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        on_check: OnCheck | None,
+        only: Collection[str] | None,
+        *,
+        keep_errors: bool = False,
+    ) -> None:
         self._checks: list[Check] = []
-        self._on_check, self._only = on_check, only
+        self._on_check, self._only, self._keep_errors = on_check, only, keep_errors
 
     def wants(self, test: str) -> bool:
         """Whether a test was asked for."""
@@ -263,12 +279,27 @@ class _Collector:
     ) -> None:
         """Measure, unless the test was not asked for."""
         if self.wants(test):
-            self._keep(Check(test, measure(), limit, unit, name, reason))
+            with self.watch(test, name):
+                self._keep(Check(test, measure(), limit, unit, name, reason))
 
     def skip(self, test: str, reason: str, name: str = "") -> None:
         """List a test as not applicable."""
         if self.wants(test):
             self._keep(Check(test, None, 0.0, "", name, reason))
+
+    @contextlib.contextmanager
+    def watch(self, test: str, name: str = "", refusal: str = "") -> Iterator[None]:
+        """Keep an error of a foreign calculator as a failed check; with a ``refusal``, as that why none was made."""
+        try:
+            yield
+        except Exception as error:
+            if not self._keep_errors:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            if refusal:
+                self.skip(test, f"{refusal} ({reason})")
+            elif self.wants(test):
+                self._keep(Check(test, math.nan, 0.0, "", name, reason))
 
     def _keep(self, check: Check) -> None:
         self._checks.append(check)
@@ -285,11 +316,12 @@ def _check_structure(
     """The tests that any force field takes, on one structure."""
     forces = partial(_take_better_step, partial(measure_forces, subject, atoms, seed=seed), limits)
     found.add("forces", forces, limits.forces, "eV/Å", name)
-    if found.wants("stress") and np.isnan(subject.respond([atoms]).stress).any():
-        found.skip("stress", "no stress for this structure", name)
-    else:
-        stress = partial(_take_better_step, partial(measure_stress, subject, atoms), limits)
-        found.add("stress", stress, limits.stress, "eV/Å^3", name)
+    with found.watch("stress", name):
+        if found.wants("stress") and not subject.has_stress(atoms):
+            found.skip("stress", "no stress for this structure", name)
+        else:
+            stress = partial(_take_better_step, partial(measure_stress, subject, atoms), limits)
+            found.add("stress", stress, limits.stress, "eV/Å^3", name)
     symmetries: dict[str, Callable[[], float]] = {
         "rotation": partial(measure_rotation, subject, atoms, seed=seed),
         "inversion": partial(measure_inversion, subject, atoms),
@@ -350,15 +382,21 @@ def _check_ranges(
     """Separation, cut-off and repulsion."""
     if subject.cutoff is None:
         for test in ("separation", "cut-off"):
-            found.skip(test, "needs the calculator's cut-off (cutoff=)")
+            found.skip(test, "needs the calculator's cut-off (cutoff=, --cutoff)")
     else:
         apart = partial(measure_separation, subject, first, second)
-        found.add("separation", apart, limits.exact, "eV")
         jump = partial(measure_cutoff, subject, elements)
-        found.add("cut-off", jump, limits.cutoff, "eV")
+        for test, measure, limit in (
+            ("separation", apart, limits.exact),
+            ("cut-off", jump, limits.cutoff),
+        ):
+            if found.wants(test):
+                with found.watch(test, refusal=REFUSAL):
+                    found.add(test, partial(float, measure()), limit, "eV")
     if found.wants("repulsion"):
-        fall, pair = find_softest_pair(subject, elements)
-        found.add("repulsion", lambda: fall, 0.0, "eV", reason=pair if fall != 0.0 else "")
+        with found.watch("repulsion", refusal=REFUSAL):
+            fall, pair = find_softest_pair(subject, elements)
+            found.add("repulsion", lambda: fall, 0.0, "eV", reason=pair if fall != 0.0 else "")
 
 
 def _check_backends(
@@ -397,14 +435,19 @@ def _check_dynamics(
     """Drift of the total energy, and how its error falls with the time step."""
     if not (found.wants("NVE drift") or found.wants("NVE order")):
         return
+    if len(atoms) == 1 and not atoms.pbc.any():
+        for test in ("NVE drift", "NVE order"):
+            found.skip(test, "one atom alone does not move", name)
+        return
     step = min(0.3 * float(np.sqrt(atoms.get_masses().min())), 2.0)
-    start = prepare_dynamics(subject, atoms, temperature, seed=seed)
-    if found.wants("NVE drift"):
-        picoseconds = FULL_PS if full else SHORT_PS
-        run = run_dynamics(subject, start, step, round(1000.0 * picoseconds / step))
-        slope = 1e6 * fit_slope(run) / len(start) if np.isfinite(run.total).all() else math.nan
-        story = f"{slope:.2g} meV/atom/ps over {picoseconds:g} ps"
-        drift = partial(measure_drift, run)
-        found.add("NVE drift", drift, DRIFT_LIMIT, "of std(kinetic)", name, story)
-    order = partial(measure_order, subject, start, step / 2.0, 40)
-    found.add("NVE order", order, ORDER_LIMIT, "off second order", name)
+    with found.watch("NVE drift", name):
+        start = prepare_dynamics(subject, atoms, temperature, seed=seed)
+        if found.wants("NVE drift"):
+            picoseconds = FULL_PS if full else SHORT_PS
+            run = run_dynamics(subject, start, step, round(1000.0 * picoseconds / step))
+            slope = 1e6 * fit_slope(run) / len(start) if np.isfinite(run.total).all() else math.nan
+            story = f"{slope:.2g} meV/atom/ps over {picoseconds:g} ps"
+            drift = partial(measure_drift, run)
+            found.add("NVE drift", drift, DRIFT_LIMIT, "of std(kinetic)", name, story)
+        order = partial(measure_order, subject, start, step / 2.0, 40)
+        found.add("NVE order", order, ORDER_LIMIT, "off second order", name)

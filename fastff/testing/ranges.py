@@ -35,14 +35,14 @@ def measure_separation(model: Subject | Student | Calculator, first: Atoms, seco
     second.positions[:, 0] += gap
     parts = [Atoms(part.numbers, part.positions) for part in (first, second)]
     one, both = subject.respond(parts), subject.respond([parts[0] + parts[1]])
-    return max(largest(both.energy - one.energy.sum()), largest(both.forces - one.forces))
+    return largest(both.energy - one.energy.sum(), both.forces - one.forces)
 
 
 def measure_isolated(model: Student) -> float:
     """Largest deviation, eV or eV/Å, of isolated atoms from the composition energies and from zero force."""
     found = make_subject(model).respond([Atoms([z], [[0.1, 0.2, 0.3]]) for z in model.elements])
     expected = model.composition_energies.double().cpu().numpy()
-    return max(largest(found.energy - expected), largest(found.forces))
+    return largest(found.energy - expected, found.forces)
 
 
 def measure_cutoff(
@@ -61,8 +61,8 @@ def measure_cutoff(
         ]
         found = subject.respond(frames)
         forces = found.forces.reshape(3, 3, 3)
-        jumps += [largest(found.energy - found.energy[1]), largest(forces[0] - forces[2])]
-    return max(jumps)
+        jumps += [largest(found.energy - found.energy[1]), largest(forces - forces[1])]
+    return largest(*jumps)
 
 
 @use_fixed_order()
@@ -80,7 +80,7 @@ def measure_skin(model: Student, atoms: Atoms, n_moves: int = 6, seed: int = 0) 
         fresh = evaluate(model, [moved])
         for one, other in ((kept.energy, fresh.energy), (kept.forces, fresh.forces)):
             changes.append(float((one - other).abs().max()))
-    return max(changes)
+    return largest(*changes)
 
 
 def measure_batching(model: Student, structures: Sequence[Atoms]) -> float:
@@ -96,7 +96,7 @@ def measure_batching(model: Student, structures: Sequence[Atoms]) -> float:
         together.forces - torch.cat([p.forces for p in alone]),
         together.stress - torch.cat([p.stress for p in alone]),
     )
-    return max(float(change.abs().max()) for change in changes)
+    return largest(*(float(change.abs().max()) for change in changes))
 
 
 @use_fixed_order()
@@ -109,7 +109,7 @@ def measure_crosstalk(model: Student, structures: Sequence[Atoms], seed: int = 0
     before, after = evaluate(model, structures), evaluate(model, moved)
     n = len(structures[0])
     energy, forces = before.energy - after.energy, before.forces - after.forces
-    return max(float(energy[1:].abs().max()), float(forces[n:].abs().max()))
+    return largest(float(energy[1:].abs().max()), float(forces[n:].abs().max()))
 
 
 def measure_reuse(model: Subject | Calculator, structures: Sequence[Atoms]) -> float:
@@ -122,8 +122,8 @@ def measure_reuse(model: Subject | Calculator, structures: Sequence[Atoms]) -> f
     again = [subject.respond([atoms]) for atoms in structures]
     changes = [0.0]
     for one, two in zip(first, again, strict=True):
-        changes += [largest(one.energy - two.energy), largest(one.forces - two.forces)]
-    return max(changes)
+        changes.append(largest(one.energy - two.energy, one.forces - two.forces))
+    return largest(*changes)
 
 
 def measure_precision(model: Student, atoms: Atoms) -> float:

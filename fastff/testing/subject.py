@@ -59,6 +59,10 @@ class Subject(abc.ABC):
     def measure_volume(self, atoms: Atoms) -> float:
         """Volume, Å^3, that the stress of a structure refers to; nan if it has no stress."""
 
+    def has_stress(self, atoms: Atoms) -> bool:
+        """Whether a structure has a stress at all; one that is not a number is there, and wrong."""
+        return not np.isnan(self.measure_volume(atoms))
+
 
 class StudentSubject(Subject):
     """A student, in whatever dtype and on whatever device it is."""
@@ -119,6 +123,18 @@ class CalculatorSubject(Subject):
     def measure_volume(self, atoms: Atoms) -> float:
         """See :meth:`Subject.measure_volume`."""
         return float(atoms.cell.volume) if atoms.pbc.all() else float("nan")
+
+    def has_stress(self, atoms: Atoms) -> bool:
+        """See :meth:`Subject.has_stress`; of what is periodic in all directions, if the calculator knows how."""
+        if not super().has_stress(atoms):
+            return False
+        asked = atoms.copy()
+        asked.calc = self.calculator
+        try:
+            asked.get_stress()
+        except (PropertyNotImplementedError, NotImplementedError):
+            return False
+        return True
 
 
 def make_subject(model: Subject | Student | Calculator) -> Subject:

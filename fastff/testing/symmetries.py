@@ -68,7 +68,7 @@ def measure_supercell(model: Subject | Student | Calculator, atoms: Atoms) -> fl
     n_images = int(repeats.prod())
     forces = many.forces - one.forces.repeat(n_images, axis=0)
     energy = (many.energy / n_images - one.energy) / len(atoms)
-    return max(largest(energy), largest(forces))
+    return largest(energy, forces)
 
 
 def measure_primitive(model: Subject | Student | Calculator, number: int) -> float:
@@ -76,13 +76,19 @@ def measure_primitive(model: Subject | Student | Calculator, number: int) -> flo
     subject = make_subject(model)
     lattices = make_lattices(number, subject.cutoff)
     primitive, cubic = (subject.respond([atoms]) for atoms in lattices)
-    stress = np.nan_to_num(cubic.stress - primitive.stress, nan=0.0)
-    return max(largest(cubic.energy / 4 - primitive.energy), largest(stress))
+    stress = cubic.stress - primitive.stress
+    if not subject.has_stress(lattices[0]):
+        stress = np.zeros(0)
+    return largest(cubic.energy / 4 - primitive.energy, stress)
 
 
-def largest(values: Array) -> float:
-    """Largest magnitude; zero of nothing, nan if any value is."""
-    return float(np.abs(values).max()) if values.size else 0.0
+def largest(*values: Array | float) -> float:
+    """Largest magnitude in any of the arrays; zero of nothing, nan if any value is, which ``max`` may lose."""
+    return max(
+        (float(np.abs(part).max()) for part in values if np.size(part)),
+        key=lambda value: (np.isnan(value), value),
+        default=0.0,
+    )
 
 
 def _compare_turned(
@@ -99,13 +105,9 @@ def _compare_turned(
     forward = np.array(matrices)
     forces = many.forces.reshape(len(turned), len(atoms), 3) @ forward
     stress = forward.transpose(0, 2, 1) @ many.stress @ forward - one.stress
-    if not atoms.pbc.all() or np.isnan(one.stress).all():
+    if not atoms.pbc.all() or not subject.has_stress(atoms):
         stress = np.zeros(0)
-    return max(
-        largest((many.energy - one.energy) / len(atoms)),
-        largest(forces - one.forces),
-        largest(stress),
-    )
+    return largest((many.energy - one.energy) / len(atoms), forces - one.forces, stress)
 
 
 def _compare(
@@ -117,4 +119,4 @@ def _compare(
     subject = make_subject(model)
     one, many = subject.respond([atoms]), subject.respond(others)
     forces = many.forces.reshape(len(others), len(atoms), 3) - one.forces[order]
-    return max(largest((many.energy - one.energy) / len(atoms)), largest(forces))
+    return largest((many.energy - one.energy) / len(atoms), forces)
