@@ -280,9 +280,11 @@ def describe_run(
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record as JSON, replacing ``path`` in one step."""
+    """Write a record as JSON, with the machine and versions it is of, replacing ``path`` in one step."""
     from fastff.checkpoint import write_atomically
+    from fastff.report.provenance import collect_provenance
 
+    record = record | {"provenance": collect_provenance().model_dump(mode="json")}
     write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
