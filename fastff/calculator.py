@@ -72,7 +72,7 @@ class FastFFCalculator(Calculator):
     on_extrapolation : {"ignore", "warn", "raise"}
         What to do about atoms in surroundings unlike those of the training data (extrapolation grade above 2). Unless
         it is "ignore", ``extras`` holds ``energy_uncertainty`` (eV, one standard deviation) and
-        ``extrapolation_grades`` (n_atoms,), and evaluations take the torch path.
+        ``extrapolation_grades`` (n_atoms,).
     directory : str
         As in every ASE calculator; nothing is written.
     **compatibility

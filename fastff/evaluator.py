@@ -124,7 +124,7 @@ class Evaluator:
     contact_limit : float, optional
         Distance in Å below which the closest pair is reported.
     with_uncertainty : bool
-        Measure the uncertainty that came with the model file, in the same pass; only torch does.
+        Measure the uncertainty that came with the model file, in the same pass.
 
     Raises
     ------
@@ -154,12 +154,10 @@ class Evaluator:
         )
         self.options = Options(precision=precision)
         self._obstacle = find_student_obstacle(student, skin)
-        if with_uncertainty:
-            if student.uncertainty is None:
-                raise UsageError(
-                    "this model file holds no uncertainty; train it again with more validation frames"
-                )
-            self._obstacle = self._obstacle or "uncertainty is measured in torch"
+        if with_uncertainty and student.uncertainty is None:
+            raise UsageError(
+                "this model file holds no uncertainty; train it again with more validation frames"
+            )
         self.with_uncertainty = with_uncertainty
         self.forget()
 
@@ -254,6 +252,7 @@ class Evaluator:
             numbers_out[1:10].reshape(3, 3).copy(),
             numbers_out[12 + 3 * n_atoms :].copy(),
             contact,
+            session.read_uncertainty(),
         )
 
     def _evaluate_torch(
@@ -343,7 +342,14 @@ class FusedSession:
         self._inputs = torch.empty_like(self._sent, device=device)
         self._device = device
         self.potential = ResidentPotential(
-            student, skin=owner.skin, options=owner.options, contact_limit=owner.contact_limit
+            student,
+            skin=owner.skin,
+            options=owner.options,
+            contact_limit=owner.contact_limit,
+            with_uncertainty=owner.with_uncertainty,
+        )
+        self._graded = torch.empty(
+            1 + n_atoms if owner.with_uncertainty else 0, dtype=torch.float64, pin_memory=pinned
         )
         self._send(positions, cell)
         self.potential.attach(
@@ -374,6 +380,12 @@ class FusedSession:
             self._receive()
         return self._incoming
 
+    def read_uncertainty(self) -> Uncertainty | None:
+        """Of the last evaluation, if it is measured."""
+        if self.potential.uncertainty is None:
+            return None
+        return Uncertainty(self._graded[:1].clone(), self._graded[1:].clone())
+
     def _step(self) -> None:
         self.potential.check()
         self.potential.compute()
@@ -389,5 +401,7 @@ class FusedSession:
 
     def _receive(self) -> None:
         self._received.copy_(self.potential.results.buffer, non_blocking=True)
+        if self.potential.uncertainty is not None:
+            self._graded.copy_(self.potential.uncertainty, non_blocking=True)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()

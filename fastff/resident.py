@@ -14,7 +14,7 @@ from torch import Tensor
 from fastff.errors import DataError, UsageError
 from fastff.kernels.moment_potential.evaluate import FusedPotential
 from fastff.kernels.moment_potential.layout import find_reach_obstacle
-from fastff.kernels.moment_potential.workspace import Options
+from fastff.kernels.moment_potential.workspace import Options, Workspace
 from fastff.kernels.neighbor_list import NeighborList, build_neighbors
 from fastff.kernels.neighbor_list.repeat import RepeatedSearch, can_repeat
 from fastff.kernels.replay import Replay, hold_weakly
@@ -28,8 +28,9 @@ from fastff.kernels.staging.op import (
     publish_results,
     stage_positions,
 )
-from fastff.models.fused import collect_weights
+from fastff.models.fused import FusedFeatures, collect_weights
 from fastff.models.moment import MomentStudent
+from fastff.models.uncertainty import assess_structure, choose_parameters, find_places
 from fastff.neighbors import check_skin_length
 
 SORT_FROM = 10_000
@@ -47,11 +48,13 @@ class ResidentPotential:
     options : Options, optional
     contact_limit : float, optional
         Distance in Å below which :meth:`compute` looks for the closest pair, see ``results.squared``.
+    with_uncertainty : bool
+        Measure the uncertainty that came with the model file, too.
 
     Raises
     ------
     UsageError
-        If the skin is negative, or lists would reach beyond the position grid (32 Å).
+        If the skin is negative, lists would reach beyond the position grid (32 Å), or the student holds no uncertainty.
 
     Attributes
     ----------
@@ -60,6 +63,8 @@ class ResidentPotential:
     forces : (n_atoms, 3) float64 tensor, eV/Å
     virial : (3, 3) float64 tensor, eV, stress times volume, positive under tension
     energies : (n_atoms,) float64 tensor, eV
+    uncertainty : (1 + n_atoms,) float64 tensor or None
+        Of :func:`~fastff.models.uncertainty.assess_structure`, if it is measured.
     stale : () int32 tensor
         Set to 1 by :meth:`check`, and to 0 by :meth:`rebuild` alone.
     n_builds : int
@@ -78,6 +83,7 @@ class ResidentPotential:
         skin: float = 1.0,
         options: Options = Options(),
         contact_limit: float | None = None,
+        with_uncertainty: bool = False,
     ) -> None:
         self.student, self.skin, self.contact_limit = (
             student,
@@ -89,6 +95,9 @@ class ResidentPotential:
         if obstacle := find_reach_obstacle(self.cutoff + self.skin):
             raise UsageError(f"skin {skin} Å: {obstacle}; use a thinner one")
         self._fused = FusedPotential(collect_weights(student), self.device, options)
+        self._fitted = choose_parameters(student) if with_uncertainty else None
+        self._features = FusedFeatures(student) if with_uncertainty else None
+        self.uncertainty: Tensor | None = None
         self.stale = torch.zeros((), dtype=torch.int32, device=self.device)
         self.n_builds = 0
         self._point_to(Results(torch.zeros(HEADER, dtype=torch.float64, device=self.device)))
@@ -135,6 +144,9 @@ class ResidentPotential:
         self._cell_stays = True
         size = HEADER + 4 * len(positions)
         self._point_to(Results(torch.zeros(size, dtype=torch.float64, device=self.device)))
+        if self._features is not None:
+            self._places = find_places(self._kinds, len(self.student.elements))
+            self.uncertainty = self.energies.new_zeros(1 + len(positions))
         self.rebuild()
 
     def _point_to(self, results: Results) -> None:
@@ -225,7 +237,8 @@ class ResidentPotential:
         assert neighbors is not None
         stage, matrix = self._stage, neighbors.matrix
         stage_positions(self.positions, self.cell, neighbors, stage)
-        found = self._fused.evaluate(stage.staged, self._species, matrix)
+        look = None if self._features is None else self._assess
+        found = self._fused.evaluate(stage.staged, self._species, matrix, look)
         space = self._fused.allocate(matrix.n_atoms, matrix.n_slots)
         if self.contact_limit is not None:
             find_contacts(space.sites, matrix, self.contact_limit, stage)
@@ -238,6 +251,15 @@ class ResidentPotential:
             stage,
             self.results,
         )
+
+    def _assess(self, space: Workspace, species: Tensor) -> None:
+        assert self._features is not None
+        assert self._fitted is not None
+        assert self._neighbors is not None
+        assert self.uncertainty is not None
+        placed = self._features(space, species)
+        rows = torch.empty_like(placed).index_copy_(0, self._neighbors.order, placed)
+        self.uncertainty.copy_(assess_structure(rows, self._places, self._fitted))
 
     def measure_closest(self, limit: float) -> Tensor:
         """Least squared distance of a pair nearer than ``limit`` Å at the last evaluation, Å^2, shape ().

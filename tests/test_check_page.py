@@ -10,7 +10,9 @@ from fastff.checkpoint import read_header
 
 def test_worst_values_of_the_page_are_those_of_the_records() -> None:
     root = Path(__file__).parent.parent
-    records = [json.loads(path.read_text()) for path in (root / "bench/results/gate").glob("*.json")]
+    records = [
+        json.loads(path.read_text()) for path in (root / "bench/results/gate").glob("*.json")
+    ]
     assert {record["model_sha256"] for record in records} == {
         read_header(path)["sha256"] for path in (root / "fastff/zoo").glob("*.safetensors")
     }

@@ -1,13 +1,17 @@
 """A moment student as the fused kernels take it.
 
 Here: the parameters of a :class:`~fastff.models.moment.MomentStudent` collected for
-:class:`~fastff.kernels.moment_potential.evaluate.FusedPotential`. Not here: kernels, launches,
-the choice of a back end.
+:class:`~fastff.kernels.moment_potential.evaluate.FusedPotential`, and its last-layer features from what the kernels
+leave on their way. Not here: kernels, launches, the choice of a back end.
 """
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from fastff.kernels.moment_potential.layout import PotentialWeights
+from fastff.kernels.moment_potential.workspace import Workspace
 from fastff.models.moment import MomentStudent
 
 
@@ -29,3 +33,32 @@ def collect_weights(student: MomentStudent) -> PotentialWeights:
         core=core,
         inner=student.inner_distances,
     )
+
+
+class FusedFeatures:
+    """Last-layer features of a fused evaluation, unbounded as in :class:`~fastff.models.base.Features`.
+
+    The kernels keep no hidden layers, but for a moment the inputs of all of them: this evaluates the perceptrons once
+    more, in torch, which takes a small part of an evaluation.
+
+    Parameters
+    ----------
+    student : MomentStudent
+        In float32; its parameters must not change while this is used.
+    """
+
+    def __init__(self, student: MomentStudent) -> None:
+        self._blocks, self._alone = student.blocks, student.describe_vacuum()
+        self._n_channels = student.config.n_channels
+
+    @torch.no_grad()
+    def __call__(self, space: Workspace, species: Tensor) -> Tensor:
+        """Features (n_atoms, n_features) of every row, while ``space.invariants`` holds invariants: as ``look`` of
+        :meth:`~fastff.kernels.moment_potential.evaluate.FusedPotential.evaluate`. Never waits for the device."""
+        found = []
+        for hop, (block, alone) in enumerate(zip(self._blocks, self._alone, strict=True)):
+            inputs = space.invariants[hop]
+            if hop > 0:
+                inputs = torch.cat([inputs, space.messages[hop - 1][:, : self._n_channels]], dim=1)
+            found.append(block.evaluate_raw(inputs, species) - alone[species])
+        return torch.cat(found, dim=1)

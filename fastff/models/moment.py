@@ -141,6 +141,12 @@ class NodeBlock(nn.Module):
         hidden, _ = activate(inputs @ self.weight1 + pick_rows(self.bias1, species))
         return activate(hidden @ self.weight2 + pick_rows(self.bias2, species))[0]
 
+    def evaluate_raw(self, inputs: Tensor, species: Tensor) -> Tensor:
+        """Last hidden layer (n_atoms, H2) of raw inputs (n_atoms, I); as of :meth:`evaluate_unbounded`."""
+        inputs = (inputs - self.shift) * self.scale
+        hidden, _ = activate(inputs @ self.weight1 + pick_rows(self.bias1, species))
+        return activate(hidden @ self.weight2 + pick_rows(self.bias2, species))[0]
+
     @property
     def weights(self) -> NodeWeights:
         """The parameters as the kernels take them."""
@@ -280,6 +286,17 @@ class MomentStudent(Student):
             bare = block.evaluate_unbounded(alone, known)
             unbounded.append(block.evaluate_unbounded(cache, species) - pick_rows(bare, species))
         return Features(torch.cat(values, dim=1), torch.cat(unbounded, dim=1))
+
+    @torch.no_grad()
+    def describe_vacuum(self) -> list[Tensor]:
+        """Unbounded last-layer features of an atom of each species alone, (n_species, H2) of every hop."""
+        known = torch.arange(len(self.elements), device=self.device)
+        blocks = [block.weights for block in self.blocks]
+        vacuum = run_vacuum(blocks, self.config.n_channels, known, self.cubic_table)
+        return [
+            block.evaluate_unbounded(alone, known)
+            for block, (_, alone) in zip(self.blocks, vacuum, strict=True)
+        ]
 
     def _describe(self, vectors: Tensor, senders: Tensor, species: Tensor) -> EdgeGeometry:
         inner = self.inner_distances

@@ -176,7 +176,7 @@ def measure_uncertainty(
     UsageError
         If the student has none.
     """
-    fitted = _choose_parameters(student, parameters)
+    fitted = choose_parameters(student, parameters)
     return _assess(student, graph, student.compute_features(graph), fitted)
 
 
@@ -185,14 +185,21 @@ def predict_with_uncertainty(
     student: Student, graph: Graph, parameters: UncertaintyParameters | None = None
 ) -> tuple[Prediction, Uncertainty]:
     """Prediction and uncertainty from one pass of the student; arguments and errors of :func:`measure_uncertainty`."""
-    fitted = _choose_parameters(student, parameters)
+    fitted = choose_parameters(student, parameters)
     prediction, features = student.predict_features(graph)
     return prediction, _assess(student, graph, features, fitted)
 
 
-def _choose_parameters(
-    student: Student, parameters: UncertaintyParameters | None
+def choose_parameters(
+    student: Student, parameters: UncertaintyParameters | None = None
 ) -> UncertaintyParameters:
+    """Those given, or those that came with the model file, on the student's device.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    """
     parameters = parameters or student.uncertainty
     if parameters is None:
         raise UsageError(
@@ -210,7 +217,8 @@ def _assess(
     variance = _weigh(
         summed, fitted.energy_components.double(), fitted.energy_weights, fitted.energy_rest
     )
-    return Uncertainty(variance.sqrt(), _grade(rows, species, fitted))
+    places = find_places(species, len(student.elements))
+    return Uncertainty(variance.sqrt(), _grade(rows, places, fitted))
 
 
 @dataclass(frozen=True)
@@ -326,11 +334,12 @@ def _thin(values: Tensor, most: int = 1_000_000) -> Tensor:
     return values[:: max(1, -(-len(values) // most))]
 
 
-def _grade(features: Tensor, species: Tensor, fitted: UncertaintyParameters) -> Tensor:
-    """Extrapolation grade of every atom, (n_atoms,)."""
+def _grade(features: Tensor, places: Sequence[Tensor], fitted: UncertaintyParameters) -> Tensor:
+    """Extrapolation grade of every atom, (n_atoms,); ``places`` are the atoms of each species."""
     grades = features.new_zeros(len(features))
-    for k in range(len(fitted.atom_means)):
-        mine = species == k
+    for k, mine in enumerate(places):
+        if len(mine) == 0:
+            continue
         centered = features[mine] - fitted.atom_means[k].double()
         scaled = fitted.atom_components[k].double()
         sizes = scaled.square().sum(dim=1, keepdim=True)
@@ -338,11 +347,41 @@ def _grade(features: Tensor, species: Tensor, fitted: UncertaintyParameters) -> 
         inside = (along / sizes.T.clamp_min(1e-300)).sum(dim=1)
         across = (centered.square().sum(dim=1) - inside).clamp_min(0.0)
         rest = fitted.atom_rest[k]
-        outside = (
-            across * rest if bool(torch.isfinite(rest)) else torch.full_like(across, torch.inf)
-        )
-        grades[mine] = (along.sum(dim=1) + outside).sqrt()
+        outside = torch.where(torch.isfinite(rest), across * rest, torch.inf)
+        grades.index_copy_(0, mine, (along.sum(dim=1) + outside).sqrt())
     return grades
+
+
+def find_places(species: Tensor, n_species: int) -> list[Tensor]:
+    """The atoms of each species, int64. Waits for the device."""
+    return [(species == k).nonzero().flatten() for k in range(n_species)]
+
+
+def assess_structure(
+    rows: Tensor, places: Sequence[Tensor], fitted: UncertaintyParameters
+) -> Tensor:
+    """Uncertainty of one structure, without waiting for the device.
+
+    Parameters
+    ----------
+    rows : (n_atoms, n_features) tensor
+        Unbounded last-layer features.
+    places : sequence of (n,) int64 tensors
+        The atoms of each species.
+    fitted : UncertaintyParameters
+        On the same device.
+
+    Returns
+    -------
+    (1 + n_atoms,) float64 tensor
+        Standard deviation of the total energy in eV, then the grades of :class:`Uncertainty`.
+    """
+    rows = rows.double()
+    summed = torch.cat([rows[mine].sum(dim=0) for mine in places])[None]
+    variance = _weigh(
+        summed, fitted.energy_components.double(), fitted.energy_weights, fitted.energy_rest
+    )
+    return torch.cat([variance.sqrt(), _grade(rows, places, fitted)])
 
 
 def apply_extrapolation_policy(

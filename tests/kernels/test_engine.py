@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "at_least"),
-    [(("lists", "engine"), 70), (("md", "fallback"), 35)],
+    [(("lists", "engine"), 70), (("md", "fallback", "uncertainty"), 39)],
     ids=("engine", "md"),
 )
 def test_the_engine_in_the_interpreter(names, at_least):

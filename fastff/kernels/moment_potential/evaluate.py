@@ -8,6 +8,8 @@ end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,13 @@ class FusedPotential(FusedLaunches):
             self._size = (n_atoms, n_slots)
         return self._workspace
 
-    def evaluate(self, positions: Tensor, species: Tensor, matrix: NeighborMatrix) -> Evaluation:
+    def evaluate(
+        self,
+        positions: Tensor,
+        species: Tensor,
+        matrix: NeighborMatrix,
+        look: Callable[[Workspace, Tensor], None] | None = None,
+    ) -> Evaluation:
         """Evaluate; the result's tensors are the workspace's and hold until the next call.
 
         Parameters
@@ -65,6 +73,9 @@ class FusedPotential(FusedLaunches):
         species : (n_atoms,) integer tensor
         matrix : NeighborMatrix
             May hold more neighbours than the cut-off: those count for nothing.
+        look : callable, optional
+            Called with the workspace and ``species`` when every hop has its invariants and messages, before gradients
+            take the place of the former. Must not write to the workspace. Not called where there are no atoms.
 
         Returns
         -------
@@ -84,6 +95,8 @@ class FusedPotential(FusedLaunches):
                     self.launch_perceptron(space, hop - 1, adjoint=False)
                 self.launch_moments(space, matrix, hop)
                 self.launch_invariants(space, hop)
+            if look is not None:
+                look(space, species)
             for hop in reversed(range(self.n_hops)):
                 self.launch_perceptron(space, hop, adjoint=True)
                 self.launch_pullback(space, hop)
