@@ -174,9 +174,15 @@ def describe_record(path: Path) -> list[str]:
     if "benchmarks" in content:
         return [f"## [{name}]({name})", "", *describe_benchmarks(content)]
     where = content.get("provenance") or {}
-    parts = [
-        str(where[key]) for key in ("gpu", "torch", "triton", "commit", "date") if where.get(key)
+    packages = where.get("packages") or {}
+    versions = [f"{name} {packages[name]}" for name in ("torch", "triton") if packages.get(name)]
+    named = [
+        where.get("gpu") or where.get("cpu"),
+        where.get("torch"),
+        where.get("triton"),
+        *versions,
     ]
+    parts = [str(part) for part in (*named, where.get("commit"), where.get("date")) if part]
     lines = [
         f"## [{name}]({name})",
         "",
