@@ -175,14 +175,17 @@ def describe_record(path: Path) -> list[str]:
         return [f"## [{name}]({name})", "", *describe_benchmarks(content)]
     where = content.get("provenance") or {}
     packages = where.get("packages") or {}
-    versions = [f"{name} {packages[name]}" for name in ("torch", "triton") if packages.get(name)]
+    versions = [
+        where.get(name) or (f"{name} {packages[name]}" if packages.get(name) else None)
+        for name in ("torch", "triton")
+    ]
     named = [
         where.get("gpu") or where.get("cpu"),
-        where.get("torch"),
-        where.get("triton"),
         *versions,
+        where.get("commit"),
+        where.get("date"),
     ]
-    parts = [str(part) for part in (*named, where.get("commit"), where.get("date")) if part]
+    parts = [str(part) for part in named if part]
     lines = [
         f"## [{name}]({name})",
         "",

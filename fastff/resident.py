@@ -43,7 +43,7 @@ class ResidentPotential:
     Parameters
     ----------
     student : MomentStudent
-        Its parameters are copied at construction.
+        Its parameters must not change; the kernels use a copy made at construction.
     skin : float, Å
     options : Options, optional
     contact_limit : float, optional

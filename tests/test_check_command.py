@@ -24,6 +24,8 @@ from fastff.testing import (
     Check,
     CheckReport,
     check_calculator,
+    check_student,
+    gate,
 )
 from tests.test_check import ELEMENTS, push_one
 
@@ -220,7 +222,8 @@ class TestCalculators:
                 super().calculate(atoms, *arguments, **more)
 
         report = check_calculator(Breaking(), {"copper": self.copper})
-        assert set(report.failures) == {"supercell, copper", "NVE drift, copper"}, f"\n{report}"
+        failed = {"supercell, copper", "NVE drift, copper", "NVE order, copper"}
+        assert set(report.failures) == failed, f"\n{report}"
         assert "RuntimeError: out of memory" in str(report)
 
     def test_one_structure_by_itself(self) -> None:
@@ -233,6 +236,29 @@ class TestCalculators:
             check_calculator(EMT(), [])
         with pytest.raises(UsageError, match="'single' is not one of float64, float32"):
             check_calculator(EMT(), [self.copper], precision="single")  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="cutoff inf Å must be a positive number"):
+            check_calculator(EMT(), [self.copper], cutoff=float("inf"))
+        with pytest.raises(UsageError, match=r"no test is called 'nve'; there are .*NVE drift"):
+            check_calculator(EMT(), [self.copper], only={"nve"})
+
+    def test_a_value_that_is_not_a_number_is_kept_among_others(
+        self, student: Student, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        last = max(student.elements)
+        monkeypatch.setattr(
+            gate, "measure_primitive", lambda subject, z: float("nan") if z == last else 1e-14
+        )
+        report = check_student(student, only={"primitive cell"})
+        assert list(report.failures) == ["primitive cell"]
+
+    def test_an_error_in_dynamics_is_kept_of_either_test(self) -> None:
+        class Refusing(EMT):
+            def calculate(self, *arguments: Any, **more: Any) -> None:
+                raise RuntimeError("no licence")
+
+        for test in ("NVE drift", "NVE order"):
+            report = check_calculator(Refusing(), {"copper": self.copper}, only={test})
+            assert set(report.failures) == {f"{test}, copper"}
 
 
 class TestStamp:
@@ -289,7 +315,9 @@ class TestCommand:
         assert "0 failed" in out
         assert "n/a" in out
         stored = read_header(path)["check"]
-        assert stored == json.loads(record.read_text())
+        written = json.loads(record.read_text())
+        assert written.pop("provenance")["packages"]["torch"]
+        assert stored == written
         assert stored["passed"] is True
         assert stored["temperature"] == 2.0
         assert CheckReport.from_dict(stored).passed

@@ -229,6 +229,7 @@ class TestPolicy:
 
     far = Uncertainty(torch.zeros(1), torch.tensor([0.5, 2.5, 9.0]))
     near = Uncertainty(torch.zeros(1), torch.tensor([0.5, 1.9]))
+    lost = Uncertainty(torch.zeros(1), torch.tensor([0.5, torch.nan]))
 
     def test_three_ways(self) -> None:
         assert apply_extrapolation_policy(self.far, "ignore") is None
@@ -238,6 +239,8 @@ class TestPolicy:
         assert "grade 9 at atom 2" in line
         with pytest.raises(DataError, match="2 atoms"):
             apply_extrapolation_policy(self.far, "raise")
+        with pytest.raises(DataError, match=r"1 atoms \(1\).* grade nan at atom 1"):
+            apply_extrapolation_policy(self.lost, "raise")
         for policy in ("ignore", "warn", "raise"):
             assert apply_extrapolation_policy(self.near, policy) is None  # type: ignore[arg-type]
 

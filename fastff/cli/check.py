@@ -68,8 +68,12 @@ def check(
     ] = True,
     device: DeviceOption = "auto",
     precision: Annotated[
-        DType, typer.Option("--precision", help="In which a calculator computes: its limits.")
-    ] = DType.FLOAT64,
+        DType | None,
+        typer.Option(
+            "--precision",
+            help="In which a calculator computes: its limits. Default: a teacher's own, else float64.",
+        ),
+    ] = None,
     cutoff: Annotated[
         float | None,
         typer.Option(
@@ -98,13 +102,13 @@ def check(
             json_file,
             device=device,
             options=teacher_option or (),
-            precision=precision.value,
+            precision=None if precision is None else precision.value,
             cutoff=cutoff,
             temperature=temperature or USUAL_TEMPERATURE,
             full=full,
         )
         return
-    if cutoff is not None or teacher_option or precision != DType.FLOAT64:
+    if cutoff is not None or teacher_option or precision is not None:
         raise UsageError(
             f"--cutoff, --precision and --teacher-option are for calculators, and {model} is a model file; "
             "leave them out"
@@ -154,7 +158,7 @@ def check_foreign(
     *,
     device: str,
     options: Sequence[str],
-    precision: Literal["float64", "float32"],
+    precision: Literal["float64", "float32"] | None,
     cutoff: float | None,
     temperature: float,
     full: bool,
@@ -182,7 +186,11 @@ def check_foreign(
         )
     frames = read_structures(structures)[:MAX_STRUCTURES]
     named = {f"{structures.name} {k}": atoms for k, atoms in enumerate(frames)}
-    calculator = load_teacher(spec, device=device, options=read_options(options)).calculator()
+    teacher = load_teacher(spec, device=device, options=read_options(options))
+    if precision is None:
+        usual = next((setting.values for setting in teacher.list_settings()[0]), {})
+        precision = "float32" if usual.get("dtype") == "float32" else "float64"
+    calculator = teacher.calculator()
     how = {"precision": precision, "cutoff": cutoff, "temperature": temperature, "full": full}
     with make_console().status("checking"):
         report = check_calculator(

@@ -21,7 +21,7 @@ from fastff.models.uncertainty import apply_extrapolation_policy
 
 
 class ExtrapolationWatch:
-    """Grades the atoms of a run with the student that drives it, in torch, on its device.
+    """Grades the atoms of a run with the student that drives it, on its device, in buffers of its own.
 
     Parameters
     ----------
@@ -48,7 +48,8 @@ class ExtrapolationWatch:
     """
 
     def __init__(self, student: Student, limit: float, template: ase.Atoms, *, stops: bool) -> None:
-        self._evaluator = Evaluator(student, with_uncertainty=True)
+        # without a skin: by the next frame atoms have moved beyond any
+        self._evaluator = Evaluator(student, skin=0.0, with_uncertainty=True)
         self._limit, self._stops = limit, stops
         self._numbers = np.asarray(template.numbers)
         self._pbc = np.asarray(template.pbc, dtype=bool)

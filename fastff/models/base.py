@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 MAX_HOPS = 4
-"""Most hops that are tested, and that kernels are compiled for."""
+"""Most hops that are tested; kernels are compiled ahead of time for up to three."""
 
 
 @dataclass(frozen=True)

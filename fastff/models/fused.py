@@ -39,12 +39,12 @@ class FusedFeatures:
     """Last-layer features of a fused evaluation, unbounded as in :class:`~fastff.models.base.Features`.
 
     The kernels keep no hidden layers, but for a moment the inputs of all of them: this evaluates the perceptrons once
-    more, in torch, which takes a small part of an evaluation.
+    more, in torch. Perceptrons are those of the student: parameters must not change while this is used.
 
     Parameters
     ----------
     student : MomentStudent
-        In float32; its parameters must not change while this is used.
+        In float32.
     """
 
     def __init__(self, student: MomentStudent) -> None:

@@ -137,13 +137,16 @@ class NodeBlock(nn.Module):
             return cache.hidden
         used = self.scale > 0
         factor_cubed = torch.where(used, cache.slope0 / torch.where(used, self.scale, 1.0), 1.0)
-        inputs = cache.bounded * factor_cubed.clamp_min(1e-36).pow(-1.0 / 3.0)
-        hidden, _ = activate(inputs @ self.weight1 + pick_rows(self.bias1, species))
-        return activate(hidden @ self.weight2 + pick_rows(self.bias2, species))[0]
+        return self._activate(
+            cache.bounded * factor_cubed.clamp_min(1e-36).pow(-1.0 / 3.0), species
+        )
 
     def evaluate_raw(self, inputs: Tensor, species: Tensor) -> Tensor:
         """Last hidden layer (n_atoms, H2) of raw inputs (n_atoms, I); as of :meth:`evaluate_unbounded`."""
-        inputs = (inputs - self.shift) * self.scale
+        return self._activate((inputs - self.shift) * self.scale, species)
+
+    def _activate(self, inputs: Tensor, species: Tensor) -> Tensor:
+        """Last hidden layer of normalised inputs."""
         hidden, _ = activate(inputs @ self.weight1 + pick_rows(self.bias1, species))
         return activate(hidden @ self.weight2 + pick_rows(self.bias2, species))[0]
 

@@ -411,7 +411,8 @@ def apply_extrapolation_policy(
     """
     if policy not in ("ignore", "warn", "raise"):
         raise UsageError(f"on_extrapolation {policy!r} is not one of ignore, warn, raise")
-    beyond = (uncertainty.grades > threshold).nonzero().flatten().tolist()
+    outside = ~(uncertainty.grades <= threshold)  # also what is not a number
+    beyond = outside.nonzero().flatten().tolist()
     if policy == "ignore" or not beyond:
         return None
     worst = int(uncertainty.grades.argmax())

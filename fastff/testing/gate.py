@@ -54,6 +54,7 @@ from fastff.testing.report import Check, CheckReport
 from fastff.testing.structures import make_structures
 from fastff.testing.subject import CalculatorSubject, StudentSubject, Subject
 from fastff.testing.symmetries import (
+    largest,
     measure_inversion,
     measure_permutation,
     measure_primitive,
@@ -156,7 +157,7 @@ def check_student(
     every, limits = list(named.values()), LIMITS["float64"]
     found.add(
         "primitive cell",
-        lambda: max(measure_primitive(subject, z) for z in model.elements),
+        lambda: largest(*(measure_primitive(subject, z) for z in model.elements)),
         limits.exact,
         "eV",
     )
@@ -215,8 +216,10 @@ def check_calculator(
     DataError
         If no structure is given.
     UsageError
-        If there is no such precision.
+        If there is no such precision or test, or the cut-off is no length.
     """
+    if cutoff is not None and not (math.isfinite(cutoff) and cutoff > 0.0):
+        raise UsageError(f"cutoff {cutoff} Å must be a positive number, or left out")
     if precision not in get_args(Precision):
         raise UsageError(f"precision {precision!r} is not one of {', '.join(get_args(Precision))}")
     if isinstance(structures, Atoms):
@@ -263,9 +266,11 @@ class _Collector:
     ) -> None:
         self._checks: list[Check] = []
         self._on_check, self._only, self._keep_errors = on_check, only, keep_errors
+        self._asked: set[str] = set()
 
     def wants(self, test: str) -> bool:
         """Whether a test was asked for."""
+        self._asked.add(test)
         return self._only is None or test in self._only
 
     def add(
@@ -279,7 +284,7 @@ class _Collector:
     ) -> None:
         """Measure, unless the test was not asked for."""
         if self.wants(test):
-            with self.watch(test, name):
+            with self.watch(test, name=name):
                 self._keep(Check(test, measure(), limit, unit, name, reason))
 
     def skip(self, test: str, reason: str, name: str = "") -> None:
@@ -288,18 +293,19 @@ class _Collector:
             self._keep(Check(test, None, 0.0, "", name, reason))
 
     @contextlib.contextmanager
-    def watch(self, test: str, name: str = "", refusal: str = "") -> Iterator[None]:
-        """Keep an error of a foreign calculator as a failed check; with a ``refusal``, as that why none was made."""
+    def watch(self, *tests: str, name: str = "", refusal: str = "") -> Iterator[None]:
+        """Keep an error of a foreign calculator as failed checks; with a ``refusal``, as that why none were made."""
         try:
             yield
         except Exception as error:
             if not self._keep_errors:
                 raise
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            if refusal:
-                self.skip(test, f"{refusal} ({reason})")
-            elif self.wants(test):
-                self._keep(Check(test, math.nan, 0.0, "", name, reason))
+            for test in tests:
+                if refusal:
+                    self.skip(test, f"{refusal} ({reason})")
+                elif self.wants(test):
+                    self._keep(Check(test, math.nan, 0.0, "", name, reason))
 
     def _keep(self, check: Check) -> None:
         self._checks.append(check)
@@ -307,6 +313,17 @@ class _Collector:
             self._on_check(check)
 
     def report(self) -> CheckReport:
+        """All checks.
+
+        Raises
+        ------
+        UsageError
+            If one was asked for that does not exist.
+        """
+        if unknown := sorted(set(self._only or ()) - self._asked):
+            raise UsageError(
+                f"no test is called {', '.join(map(repr, unknown))}; there are {', '.join(sorted(self._asked))}"
+            )
         return CheckReport(tuple(self._checks))
 
 
@@ -316,7 +333,7 @@ def _check_structure(
     """The tests that any force field takes, on one structure."""
     forces = partial(_take_better_step, partial(measure_forces, subject, atoms, seed=seed), limits)
     found.add("forces", forces, limits.forces, "eV/Å", name)
-    with found.watch("stress", name):
+    with found.watch("stress", name=name):
         if found.wants("stress") and not subject.has_stress(atoms):
             found.skip("stress", "no stress for this structure", name)
         else:
@@ -440,7 +457,7 @@ def _check_dynamics(
             found.skip(test, "one atom alone does not move", name)
         return
     step = min(0.3 * float(np.sqrt(atoms.get_masses().min())), 2.0)
-    with found.watch("NVE drift", name):
+    with found.watch("NVE drift", "NVE order", name=name):
         start = prepare_dynamics(subject, atoms, temperature, seed=seed)
         if found.wants("NVE drift"):
             picoseconds = FULL_PS if full else SHORT_PS

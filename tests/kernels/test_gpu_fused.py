@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from untrained import make_student
 
-from fastff import FastFFCalculator, kernels
+from fastff import FastFFCalculator, kernels, resident
 from fastff.checkpoint import load_model
 from fastff.evaluator import Evaluator
 from fastff.kernels import contract, dispatch
@@ -191,30 +191,39 @@ def call_often(student: Student, atoms: Atoms) -> list[dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", ["water-7net-0", "cuau-7net-0-m3"])
-def test_uncertainty_of_a_replayed_evaluation_is_that_of_torch(name: str) -> None:
-    """Forces keep their bits; the graph holds the uncertainty, and what it gives is of these positions."""
+def test_uncertainty_of_a_replayed_evaluation_is_that_of_torch(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order of the atoms after rows were sorted anew; the same bits twice, and forces keep theirs."""
+    monkeypatch.setattr(resident, "SORT_FROM", 1)
     student = load_model(name, device=str(DEVICE))
-    watched, plain = (Evaluator(student, skin=0.5, with_uncertainty=w) for w in (True, False))
+    watched, again, plain = (
+        Evaluator(student, skin=0.5, with_uncertainty=number < 2) for number in range(3)
+    )
     if name.startswith("water"):
         atoms = molecule("H2O", vacuum=2.0, pbc=True)
     else:
         atoms = bulk("Cu", cubic=True, a=3.8)
         atoms.numbers[::2] = 79
     atoms *= (1, 1, 2) if INTERPRETED else (3, 3, 3)
-    for call in range(2 if INTERPRETED else 5):
-        atoms.rattle(0.02, seed=call)
+    atoms = atoms[::-1]
+    for call in range(2 if INTERPRETED else 8):
+        atoms.rattle(0.3 if call == 5 else 0.02, seed=call)
         arguments = atoms.positions, atoms.cell.array, atoms.pbc, atoms.numbers
         with kernels.use("triton"):
-            found, bare = watched.evaluate(*arguments), plain.evaluate(*arguments)
+            found, twice, bare = (one.evaluate(*arguments) for one in (watched, again, plain))
         with kernels.use("torch"):
             wanted = Evaluator(student, skin=0.0, with_uncertainty=True).evaluate(*arguments)
         assert found.energy == bare.energy
         assert (found.forces == bare.forces).all()
         assert found.uncertainty is not None
+        assert twice.uncertainty is not None
         assert wanted.uncertainty is not None
         for field in ("energy", "grades"):
             mine, theirs = getattr(found.uncertainty, field), getattr(wanted.uncertainty, field)
+            assert torch.equal(mine, getattr(twice.uncertainty, field))
             torch.testing.assert_close(mine, theirs, rtol=5e-3, atol=1e-5)
     if DEVICE.type == "cuda":
         assert watched._session is not None
         assert watched._session._replay.recorded
+        assert watched._session.potential.n_builds > 1

@@ -32,8 +32,8 @@ class Options:
         ``ieee`` does without tensor cores, and is what ``tf32x3`` means on AMD.
     scatter : {"fixed", "float", "store"}
         How reactions reach the senders, see :mod:`fastff.kernels.moments_adjoint.scatter`. ``float`` is not
-        deterministic; ``store`` needs the matrix's reverse index, 16 bytes per slot, and where messages are sent (two
-        hops or three) 4 C bytes per slot more: with 54 slots 0.9 kB an atom, and 7.8 kB (32 channels) or 14.7 (64).
+        deterministic; ``store`` needs the matrix's reverse index, 16 bytes per slot, and where messages are sent
+        (two hops or more) 4 C bytes per slot more: with 54 slots 0.9 kB an atom, and 7.8 kB (32 channels) or 14.7 (64).
     with_virial : bool
     """
 

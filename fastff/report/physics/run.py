@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from fastff.models import Student
 
+ENERGY = "Conservation of energy"
+
 ENGINE_STEPS = {"auto": 1000, "full": 20_000}
 """Steps of the student's own loop, more where stability would say nothing or they take few seconds."""
 
@@ -155,10 +157,11 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
         spare = 0.9 * seconds - least_nve * runs.estimate_own(box)
         n_teacher = int(max(0.0, min(spare / takes + 1e-6, most_teacher)))
         absence = ""
-        if n_teacher < least_nve:
+        if lab.alone or n_teacher < least_nve:
             n_teacher = 0
             needed, left = (show_number(x, 2) for x in (least_nve * takes, max(spare, 0.0)))
             absence = f"{least_nve} steps of it take about {needed} s, {left} s were left"
+            absence = lab.describe_stop(ENERGY) or absence
         start = box.copy()
         # Twice the temperature: half of it goes into the potential energy of what starts at rest.
         start.set_momenta(draw_momenta(start, 2.0 * middle, 21, 0))
@@ -169,7 +172,7 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
 
     return [
         Task(
-            "Conservation of energy", 2.0,
+            ENERGY, 2.0,
             measure=measure_nve,
             cost=lambda: least_nve * runs.estimate(lab.teacher, box) / 0.9,
             against=str,
@@ -183,6 +186,7 @@ def plan_student(lab: Laboratory, material: Material, runs: Runs, highest: float
             ),
             cost=lambda: 2 * least_stability * runs.estimate_own(box),
             against=str,
+            cost_alone=lambda: 2 * least_stability * runs.estimate_own(box),
             incomplete=lambda item: any(run.n_steps < n_steps and not run.reason for run in item.runs),
         ),
     ]  # fmt: skip

@@ -34,6 +34,8 @@ REPLICAS = (2, 4, 8)
 BATCH_COST = 2.0
 """How many times a step of one replica a step of several may cost."""
 
+DISTRIBUTIONS = "Pair distributions"
+
 TRIAL = 0.1
 """Share of the seconds that finding out what a batch costs may take."""
 
@@ -90,21 +92,21 @@ def plan_runs(lab: Laboratory, material: Material, runs: Runs) -> list[Task]:
     def measure_diffusion(_: float) -> Any:
         if "student" not in runs.sides:
             raise PropertyError("there are no runs of pair distributions")
-        if _has_short_teacher(runs):
+        if _are_short(runs):
             return _measure_own_diffusion(lab, material, runs)
         return motion.compare_diffusion(
             runs.sides.get("teacher"), runs.sides["student"], middle, runs.absence
         )
 
     def estimate_diffusion() -> float:
-        if not _has_short_teacher(runs):
+        if runs.sides and not _are_short(runs):
             return 0.0
         n_steps = motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step)
         return n_steps * runs.estimate_own(material.box)
 
     return [
         Task(
-            "Pair distributions", 6.0 if still else 12.0,
+            DISTRIBUTIONS, 6.0 if still else 12.0,
             measure=measure_distributions,
             cost=lambda: _find_cheapest(lab, boxes[-1], runs)[0] / 0.9,
             against=lambda: fits,
@@ -160,14 +162,15 @@ def _run_sides(
     if material.kind == "disordered":
         diffusing = motion.count_steps(motion.LEAST_DIFFUSION, runs.time_step)
         lengths.insert(0, lambda _: diffusing)
-    for length, candidate in product(lengths, boxes):
+    for length, candidate in () if lab.alone else product(lengths, boxes):
         count = count_replicas(lab.teacher, candidate, runs.estimate, length, 0.9 * seconds)
         takes = length(count) * runs.estimate(lab.teacher, candidate, count)
         if 0.9 * seconds * (1.0 + 1e-9) >= takes:
             box, n_replicas, least, with_teacher = candidate, count, length(count), True
             break
     if not with_teacher:
-        runs.absence = _describe_cheapest(lab, box, runs, seconds)
+        stopped = lab.describe_stop(DISTRIBUTIONS)
+        runs.absence = stopped or _describe_cheapest(lab, box, runs, seconds)
     cost = runs.estimate(lab.teacher, box, n_replicas) if with_teacher else runs.estimate_own(box)
     # the student alone is no comparison: it leaves time for other properties
     part = 0.8 if with_teacher else 0.2
@@ -192,10 +195,10 @@ def _make_dynamics(
     return motion.Dynamics(start, runs.temperature, runs.time_step, n_steps, n_replicas=n_replicas)
 
 
-def _has_short_teacher(runs: Runs) -> bool:
-    """Whether the teacher's runs are enough for pair distributions, but not for diffusion."""
-    teacher = runs.sides.get("teacher")
-    return teacher is not None and teacher.length < motion.LEAST_DIFFUSION * (1.0 - 1e-9)
+def _are_short(runs: Runs) -> bool:
+    """Whether there are runs, which are enough for pair distributions, but not for diffusion."""
+    least = motion.LEAST_DIFFUSION * (1.0 - 1e-9)
+    return any(run.length < least for run in runs.sides.values())
 
 
 def _measure_own_diffusion(lab: Laboratory, material: Material, runs: Runs) -> Any:
