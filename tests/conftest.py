@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread, seeds, small structures, a small student. Not here: any test."""
+"""Shared by all tests: one thread, seeds, small structures, small students, bench runs. Not here: any test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ase.build import bulk, fcc111, molecule
 
 if TYPE_CHECKING:
     from fastff.calculator import FastFFCalculator
+    from fastff.report.bench import BenchResult
     from fastff.report.schema import BenchRecord
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -108,6 +109,38 @@ def whole_record(tmp_path_factory: pytest.TempPathFactory) -> BenchRecord:
     from producers import make_record
 
     return make_record(tmp_path_factory.mktemp("model") / "cuau.safetensors")
+
+
+@pytest.fixture(scope="session")
+def bench_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model file of an untrained student whose teacher is analytic."""
+    from bench_runs import write_model
+
+    return write_model(tmp_path_factory.mktemp("bench") / "cu.safetensors")
+
+
+@pytest.fixture(scope="session")
+def bench_result(bench_model: Path) -> BenchResult:
+    """A bench run of that student with its teacher."""
+    from bench_runs import run_tiny
+
+    return run_tiny(bench_model)
+
+
+@pytest.fixture(scope="session")
+def beside_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Model files of two untrained students of different architectures."""
+    from bench_runs import write_pair
+
+    return write_pair(tmp_path_factory.mktemp("beside"))
+
+
+@pytest.fixture(scope="session")
+def beside_record(beside_models: tuple[Path, Path]) -> BenchRecord:
+    """A bench record of the first of them, with the second and an ASE calculator beside it."""
+    from bench_runs import run_beside
+
+    return run_beside(beside_models)
 
 
 @pytest.fixture
