@@ -251,6 +251,17 @@ class TestCalculators:
         report = check_student(student, only={"primitive cell"})
         assert list(report.failures) == ["primitive cell"]
 
+    def test_an_error_of_the_listener_is_not_the_calculators(self) -> None:
+        heard = []
+
+        def listen(check: Check) -> None:
+            heard.append(check.test)
+            raise RuntimeError("no terminal")
+
+        with pytest.raises(RuntimeError, match="no terminal"):
+            check_calculator(EMT(), {"copper": self.copper}, on_check=listen)
+        assert len(heard) == 1
+
     def test_an_error_in_dynamics_is_kept_of_either_test(self) -> None:
         class Refusing(EMT):
             def calculate(self, *arguments: Any, **more: Any) -> None:

@@ -9,10 +9,9 @@ Jacobians. Limits were set on trained students of four materials; see :class:`Li
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from ase.calculators.calculator import Calculator
 from fastff.errors import DataError, UsageError
 from fastff.models import Student
 from fastff.testing.backends import explain_backends, measure_backends
+from fastff.testing.collector import Collector, OnCheck
 from fastff.testing.derivatives import (
     measure_forces,
     measure_jacobian,
@@ -50,7 +50,7 @@ from fastff.testing.ranges import (
     measure_separation,
     measure_skin,
 )
-from fastff.testing.report import Check, CheckReport
+from fastff.testing.report import CheckReport
 from fastff.testing.structures import make_structures
 from fastff.testing.subject import CalculatorSubject, StudentSubject, Subject
 from fastff.testing.symmetries import (
@@ -64,7 +64,6 @@ from fastff.testing.symmetries import (
 )
 
 Precision = Literal["float64", "float32"]
-OnCheck = Callable[[Check], None]
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def check_student(
     """
     exact, single = copy.deepcopy(model).double(), copy.deepcopy(model).float()
     named = {**make_structures(model.elements, seed, model.cutoff), **(structures or {})}
-    found = _Collector(on_check, only)
+    found = Collector(on_check, only)
     subject, rounded = StudentSubject(exact), StudentSubject(single)
     for name, atoms in named.items():
         _check_structure(found, subject, name, atoms, LIMITS["float64"], seed)
@@ -230,7 +229,7 @@ def check_calculator(
         }
     if not structures:
         raise DataError("no structures to check the calculator on; give at least one")
-    limits, found = LIMITS[precision], _Collector(on_check, only, keep_errors=True)
+    limits, found = LIMITS[precision], Collector(on_check, only, keep_errors=True)
     subject = CalculatorSubject(calculator, cutoff)
     for name, atoms in structures.items():
         _check_structure(found, subject, name, atoms, limits, seed)
@@ -254,81 +253,8 @@ def measure_size(subject: Subject, atoms: Atoms) -> float:
     return max(float(np.abs(found.forces).max()), virial)
 
 
-class _Collector:
-    """Checks in the order in which they are made."""
-
-    def __init__(
-        self,
-        on_check: OnCheck | None,
-        only: Collection[str] | None,
-        *,
-        keep_errors: bool = False,
-    ) -> None:
-        self._checks: list[Check] = []
-        self._on_check, self._only, self._keep_errors = on_check, only, keep_errors
-        self._asked: set[str] = set()
-
-    def wants(self, test: str) -> bool:
-        """Whether a test was asked for."""
-        self._asked.add(test)
-        return self._only is None or test in self._only
-
-    def add(
-        self,
-        test: str,
-        measure: Callable[[], float],
-        limit: float,
-        unit: str,
-        name: str = "",
-        reason: str = "",
-    ) -> None:
-        """Measure, unless the test was not asked for."""
-        if self.wants(test):
-            with self.watch(test, name=name):
-                self._keep(Check(test, measure(), limit, unit, name, reason))
-
-    def skip(self, test: str, reason: str, name: str = "") -> None:
-        """List a test as not applicable."""
-        if self.wants(test):
-            self._keep(Check(test, None, 0.0, "", name, reason))
-
-    @contextlib.contextmanager
-    def watch(self, *tests: str, name: str = "", refusal: str = "") -> Iterator[None]:
-        """Keep an error of a foreign calculator as failed checks; with a ``refusal``, as that why none were made."""
-        try:
-            yield
-        except Exception as error:
-            if not self._keep_errors:
-                raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            for test in tests:
-                if refusal:
-                    self.skip(test, f"{refusal} ({reason})")
-                elif self.wants(test):
-                    self._keep(Check(test, math.nan, 0.0, "", name, reason))
-
-    def _keep(self, check: Check) -> None:
-        self._checks.append(check)
-        if self._on_check is not None:
-            self._on_check(check)
-
-    def report(self) -> CheckReport:
-        """All checks.
-
-        Raises
-        ------
-        UsageError
-            If one was asked for that does not exist.
-        """
-        if unknown := sorted(set(self._only or ()) - self._asked):
-            raise UsageError(
-                f"no test is called {', '.join(map(repr, unknown))}; there are {', '.join(sorted(self._asked))}"
-            )
-        return CheckReport(tuple(self._checks))
-
-
 def _check_structure(
-    found: _Collector, subject: Subject, name: str, atoms: Atoms, limits: Limits, seed: int
+    found: Collector, subject: Subject, name: str, atoms: Atoms, limits: Limits, seed: int
 ) -> None:
     """The tests that any force field takes, on one structure."""
     forces = partial(_take_better_step, partial(measure_forces, subject, atoms, seed=seed), limits)
@@ -361,7 +287,7 @@ def _take_better_step(measure: Callable[..., float], limits: Limits) -> float:
 
 
 def _check_rounding(
-    found: _Collector,
+    found: Collector,
     exact: StudentSubject,
     single: StudentSubject,
     name: str,
@@ -389,7 +315,7 @@ def _check_rounding(
 
 
 def _check_ranges(
-    found: _Collector,
+    found: Collector,
     subject: Subject,
     first: Atoms,
     second: Atoms,
@@ -417,7 +343,7 @@ def _check_ranges(
 
 
 def _check_backends(
-    found: _Collector,
+    found: Collector,
     exact: StudentSubject,
     single: StudentSubject,
     structures: Mapping[str, Atoms],
@@ -441,7 +367,7 @@ def _check_backends(
 
 
 def _check_dynamics(
-    found: _Collector,
+    found: Collector,
     subject: Subject,
     name: str,
     atoms: Atoms,
