@@ -17,11 +17,13 @@ from fastff.calculator import FastFFCalculator
 from fastff.checkpoint import load_model, read_header, save_model
 from fastff.errors import DataError, ModelFileError, UsageError
 from fastff.graph import Graph, batch_graphs
-from fastff.models import Student
+from fastff.models import Student, uncertainty
 from fastff.models.moment import MomentStudent
 from fastff.models.uncertainty import (
     Uncertainty,
     apply_extrapolation_policy,
+    assess_structure,
+    find_places,
     fit_uncertainty,
     measure_uncertainty,
     predict_with_uncertainty,
@@ -124,6 +126,24 @@ def test_uncertainty_alone_is_that_of_a_prediction(architecture: str) -> None:
         found = student.compute_features(graph)
     assert torch.equal(found.values, expected.values)
     assert torch.equal(found.unbounded, expected.unbounded)
+
+
+def test_blocks_of_atoms_change_nothing(
+    fitted: tuple[Student, Student], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a structure without one of the elements, and as the fused kernels' evaluation asks for it."""
+    student, _ = fitted
+    assert student.uncertainty is not None
+    for atoms in (draw_cells(1, 0.2, seed=9)[0] * (1, 1, 3), bulk("Cu", cubic=True)):
+        graph = make_graphs(student, [atoms])[0]
+        whole = measure_uncertainty(student, graph)
+        places = find_places(student.find_species(graph.numbers), len(student.elements))
+        rows = student.compute_features(graph).unbounded
+        for size in (10**6, 5):
+            monkeypatch.setattr(uncertainty, "GRADE_ATOMS", size)
+            found = assess_structure(rows, places, student.uncertainty)
+            torch.testing.assert_close(found[:1], whole.energy, rtol=1e-12, atol=0.0)
+            torch.testing.assert_close(found[1:], whole.grades, rtol=1e-12, atol=0.0)
 
 
 def test_error_bars_are_as_long_as_errors(fitted: tuple[Student, Student]) -> None:

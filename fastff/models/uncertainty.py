@@ -32,6 +32,9 @@ from fastff.models.base import Features, Prediction, Student
 MAX_COMPONENTS = 128
 """Most principal components that are kept of the features of a structure, and of an atom."""
 
+GRADE_ATOMS = 65_536
+"""Atoms that are graded together; each takes some kilobytes for a moment."""
+
 DESCRIBE_ATOMS = 2048
 """Atoms whose features are found together in a fit."""
 
@@ -335,20 +338,18 @@ def _thin(values: Tensor, most: int = 1_000_000) -> Tensor:
 
 
 def _grade(features: Tensor, places: Sequence[Tensor], fitted: UncertaintyParameters) -> Tensor:
-    """Extrapolation grade of every atom, (n_atoms,); ``places`` are the atoms of each species."""
-    grades = features.new_zeros(len(features))
+    """Extrapolation grade of every atom, (n_atoms,) float64; ``places`` are the atoms of each species."""
+    grades = features.new_zeros(len(features), dtype=torch.float64)
     for k, mine in enumerate(places):
-        if len(mine) == 0:
-            continue
-        centered = features[mine] - fitted.atom_means[k].double()
-        scaled = fitted.atom_components[k].double()
+        scaled, rest = fitted.atom_components[k].double(), fitted.atom_rest[k]
         sizes = scaled.square().sum(dim=1, keepdim=True)
-        along = (centered @ scaled.T).square()
-        inside = (along / sizes.T.clamp_min(1e-300)).sum(dim=1)
-        across = (centered.square().sum(dim=1) - inside).clamp_min(0.0)
-        rest = fitted.atom_rest[k]
-        outside = torch.where(torch.isfinite(rest), across * rest, torch.inf)
-        grades.index_copy_(0, mine, (along.sum(dim=1) + outside).sqrt())
+        for part in mine.split(GRADE_ATOMS) if len(mine) else ():
+            centered = features[part].double() - fitted.atom_means[k].double()
+            along = (centered @ scaled.T).square()
+            inside = (along / sizes.T.clamp_min(1e-300)).sum(dim=1)
+            across = (centered.square().sum(dim=1) - inside).clamp_min(0.0)
+            outside = torch.where(torch.isfinite(rest), across * rest, torch.inf)
+            grades.index_copy_(0, part, (along.sum(dim=1) + outside).sqrt())
     return grades
 
 
@@ -376,8 +377,10 @@ def assess_structure(
     (1 + n_atoms,) float64 tensor
         Standard deviation of the total energy in eV, then the grades of :class:`Uncertainty`.
     """
-    rows = rows.double()
-    summed = torch.cat([rows[mine].sum(dim=0) for mine in places])[None]
+    parts = [
+        [rows[part].double().sum(dim=0) for part in mine.split(GRADE_ATOMS)] for mine in places
+    ]
+    summed = torch.cat([torch.stack(sums).sum(dim=0) for sums in parts])[None]
     variance = _weigh(
         summed, fitted.energy_components.double(), fitted.energy_weights, fitted.energy_rest
     )
