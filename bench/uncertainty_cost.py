@@ -32,21 +32,13 @@ from ase import Atoms  # noqa: E402
 from fastff.checkpoint import load_model, write_atomically  # noqa: E402
 from fastff.evaluator import Evaluator  # noqa: E402
 from fastff.models import Student  # noqa: E402
-from fastff.report.comparison import read_header_structures  # noqa: E402
 from fastff.report.provenance import collect_provenance  # noqa: E402
+from fastff.report.supercells import build_supercells  # noqa: E402
+from fastff.structures import read_header_structures  # noqa: E402
 from fastff.zoo.names import list_shipped  # noqa: E402
 
 WARM = 4
 """Calls before the first timed one: the third records a graph."""
-
-
-def repeat_to(atoms: Atoms, n_atoms: int) -> Atoms:
-    """A supercell of about ``n_atoms``, as even as its periodic axes allow."""
-    repeats = np.ones(3, dtype=int)
-    while len(atoms) * repeats.prod() < n_atoms and atoms.pbc.any():
-        lengths = np.where(atoms.pbc, atoms.cell.lengths() * repeats, np.inf)
-        repeats[lengths.argmin()] += 1
-    return atoms * tuple(repeats)
 
 
 def time_calls(student: Student, atoms: Atoms, seconds: float) -> dict[str, Any]:
@@ -94,9 +86,9 @@ def main() -> None:
     for name in arguments.names:
         student = load_model(name, device=arguments.device)
         unit = read_header_structures(student.header)[0]
-        for size in arguments.sizes:
+        for atoms in build_supercells(unit, arguments.sizes):
             row = {"model": name, "student": student.config.architecture}
-            row |= time_calls(student, repeat_to(unit, size), arguments.seconds)
+            row |= time_calls(student, atoms, arguments.seconds)
             record["rows"].append(row)
             print(row, flush=True)
             write_atomically(arguments.out, (json.dumps(record, indent=1) + "\n").encode())

@@ -193,7 +193,7 @@ class RecipeMaterial(Material):
     @cached_property
     def seeds(self) -> list[Any]:
         """The user's structures."""
-        from fastff.report.comparison import read_header_structures
+        from fastff.structures import read_header_structures
 
         return read_header_structures(self.header)
 

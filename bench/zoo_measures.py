@@ -273,7 +273,7 @@ def compute_reference(path: Path) -> dict[str, Any]:
 
     from fastff.checkpoint import load_model
     from fastff.inference import predict
-    from fastff.report.comparison import read_header_structures
+    from fastff.structures import read_header_structures
 
     student = load_model(path, dtype=torch.float64)
     atoms = read_header_structures(student.header)[0]

@@ -6,11 +6,12 @@ Here: files of any format ASE knows to checked :class:`ase.Atoms`. Not here: lab
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from ase import Atoms
@@ -29,6 +30,12 @@ OCCUPANCY_TOLERANCE = 1e-3
 """How far from one a site's occupancy may be and still count as full."""
 
 CloseContacts = Literal["raise", "warn", "ignore"]
+
+
+def read_header_structures(header: Mapping[str, Any]) -> list[Atoms]:
+    """Seed structures that a model file holds as extended XYZ; empty if it has none."""
+    text = header.get("structures")
+    return list(read(io.StringIO(text), index=":", format="extxyz")) if text else []
 
 
 def read_structures(path: str | Path, *, close_contacts: CloseContacts = "raise") -> list[Atoms]:

@@ -33,12 +33,11 @@ from fastff.distill.store import LabelStore
 from fastff.errors import DataError
 from fastff.labels import Frame
 from fastff.md.state import find_fixed
-from fastff.report.comparison import read_header_structures
 from fastff.report.heldout import plan_heldout, run_heldout
 from fastff.report.physics.material import describe_material
 from fastff.report.physics.motion import Dynamics, Run, compare_diffusion, run_side
 from fastff.report.physics.side import Side
-from fastff.structures import read_structures
+from fastff.structures import read_header_structures, read_structures
 from tests.test_rounds import Death, assert_same, run, shorten
 from tests.test_sampling_dynamics import label_springs, make_spring_replica
 

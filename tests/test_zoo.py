@@ -21,7 +21,7 @@ from fastff import FastFFCalculator, load_model, read_header
 from fastff.checkpoint import stamp_header
 from fastff.errors import ModelFileError, UsageError
 from fastff.inference import predict
-from fastff.report.comparison import read_header_structures
+from fastff.structures import read_header_structures
 from fastff.testing import Check, CheckReport
 from fastff.zoo import find_shipped, list_shipped, render_card, resolve_model
 

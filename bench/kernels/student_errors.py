@@ -41,7 +41,7 @@ from fastff.md.state import build_state, make_atoms  # noqa: E402
 from fastff.models import Student, build_student, configure_student  # noqa: E402
 from fastff.models.dense import lay_out_edges  # noqa: E402
 from fastff.neighbors import atoms_to_graph  # noqa: E402
-from fastff.report.comparison import read_header_structures  # noqa: E402
+from fastff.structures import read_header_structures  # noqa: E402
 from fastff.zoo import list_shipped, resolve_model  # noqa: E402
 
 PRECISIONS = ("tf32x3", "tf32", "ieee")

@@ -172,11 +172,7 @@ def check_foreign(
     AccuracyError
         If a check fails.
     """
-    from datetime import UTC, datetime
-
-    from fastff import __version__
     from fastff.cli.train import read_options
-    from fastff.structures import read_structures
     from fastff.teachers import load_teacher
     from fastff.testing import check_calculator
 
@@ -184,8 +180,7 @@ def check_foreign(
         raise UsageError(
             f"{spec} is a calculator, whose elements are not known; say with --structures what to check it on"
         )
-    frames = read_structures(structures)[:MAX_STRUCTURES]
-    named = {f"{structures.name} {k}": atoms for k, atoms in enumerate(frames)}
+    named = name_structures(structures)
     teacher = load_teacher(spec, device=device, options=read_options(options))
     if precision is None:
         usual = next((setting.values for setting in teacher.list_settings()[0]), {})
@@ -202,16 +197,8 @@ def check_foreign(
             full=full,
         )
     if json_file is not None:
-        record = {
-            **report.to_dict(),
-            **how,
-            "calculator": spec,
-            "options": list(options),
-            "structures": list(named),
-            "fastff_version": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        write_record(json_file, record)
+        what = {"calculator": spec, "options": list(options), "structures": list(named)}
+        write_record(json_file, describe_report(report, **how, **what))
     show_report(report, spec, len(named), "not recorded" if json_file is None else "recorded")
 
 
@@ -241,23 +228,22 @@ def show_report(report: CheckReport, name: str, n_structures: int, done: str) ->
 
 def choose_structures(student: Student, path: Path | None) -> dict[str, Atoms]:
     """Structures of a file, else one of those the model was made from if it is small, by name."""
+    return read_seeds(student, SEED_ATOMS) if path is None else name_structures(path)
+
+
+def name_structures(path: Path) -> dict[str, Atoms]:
+    """The first structures of a file, by name."""
     from fastff.structures import read_structures
 
-    if path is None:
-        return read_seeds(student, SEED_ATOMS)
     frames = read_structures(path)[:MAX_STRUCTURES]
     return {f"{path.name} {k}": atoms for k, atoms in enumerate(frames)}
 
 
 def read_seeds(student: Student, most: int) -> dict[str, Atoms]:
     """The first of the structures in the model's header that have two to ``most`` atoms, by name; else none."""
-    import io
+    from fastff.structures import read_header_structures
 
-    from ase.io import read
-
-    text = student.header.get("structures")
-    seeds = read(io.StringIO(text), index=":", format="extxyz") if text else []
-    small = [atoms for atoms in seeds if 1 < len(atoms) <= most]
+    small = [atoms for atoms in read_header_structures(student.header) if 1 < len(atoms) <= most]
     return {f"seed {atoms.get_chemical_formula()}": atoms for atoms in small[:1]}
 
 
@@ -271,17 +257,25 @@ def describe_run(
     report: CheckReport, student: Student, *, full: bool, temperature: float, names: list[str]
 ) -> dict[str, Any]:
     """JSON-able record of a gate: every check, when, with what, on which model."""
+    return describe_report(
+        report,
+        full=full,
+        temperature=temperature,
+        structures=names,
+        device=student.device.type,
+        model_sha256=student.header.get("sha256"),
+    )
+
+
+def describe_report(report: CheckReport, **how: Any) -> dict[str, Any]:
+    """Every check, how they were made, and when."""
     from datetime import UTC, datetime
 
     from fastff import __version__
 
     return {
         **report.to_dict(),
-        "full": full,
-        "temperature": temperature,
-        "structures": names,
-        "device": student.device.type,
-        "model_sha256": student.header.get("sha256"),
+        **how,
         "fastff_version": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -217,11 +217,14 @@ def _assess(
     species = student.find_species(graph.numbers)
     rows = features.unbounded.double()
     summed = _sum_species(rows, species, graph.batch, graph.n_systems, len(student.elements))
-    variance = _weigh(
-        summed, fitted.energy_components.double(), fitted.energy_weights, fitted.energy_rest
-    )
     places = find_places(species, len(student.elements))
-    return Uncertainty(variance.sqrt(), _grade(rows, places, fitted))
+    return Uncertainty(_measure_energies(summed, fitted), _grade(rows, places, fitted))
+
+
+def _measure_energies(summed: Tensor, fitted: UncertaintyParameters) -> Tensor:
+    """Standard deviations (n_systems,), eV, from the features summed over the atoms of each species."""
+    components = fitted.energy_components.double()
+    return _weigh(summed, components, fitted.energy_weights, fitted.energy_rest).sqrt()
 
 
 @dataclass(frozen=True)
@@ -381,10 +384,7 @@ def assess_structure(
         [rows[part].double().sum(dim=0) for part in mine.split(GRADE_ATOMS)] for mine in places
     ]
     summed = torch.cat([torch.stack(sums).sum(dim=0) for sums in parts])[None]
-    variance = _weigh(
-        summed, fitted.energy_components.double(), fitted.energy_weights, fitted.energy_rest
-    )
-    return torch.cat([variance.sqrt(), _grade(rows, places, fitted)])
+    return torch.cat([_measure_energies(summed, fitted), _grade(rows, places, fitted)])
 
 
 def apply_extrapolation_policy(

@@ -1,17 +1,16 @@
 """A student against labels: one comparison of a record, and the model's own part of it.
 
-Here: :func:`compare_frames`, :func:`describe_model`, :func:`read_header_structures`, :func:`hash_frames`. Not here:
-making the frames (:mod:`fastff.report.heldout`), the order of a run (:mod:`fastff.report.bench`).
+Here: :func:`compare_frames`, :func:`describe_model`, :func:`hash_frames`. Not here: making the frames
+(:mod:`fastff.report.heldout`), the order of a run (:mod:`fastff.report.bench`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import ase
 import numpy as np
@@ -49,14 +48,6 @@ def describe_model(path: Path, student: Student) -> ModelPart:
         },
     )
     return stamp_part(part)
-
-
-def read_header_structures(header: dict[str, Any]) -> list[ase.Atoms]:
-    """Seed structures that a model file holds as extended XYZ; empty if it has none."""
-    from ase.io import read
-
-    text = header.get("structures")
-    return list(read(io.StringIO(text), index=":", format="extxyz")) if text else []
 
 
 def compare_frames(

@@ -14,8 +14,8 @@ import ase
 import numpy as np
 
 from fastff.errors import DataError
-from fastff.report.comparison import read_header_structures
 from fastff.report.heldout import HeldoutPlan, derive_seed, plan_heldout, plan_outside
+from fastff.structures import read_header_structures
 
 MAIN = "held-out frames"
 """Name of the comparison that decides."""
